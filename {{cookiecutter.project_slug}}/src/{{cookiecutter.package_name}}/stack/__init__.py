@@ -1,0 +1,5 @@
+"""The wiring between the science and the four tools; you need not open it to use it."""
+
+
+class StackError(Exception):
+    """A mistake that the user can mend; the command line prints its one line and no traceback."""
