@@ -1,0 +1,133 @@
+"""Open a project's store by its URL, and move folders between stores."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fsspec import AbstractFileSystem, filesystem
+from fsspec.implementations.dirfs import DirFileSystem
+
+from . import StackError
+from .disk import CHUNK, DiskFileSystem
+
+if TYPE_CHECKING:
+    from .settings import Settings
+
+SERVICES = {"algorithmia": "algorithmia", "data": "algorithmia", "hf": "huggingface", "s3": "s3"}
+FOLDERS = {"algorithmia": "data", "huggingface": "hf", "s3": "s3"}
+MANIFEST = "manifest.json"
+
+
+class DamagedError(StackError):
+    """A file is missing, truncated or not the one that the manifest names."""
+
+
+def open_store(url: str, settings: "Settings") -> AbstractFileSystem:
+    """The file system rooted at `url`: the service itself, or its local folder while it has no credentials.
+
+    `url` is `algorithmia://.my/<collection>` (or `data://…`), `hf://…`, `s3://…`, `file://…` or a path, taken
+    from the project's folder. Raises StackError for an URL that names no store.
+    """
+    scheme, separator, path = url.rpartition("://")
+    if not separator or scheme == "file":
+        return local_store(settings.root / Path(path).expanduser())
+    if scheme not in SERVICES:
+        raise StackError(f"{url}: unknown storage; use algorithmia://, hf://, s3://, file:// or a path")
+    segments = path.strip("/").split("/")
+    if ".." in segments or len(segments) < (1 if scheme == "s3" else 2) or not all(segments):
+        raise StackError(f"{url}: name a place to store in, such as algorithmia://.my/my_project")
+    service = SERVICES[scheme]
+    if connected(service, settings):
+        return DirFileSystem("/".join(segments), fs=_remote(service, settings))
+    return embedded_store(service, segments, settings)
+
+
+def connected(service: str, settings: "Settings") -> bool:
+    """Whether the real service is used: its key is there, or for Algorithmia an address."""
+    return service in settings.credentials or (service == "algorithmia" and bool(settings.algorithmia_api))
+
+
+def local_store(folder: Path, root: Path | None = None) -> AbstractFileSystem:
+    """The file system of a local folder; its files in the making live in `root` (default: the folder)."""
+    return DirFileSystem(str(folder), fs=DiskFileSystem(root=str(root or folder)))
+
+
+def embedded_store(service: str, segments: list[str], settings: "Settings") -> AbstractFileSystem:
+    """The local folder that stands for a service: for Algorithmia the tree that a local gateway serves."""
+    root = settings.root / ".stack" / FOLDERS[service]
+    if service == "algorithmia" and segments[0] == ".my":
+        segments = [settings.algorithmia_username or "me", *segments[1:]]
+    return local_store(root.joinpath(*segments), root)
+
+
+def _remote(service: str, settings: "Settings") -> AbstractFileSystem:
+    if service != "algorithmia":
+        try:
+            return filesystem({"huggingface": "hf"}.get(service, service))
+        except ImportError as error:
+            raise StackError(f"{service} storage needs a package that is not installed: {error}") from error
+    from .algorithmia import AlgorithmiaFileSystem
+
+    return AlgorithmiaFileSystem(api_address=settings.algorithmia_api, api_key=settings.algorithmia_api_key)
+
+
+def sha256(store: AbstractFileSystem, path: str) -> str:
+    """The hexadecimal SHA-256 of a file, read in pieces."""
+    total = hashlib.sha256()
+    with store.open(path, "rb") as file:
+        while chunk := file.read(CHUNK):
+            total.update(chunk)
+    return total.hexdigest()
+
+
+def manifest(folder: Path | AbstractFileSystem) -> dict[str, Any]:
+    """`{"files": {name: {"sha256", "size"}}}` of every file below a folder, its manifest apart."""
+    store = _as_store(folder)
+    found = {name.lstrip("/"): info for name, info in store.find("", detail=True).items()}
+    return {
+        "files": {
+            name: {"sha256": sha256(store, name), "size": found[name]["size"]}
+            for name in sorted(found)
+            if name != MANIFEST
+        }
+    }
+
+
+def write_manifest(folder: Path | AbstractFileSystem) -> dict[str, Any]:
+    """Sum a folder's files up in its `manifest.json`, and return what it holds."""
+    content = manifest(folder)
+    _as_store(folder).pipe_file(MANIFEST, json.dumps(content, indent=1).encode())
+    return content
+
+
+def verify(folder: Path | AbstractFileSystem) -> dict[str, Any]:
+    """Hold a folder against its `manifest.json` and return it.
+
+    Raises DamagedError naming the first file that is missing, truncated or changed; further files are allowed.
+    """
+    store = _as_store(folder)
+    place = getattr(store, "path", folder)
+    try:
+        content: dict[str, Any] = json.loads(store.cat_file(MANIFEST))
+        expected = content["files"].items()
+    except FileNotFoundError:
+        raise DamagedError(f"{place}: {MANIFEST} is missing") from None
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise DamagedError(f"{place}: {MANIFEST} is not a manifest") from None
+    for name, entry in expected:
+        if fault := _fault(store, name, entry):
+            raise DamagedError(f"{place}: {name} {fault}; fetch or make it again")
+    return content
+
+
+def _fault(store: AbstractFileSystem, name: str, entry: dict[str, Any]) -> str:
+    if not store.isfile(name):
+        return "is missing"
+    if (size := store.size(name)) != entry["size"]:
+        return f"has {size} bytes instead of {entry['size']}"
+    return "" if sha256(store, name) == entry["sha256"] else "is not the file that the manifest names"
+
+
+def _as_store(folder: Path | AbstractFileSystem) -> AbstractFileSystem:
+    return local_store(folder) if isinstance(folder, Path) else folder
