@@ -1,0 +1,132 @@
+"""Ship a model folder as a new version of the algorithm; list the versions; go back to an earlier one."""
+
+import hashlib
+import json
+import math
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from fsspec import AbstractFileSystem
+
+from . import StackError
+from .gateway.batching import Predictor
+from .gateway.models import fetch
+from .storage import MANIFEST, verify
+from .versions import FOLDER, Algorithm, Build, Bump, now, order, read_index, write_index
+
+SAMPLE = "sample.json"
+TOLERANCE = 1e-5
+
+
+def deploy(
+    model_dir: Path,
+    store: AbstractFileSystem,
+    name: str,
+    predictor: Predictor,
+    bump: Bump = "minor",
+    notes: str = "",
+) -> Build:
+    """Copy a model folder into the project's store and make it the algorithm's latest version.
+
+    It becomes the latest only once the copy's sums are right, it loads, and it answers the folder's sample
+    as recorded, to 1e-5; else the store is as it was. A running gateway takes it up by itself.
+    Raises StackError.
+    """
+    verify(model_dir)
+    started = now()
+    version = (read_index(store, name) or Algorithm(name=name)).next_version(bump)
+    folder = f"{FOLDER}/{name}/{version}"
+    try:
+        upload(model_dir, store, folder)
+        build = Build(
+            hash=hashlib.sha1((model_dir / MANIFEST).read_bytes(), usedforsecurity=False).hexdigest(),
+            folder=folder,
+            version=version,
+            started_at=started,
+            finished_at=now(),
+            release_notes=notes,
+        )
+        try_out(store, build, predictor)
+        enter(store, name, build)
+    except BaseException:
+        if version not in {build.version for build in versions(store, name)} and store.exists(folder):
+            store.rm(folder, recursive=True)
+        raise
+    return build
+
+
+def versions(store: AbstractFileSystem, name: str) -> list[Build]:
+    """The deployed versions, newest first; the latest is the first that is not withdrawn."""
+    algorithm = read_index(store, name)
+    return algorithm.published() if algorithm else []
+
+
+def rollback(store: AbstractFileSystem, name: str, version: str = "") -> Build:
+    """Make an earlier version the latest: the one before the present one, or `version`.
+
+    Later ones are withdrawn: they answer when they are asked for by number only. Raises StackError.
+    """
+    algorithm = read_index(store, name) or Algorithm(name=name)
+    latest = algorithm.latest()
+    offered = [build for build in algorithm.published() if build.callability == "public"]
+    if version:
+        target = next((build for build in offered if build.version == version), None)
+    else:
+        earlier = [build for build in offered if latest and order(build) < order(latest)]
+        target = next((build for build in earlier if not build.withdrawn), None)
+    if target is None:
+        raise StackError(f"{name} has no version {version or 'to go back to'}; see `deploy --list`")
+    for build in offered:
+        if order(build) > order(target):
+            algorithm = algorithm.with_build(replace(build, withdrawn=True))
+    write_index(store, algorithm.with_build(replace(target, withdrawn=False)))
+    return replace(target, withdrawn=False)
+
+
+def upload(model_dir: Path, store: AbstractFileSystem, folder: str) -> None:
+    """Copy a folder, its manifest last."""
+    files = sorted(path for path in model_dir.rglob("*") if path.is_file() and path.name != MANIFEST)
+    for path in [*files, model_dir / MANIFEST]:
+        store.put_file(str(path), f"{folder}/{path.relative_to(model_dir).as_posix()}")
+
+
+def try_out(store: AbstractFileSystem, build: Build, predictor: Predictor) -> None:
+    """Fetch a build as a gateway will, and hold its answer against the recorded one. Raises StackError."""
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = fetch(store, build, scratch)
+        try:
+            sample = json.loads((folder / SAMPLE).read_text())
+            answer = predictor.apply(sample["input"], predictor.load(folder))
+        except FileNotFoundError:
+            raise StackError(f"{SAMPLE} is missing in the model folder; run `publish` again") from None
+        except Exception as error:
+            raise StackError(f"the model fails on its own sample input: {error}") from error
+    if not close(answer, sample["output"]):
+        raise StackError(
+            f"the model answers its sample input with {answer!r} instead of {sample['output']!r}"
+        )
+
+
+def close(one: Any, other: Any) -> bool:
+    """Whether two JSON documents are equal, numbers to 1e-5."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        return one.keys() == other.keys() and all(close(one[key], other[key]) for key in one)
+    if isinstance(one, list | tuple) and isinstance(other, list | tuple):
+        return len(one) == len(other) and all(map(close, one, other))
+    if isinstance(one, float) or isinstance(other, float):
+        return math.isclose(one, other, rel_tol=TOLERANCE, abs_tol=TOLERANCE)
+    return bool(one == other)
+
+
+def enter(store: AbstractFileSystem, name: str, build: Build) -> None:
+    """Add a build to the index; again where another deployment replaced the index meanwhile."""
+    for _ in range(10):
+        algorithm = read_index(store, name) or Algorithm(name=name)
+        if build.version and build.version in {other.version for other in algorithm.builds}:
+            raise StackError(f"{name} {build.version} was deployed by someone else meanwhile; deploy again")
+        write_index(store, algorithm.with_build(build))
+        if build in (read_index(store, name) or algorithm).builds:
+            return
+    raise StackError(f"{name}: too many deployments at once; deploy again")

@@ -1,0 +1,197 @@
+"""The gateway as one ASGI application: who asks, and which part answers."""
+
+import asyncio
+import hashlib
+import hmac
+import logging
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from contextlib import suppress
+from typing import Any
+from urllib.parse import quote, unquote
+
+from fsspec import AbstractFileSystem
+
+from .. import StackError
+from .algorithms import CallError, Calls, Limits, send_error
+from .batching import Predictor, QueueFull
+from .data import DataApi
+from .metrics import CallLog
+from .models import Models
+from .wire import Disconnected, Receive, Refusal, Scope, Send, send_json, send_refusal
+
+log = logging.getLogger(__name__)
+Part = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+
+def create_app(
+    *,
+    store: AbstractFileSystem,
+    project: AbstractFileSystem,
+    user: str,
+    keys: Sequence[str],
+    algorithm: str,
+    predictor: Predictor,
+    limits: Limits = Limits(),  # noqa: B008
+    poll_seconds: float = 1.0,
+) -> "Gateway":
+    """The ASGI application.
+
+    `store` holds the Data API's tree (`<user>/<collection>/…`), `project` the deployments and logs: usually a
+    collection of that tree. Each of `keys` makes its bearer the `user`. `algorithm` is `owner/name`.
+    """
+    owner, _, name = algorithm.partition("/")
+    models = Models(project, predictor, limits.queue, poll_seconds)
+    call_log = CallLog(project, getattr(predictor, "summary", None))
+    return Gateway(user, keys, name, models, Calls(owner, models, call_log, limits), DataApi(store))
+
+
+class Gateway:
+    """Looks at a request's key and hands it to the Data API, to a call, or to management.
+
+    Mountable below any path, whether or not the host passes its lifespan events on.
+    """
+
+    def __init__(
+        self, user: str, keys: Sequence[str], name: str, models: Models, calls: Calls, data: Part
+    ) -> None:
+        self.user, self.digests = user, [digest(key.encode()) for key in keys]
+        self.name, self.models, self.calls, self.data = name, models, calls, data
+        self.ready = False
+        self.starting: asyncio.Task[None] | None = None
+        self.watching: list[asyncio.Task[None]] = []
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """The ASGI entry."""
+        if scope["type"] == "lifespan":
+            await self._lifespan(receive, send)
+        elif scope["type"] == "websocket":
+            await send({"type": "websocket.close"})
+        else:
+            if not self.ready:
+                await self.start()
+            with suppress(Disconnected):
+                await self._answer(scope, receive, send)
+
+    async def start(self) -> None:
+        """Load the latest version; called by the first request where there are no lifespan events."""
+        if self.starting is None:
+            self.starting = asyncio.ensure_future(self._start())
+        await asyncio.shield(self.starting)
+
+    async def _start(self) -> None:
+        try:
+            await self.models.get(self.name, "")
+        except (StackError, OSError) as error:
+            log.error("the deployed model can't be served: %s", error)
+        self.watching = [
+            asyncio.ensure_future(self.models.watch()),
+            asyncio.ensure_future(self.calls.log.watch()),
+        ]
+        self.ready = True
+
+    async def stop(self) -> None:
+        """Finish the calls that run in the background and write the log out."""
+        for task in self.watching:
+            task.cancel()
+        await self.calls.finish()
+        await self.calls.log.flush()
+
+    async def _lifespan(self, receive: Receive, send: Send) -> None:
+        await receive()
+        await self.start()
+        await send({"type": "lifespan.startup.complete"})
+        await receive()
+        await self.stop()
+        await send({"type": "lifespan.shutdown.complete"})
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        path, key = split_key(raw_path(scope))
+        user = self.user if self._admits(credentials(scope["headers"], key)) else None
+        text = unquote(path.decode("latin-1"))
+        try:
+            if path.startswith(b"/v1/algo/"):
+                await self._call(scope, receive, send, text, user)
+            else:
+                await self._other({**scope, "path": text, "user": user}, receive, send)
+        except (Disconnected, ConnectionError):
+            raise
+        except QueueFull:
+            await send_refusal(send, Refusal(429, "too many calls are waiting"), (b"retry-after", b"1"))
+        except Refusal as refusal:
+            await send_refusal(send, refusal)
+        except Exception:
+            log.exception("%s failed", text)
+            await send_refusal(
+                send, Refusal(500, "internal error; the log of the server has the cause", 5001)
+            )
+
+    def _admits(self, candidates: Iterable[bytes]) -> bool:
+        """Compare every key with every candidate, in a time that doesn't tell how far they agree."""
+        admitted = False
+        for candidate in candidates:
+            presented = digest(candidate)
+            for known in self.digests:
+                admitted |= hmac.compare_digest(presented, known)
+        return admitted
+
+    async def _call(self, scope: Scope, receive: Receive, send: Send, path: str, user: str | None) -> None:
+        if scope["method"] != "POST":
+            raise Refusal(405, "an algorithm is called with POST")
+        if user is None:
+            await send_error(send, CallError("authorization required"), 0.0, "", "")
+        else:
+            await self.calls(scope, receive, send, path.removeprefix("/v1/algo/"))
+
+    async def _other(self, scope: Scope, receive: Receive, send: Send) -> None:
+        path = scope["path"]
+        if path.startswith(("/v1/data", "/v1/connector")):
+            await self.data(scope, receive, send)
+        elif path == "/healthz":
+            await send_json(send, 200, {"status": "ok"})
+        elif path == "/readyz":
+            await send_json(send, 200, self._readiness())
+        elif scope["user"] is None:
+            raise Refusal(401, "authorization required", 2001)
+        else:
+            raise Refusal(404, f"no such address: {path}")
+
+    def _readiness(self) -> dict[str, Any]:
+        algorithm = self.models.algorithms.get(self.name)
+        latest = algorithm.latest() if algorithm else None
+        model = self.models.find(self.name, "")
+        if latest and not model:
+            raise Refusal(503, f"version {latest.version} is not loaded")
+        return {"status": "ready", "version": model.build.version if model else None}
+
+
+def digest(key: bytes) -> bytes:
+    """A key's SHA-256, which is what keys are compared by."""
+    return hashlib.sha256(key).digest()
+
+
+def raw_path(scope: Scope) -> bytes:
+    """The path as it was sent, without the gateway's own mount point and without a doubled first slash."""
+    path: bytes = scope.get("raw_path") or quote(scope["path"]).encode()
+    if root := scope.get("root_path"):
+        path = path.removeprefix(quote(root).encode())
+    return b"/" + path.lstrip(b"/") if path[:2] == b"//" else path or b"/"
+
+
+def split_key(path: bytes) -> tuple[bytes, bytes]:
+    """The path and the key in front of it: `/k/<key>/v1/…`."""
+    if not path.startswith(b"/k/"):
+        return path, b""
+    key, _, rest = path[3:].partition(b"/")
+    return b"/" + rest.lstrip(b"/"), unquote(key.decode("latin-1")).encode()
+
+
+def credentials(headers: Iterable[tuple[bytes, bytes]], key: bytes) -> list[bytes]:
+    """The keys that a request presents in its address, in `X-API-Key`, and in `Authorization` of any form."""
+    found = [key] if key else []
+    for name, value in headers:
+        if name == b"x-api-key":
+            found.append(value)
+        elif name == b"authorization":
+            scheme, space, rest = value.partition(b" ")
+            found.append(rest.strip() if space and scheme.lower() in (b"simple", b"bearer") else value)
+    return found

@@ -1,0 +1,140 @@
+"""Run the gateway: open the port, tell others where it is, stop without losing a request."""
+
+import gc
+import json
+import os
+import secrets
+import signal
+import socket
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import uvicorn
+
+from .. import StackError
+from .app import Gateway
+
+PATIENCE = 60  # seconds that requests in flight get to finish after SIGTERM
+
+
+def new_key() -> str:
+    """A fresh key of the form that Algorithmia's command line insists on: `sim` and 25 more characters."""
+    return "sim" + secrets.token_hex(13)[:25]
+
+
+def serve(
+    make_app: Callable[[Sequence[str]], Gateway],
+    *,
+    keys: Sequence[str] = (),
+    host: str = "127.0.0.1",
+    port: int = 0,
+    workers: int = 1,
+    record: Path | None = None,
+    say: Callable[[str], None] = print,
+) -> None:
+    """Serve until SIGTERM or SIGINT. `make_app(keys)` makes the application, once in each of the `workers`.
+
+    Port 0 takes a free one. A key is made where there is none. `record` is a file for the local tools, there
+    while the gateway runs and readable by its owner alone: `{"url", "pid", "key"}`. Raises StackError when
+    the port is taken.
+    """
+    keys = keys or (new_key(),)
+    listening = open_port(host, port)
+    url = f"http://{f'[{host}]' if ':' in host else host}:{listening.getsockname()[1]}"
+    with deaf(), recorded(record, {"url": url, "pid": os.getpid(), "key": keys[0]}):
+        say(f"Serving on {url}")
+        if workers == 1:
+            run(make_app(keys), listening)
+        else:
+            run_workers(lambda: run(make_app(keys), listening), workers)
+
+
+def open_port(host: str, port: int) -> socket.socket:
+    """A listening socket, so that nobody is turned away from now on."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listening = socket.socket(family, socket.SOCK_STREAM)
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listening.bind((host, port))
+    except OSError as error:
+        listening.close()
+        raise StackError(f"{host}:{port} can't be opened: {error.strerror}; choose another port") from None
+    listening.listen(2048)
+    return listening
+
+
+def run(app: Gateway, listening: socket.socket) -> None:
+    """Serve in this process until a signal comes."""
+    gc.collect()
+    gc.freeze()  # what is loaded stays; the collector need not look at it between requests
+    config = uvicorn.Config(
+        app,
+        log_level="warning",
+        access_log=False,  # it would hold the keys that stand in addresses
+        ws="none",
+        lifespan="on",
+        server_header=False,
+        timeout_keep_alive=75,
+        timeout_graceful_shutdown=PATIENCE,
+    )
+    uvicorn.Server(config).run(sockets=[listening])
+
+
+def run_workers(work: Callable[[], None], count: int) -> None:
+    """Run `work` in `count` processes, start it again where one dies, and stop them all on a signal."""
+    stopping = False
+
+    def stop(number: int, frame: object) -> None:
+        nonlocal stopping
+        stopping = True
+        for pid in pids:
+            os.kill(pid, signal.SIGTERM)
+
+    pids = {fork(work) for _ in range(count)}
+    signal.signal(signal.SIGTERM, stop)
+    signal.signal(signal.SIGINT, stop)
+    while pids:
+        pid, _ = os.wait()
+        pids.discard(pid)
+        if not stopping:
+            pids.add(fork(work))
+
+
+def fork(work: Callable[[], None]) -> int:
+    """Run `work` in a new process; returns its id."""
+    if pid := os.fork():
+        return pid
+    try:
+        work()
+    finally:
+        os._exit(0)
+
+
+@contextmanager
+def deaf() -> Iterator[None]:
+    """Keep a signal that uvicorn has obeyed, and raises again at its end, from cutting the farewell short."""
+    before = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def recorded(record: Path | None, content: dict[str, str | int]) -> Iterator[None]:
+    """Write down where the gateway is, and remove it at the end."""
+    if record is None:
+        yield
+        return
+    record.parent.mkdir(parents=True, exist_ok=True)
+    fresh = record.with_suffix(f".{os.getpid()}")
+    with os.fdopen(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+        json.dump(content, file)
+    fresh.replace(record)
+    try:
+        yield
+    finally:
+        if record.exists() and json.loads(record.read_text())["pid"] == os.getpid():
+            record.unlink()
