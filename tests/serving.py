@@ -1,0 +1,23 @@
+"""Serve an ASGI app on 127.0.0.1, on a port that the system chooses."""
+
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import uvicorn
+
+
+@contextmanager
+def serving(app: Any, **options: Any) -> Iterator[str]:
+    """The URL at which a thread serves `app`, which is stopped on leaving; `options` are uvicorn's."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:  # connections queue here until the server runs
+        server = uvicorn.Server(uvicorn.Config(app, log_level="warning", **options))
+        thread = threading.Thread(target=server.run, args=([listener],))
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        finally:
+            server.should_exit = True
+            thread.join()
