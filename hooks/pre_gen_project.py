@@ -5,6 +5,7 @@ import keyword
 import re
 import sys
 import unicodedata
+from collections.abc import Callable, Iterator
 from urllib.parse import urlsplit
 
 # tojson escapes what Jinja and Python would act on, so no answer can become code.
@@ -13,7 +14,10 @@ ANSWERS = json.loads(r"""{{ cookiecutter | tojson }}""")
 TEXTS = ("project_name", "project_slug", "package_name", "description", "author_name", "author_email")
 # The rules of each service's own sign-up form, or of its client where that is what refuses.
 USERS = {
-    "algorithmia_username": (r"[A-Za-z][A-Za-z0-9_]{0,29}", "a letter, then letters, digits and _, 30 at most"),
+    "algorithmia_username": (
+        r"[A-Za-z][A-Za-z0-9_]{0,29}",
+        "a letter, then letters, digits and _, 30 at most",
+    ),
     "wandb_entity": (r"[A-Za-z0-9][A-Za-z0-9_-]{0,127}", "letters, digits, - and _"),
     "huggingface_username": (
         r"[A-Za-z0-9](?:[A-Za-z0-9_]|[.-](?=[A-Za-z0-9_])){0,95}",
@@ -29,44 +33,51 @@ CHOICES = {
     "storage": ("algorithmia", "huggingface", "s3", "local"),
     "check_credentials": ("warn", "require", "skip"),
 }
-# A project named like what it installs, or like a folder of its own, would hide it from Python or from the shell.
+# A project named like what it installs or runs, or like one of its folders, would hide that.
 TAKEN = set(
-    """adk algo algorithmia cookiecutter dist fsspec gradio hf huggingface-hub hypothesis jupytext matplotlib mypy
-    nbstripout none numpy onnx onnxruntime optuna packaging pandas pip pipx pre-commit prometheus-client pyarrow pydantic
-    pytest python python3 pyyaml requests ruff s3fs safetensors scikit-learn scipy setup setuptools sklearn spaces
-    src stack starlette tests tests torch torchrun torchvision tqdm trackio true false uv uvicorn uvx venv wandb wheel
-    git make sh bash build""".split()
+    """adk algo algorithmia bash build cookiecutter dist false fsspec git gradio hf huggingface-hub
+    hypothesis jupyter jupytext make matplotlib mypy nbclient nbstripout none numpy onnx onnxruntime
+    optuna packaging pandas pip pipx pre-commit prometheus-client pyarrow pydantic pytest python python3
+    pyyaml requests ruff s3fs safetensors scikit-learn scipy setup setuptools sh sklearn spaces src stack
+    starlette tests torch torchrun torchvision tqdm trackio true uv uvicorn uvx venv wandb wheel zizmor""".split()  # noqa: SIM905 (one list, easy to add to)
 ) | {name.lower().replace("_", "-") for name in sys.stdlib_module_names}
-WINDOWS = {"con", "prn", "aux", "nul", *(f"{port}{number}" for port in ("com", "lpt") for number in range(10))}
-SCHEMES = {"algorithmia", "hf", "s3", "file"}
+WINDOWS = {"con", "prn", "aux", "nul"} | {
+    f"{port}{number}" for port in ("com", "lpt") for number in range(10)
+}
+SCHEMES = ("algorithmia", "file", "hf", "s3")
 
 
-def text_problem(value):
+def text_problem(value: object) -> str | None:
     """Say why a value cannot stand in a one-line text, or nothing."""
     if not isinstance(value, str):
         return f"must be text, not {type(value).__name__}"
     if len(value) > 300:
         return f"has {len(value)} characters; 300 are the most"
     for character in value:
-        # Besides control characters: line separators, lone surrogates, non-characters and marks that reorder source.
-        bidi = "\u202a" <= character <= "\u202e" or "\u2066" <= character <= "\u2069"
-        broken = unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") or ord(character) & 0xFFFE == 0xFFFE
-        if bidi or broken or "\ufdd0" <= character <= "\ufdef":
-            return f"holds the control character U+{ord(character):04X}; use one line of plain text"
+        code = ord(character)
+        # Line ends, lone surrogates, non-characters break files; marks that reorder text hide what it says.
+        broken = unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") or code & 0xFFFE == 0xFFFE
+        reorders = 0x202A <= code <= 0x202E or 0x2066 <= code <= 0x2069
+        if broken or reorders or 0xFDD0 <= code <= 0xFDEF:
+            return f"holds the control character U+{code:04X}; use one line of plain text"
     return None
 
 
-def name_problem(name):
+def blank_problem(text: str) -> str | None:
+    """Say that a text is blank, or nothing."""
+    return None if text.strip() else "is empty"
+
+
+def name_problem(name: str) -> str | None:
     """Say why a name would collide with another one, or nothing."""
-    plain = re.sub(r"[-_.]+", "-", name.lower())
     if name.lower().split(".")[0] in WINDOWS:
         return "is reserved on Windows"
-    if plain in TAKEN:
+    if re.sub(r"[-_.]+", "-", name.lower()) in TAKEN:
         return "is the name of a module or program that the project needs; add a word to it"
     return None
 
 
-def slug_problem(slug):
+def slug_problem(slug: str) -> str | None:
     """Say why the slug cannot name a folder, a distribution, a command and a repository, or nothing."""
     if not re.fullmatch(r"[A-Za-z0-9](?:[A-Za-z0-9]|[-_.](?=[A-Za-z0-9]))*", slug):
         return "must be letters and digits, with single - _ . between them"
@@ -75,7 +86,7 @@ def slug_problem(slug):
     return f"has {len(slug)} characters; 63 are the most" if len(slug) > 63 else name_problem(slug)
 
 
-def package_problem(package):
+def package_problem(package: str) -> str | None:
     """Say why the package name cannot be imported safely, or nothing."""
     if not re.fullmatch(r"[a-z][a-z0-9_]*", package):
         return "must be a lower-case letter, then lower-case letters, digits and _"
@@ -84,51 +95,54 @@ def package_problem(package):
     return f"has {len(package)} characters; 50 are the most" if len(package) > 50 else name_problem(package)
 
 
-def email_problem(email):
-    """Say why an e-mail address would be refused by package indexes, or nothing."""
-    if email and not re.fullmatch(r"[A-Za-z0-9._%+'-]+@[A-Za-z0-9-]+(?:\.[A-Za-z0-9-]+)*\.[A-Za-z]{2,}", email):
+def email_problem(email: str) -> str | None:
+    """Say why package indexes would refuse an e-mail address, or nothing."""
+    if email and not re.fullmatch(r"[\w.%+'-]+@(?:[A-Za-z0-9-]+\.)+[A-Za-z]{2,}", email, re.ASCII):
         return "is not an e-mail address such as ada@example.org (it may be empty)"
     return None
 
 
-def user_problem(name, value):
+def user_problem(name: str, value: str) -> str | None:
     """Say why the service would refuse the user name, or nothing."""
     pattern, rule = USERS[name]
     return None if not value or re.fullmatch(pattern, value) else f"is not a user name there: {rule}"
 
 
-def storage_problem(url):
+def storage_problem(url: str) -> str | None:
     """Say why the storage URL does not parse, or nothing."""
     try:
         parts = urlsplit(url)
     except ValueError as error:
         return f"does not parse: {error}"
     if "://" in url and (parts.scheme not in SCHEMES or not (parts.netloc or parts.path.strip("/"))):
-        return f"must begin with {', '.join(sorted(SCHEMES))}:// and name a place, or be a relative folder"
+        return f"must begin with one of {', '.join(SCHEMES)}, then :// and a place; or be a relative folder"
     return None
 
 
-def problems(answers):
-    """Return (question, answer, what is wrong) for every answer that is refused."""
-    if answers.get("__refused_slug") != "":  # its folder would have been unsafe to make, so another one was made
-        answers["project_slug"] = answers.get("__refused_slug")
-    checks = {
-        "project_name": lambda value: None if value.strip() else "is empty",
-        "project_slug": slug_problem,
-        "package_name": package_problem,
-        "author_name": lambda value: None if value.strip() else "is empty",
-        "author_email": email_problem,
-        "__storage_url": storage_problem,
-    }
+CHECKS: dict[str, Callable[[str], str | None]] = {
+    "project_name": blank_problem,
+    "project_slug": slug_problem,
+    "package_name": package_problem,
+    "description": lambda _: None,
+    "author_name": blank_problem,
+    "author_email": email_problem,
+    "__storage_url": storage_problem,
+}
+
+
+def problems(answers: dict[str, object]) -> Iterator[tuple[str, object, str]]:
+    """Yield (question, answer, what is wrong) for every answer that is refused."""
+    if (
+        answers["__refused_slug"] != ""
+    ):  # no safe name for a folder, so another one was made; see cookiecutter.json
+        answers["project_slug"] = answers["__refused_slug"]
     for name in (*TEXTS, *USERS, "__storage_url"):
         value = answers[name]
         problem = text_problem(value)
-        if not problem and name in USERS:
-            problem = user_problem(name, value)
-        elif not problem and name in checks:
-            problem = checks[name](value)
+        if isinstance(value, str) and not problem:
+            problem = user_problem(name, value) if name in USERS else CHECKS[name](value)
         if problem:
-            yield name, value, problem
+            yield name.lstrip("_"), value, problem
     for name, choices in CHOICES.items():
         if answers[name] not in choices:
             yield name, answers[name], f"must be one of {', '.join(choices)}"
@@ -137,6 +151,6 @@ def problems(answers):
 refused = list(problems(ANSWERS))
 for question, answer, problem in refused:
     shown = ascii(answer) if len(ascii(answer)) <= 60 else ascii(answer)[:57] + "..."
-    print(f"{question.lstrip('_')} = {shown} {problem}", file=sys.stderr)
+    print(f"{question} = {shown} {problem}", file=sys.stderr)
 if refused:
     sys.exit(1)

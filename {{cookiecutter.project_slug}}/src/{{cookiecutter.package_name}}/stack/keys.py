@@ -1,0 +1,170 @@
+"""Find the services' keys where their own clients find them. Standard library only; nothing is sent."""
+
+import re
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from urllib.parse import urlsplit
+
+# The variables that hold a key, in the client's order; the one that names the server, and its default.
+VARIABLES = {
+    "algorithmia": ("ALGORITHMIA_API_KEY", "ALGORITHMIA_BEARER_TOKEN"),
+    "wandb": ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE"),
+    "huggingface": ("HF_OIDC_RESOURCE", "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"),
+}
+ADDRESSES = {
+    "algorithmia": ("ALGORITHMIA_API", "https://api.algorithmia.com"),
+    "wandb": ("WANDB_BASE_URL", "https://api.forge.coreweave.com"),
+    "huggingface": ("HF_ENDPOINT", "https://huggingface.co"),
+}
+S3_VARIABLES = ("AWS_ACCESS_KEY_ID", "AWS_PROFILE", "AWS_WEB_IDENTITY_TOKEN_FILE", "AWS_ROLE_ARN")
+SECRET = {"algorithmia": "ALGORITHMIA_API_KEY", "wandb": "WANDB_API_KEY", "huggingface": "HF_TOKEN"}
+
+
+@dataclass(frozen=True)
+class Key:
+    """A key, the source that won, and the address of the server that it is for."""
+
+    service: str
+    value: str = field(repr=False)
+    source: str
+    address: str
+
+
+def read_env_file(path: Path) -> dict[str, str]:
+    """Read NAME=value lines; `export `, quotes and comments are understood. A missing file is empty."""
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except FileNotFoundError:
+        return {}
+    found = (re.match(r"\s*(?:export\s+)?([A-Za-z_]\w*)\s*=\s*(.*?)\s*$", line) for line in lines)
+    return {match[1]: _unquote(match[2]) for match in found if match}
+
+
+def _unquote(value: str) -> str:
+    quoted = re.match(r"(['\"])(.*?)\1\s*(?:#.*)?$", value)
+    return quoted[2] if quoted else re.split(r"(?:^|\s)#", value, maxsplit=1)[0].rstrip()
+
+
+def find(service: str, environ: Mapping[str, str], dotenv: Mapping[str, str] | None = None) -> Key | None:
+    """Find a service's key as its client would: environment, then `.env`, the tool's files, Colab's secrets.
+
+    An empty variable counts as absent, and so does a file that cannot be read.
+    """
+    values = _merged(environ, dotenv)
+    value, source = next(_candidates(service, values), ("", ""))
+    if not value:
+        return None
+    if dotenv and dotenv.get(source) == values.get(source, ""):
+        source += " in .env"
+    return Key(service, value.strip(), source, address(service, values))
+
+
+def present(environ: Mapping[str, str], dotenv: Mapping[str, str] | None = None) -> frozenset[str]:
+    """Return which of algorithmia, wandb, huggingface and s3 have credentials, without a call."""
+    values = _merged(environ, dotenv)
+    shared = Path(values.get("AWS_SHARED_CREDENTIALS_FILE") or _home(values) / ".aws" / "credentials")
+    s3 = {"s3"} if shared.is_file() or any(name in values for name in S3_VARIABLES) else set()
+    return frozenset(s3 | {service for service in VARIABLES if find(service, environ, dotenv)})
+
+
+def address(service: str, values: Mapping[str, str]) -> str:
+    """Return the server's address: the variable's, else the tool's own setting, else the public server."""
+    variable, default = ADDRESSES[service]
+    stored = {
+        "algorithmia": lambda: _algorithmia_profile(values, "api_server"),
+        "wandb": lambda: _wandb_setting(values, "base_url"),
+    }
+    named = values.get(variable) or stored.get(service, str)()
+    return (named or default).rstrip("/")
+
+
+def _merged(environ: Mapping[str, str], dotenv: Mapping[str, str] | None) -> dict[str, str]:
+    return {name: value for source in (dotenv or {}, environ) for name, value in source.items() if value}
+
+
+def _candidates(service: str, values: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+    """Yield (value, source) pairs, first the one that the client would take."""
+    files = {"algorithmia": _algorithmia_files, "wandb": _wandb_files, "huggingface": _huggingface_files}
+    yield from ((values[name], name) for name in VARIABLES[service] if name in values)
+    yield from ((value, source) for value, source in files[service](values) if value)
+    yield from _colab_secret(SECRET[service])
+
+
+def _home(values: Mapping[str, str]) -> Path:
+    return Path(values.get("HOME") or values.get("USERPROFILE") or Path.home())
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return ""
+
+
+def _algorithmia_profile(values: Mapping[str, str], name: str) -> str:
+    import tomllib
+
+    windows = values.get("LOCALAPPDATA")
+    folder = Path(windows, "Algorithmia") if windows else _home(values) / ".algorithmia"
+    try:
+        profile = tomllib.loads(_text(folder / "config"))["profiles"]["default"]
+    except (tomllib.TOMLDecodeError, KeyError, TypeError):
+        return ""
+    return str(profile.get(name, ""))
+
+
+def _algorithmia_files(values: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+    for name in ("api_key", "bearer_token"):
+        yield _algorithmia_profile(values, name), f"{name} in Algorithmia's config file"
+
+
+def _wandb_setting(values: Mapping[str, str], name: str) -> str:
+    import configparser
+
+    folder = Path(values.get("WANDB_CONFIG_DIR") or _home(values) / ".config" / "wandb")
+    parser = configparser.ConfigParser(interpolation=None, strict=False)
+    for path in (folder / "settings", Path(values.get("WANDB_DIR", "."), "wandb", "settings")):
+        try:
+            parser.read_string(_text(path))
+        except configparser.Error:
+            continue
+    return parser.get("default", name, fallback="")
+
+
+def _wandb_files(values: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+    import netrc
+
+    host, home = urlsplit(address("wandb", values)).netloc, _home(values)
+    paths = (Path(values["NETRC"]).expanduser(),) if "NETRC" in values else (home / ".netrc", home / "_netrc")
+    path = next((path for path in paths if path.is_file()), None)
+    # Keys made before the service moved stand under its old host.
+    hosts = (host, "api.wandb.ai") if host == urlsplit(ADDRESSES["wandb"][1]).netloc else (host,)
+    try:
+        entries = netrc.netrc(path) if path else None
+    except (netrc.NetrcParseError, OSError, UnicodeDecodeError):
+        entries = None
+    for name in hosts:
+        login = entries.authenticators(name) if entries else None
+        yield (login[2] if login else "") or "", f"{path} (machine {name})"
+    yield _wandb_setting(values, "api_key"), "W&B's settings file"
+
+
+def _huggingface_files(values: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+    cache = Path(values.get("XDG_CACHE_HOME") or _home(values) / ".cache")
+    folder = Path(values.get("HF_HOME") or cache / "huggingface")
+    path = Path(values.get("HF_TOKEN_PATH") or folder / "token").expanduser()
+    yield _text(path).strip(), str(path)
+
+
+def _colab_secret(name: str) -> Iterator[tuple[str, str]]:
+    """Yield a secret of the notebook: only its kernel has them, and has `google.colab` loaded."""
+    if "google.colab" not in sys.modules:
+        return
+    from google.colab import errors, userdata  # type: ignore[import-untyped, import-not-found, unused-ignore]
+
+    try:
+        yield userdata.get(name), f"{name} in Colab's secrets"
+    except errors.Error:  # no such secret, access refused, or no notebook page attached
+        return
