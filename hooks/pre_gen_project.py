@@ -39,7 +39,7 @@ TAKEN = set(
     hypothesis jupyter jupytext make matplotlib mypy nbclient nbstripout none numpy onnx onnxruntime
     optuna packaging pandas pip pipx pre-commit prometheus-client pyarrow pydantic pytest python python3
     pyyaml requests ruff s3fs safetensors scikit-learn scipy setup setuptools sh sklearn spaces src stack
-    starlette tests torch torchrun torchvision tqdm trackio true uv uvicorn uvx venv wandb wheel zizmor""".split()  # noqa: SIM905 (one list, easy to add to)
+    starlette tests torch torchrun torchvision tqdm trackio true uv uvicorn uvx venv wandb wheel zizmor""".split()  # noqa: SIM905
 ) | {name.lower().replace("_", "-") for name in sys.stdlib_module_names}
 WINDOWS = {"con", "prn", "aux", "nul"} | {
     f"{port}{number}" for port in ("com", "lpt") for number in range(10)
