@@ -24,5 +24,5 @@ def bake(folder: Path, **answers: str) -> Path:
 
 
 def literal(text: str) -> str:
-    """Spell an answer so that cookiecutter, to which answers given by program are templates, takes it as it is."""
+    """Spell an answer so that cookiecutter, which renders what a program answers, takes it as it is."""
     return '{{ "' + "".join(f"\\U{ord(character):08x}" for character in text) + '" }}'
