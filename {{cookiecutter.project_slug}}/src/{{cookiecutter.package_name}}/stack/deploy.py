@@ -1,6 +1,5 @@
 """Ship a model folder as a new version of the algorithm; list the versions; go back to an earlier one."""
 
-import hashlib
 import json
 import math
 import tempfile
@@ -14,7 +13,18 @@ from . import StackError
 from .gateway.batching import Predictor
 from .gateway.models import fetch
 from .storage import MANIFEST, verify
-from .versions import FOLDER, Algorithm, Build, Bump, now, order, read_index, write_index
+from .versions import (
+    FOLDER,
+    Algorithm,
+    Build,
+    Bump,
+    add_build,
+    commit_hash,
+    now,
+    order,
+    read_index,
+    write_index,
+)
 
 SAMPLE = "sample.json"
 TOLERANCE = 1e-5
@@ -36,12 +46,13 @@ def deploy(
     """
     verify(model_dir)
     started = now()
-    version = (read_index(store, name) or Algorithm(name=name)).next_version(bump)
+    algorithm = read_index(store, name) or Algorithm(name=name)
+    version = algorithm.next_version(bump)
     folder = f"{FOLDER}/{name}/{version}"
     try:
         upload(model_dir, store, folder)
         build = Build(
-            hash=hashlib.sha1((model_dir / MANIFEST).read_bytes(), usedforsecurity=False).hexdigest(),
+            hash=commit_hash(algorithm, (model_dir / MANIFEST).read_bytes()),
             folder=folder,
             version=version,
             started_at=started,
@@ -49,7 +60,7 @@ def deploy(
             release_notes=notes,
         )
         try_out(store, build, predictor)
-        enter(store, name, build)
+        add_build(store, name, build)
     except BaseException:
         if version not in {build.version for build in versions(store, name)} and store.exists(folder):
             store.rm(folder, recursive=True)
@@ -118,15 +129,3 @@ def close(one: Any, other: Any) -> bool:
     if isinstance(one, float) or isinstance(other, float):
         return math.isclose(one, other, rel_tol=TOLERANCE, abs_tol=TOLERANCE)
     return bool(one == other)
-
-
-def enter(store: AbstractFileSystem, name: str, build: Build) -> None:
-    """Add a build to the index; again where another deployment replaced the index meanwhile."""
-    for _ in range(10):
-        algorithm = read_index(store, name) or Algorithm(name=name)
-        if build.version and build.version in {other.version for other in algorithm.builds}:
-            raise StackError(f"{name} {build.version} was deployed by someone else meanwhile; deploy again")
-        write_index(store, algorithm.with_build(build))
-        if build in (read_index(store, name) or algorithm).builds:
-            return
-    raise StackError(f"{name}: too many deployments at once; deploy again")

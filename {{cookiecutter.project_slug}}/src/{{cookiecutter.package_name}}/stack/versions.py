@@ -1,5 +1,6 @@
 """The builds and versions of a deployed algorithm, kept in one index file in the store."""
 
+import hashlib
 import re
 import uuid
 from dataclasses import dataclass, field, replace
@@ -14,6 +15,7 @@ from . import StackError
 Bump = Literal["major", "minor", "revision"]
 FOLDER = "deployments"
 HASH = re.compile(r"[0-9a-f]{40}")
+NAME = re.compile(r"[A-Za-z][\w-]{0,63}", re.ASCII)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,7 +25,7 @@ class Build:
     hash: str  # 40 hexadecimal digits: of the commit, or the SHA-1 of the folder's manifest
     folder: str  # in the store
     build_id: str = field(default_factory=lambda: str(uuid.uuid4()))
-    status: Literal["in-progress", "succeeded", "failed"] = "succeeded"
+    status: str = "succeeded"  # or "in-progress" or "failed"
     started_at: str = ""
     finished_at: str = ""
     logs: str = ""
@@ -33,6 +35,7 @@ class Build:
     release_notes: str = ""
     sample_input: str = ""
     sample_output: str = ""
+    request: str = ""  # the digest of the request that published it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,3 +123,21 @@ def read_index(store: AbstractFileSystem, name: str) -> Algorithm | None:
 def write_index(store: AbstractFileSystem, algorithm: Algorithm) -> None:
     """Replace the index; a reader sees the old one or the new one."""
     store.pipe_file(index_path(algorithm.name), orjson.dumps(algorithm, option=orjson.OPT_INDENT_2))
+
+
+def add_build(store: AbstractFileSystem, name: str, build: Build) -> None:
+    """Add a build to the index; again where another deployment replaced the index meanwhile."""
+    for _ in range(10):
+        algorithm = read_index(store, name) or Algorithm(name=name)
+        if build.version and build.version in {other.version for other in algorithm.builds}:
+            raise StackError(f"{name} {build.version} was deployed by someone else meanwhile; deploy again")
+        write_index(store, algorithm.with_build(build))
+        if build in (read_index(store, name) or algorithm).builds:
+            return
+    raise StackError(f"{name}: too many deployments at once; deploy again")
+
+
+def commit_hash(algorithm: Algorithm, content: bytes) -> str:
+    """The hash that names a new build: like a commit's, of what is in it and what was before."""
+    parent = algorithm.builds[-1].hash if algorithm.builds else algorithm.name
+    return hashlib.sha1(parent.encode() + content, usedforsecurity=False).hexdigest()

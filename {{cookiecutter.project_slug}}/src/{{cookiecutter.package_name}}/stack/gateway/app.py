@@ -7,14 +7,15 @@ import logging
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import suppress
 from typing import Any
-from urllib.parse import quote, unquote
+from urllib.parse import quote, unquote, unquote_to_bytes
 
 from fsspec import AbstractFileSystem
 
 from .. import StackError
 from .algorithms import CallError, Calls, Limits, send_error
 from .batching import Predictor, QueueFull
-from .data import DataApi
+from .data import DataAPI
+from .management import Management
 from .metrics import CallLog
 from .models import Models
 from .wire import Disconnected, Receive, Refusal, Scope, Send, send_json, send_refusal
@@ -42,7 +43,8 @@ def create_app(
     owner, _, name = algorithm.partition("/")
     models = Models(project, predictor, limits.queue, poll_seconds)
     call_log = CallLog(project, getattr(predictor, "summary", None))
-    return Gateway(user, keys, name, models, Calls(owner, models, call_log, limits), DataApi(store))
+    calls = Calls(owner, models, call_log, limits)
+    return Gateway(user, keys, name, calls, Management(owner, name, models), DataAPI(store))
 
 
 class Gateway:
@@ -52,10 +54,11 @@ class Gateway:
     """
 
     def __init__(
-        self, user: str, keys: Sequence[str], name: str, models: Models, calls: Calls, data: Part
+        self, user: str, keys: Sequence[str], name: str, calls: Calls, management: Part, data: Part
     ) -> None:
         self.user, self.digests = user, [digest(key.encode()) for key in keys]
-        self.name, self.models, self.calls, self.data = name, models, calls, data
+        self.name, self.calls, self.management, self.data = name, calls, management, data
+        self.models = calls.models
         self.ready = False
         self.starting: asyncio.Task[None] | None = None
         self.watching: list[asyncio.Task[None]] = []
@@ -95,6 +98,7 @@ class Gateway:
             task.cancel()
         await self.calls.finish()
         await self.calls.log.flush()
+        self.models.close()
 
     async def _lifespan(self, receive: Receive, send: Send) -> None:
         await receive()
@@ -107,7 +111,7 @@ class Gateway:
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         path, key = split_key(raw_path(scope))
         user = self.user if self._admits(credentials(scope["headers"], key)) else None
-        text = unquote(path.decode("latin-1"))
+        text = unquote_to_bytes(path).decode(errors="replace")
         try:
             if path.startswith(b"/v1/algo/"):
                 await self._call(scope, receive, send, text, user)
@@ -152,6 +156,8 @@ class Gateway:
             await send_json(send, 200, self._readiness())
         elif scope["user"] is None:
             raise Refusal(401, "authorization required", 2001)
+        elif path.startswith("/v1/"):
+            await self.management(scope, receive, send)
         else:
             raise Refusal(404, f"no such address: {path}")
 

@@ -38,7 +38,13 @@ class Models:
         self.answering: dict[tuple[str, str], Model] = {}  # by name and version as it was asked for
         self.loaded: dict[str, Model] = {}  # by the build's id
         self.loading = asyncio.Lock()
-        self.cache = tempfile.TemporaryDirectory(prefix="models-")
+        self.cache = ""  # the local folder of model folders
+
+    def close(self) -> None:
+        """Remove the local copies."""
+        if self.cache:
+            shutil.rmtree(self.cache)
+            self.cache = ""
 
     def find(self, name: str, reference: str) -> Model | None:
         """The model if it is loaded already: one look-up."""
@@ -67,13 +73,15 @@ class Models:
         """Refresh for ever."""
         while True:
             await asyncio.sleep(self.seconds)
-            for name in list(self.algorithms):
-                try:
-                    await self.refresh(name)
-                except (StackError, OSError) as error:
-                    log.warning(
-                        "%s: the loaded versions go on, since the store can't be read: %s", name, error
-                    )
+            await self.refresh_all()
+
+    async def refresh_all(self) -> None:
+        """Look at the store for every algorithm that has been asked for."""
+        for name in list(self.algorithms):
+            try:
+                await self.refresh(name)
+            except (StackError, OSError) as error:
+                log.warning("%s: the loaded versions go on: %s", name, error)
 
     async def _settle(self, name: str, reference: str) -> Model | None:
         algorithm = self.algorithms.get(name)
@@ -90,7 +98,8 @@ class Models:
         return model
 
     def _load(self, name: str, build: Build) -> Model:
-        folder = fetch(self.store, build, self.cache.name)
+        self.cache = self.cache or tempfile.mkdtemp(prefix="models-")
+        folder = fetch(self.store, build, self.cache)
         try:
             return Model(self.predictor, self.predictor.load(folder), self.queue, name, build)
         except Exception as error:

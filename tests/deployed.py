@@ -1,0 +1,57 @@
+"""A gateway with one deployed algorithm, served on loopback."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import Algorithmia
+from fsspec import AbstractFileSystem
+from predictors import Echo, echo_folder
+from serving import serving
+
+from skeleton.stack.deploy import deploy
+from skeleton.stack.gateway.app import Gateway, create_app
+from skeleton.stack.storage import local_store
+
+KEY = "sim0123456789012345678901234"
+
+
+@dataclass
+class Deployed:
+    """What a test needs of a running gateway."""
+
+    url: str
+    store: AbstractFileSystem
+    app: Gateway
+
+    def client(self, key: str = KEY, **options: Any) -> Any:
+        """The official client."""
+        return Algorithmia.client(key, self.url, **options)
+
+
+def open_app(root: Path, predictor: Any = None, **options: Any) -> tuple[AbstractFileSystem, Gateway]:
+    """The project's store and the application of the user `me` over the folder `root`."""
+    project = local_store(root / "me" / "project", root)
+    app = create_app(
+        store=local_store(root),
+        project=project,
+        user="me",
+        keys=[KEY, "revocable"],
+        algorithm="me/demo",
+        predictor=predictor or Echo(),
+        **{"poll_seconds": 0.05} | options,
+    )
+    return project, app
+
+
+@contextmanager
+def deployed(
+    root: Path, predictor: Any = None, model: Path | None = None, **options: Any
+) -> Iterator[Deployed]:
+    """A served gateway whose algorithm `me/demo` has version 0.1.0: Echo, unless told otherwise."""
+    store, app = open_app(root / "data", predictor, **options)
+    deploy(model or echo_folder(root / "model"), store, "demo", predictor or Echo())
+    with serving(app) as url:
+        yield Deployed(url, store, app)

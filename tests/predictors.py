@@ -1,0 +1,100 @@
+"""Two predictors as a project's `predict.py` would be, and the model folders that they load."""
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+from onnx import TensorProto, helper, numpy_helper
+
+from skeleton.stack.storage import write_manifest
+
+
+class Echo:
+    """Answers what it is asked, with a few inputs that have an effect instead."""
+
+    def load(self, model_dir: Path) -> str:
+        return (model_dir / "word.txt").read_text()
+
+    def apply(self, payload: Any, model: str) -> Any:
+        match payload:
+            case "word":
+                return model
+            case "refuse":
+                raise ValueError("that makes no sense")
+            case "fail":
+                return {}["secret"]
+            case "exit":
+                raise SystemExit(3)
+            case "object":
+                return object()
+            case {"sleep": seconds}:
+                time.sleep(seconds)
+            case {"print": text}:
+                print(text)
+        return payload
+
+
+def echo_folder(folder: Path, word: str = "hello") -> Path:
+    """A model folder that Echo loads; its model is a word."""
+    folder.mkdir(parents=True)
+    (folder / "word.txt").write_text(word)
+    (folder / "sample.json").write_text(json.dumps({"input": "word", "output": word}))
+    write_manifest(folder)
+    return folder
+
+
+class Digits:
+    """A small network on 64 numbers, in batches."""
+
+    def load(self, model_dir: Path) -> onnxruntime.InferenceSession:
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = 1
+        return onnxruntime.InferenceSession(
+            str(model_dir / "model.onnx"), options, providers=["CPUExecutionProvider"]
+        )
+
+    def apply(self, payload: Any, model: onnxruntime.InferenceSession) -> Any:
+        return self.apply_batch([payload], model)[0]
+
+    def apply_batch(self, payloads: list[Any], model: onnxruntime.InferenceSession) -> list[Any]:
+        try:
+            images = np.array(payloads, np.float32).reshape(-1, 64)
+        except (ValueError, TypeError):
+            raise ValueError("an image is 64 numbers") from None
+        if len(images) != len(payloads) or not ((images >= 0) & (images <= 16)).all():
+            raise ValueError("an image is 64 numbers from 0 to 16")
+        probabilities = model.run(None, {"image": images})[0]
+        return [
+            {"label": int(row.argmax()), "confidence": float(row.max()), "probabilities": row.tolist()}
+            for row in probabilities
+        ]
+
+    def summary(self, payload: Any) -> dict[str, float]:
+        return {"mean": float(np.mean(payload)), "std": float(np.std(payload))}
+
+
+def digits_folder(folder: Path, seed: int = 0) -> Path:
+    """A model folder that Digits loads: weights by chance, its sample input answered."""
+    folder.mkdir(parents=True)
+    weights = np.random.default_rng(seed).normal(size=(64, 10)).astype(np.float32) / 30
+    graph = helper.make_graph(
+        [
+            helper.make_node("MatMul", ["image", "weights"], ["scores"]),
+            helper.make_node("Softmax", ["scores"], ["p"]),
+        ],
+        "digits",
+        [helper.make_tensor_value_info("image", TensorProto.FLOAT, ["batch", 64])],
+        [helper.make_tensor_value_info("p", TensorProto.FLOAT, ["batch", 10])],
+        [numpy_helper.from_array(weights, "weights")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=10)
+    onnx.save(model, str(folder / "model.onnx"))
+    image = [number % 17 for number in range(64)]
+    answer = Digits().apply(image, Digits().load(folder))
+    (folder / "sample.json").write_text(json.dumps({"input": image, "output": answer}))
+    write_manifest(folder)
+    return folder

@@ -1,0 +1,104 @@
+"""The official client calls a deployed algorithm."""
+
+import pytest
+from deployed import Deployed, deployed
+from pathlib import Path
+from typing import Any
+from Algorithmia.algorithm import OutputType
+from Algorithmia.errors import AlgorithmException
+import Algorithmia
+from collections.abc import Iterator
+
+
+@pytest.fixture(scope="module")
+def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployed]:
+    with deployed(tmp_path_factory.mktemp("gateway")) as gateway:
+        yield gateway
+
+
+@pytest.mark.parametrize(
+    ("payload", "kind"),
+    [
+        ("text", "text"),
+        ("☎ ünicode", "text"),
+        ("", "text"),
+        (b"\x00\xff", "binary"),
+        (bytearray(b"bytes"), "binary"),
+        (None, "json"),
+        (True, "json"),
+        (1.5, "json"),
+        ([1, [2, {"three": None}]], "json"),
+        ({"a": "b"}, "json"),
+    ],
+)
+def test_text_json_and_binary_come_back_as_they_went(gateway: Deployed, payload: Any, kind: str) -> None:
+    answer = gateway.client().algo("me/demo").pipe(payload)
+    assert answer.result == payload
+    assert answer.metadata.content_type == kind
+    assert answer.metadata.duration > 0
+
+
+@pytest.mark.parametrize("version", ["", "/0.1.0", "/0.1", "/0.1.*", "/0.*", "/0.1.x", "/latest", "/"])
+def test_a_version_is_named_in_any_of_the_ways(gateway: Deployed, version: str) -> None:
+    assert gateway.client().algo(f"me/demo{version}").pipe("word").result == "hello"
+
+
+@pytest.mark.parametrize(
+    "name", ["me/demo/0.2.0", "me/demo/1.*", "me/nothing", "you/demo", "me/demo/0.1.0/x"]
+)
+def test_what_does_not_exist_is_said_to_be_missing(gateway: Deployed, name: str) -> None:
+    with pytest.raises(AlgorithmException) as raised:
+        gateway.client().algo(name).pipe("word")
+    assert raised.value.message == f"algorithm algo://{name} not found"
+    assert raised.value.error_type == "EntityNotFoundError"
+
+
+def test_output_raw_and_void(gateway: Deployed) -> None:
+    algo = gateway.client().algo("me/demo")
+    assert algo.set_options(output=OutputType.raw).pipe("naïve") == "naïve"
+    assert algo.set_options(output=OutputType.raw).pipe({"a": 1}) == '{"a":1}'
+    answer = algo.set_options(output=OutputType.void).pipe("later")
+    assert answer.async_protocol
+    assert answer.request_id.startswith("req-")
+
+
+def test_stdout_is_returned_to_who_asks_for_it(gateway: Deployed) -> None:
+    algo = gateway.client().algo("me/demo")
+    answer = algo.set_options(stdout=True).pipe({"print": "working"})
+    assert answer.metadata.stdout == "working\n"
+    assert algo.set_options(stdout=False).pipe({"print": "working"}).metadata.stdout is None
+
+
+@pytest.mark.parametrize(
+    ("payload", "message", "kind"),
+    [
+        ("refuse", "that makes no sense", "InputError"),
+        ("fail", "'secret'", "AlgorithmError"),
+        ("exit", "exited with code 3", "SystemExit"),
+        (
+            "object",
+            "the answer can't be written as JSON: Type is not JSON serializable: object",
+            "AlgorithmError",
+        ),
+    ],
+)
+def test_a_failing_algorithm_says_why(gateway: Deployed, payload: str, message: str, kind: str) -> None:
+    with pytest.raises(AlgorithmException) as raised:
+        gateway.client().algo("me/demo").pipe(payload)
+    assert (raised.value.message, raised.value.error_type) == (message, kind)
+    assert gateway.client().algo("me/demo").pipe("still there").result == "still there"
+
+
+def test_the_owner_sees_the_stack_trace(gateway: Deployed) -> None:
+    with pytest.raises(AlgorithmException) as raised:
+        gateway.client().algo("me/demo").pipe("fail")
+    assert 'return {}["secret"]' in raised.value.stack_trace
+
+
+def test_a_call_without_a_key_is_told_so_and_no_more(
+    gateway: Deployed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("ALGORITHMIA_API_KEY", raising=False)
+    with pytest.raises(AlgorithmException) as raised:
+        Algorithmia.client(api_address=gateway.url).algo("me/demo").pipe("fail")
+    assert str(raised.value) == str(AlgorithmException("authorization required", None, None))
