@@ -10,7 +10,6 @@ import Algorithmia
 from fsspec import AbstractFileSystem
 from predictors import Echo, echo_folder
 from serving import serving
-
 from skeleton.stack.deploy import deploy
 from skeleton.stack.gateway.app import Gateway, create_app
 from skeleton.stack.storage import local_store

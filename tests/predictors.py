@@ -9,7 +9,6 @@ import numpy as np
 import onnx
 import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
-
 from skeleton.stack.storage import write_manifest
 
 

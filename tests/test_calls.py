@@ -1,13 +1,13 @@
 """The official client calls a deployed algorithm."""
 
-import pytest
-from deployed import Deployed, deployed
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any
+
+import Algorithmia
+import pytest
 from Algorithmia.algorithm import OutputType
 from Algorithmia.errors import AlgorithmException
-import Algorithmia
-from collections.abc import Iterator
+from deployed import Deployed, deployed
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,199 @@
+"""The official client creates, compiles, publishes and looks up algorithms."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+from Algorithmia.errors import AlgorithmException
+from deployed import KEY, Deployed, deployed, open_app
+from serving import serving
+
+DETAILS = {"label": "Hello", "summary": "Says hello", "tagline": "Hi"}
+SETTINGS = {"license": "mit", "network_access": "isolated", "pipeline_enabled": False}
+
+
+@pytest.fixture(scope="module")
+def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployed]:
+    with deployed(tmp_path_factory.mktemp("gateway")) as gateway:
+        yield gateway
+
+
+def created(gateway: Deployed, name: str) -> Any:
+    algo = gateway.client().algo(f"me/{name}")
+    algo.create(details=DETAILS, settings=SETTINGS, version_info={"sample_input": "x"})
+    return algo
+
+
+def test_the_deployed_algorithm_exists(gateway: Deployed) -> None:
+    assert gateway.client().algo("me/demo").exists() is True
+    assert gateway.client().algo("me/nothing").exists() is False
+    assert gateway.client().algo("you/demo").exists() is False
+
+
+def test_its_versions_are_listed(gateway: Deployed) -> None:
+    algo = gateway.client().algo("me/demo")
+    [version] = algo.versions()["results"]
+    assert version["version_info"]["semantic_version"] == "0.1.0"
+    assert version["build"]["status"] == "succeeded"
+    assert version["resource_type"] == "algorithm"
+    assert algo.info(version["version_info"]["git_hash"]) == version
+    assert algo.info()["results"] == [version]
+    assert re.fullmatch(r"[0-9a-f-]{36}", algo.get_algorithm_id())
+
+
+def test_create_compile_call_publish(gateway: Deployed) -> None:
+    """The whole way of a new algorithm, as the vendor's own example goes it."""
+    algo = gateway.client().algo("me/hello")
+    assert algo.create(details=DETAILS, settings=SETTINGS)["name"] == "hello"
+    commit = algo.compile()["version_info"]["git_hash"]
+    pinned = gateway.client().algo(f"me/hello/{commit}")
+    assert pinned.pipe("John").result == "John"
+    with pytest.raises(AlgorithmException, match="not found"):
+        algo.pipe("not published yet")
+    answer = pinned.publish(
+        details={"label": "testing"},
+        settings={"algorithm_callability": "private"},
+        version_info={"version_type": "minor", "release_notes": "first", "sample_input": "John"},
+    )
+    assert answer["version_info"]["semantic_version"] == "0.1.0"
+    assert answer["version_info"]["release_notes"] == "first"
+    assert answer["details"]["label"] == "testing"
+    assert algo.info(commit)["version_info"]["semantic_version"] == "0.1.0"
+    assert gateway.client().algo("me/hello/0.1.0").pipe("x").result == "x"
+    assert gateway.client().algo("me/hello/latestPrivate").pipe("x").result == "x"
+    with pytest.raises(AlgorithmException, match="not found"):
+        algo.pipe("there is no public version")
+
+
+def test_what_is_repeated_at_once_is_done_once(gateway: Deployed) -> None:
+    algo = created(gateway, "twice")
+    assert algo.compile() == algo.compile()
+    assert algo.publish(version_info={"version_type": "major"}) == algo.publish(
+        version_info={"version_type": "major"}
+    )
+    assert [item["version_info"]["semantic_version"] for item in algo.versions()["results"]] == ["1.0.0"]
+    assert len(algo.get_builds()["results"]) == 1
+
+
+def test_nothing_new_to_publish(gateway: Deployed) -> None:
+    created(gateway, "nothing_new")
+    url = f"{gateway.url}/v1/algorithms/me/nothing_new/versions"
+    answer = requests.post(url, json={}, headers={"Authorization": KEY}, timeout=10)
+    assert answer.status_code == 400
+    assert answer.json()["error"]["code"] == 1007
+
+
+@pytest.mark.parametrize(
+    ("kind", "version"), [("major", "2.0.0"), ("minor", "1.3.0"), ("revision", "1.2.1"), ("patch", "1.2.1")]
+)
+def test_the_next_version(gateway: Deployed, kind: str, version: str) -> None:
+    algo = created(gateway, f"next_{kind}")
+    for before in ("major", "minor", "minor"):
+        algo.compile()
+        algo.publish(version_info={"version_type": before})
+    algo.compile()
+    assert algo.publish(version_info={"version_type": kind})["version_info"]["semantic_version"] == version
+
+
+def test_versions_come_in_pages_and_can_be_filtered(gateway: Deployed) -> None:
+    algo = created(gateway, "pages")
+    for number in range(3):
+        algo.compile()
+        algo.publish(settings={"algorithm_callability": "private" if number == 1 else "public"})
+    algo.compile()
+    first = algo.versions(limit=2)
+    assert [item["version_info"]["semantic_version"] for item in first["results"]] == ["0.3.0", "0.2.0"]
+    second = algo.versions(limit=2, marker=first["marker"])
+    assert [item["version_info"]["semantic_version"] for item in second["results"]] == ["0.1.0"]
+    assert second["marker"] is None
+    assert len(algo.versions(published=True)["results"]) == 3
+    assert len(algo.versions(published="false")["results"]) == 1
+    assert [
+        item["version_info"]["semantic_version"] for item in algo.versions(callable="private")["results"]
+    ] == ["0.2.0"]
+    followed = requests.get(first["next_link"], headers={"Authorization": KEY}, timeout=10).json()
+    assert followed == second
+
+
+def test_builds_and_their_logs(gateway: Deployed) -> None:
+    algo = created(gateway, "builds")
+    commit = algo.compile()["version_info"]["git_hash"]
+    [build] = algo.get_builds()["results"]
+    assert (build["commit_sha"], build["status"]) == (commit, "succeeded")
+    assert algo.get_build(build["build_id"]) == build
+    assert algo.get_build_logs(build["build_id"])["logs"]
+    with pytest.raises(AlgorithmException, match="No such build"):
+        algo.get_build("1a392e2c-b09f-4bae-a616-56c0830ac8e5")
+
+
+def test_compile_without_a_model_is_a_failed_build(tmp_path: Path) -> None:
+    _, app = open_app(tmp_path)
+    with serving(app) as url:
+        algo = created(Deployed(url, app.models.store, app), "empty")
+        answer = algo.compile()
+        assert answer["compilation"] == {"successful": False, "output": "no model has been deployed yet"}
+        assert algo.get_builds()["results"][0]["status"] == "failed"
+
+
+def test_update_in_the_form_of_the_client_changes_nothing_and_succeeds(gateway: Deployed) -> None:
+    algo = created(gateway, "updated")
+    assert algo.update(details={"label": "lost"}, settings={"license": "apl"})["details"]["label"] == "Hello"
+    url = f"{gateway.url}/v1/algorithms/me/updated"
+    answer = requests.put(
+        url, json={"details": {"label": "kept"}}, headers={"Authorization": KEY}, timeout=10
+    )
+    assert answer.json()["details"] == DETAILS | {"label": "kept"}
+    assert algo.info()["results"] == []
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "code"),
+    [
+        ({"name": "demo"}, 409, 1002),
+        ({"name": "../demo"}, 400, 6001),
+        ({"name": 7}, 400, 6001),
+        ({}, 400, 6001),
+        ({"name": "x", "details": "text"}, 400, 6001),
+        ([], 400, 2013),
+    ],
+)
+def test_create_refuses(gateway: Deployed, body: Any, status: int, code: int) -> None:
+    url = f"{gateway.url}/v1/algorithms/me"
+    answer = requests.post(url, json=body, headers={"Authorization": KEY}, timeout=10)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (status, code)
+
+
+def test_catalogues(gateway: Deployed) -> None:
+    client = gateway.client()
+    assert [scm["id"] for scm in client.scms()["results"]] == ["internal"]
+    assert "python3" in [language["name"] for language in client.get_supported_languages()]
+    assert client.get_environment("python3")["environments"][0]["machine_type"] == "CPU"
+    assert client.get_environment("cobol")["environments"] == []
+    assert client.algo("me/demo").get_scm_status() == {"scm_connection_status": "active"}
+    assert client.algo("me/demo").get_secrets()["secrets"] == []
+    assert client.get_org_types()[0]["name"] == "basic"
+    assert client.get_algorithm_errors(client.algo("me/demo").get_algorithm_id()) == []
+
+
+def test_what_a_gateway_does_not_have_is_refused_in_one_line(gateway: Deployed) -> None:
+    client = gateway.client()
+    assert "organisations" in client.get_org("acme")["error"]["message"]
+    assert "organisations" in client.get_organization_errors("acme")["error"]["message"]
+    with pytest.raises(AlgorithmException, match="No such algorithm"):
+        client.get_algorithm_errors("hello")
+    for refused in (
+        lambda: client.create_user({"username": "x", "email": "x@example.org"}),
+        lambda: client.create_org({"org_name": "acme", "type_id": "basic"}),
+        lambda: client.edit_org("acme", {"type_id": "basic"}),
+        lambda: client.algo("me/demo").set_secret("a", "b", "c"),
+    ):
+        with pytest.raises(Exception, match="Response .40[0-9]."):
+            refused()
+
+
+def test_the_vendors_generated_client_reads_the_same_algorithm(gateway: Deployed) -> None:
+    algorithm = gateway.client().manageApi.get_algorithm("me", "demo")
+    assert algorithm.name == "demo"
