@@ -58,7 +58,7 @@ def check(
 
 def _check_key(key: Key, expected: str, seconds: float) -> Report:
     if not _is_address(key.address):
-        return report(Key(key.service, key.value, key.source, ""), "address")
+        return report(key, "address")
     if key.source.startswith(EXCHANGED):
         return report(key, "exchanged")
     if rule := _broken_rule(key):
@@ -106,10 +106,8 @@ def _ask(key: Key, seconds: float) -> tuple[int, Any, str]:
             return None  # a key stays with the host that it was meant for
 
     try:
-        context = ssl.create_default_context()
         bundle = os.environ.get("REQUESTS_CA_BUNDLE") or os.environ.get("CURL_CA_BUNDLE")  # as the clients do
-        if bundle and Path(bundle).is_file():
-            context.load_verify_locations(bundle)
+        context = ssl.create_default_context(cafile=bundle if bundle and Path(bundle).is_file() else None)
         opener = urllib.request.build_opener(NoRedirect, urllib.request.HTTPSHandler(context=context))
         with opener.open(_request(key), timeout=seconds) as answer:
             return _sort(answer.status, answer.read(ANSWER_LIMIT))
@@ -185,7 +183,7 @@ def _judge_wandb(key: Key, expected: str, body: Any) -> Report:
 def _judge_huggingface(key: Key, expected: str, body: Any) -> Report:
     """Judge by whoami: the namespace must be the account's own or an organization's, and writable."""
     account, namespace = body["name"], expected or body["name"]
-    roles = {account: "admin"} | {org["name"]: org.get("roleInOrg", "") for org in body.get("orgs") or []}
+    roles = {account: "admin"} | {org["name"]: (org.get("roleInOrg") or "") for org in body.get("orgs") or []}
     role = next((role for name, role in roles.items() if name.casefold() == namespace.casefold()), None)
     plan = {True: "PRO", False: "free"}.get(body.get("isPro"), "")
     if role is None:

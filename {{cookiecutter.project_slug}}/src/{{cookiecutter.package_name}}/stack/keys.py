@@ -5,7 +5,6 @@ import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from urllib.parse import urlsplit
 
 # The variables that hold a key, in the client's order; the one that names the server, and its default.
 VARIABLES = {
@@ -33,13 +32,14 @@ class Key:
 
 
 def read_env_file(path: Path) -> dict[str, str]:
-    """Read NAME=value lines; `export `, quotes and comments are understood. A missing file is empty."""
+    """Read NAME=value lines, with `export `, quotes and comments; names without a value are left out."""
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except FileNotFoundError:
         return {}
     found = (re.match(r"\s*(?:export\s+)?([A-Za-z_]\w*)\s*=\s*(.*?)\s*$", line) for line in lines)
-    return {match[1]: _unquote(match[2]) for match in found if match}
+    values = {match[1]: _unquote(match[2]) for match in found if match}
+    return {name: value for name, value in values.items() if value}
 
 
 def _unquote(value: str) -> str:
@@ -78,6 +78,11 @@ def address(service: str, values: Mapping[str, str]) -> str:
     }
     named = values.get(variable) or stored.get(service, str)()
     return (named or default).rstrip("/")
+
+
+def host(url: str) -> str:
+    """Return the host and port in a URL that need not parse, without a user name or password."""
+    return url.partition("://")[2].partition("/")[0].rpartition("@")[2]
 
 
 def _merged(environ: Mapping[str, str], dotenv: Mapping[str, str] | None) -> dict[str, str]:
@@ -136,11 +141,11 @@ def _wandb_setting(values: Mapping[str, str], name: str) -> str:
 def _wandb_files(values: Mapping[str, str]) -> Iterator[tuple[str, str]]:
     import netrc
 
-    host, home = urlsplit(address("wandb", values)).netloc, _home(values)
+    server, home = host(address("wandb", values)), _home(values)
     paths = (Path(values["NETRC"]).expanduser(),) if "NETRC" in values else (home / ".netrc", home / "_netrc")
     path = next((path for path in paths if path.is_file()), None)
     # Keys made before the service moved stand under its old host.
-    hosts = (host, "api.wandb.ai") if host == urlsplit(ADDRESSES["wandb"][1]).netloc else (host,)
+    hosts = (server, "api.wandb.ai") if server == host(ADDRESSES["wandb"][1]) else (server,)
     try:
         entries = netrc.netrc(path) if path else None
     except (netrc.NetrcParseError, OSError, UnicodeDecodeError):

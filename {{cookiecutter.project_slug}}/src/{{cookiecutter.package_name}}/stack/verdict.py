@@ -3,9 +3,8 @@
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import TextIO
-from urllib.parse import urlsplit
 
-from .keys import ADDRESSES, SECRET, Key
+from .keys import ADDRESSES, SECRET, Key, host
 
 SERVICES = {"algorithmia": "Algorithmia", "wandb": "Weights & Biases", "huggingface": "Hugging Face"}
 PAGES = {
@@ -97,7 +96,7 @@ def report(key: Key, reason: str, status: int = 0, account: str = "", plan: str 
     """Word a finding; of the key only its source and its last four characters are kept."""
     outcome, text, remedy = REASONS[reason]
     name, page = key.service, PAGES[key.service]
-    facts |= {"account": account, "page": page, "host": urlsplit(key.address).netloc, "status": str(status)}
+    facts |= {"account": account, "page": page, "host": host(key.address), "status": str(status)}
     facts |= {"variable": ADDRESSES[name][0], "secret": SECRET[name], "title": SERVICES[name]}
     facts |= {"without": WITHOUT[name], "setting": SETTINGS[name]}
     last_four = key.value[-4:] if len(key.value) >= 16 and reason != "malformed" else ""
