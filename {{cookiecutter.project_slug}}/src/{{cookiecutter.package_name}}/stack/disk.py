@@ -14,27 +14,29 @@ SCRATCH = ".part"  # the folder, at the root of a store, where files grow until 
 CHUNK = 1 << 20  # bytes
 
 
-def open_whole(path: Path, scratch: Path, exclusive: bool = False) -> "WholeFile":
+def open_whole(path: Path, scratch: Path, **options: bool) -> "WholeFile":
     """Start a file that will be `path`, in the folder `scratch` on the same disk.
 
-    Raises FileExistsError when `exclusive` and the name is taken, now or by the time it is closed.
+    `options` are those of WholeFile. Raises FileExistsError when `exclusive` and the name is taken.
     """
-    if exclusive and path.exists():
+    if options.get("exclusive") and path.exists():
         raise FileExistsError(f"{path} exists")
     scratch.mkdir(parents=True, exist_ok=True)
     path.parent.mkdir(parents=True, exist_ok=True)
-    return WholeFile(io.FileIO(scratch / uuid.uuid4().hex, "xb"), path, exclusive)
+    return WholeFile(io.FileIO(scratch / uuid.uuid4().hex, "xb"), path, **options)
 
 
 class WholeFile(io.BufferedWriter):
     """A file in the making that takes the name `path` when it is closed.
 
-    An exception, `discard()` or the end of the process before that leaves `path` as it was.
+    An exception, `discard()` or the end of the process before that leaves `path` as it was. Without `autocommit` it
+    takes the name when `commit` is called, as fsspec's transactions do.
     """
 
-    def __init__(self, raw: io.FileIO, path: Path, exclusive: bool) -> None:
+    def __init__(self, raw: io.FileIO, path: Path, exclusive: bool = False, autocommit: bool = True) -> None:
         super().__init__(raw, CHUNK)
-        self.scratch, self.path, self.exclusive = Path(str(raw.name)), path, exclusive
+        self.scratch, self.path = Path(str(raw.name)), path
+        self.exclusive, self.autocommit = exclusive, autocommit
         self.raised = sys.exc_info()[1]
 
     def close(self) -> None:
@@ -45,16 +47,21 @@ class WholeFile(io.BufferedWriter):
             self.discard()
             return
         try:
-            self.commit()
+            self.finish()
+            if self.autocommit:
+                self.commit()
         except BaseException:
             self.discard()
             raise
 
-    def commit(self) -> None:
-        """Write out, close and rename: even a power cut leaves the old bytes or the new, never half."""
+    def finish(self) -> None:
+        """Bring the bytes to the disk: with that even a power cut leaves the old file or the new one."""
         self.flush()
         os.fsync(self.fileno())
         super().close()
+
+    def commit(self) -> None:
+        """Take the name. Raises FileExistsError when `exclusive` and it has been taken meanwhile."""
         if self.exclusive:
             os.link(self.scratch, self.path)
             self.scratch.unlink()
@@ -81,7 +88,8 @@ class DiskFileSystem(LocalFileSystem):  # type: ignore[misc]
 
     def _open(self, path: str, mode: str = "rb", block_size: int | None = None, **options: Any) -> Any:
         if mode in ("wb", "xb"):
-            return open_whole(Path(self._strip_protocol(path)), self.scratch, exclusive="x" in mode)
+            chosen = {"exclusive": "x" in mode, "autocommit": options.get("autocommit", True)}
+            return open_whole(Path(self._strip_protocol(path)), self.scratch, **chosen)
         return super()._open(path, mode, block_size, **options)
 
     def cp_file(self, path1: str, path2: str, **options: Any) -> None:

@@ -122,12 +122,12 @@ class DataAPI:
                 raise Refusal(409, f"{request.uri} is a directory")
         file = self.tree.create(request.path, exclusive)
         try:
-            headers = await receive_file(request, file)
+            headers = await receive_file(request, file, self.sums)
             await asyncio.to_thread(self.tree.commit, file, request.path)
         except BaseException:
             file.discard()
             raise
-        await request.answer({"result": request.uri}, **headers)
+        await request.answer({"result": request.uri}, 200, **headers)
 
     async def make(self, request: Request) -> None:
         """POST: make the folder `name` in this one, with access rights if the body has any."""

@@ -1,16 +1,17 @@
 """A file's bytes over HTTP: ranges, ETags and checksums (RFC 9110, RFC 9530)."""
 
 import asyncio
-import base64
 import codecs
+import os
 import re
 import time
 from email.utils import formatdate
 from typing import BinaryIO
 
 from ..disk import CHUNK, WholeFile
+from ..sums import SUMS, digest_field, read_digest, read_wish, sum_of
 from .request import Disconnected, Refusal, Request
-from .tree import RACY, SUMS, Entry, StoreTree
+from .tree import RACY, Entry, StoreTree, version_of
 
 SUMMED = 1 << 24  # bytes; the ETag of a file up to this size is its MD5, beyond that its version
 HEAD = 1 << 16  # bytes that are looked at to tell text from binary
@@ -30,19 +31,28 @@ class Sums:
         key = (path, entry.version, kind)
         if key in self.known:
             return self.known[key]
+        file.seek(0)
         if entry.size <= BRIEF and self.tree.near:
-            total = _summed(file, kind)
+            total = sum_of(file, kind)
         else:
-            total = await asyncio.to_thread(_summed, file, kind)
+            total = await asyncio.to_thread(sum_of, file, kind)
         if time.time() - entry.modified > RACY:
-            self.known[key] = total
-            while len(self.known) > KNOWN:
-                del self.known[next(iter(self.known))]
+            self.keep(path, entry.version, kind, total)
         return total
+
+    def keep(self, path: str, version: str, kind: str, total: bytes) -> None:
+        """Remember a checksum."""
+        self.known[(path, version, kind)] = total
+        while len(self.known) > KNOWN:
+            del self.known[next(iter(self.known))]
+
+    def ready(self, path: str, entry: Entry, kind: str) -> bool:
+        """Whether a checksum is there without keeping the client waiting."""
+        return (path, entry.version, kind) in self.known or (self.tree.near and entry.size <= SUMMED)
 
     async def etag(self, path: str, file: BinaryIO, entry: Entry) -> str:
         """The MD5 as Algorithmia gives it; the version where summing up would keep the client waiting."""
-        if entry.size > SUMMED or not self.tree.near:
+        if not self.ready(path, entry, "md5"):
             return f'"{entry.version}"'
         return f'"{(await self.get(path, file, entry, "md5")).hex()}"'
 
@@ -57,7 +67,8 @@ async def send_file(request: Request, sums: Sums, file: BinaryIO, entry: Entry) 
         "accept-ranges": "bytes",
         "x-data-type": "file",
     }
-    if kind := wanted_sum(request):
+    kind = read_wish(request.header(b"want-repr-digest"))
+    if kind and (request.method == "HEAD" or sums.ready(request.path, entry, kind)):
         headers["repr-digest"] = digest_field(kind, await sums.get(request.path, file, entry, kind))
     status, begin, end = _span(request, headers["etag"], entry.size)
     if status == 206:
@@ -83,56 +94,32 @@ async def _send_bytes(request: Request, file: BinaryIO, begin: int, end: int) ->
         await request.send({"type": "http.response.body", "body": chunk, "more_body": begin < end})
 
 
-async def receive_file(request: Request, file: WholeFile) -> dict[str, str]:
+async def receive_file(request: Request, file: WholeFile, sums: Sums) -> dict[str, str]:
     """Write the body to a file as it comes; returns the headers that tell its checksum, if one is wanted.
 
     Raises Refusal when the bytes are not those whose checksum was sent along, and Disconnected.
     """
-    sent, expected = _sent_sum(request)
-    kind = sent or wanted_sum(request)
+    sent, expected = read_digest(request.header(b"repr-digest"))
+    kind = sent or read_wish(request.header(b"want-repr-digest"))
     total = SUMS[kind]() if kind else None
-    more = True
+    more, size = True, 0
     while more:
         message = await request.receive()
         if message["type"] == "http.disconnect":
             raise Disconnected
         chunk = message.get("body", b"")
         file.write(chunk)
+        size += len(chunk)
         if total:
             total.update(chunk)
         more = message.get("more_body", False)
-    if sent and total and total.digest() != expected:
+    if not total:
+        return {}
+    if sent and total.digest() != expected:
         raise Refusal(400, f"{request.uri}: the bytes do not have the {sent} that was sent with them")
-    return {"repr_digest": digest_field(kind, total.digest())} if total else {}
-
-
-def wanted_sum(request: Request) -> str:
-    """The checksum that `Want-Repr-Digest` asks for, "" for none that is known here."""
-    wanted = re.findall(r"([\w-]+)=(\d+)", request.header(b"want-repr-digest").lower())
-    known = [(int(weight), kind) for kind, weight in wanted if kind in SUMS and weight != "0"]
-    return max(known, default=(0, ""))[1]
-
-
-def _sent_sum(request: Request) -> tuple[str, bytes]:
-    """The checksum in an upload's `Repr-Digest`, ("", b"") for none that is known here."""
-    for kind, text in re.findall(r"([\w-]+)=:([\w+/=]+):", request.header(b"repr-digest")):
-        if kind.lower() in SUMS:
-            return kind.lower(), base64.b64decode(text + "===")
-    return "", b""
-
-
-def digest_field(kind: str, digest: bytes) -> str:
-    """The value of `Repr-Digest`."""
-    return f"{kind}=:{base64.b64encode(digest).decode()}:"
-
-
-def _summed(file: BinaryIO, kind: str) -> bytes:
-    total = SUMS[kind]()
-    file.seek(0)
-    while chunk := file.read(CHUNK):
-        total.update(chunk)
-    digest: bytes = total.digest()
-    return digest
+    if size > SUMMED and sums.tree.near:  # a small file's is found quickly when it is asked for
+        sums.keep(request.path, version_of(os.fstat(file.fileno())), kind, total.digest())
+    return {"repr_digest": digest_field(kind, total.digest())}
 
 
 def _content_type(head: bytes, size: int) -> str:

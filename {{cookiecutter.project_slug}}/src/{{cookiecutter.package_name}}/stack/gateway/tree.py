@@ -1,29 +1,22 @@
 """The files and folders that the Data API serves: on local disk, or on any fsspec store."""
 
-import hashlib
 import os
 import shutil
 import stat
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import xxhash
 from fsspec import AbstractFileSystem
 from fsspec.implementations.local import LocalFileSystem
 
 from ..disk import CHUNK, SCRATCH, WholeFile, open_whole
 
-SUMS: dict[str, Callable[[], Any]] = {
-    "md5": lambda: hashlib.md5(usedforsecurity=False),
-    "sha-256": hashlib.sha256,
-    "xxh3-128": xxhash.xxh3_128,
-}
 KEEP = ".keep"  # stands for an empty folder in a store that has none
 RACY = 0.1  # seconds; a file younger than that may change without its time changing
 STALE = 24 * 3600  # seconds after which a file in the making has been given up
@@ -153,7 +146,7 @@ class DiskTree(StoreTree):
 
     def create(self, path: str, exclusive: bool = False) -> WholeFile:
         """A file to write to, for `commit`. Raises FileExistsError when `exclusive` and there is one."""
-        return open_whole(self.place(path), self.scratch, exclusive)
+        return open_whole(self.place(path), self.scratch, exclusive=exclusive)
 
     def commit(self, file: WholeFile, path: str) -> None:
         """Close a file from `create`; with that, and not before, it is at `path`."""
@@ -186,10 +179,14 @@ def tree_of(store: AbstractFileSystem | Path) -> StoreTree:
     return StoreTree(store, Path(tempfile.gettempdir()) / "data-api-uploads")
 
 
+def version_of(found: os.stat_result) -> str:
+    """What differs for every content that a name on disk has had."""
+    return f"{found.st_ino:x}-{found.st_size:x}-{found.st_mtime_ns:x}"
+
+
 def _disk_entry(path: str, found: os.stat_result) -> Entry:
-    version = f"{found.st_ino:x}-{found.st_size:x}-{found.st_mtime_ns:x}"
     folder = stat.S_ISDIR(found.st_mode)
-    return Entry(path.rpartition("/")[2], folder, found.st_size, found.st_mtime, version)
+    return Entry(path.rpartition("/")[2], folder, found.st_size, found.st_mtime, version_of(found))
 
 
 def _store_entry(info: dict[str, Any]) -> Entry:

@@ -1,0 +1,38 @@
+"""Several calls in flight."""
+
+from collections.abc import Callable
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from typing import Any
+
+
+class InFlight:
+    """A block in which `submit` returns at once, with at most `limit` calls in flight; leaving waits for them.
+
+    The first call that fails stops the block: its error is raised by the next `submit`, or on leaving.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.pool = ThreadPoolExecutor(limit)
+        self.pending: set[Future[Any]] = set()
+
+    def submit(self, call: Callable[..., object], *arguments: Any) -> None:
+        """Start a call, when there is room for it."""
+        while len(self.pending) >= self.limit:
+            self._collect()
+        self.pending.add(self.pool.submit(call, *arguments))
+
+    def _collect(self) -> None:
+        done, self.pending = wait(self.pending, return_when=FIRST_COMPLETED)
+        for future in done:
+            future.result()
+
+    def __enter__(self) -> "InFlight":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
+        try:
+            while self.pending and kind is None:
+                self._collect()
+        finally:
+            self.pool.shutdown(cancel_futures=True)
