@@ -50,7 +50,7 @@ def first_commit() -> str:
         return "it stands in a git repository already"
     if not shutil.which("git"):
         return "no git here, so no repository"
-    if not git("init", "-q"):
+    if not git("-c", "init.defaultBranch=main", "init", "-q"):
         return "`git init` failed, so no repository"
     quiet = ("-c", "commit.gpgsign=false", "-c", "user.useConfigOnly=true", "-c", "gc.auto=0")
     if git("add", "-A") and git(*quiet, "commit", "-q", "--no-verify", "-m", "Generate the project"):

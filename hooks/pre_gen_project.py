@@ -35,11 +35,12 @@ CHOICES = {
 }
 # A project named like what it installs or runs, or like one of its folders, would hide that.
 TAKEN = set(
-    """adk algo algorithmia bash build cookiecutter dist false fsspec git gradio hf huggingface-hub
-    hypothesis jupyter jupytext make matplotlib mypy nbclient nbstripout none numpy onnx onnxruntime
-    optuna packaging pandas pip pipx pre-commit prometheus-client pyarrow pydantic pytest python python3
-    pyyaml requests ruff s3fs safetensors scikit-learn scipy setup setuptools sh sklearn spaces src stack
-    starlette tests torch torchrun torchvision tqdm trackio true uv uvicorn uvx venv wandb wheel zizmor""".split()  # noqa: SIM905
+    """adk algo algorithm algorithmia bash build cookiecutter data dist false fsspec git gradio hf
+    huggingface-hub hypothesis jupyter jupytext make matplotlib models mypy nbclient nbstripout none
+    notebooks numpy onnx onnxruntime optuna packaging pandas pip pipx pre-commit prometheus-client
+    pyarrow pydantic pytest python python3 pyyaml requests ruff runs s3fs safetensors scikit-learn
+    scipy setup setuptools sh sklearn space spaces src stack starlette store test tests torch
+    torchrun torchvision tqdm trackio train true uv uvicorn uvx venv wandb wheel zizmor""".split()  # noqa: SIM905
 ) | {name.lower().replace("_", "-") for name in sys.stdlib_module_names}
 WINDOWS = {"con", "prn", "aux", "nul"} | {
     f"{port}{number}" for port in ("com", "lpt") for number in range(10)

@@ -1,28 +1,47 @@
-"""Generate a project in this process, hooks included."""
+"""Generate a project, or only judge answers, in this process."""
 
+import contextlib
+import io
 from pathlib import Path
+from typing import Any
 
+from cookiecutter.generate import generate_context
 from cookiecutter.main import cookiecutter
+from cookiecutter.prompt import prompt_for_config
+from cookiecutter.utils import create_env_with_context
 
 TEMPLATE = Path(__file__).resolve().parent.parent
+SKELETON = TEMPLATE / "{{cookiecutter.project_slug}}"
 
 
-def bake(folder: Path, **answers: str) -> Path:
+def bake(folder: Path, hooks: bool = True, **answers: str) -> Path:
     """Generate a project below `folder` with the defaults but for `answers`; return its folder."""
     config = folder / "cookiecutter.yaml"
     config.write_text(f"replay_dir: {folder / 'replay'}\n", encoding="utf-8")
     context = {"check_credentials": "skip", **answers}
-    return Path(
-        cookiecutter(
-            str(TEMPLATE),
-            no_input=True,
-            extra_context=context,
-            output_dir=str(folder),
-            config_file=str(config),
-        )
-    )
+    options: dict[str, Any] = {"output_dir": str(folder), "config_file": str(config), "accept_hooks": hooks}
+    return Path(cookiecutter(str(TEMPLATE), no_input=True, extra_context=context, **options))
 
 
 def literal(text: str) -> str:
     """Spell an answer so that cookiecutter, which renders what a program answers, takes it as it is."""
     return '{{ "' + "".join(f"\\U{ord(character):08x}" for character in text) + '" }}'
+
+
+def context(answers: dict[str, str]) -> dict[str, Any]:
+    """The whole context that cookiecutter makes of literal answers: defaults and derived values added."""
+    extra = {name: literal(answer) for name, answer in answers.items()}
+    found = generate_context(str(TEMPLATE / "cookiecutter.json"), extra_context=extra)
+    found["cookiecutter"].update(prompt_for_config(found, no_input=True))
+    found["cookiecutter"]["_output_dir"] = str(TEMPLATE / "build")
+    return found
+
+
+def refusals(answers: dict[str, str]) -> list[str]:
+    """The lines with which the pre-generation hook refuses answers, rendered and run as cookiecutter does it."""
+    found = context(answers)
+    source = (TEMPLATE / "hooks" / "pre_gen_project.py").read_text(encoding="utf-8")
+    rendered = create_env_with_context(found).from_string(source).render(**found)
+    with contextlib.redirect_stderr(io.StringIO()) as told, contextlib.suppress(SystemExit):
+        exec(compile(rendered, "pre_gen_project.py", "exec"), {"__name__": "__main__"})  # noqa: S102
+    return told.getvalue().splitlines()
