@@ -98,20 +98,44 @@ class AlgorithmiaFileSystem(AbstractFileSystem):  # type: ignore[misc]
         entries = (info for page in self._pages(self._parent(path)) for info in page)
         return next((info["size"] for info in entries if info["name"] == path), None)
 
-    def exists(self, path: str, **options: Any) -> bool:
-        """Whether there is something; errors other than its absence are raised, not taken for it."""
+    def _type(self, path: str) -> str:
+        """ "file", "directory", or "" for nothing; other errors are raised, not taken for its absence."""
         try:
-            self.info(path)
+            return str(self.info(path)["type"])
         except FileNotFoundError:
-            return False
-        return True
+            return ""
+
+    def exists(self, path: str, **options: Any) -> bool:
+        """Whether there is something."""
+        return bool(self._type(path))
+
+    def isfile(self, path: str) -> bool:
+        """Whether there is a file."""
+        return self._type(path) == "file"
+
+    def isdir(self, path: str) -> bool:
+        """Whether there is a folder."""
+        return self._type(path) == "directory"
+
+    def walk(
+        self,
+        path: str,
+        maxdepth: int | None = None,
+        topdown: bool = True,
+        on_error: Any = "omit",
+        **options: Any,
+    ) -> Any:
+        """fsspec's walk, which takes a missing folder for an empty one, but not a server that fails."""
+        return super().walk(
+            path, maxdepth, topdown, _raise_failure if on_error == "omit" else on_error, **options
+        )
 
     def modified(self, path: str) -> datetime:
         """When a file was written."""
         modified: datetime = self.info(path)["modified"]
         return modified
 
-    def checksum(self, path: str) -> str:
+    def sha256(self, path: str) -> str:
         """The hexadecimal SHA-256 of a file, as the server tells it; read and summed up where it doesn't."""
         told = self.connection.send("HEAD", self._strip_protocol(path), {"Want-Repr-Digest": "sha-256=1"})
         kind, digest = read_digest(told.headers.get("Repr-Digest", ""))
@@ -245,6 +269,8 @@ class AlgorithmiaFileSystem(AbstractFileSystem):  # type: ignore[misc]
         except FileNotFoundError:  # the original service wants the collection made first
             self.makedirs(self._parent(path), exist_ok=True)
             return self.connection.send("PUT", path, headers, body=upload.begin)
+        finally:
+            upload.file.close()
 
     def _refuse_taken(self, path: str) -> None:
         if self.exists(path):
@@ -336,6 +362,11 @@ class AlgorithmiaFileSystem(AbstractFileSystem):  # type: ignore[misc]
             calls.submit(call, *arguments)
         else:
             call(*arguments)
+
+
+def _raise_failure(error: OSError) -> None:
+    if not isinstance(error, FileNotFoundError):
+        raise error
 
 
 def _buffered(download: Download) -> io.BufferedReader:

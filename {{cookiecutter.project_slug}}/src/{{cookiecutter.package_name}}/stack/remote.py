@@ -211,10 +211,15 @@ class Upload:
         self, opened: Callable[[], Any], size: int, sent: Callable[[int], object] = lambda count: None
     ) -> None:
         self.opened, self.size, self.sent = opened, size, sent
+        self.file: Any = io.BytesIO()
+        self.count = 0
 
     def begin(self) -> "Upload":
         """Read from the file's first byte again."""
+        self.file.close()
         self.file, self.total = self.opened(), SUMS[FAST]()
+        self.sent(-self.count)
+        self.count = 0
         return self
 
     def __len__(self) -> int:
@@ -223,9 +228,8 @@ class Upload:
     def read(self, size: int = -1) -> bytes:
         """The next piece."""
         chunk: bytes = self.file.read(size)
-        if not chunk:
-            self.file.close()
         self.total.update(chunk)
+        self.count += len(chunk)
         self.sent(len(chunk))
         return chunk
 

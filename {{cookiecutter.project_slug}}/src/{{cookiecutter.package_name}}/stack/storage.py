@@ -1,6 +1,5 @@
 """Open a project's store by its URL, and move folders between stores."""
 
-import hashlib
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,7 +8,9 @@ from fsspec import AbstractFileSystem, filesystem
 from fsspec.implementations.dirfs import DirFileSystem
 
 from . import StackError
-from .disk import CHUNK, DiskFileSystem
+from .disk import DiskFileSystem
+from .sums import sum_of
+from .transfer import transfer as transfer
 
 if TYPE_CHECKING:
     from .settings import Settings
@@ -57,7 +58,7 @@ def embedded_store(service: str, segments: list[str], settings: "Settings") -> A
     """The local folder that stands for a service: for Algorithmia the tree that a local gateway serves."""
     root = settings.root / ".stack" / FOLDERS[service]
     if service == "algorithmia" and segments[0] == ".my":
-        segments = [settings.algorithmia_username or "me", *segments[1:]]
+        segments = [settings.user, *segments[1:]]
     return local_store(root.joinpath(*segments), root)
 
 
@@ -69,16 +70,13 @@ def _remote(service: str, settings: "Settings") -> AbstractFileSystem:
             raise StackError(f"{service} storage needs a package that is not installed: {error}") from error
     from .algorithmia import AlgorithmiaFileSystem
 
-    return AlgorithmiaFileSystem(api_address=settings.algorithmia_api, api_key=settings.algorithmia_api_key)
+    return AlgorithmiaFileSystem(settings.algorithmia_api or None, settings.algorithmia_api_key or None)
 
 
 def sha256(store: AbstractFileSystem, path: str) -> str:
-    """The hexadecimal SHA-256 of a file, read in pieces."""
-    total = hashlib.sha256()
+    """The hexadecimal SHA-256 of a stored file."""
     with store.open(path, "rb") as file:
-        while chunk := file.read(CHUNK):
-            total.update(chunk)
-    return total.hexdigest()
+        return sum_of(file, "sha-256").hex()
 
 
 def manifest(folder: Path | AbstractFileSystem) -> dict[str, Any]:

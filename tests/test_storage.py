@@ -1,0 +1,166 @@
+"""Stores by URL, files that appear whole or not at all, manifests, and moving data between stores."""
+
+import os
+from pathlib import Path
+
+import pytest
+from serving import serving
+from skeleton.stack import StackError, connection
+from skeleton.stack.settings import Settings
+from skeleton.stack.storage import DamagedError, local_store, open_store, transfer, verify, write_manifest
+from storing import data_app
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    return Settings(root=tmp_path / "project")
+
+
+FILES = {"a.bin": b"a" * 5000, "deep/er/b.txt": "ä".encode(), "empty": b""}
+
+
+def fill(store) -> None:
+    for name, content in FILES.items():
+        store.pipe_file(name, content)
+
+
+def content(store) -> dict[str, bytes]:
+    store.invalidate_cache()
+    return {name: store.cat_file(name) for name in store.find("")}
+
+
+@pytest.mark.parametrize(
+    ("url", "folder"),
+    [
+        ("algorithmia://.my/things", ".stack/data/me/things"),
+        ("data://.my/things/", ".stack/data/me/things"),
+        ("algorithmia://ann/things/of/hers", ".stack/data/ann/things/of/hers"),
+        ("hf://datasets/ann/things", ".stack/hf/datasets/ann/things"),
+        ("s3://bucket/things", ".stack/s3/bucket/things"),
+        ("./store", "store"),
+    ],
+)
+def test_without_credentials_every_url_is_a_folder_of_the_project(settings: Settings, url: str, folder: str):
+    store = open_store(url, settings)
+    fill(store)
+    assert {name: (settings.root / folder / name).read_bytes() for name in FILES} == FILES
+    assert content(store) == FILES
+
+
+def test_a_file_url_is_that_folder(settings: Settings, tmp_path: Path):
+    fill(open_store(f"file://{tmp_path}/elsewhere", settings))
+    assert (tmp_path / "elsewhere" / "a.bin").exists()
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["ftp://host/x", "algorithmia://.my", "algorithmia://", "hf://gpt2", "s3://", "algorithmia://.my/../you"],
+)
+def test_a_url_that_names_no_store_is_refused_in_one_line(settings: Settings, url: str):
+    with pytest.raises(StackError, match=r"^[^\n]*use algorithmia|^[^\n]*name a place") as refusal:
+        open_store(url, settings)
+    assert url in str(refusal.value)
+
+
+def test_what_was_stored_offline_is_what_the_gateway_serves(settings: Settings):
+    fill(open_store("algorithmia://.my/things", settings))
+    with serving(data_app(settings.root / ".stack" / "data"), lifespan="off") as url:
+        online = Settings(root=settings.root, algorithmia_api=url, algorithmia_api_key="key-of-me")
+        assert content(open_store("algorithmia://.my/things", online)) == FILES
+
+
+def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path: Path):
+    store = local_store(tmp_path / "store")
+    store.pipe_file("a", b"old")
+    with pytest.raises(ZeroDivisionError), store.open("a", "wb") as file:
+        file.write(b"new" * 10**6)
+        raise ZeroDivisionError
+    with pytest.raises(ZeroDivisionError), store.open("b", "w") as file:
+        file.write("new")
+        raise ZeroDivisionError
+    assert content(store) == {"a": b"old"}
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == [tmp_path / "store" / "a"]
+
+
+def test_a_file_is_written_while_another_error_is_handled(tmp_path: Path):
+    """An emergency checkpoint is written inside an `except` block."""
+    store = local_store(tmp_path)
+    try:
+        raise KeyboardInterrupt
+    except KeyboardInterrupt:
+        with store.open("checkpoint", "wb") as file:
+            file.write(b"whole")
+    assert content(store) == {"checkpoint": b"whole"}
+
+
+def test_an_exclusive_file_is_refused_when_the_name_is_taken(tmp_path: Path):
+    store = local_store(tmp_path)
+    with store.open("a", "xb") as first, store.open("a", "xb") as second:
+        first.write(b"first")
+        second.write(b"second")
+        first.close()
+        with pytest.raises(FileExistsError):
+            second.close()
+    assert content(store) == {"a": b"first"}
+
+
+def test_a_transaction_shows_all_files_at_its_end(tmp_path: Path):
+    store = local_store(tmp_path)
+    with store.fs.transaction:
+        store.fs.pipe_file(f"{tmp_path}/a", b"1")
+        assert content(store) == {}
+    assert content(store) == {"a": b"1"}
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (lambda store: store.pipe_file("a.bin", b"a" * 4999 + b"b"), "a.bin is not the file"),
+        (lambda store: store.pipe_file("a.bin", b"a" * 4999), "a.bin has 4999 bytes instead of 5000"),
+        (lambda store: store.rm("deep/er/b.txt"), "deep/er/b.txt is missing"),
+        (lambda store: store.rm("manifest.json"), "manifest.json is missing"),
+        (lambda store: store.pipe_file("manifest.json", b"{"), "manifest.json is not a manifest"),
+        (lambda store: store.pipe_file("manifest.json", b"[]"), "manifest.json is not a manifest"),
+    ],
+)
+def test_a_damaged_folder_is_told_by_the_name_of_the_file(tmp_path: Path, damage, words: str):
+    store = local_store(tmp_path)
+    fill(store)
+    assert write_manifest(store) == verify(tmp_path)
+    damage(store)
+    with pytest.raises(DamagedError, match=words):
+        verify(store)
+
+
+def test_a_transfer_copies_what_differs_and_only_that(tmp_path: Path):
+    here, there = local_store(tmp_path / "here"), local_store(tmp_path / "there")
+    fill(here)
+    assert (transfer(here, there).copied, transfer(here, there).same) == (3, 3)
+    here.pipe_file("a.bin", b"b" * 5000)
+    there.pipe_file("theirs", b"stays")
+    moved = transfer(here, there)
+    assert (moved.copied, moved.same, moved.size) == (1, 2, 5000)
+    assert content(there) == {**FILES, "a.bin": b"b" * 5000, "theirs": b"stays"}
+
+
+def test_a_transfer_goes_through_the_gateway_both_ways(tmp_path: Path, settings: Settings):
+    with serving(data_app(tmp_path / "gateway"), lifespan="off") as url:
+        online = Settings(root=settings.root, algorithmia_api=url, algorithmia_api_key="key-of-me")
+        here, there = open_store("./here", settings), open_store("algorithmia://.my/things", online)
+        back, other = open_store("./back", settings), open_store("algorithmia://.my/copy", online)
+        fill(here)
+        here.pipe_file("large", os.urandom(5 << 20))
+        assert [transfer(here, there).copied, transfer(here, there).same] == [4, 4]
+        assert [transfer(there, other).copied, transfer(there, other).same] == [4, 4]
+        assert [transfer(other, back).copied, transfer(other, back).same] == [4, 4]
+        assert content(back) == content(here)
+
+
+def test_a_transfer_that_can_not_go_on_says_so_in_one_line(settings: Settings, monkeypatch):
+    monkeypatch.setattr(connection, "PAUSE", 0.001)
+    online = Settings(root=settings.root, algorithmia_api="http://127.0.0.1:1", algorithmia_api_key="k")
+    here = open_store("./here", settings)
+    fill(here)
+    with pytest.raises(StackError, match="run it again") as failure:
+        transfer(here, open_store("algorithmia://.my/things", online))
+    assert "\n" not in str(failure.value)

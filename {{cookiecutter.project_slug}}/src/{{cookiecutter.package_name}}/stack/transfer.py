@@ -1,0 +1,193 @@
+"""Move files between two stores: only what differs, several in flight, and on from where it was cut off."""
+
+import hashlib
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+from fsspec import AbstractFileSystem
+from fsspec.callbacks import Callback
+from fsspec.implementations.local import LocalFileSystem
+
+from . import StackError
+from .disk import CHUNK
+from .inflight import InFlight
+from .sums import sum_of
+
+AT_ONCE = 8
+COMMIT = 200  # files in one commit to the Hub
+LINE_SECONDS = 5.0  # between two lines of progress where nobody watches a bar
+Infos = Mapping[str, dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Moved:
+    """What a transfer did: files copied, files that were there already, bytes copied."""
+
+    copied: int
+    same: int
+    size: int
+
+
+def transfer(source: AbstractFileSystem, target: AbstractFileSystem) -> Moved:
+    """Copy the files of one store into another, except those that are there with the same checksum.
+
+    Nothing is deleted. After a failure the same call goes on where this one stopped. Raises StackError.
+    """
+    try:
+        wanted, present = _files(source), _files(target)
+        missing = _missing(source, target, wanted, present)
+        size = sum(wanted[name]["size"] for name in missing)
+        with _progress(size) as done:
+            _copy_all(source, target, missing, done)
+    except OSError as error:
+        place = error.filename or ""
+        raise StackError(
+            f"the transfer stopped: {error.strerror or error} {place}; run it again to go on"
+        ) from error
+    return Moved(len(missing), len(wanted) - len(missing), size)
+
+
+def _files(store: AbstractFileSystem) -> Infos:
+    store.invalidate_cache()
+    try:
+        found = store.find("", detail=True)
+    except FileNotFoundError:  # a folder or repository that the first file will make
+        return {}
+    return {name.lstrip("/"): info for name, info in found.items() if name != ".gitattributes"}
+
+
+def _missing(
+    source: AbstractFileSystem, target: AbstractFileSystem, wanted: Infos, present: Infos
+) -> list[str]:
+    missing = {
+        name for name in wanted if name not in present or wanted[name]["size"] != present[name]["size"]
+    }
+
+    def compare(name: str) -> None:
+        kind = (_told(present[name]) or _told(wanted[name]) or ("sha-256", ""))[0]
+        if _sum(source, name, wanted[name], kind) != _sum(target, name, present[name], kind):
+            missing.add(name)
+
+    with InFlight(AT_ONCE) as calls:
+        for name in wanted.keys() - missing:
+            calls.submit(compare, name)
+    return [name for name in wanted if name in missing]
+
+
+def _told(info: dict[str, Any]) -> tuple[str, str] | None:
+    """The checksum that a listing of the Hub or of S3 holds: its kind, and the value in hexadecimal."""
+    if lfs := info.get("lfs"):
+        return "sha-256", lfs["sha256"]
+    if blob := info.get("blob_id"):
+        return "git", blob
+    etag = str(info.get("ETag", "")).strip('"')
+    return ("md5", etag) if len(etag) == 32 else None  # of a file stored in parts it is no MD5
+
+
+def _sum(store: AbstractFileSystem, name: str, info: dict[str, Any], kind: str) -> str:
+    """A file's checksum in hexadecimal: as the store tells it, else of the bytes read."""
+    told = _told(info)
+    if told and told[0] == kind:
+        return told[1]
+    if kind == "sha-256" and hasattr(store.fs, "sha256"):
+        return str(store.fs.sha256(f"{store.path}/{name}"))
+    with store.open(name, "rb") as file:
+        if kind != "git":
+            return sum_of(file, kind).hex()
+        total = hashlib.sha1(b"blob %d\0" % info["size"], usedforsecurity=False)
+        while chunk := file.read(CHUNK):
+            total.update(chunk)
+        return total.hexdigest()
+
+
+def _copy_all(
+    source: AbstractFileSystem, target: AbstractFileSystem, names: list[str], done: Callable[[int], None]
+) -> None:
+    if "hf" in target.fs.protocol and not target.path.startswith("buckets/"):
+        for start in range(0, len(names), COMMIT):
+            _commit(source, target, names[start : start + COMMIT], done)
+        return
+    with InFlight(AT_ONCE) as calls:
+        for name in names:
+            calls.submit(_copy, source, target, name, done)
+
+
+class Counted(Callback):  # type: ignore[misc]
+    """Tells `done` the bytes of one file as they go by."""
+
+    def __init__(self, done: Callable[[int], None]) -> None:
+        super().__init__()
+        self.done = done
+
+    def relative_update(self, inc: int = 1) -> None:
+        """Count more bytes, or fewer where an attempt begins again."""
+        self.value += inc
+        self.done(inc)
+
+
+def _copy(
+    source: AbstractFileSystem, target: AbstractFileSystem, name: str, done: Callable[[int], None]
+) -> None:
+    counted = Counted(done)
+    if isinstance(source.fs, LocalFileSystem):
+        target.put_file(f"{source.path}/{name}", name, callback=counted)
+    elif isinstance(target.fs, LocalFileSystem) and hasattr(source.fs, "sha256"):
+        source.get_file(name, f"{target.path}/{name}", callback=counted)
+    else:
+        with source.open(name, "rb") as file, target.open(name, "wb") as copy:
+            while chunk := file.read(CHUNK):
+                copy.write(chunk)
+                counted.relative_update(len(chunk))
+
+
+def _commit(
+    source: AbstractFileSystem, target: AbstractFileSystem, names: list[str], done: Callable[[int], None]
+) -> None:
+    """Add files to a repository on the Hub in one commit; makes the repository, private, where there is none."""
+    from huggingface_hub import CommitOperationAdd, HfApi
+
+    segments = target.path.split("/")
+    kind = segments.pop(0)[:-1] if segments[0] in ("datasets", "spaces", "models") else "model"
+    repo_id, revision = "/".join(segments[:2]).partition("@")[::2]
+    api = HfApi()
+    api.create_repo(repo_id, repo_type=kind, private=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as folder:
+        operations = []
+        for name in names:
+            path = Path(source.path if isinstance(source.fs, LocalFileSystem) else folder, name)
+            if not path.exists():
+                source.get_file(name, str(path))
+            operations.append(CommitOperationAdd("/".join([*segments[2:], name]), path))
+        message = f"Store {len(names)} files"
+        api.create_commit(
+            repo_id, operations, commit_message=message, repo_type=kind, revision=revision or None
+        )
+    done(sum(operation.upload_info.size for operation in operations))
+
+
+@contextmanager
+def _progress(total: int) -> Iterator[Callable[[int], None]]:
+    """A function to tell the bytes that have gone by: a bar on a terminal, now and then a line elsewhere."""
+    from tqdm import tqdm
+
+    lock, watched = Lock(), sys.stderr.isatty()
+    with tqdm(total=total, unit="B", unit_scale=True, disable=not watched, leave=False) as bar:
+        count, next_line = 0, time.monotonic() + LINE_SECONDS
+
+        def done(size: int) -> None:
+            nonlocal count, next_line
+            with lock:
+                count += size
+                bar.update(size)
+                if not watched and time.monotonic() > next_line:
+                    next_line = time.monotonic() + LINE_SECONDS
+                    print(f"{count / 1e6:,.0f} of {total / 1e6:,.0f} MB", file=sys.stderr, flush=True)
+
+        yield done
