@@ -133,10 +133,9 @@ CHECKS: dict[str, Callable[[str], str | None]] = {
 
 def problems(answers: dict[str, object]) -> Iterator[tuple[str, object, str]]:
     """Yield (question, answer, what is wrong) for every answer that is refused."""
-    if (
-        answers["__refused_slug"] != ""
-    ):  # no safe name for a folder, so another one was made; see cookiecutter.json
-        answers["project_slug"] = answers["__refused_slug"]
+    # A slug that names no safe folder was set aside, since the folder is made before this runs.
+    if answers["__refused_slug"]:
+        answers["project_slug"] = json.loads(str(answers["__refused_slug"]))
     for name in (*TEXTS, *USERS, "__storage_url"):
         value = answers[name]
         problem = text_problem(value)
