@@ -1,0 +1,44 @@
+"""The data set: scikit-learn's digits, 1,797 real grey images of 8 x 8 pixels in ten classes. Edit me."""
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional
+
+Arrays = dict[str, NDArray[np.uint8]]
+
+NAME = "digits"
+SOURCE = "https://archive.ics.uci.edu/dataset/80/optical+recognition+of+handwritten+digits"
+LABELS = list(range(10))
+FRACTIONS = {"train": 0.7, "validation": 0.15, "test": 0.15}
+
+
+def fetch() -> Arrays:
+    """All images (n, 8, 8), grey values 0 to 16, and their labels (n,), both uint8."""
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    return {"image": digits.images.astype(np.uint8), "label": digits.target.astype(np.uint8)}
+
+
+def split(arrays: Arrays, seed: int) -> dict[str, Arrays]:
+    """Train, validation and test: disjoint, each with every class in the same share, chosen by `seed`."""
+    rng = np.random.default_rng(seed)
+    rows: dict[str, list[NDArray[np.intp]]] = {name: [] for name in FRACTIONS}
+    for label in np.unique(arrays["label"]):
+        members = rng.permutation(np.flatnonzero(arrays["label"] == label))
+        ends = np.cumsum([round(share * len(members)) for share in FRACTIONS.values()])[:-1]
+        for name, part in zip(FRACTIONS, np.split(members, ends), strict=True):
+            rows[name].append(part)
+    chosen = {name: np.sort(np.concatenate(parts)) for name, parts in rows.items()}
+    return {name: {key: column[index] for key, column in arrays.items()} for name, index in chosen.items()}
+
+
+def shifted(images: Tensor, offsets: Tensor, limit: int) -> Tensor:
+    """Images (n, h, w) moved by their own offsets (n, 2), 0 to 2 * limit, where `limit` leaves one in place."""
+    height, width = images.shape[1:]
+    padded = functional.pad(images, (limit, limit, limit, limit))
+    rows = offsets[:, :1] + offsets.new_tensor(range(height))
+    columns = offsets[:, 1:] + offsets.new_tensor(range(width))
+    index = offsets.new_tensor(range(len(images)))
+    return padded[index[:, None, None], rows[:, :, None], columns[:, None, :]]

@@ -1,0 +1,63 @@
+"""The model as a service: the two functions that an Algorithmia algorithm has. Edit me. No torch in here."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+from numpy.typing import NDArray
+
+SHAPE = (8, 8)
+LEVELS = 16  # the largest grey value
+
+
+@dataclass(frozen=True)
+class Model:
+    """A loaded model: its session and the names of its classes."""
+
+    session: onnxruntime.InferenceSession
+    labels: list[int]
+
+
+def load(model_dir: Path) -> Model:
+    """Load `model.onnx` and the class names from a model folder."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1  # one image is too little work to share
+    session = onnxruntime.InferenceSession(
+        str(model_dir / "model.onnx"), options, providers=["CPUExecutionProvider"]
+    )
+    return Model(session, json.loads((model_dir / "labels.json").read_text(encoding="utf-8")))
+
+
+def apply(input: Any, model: Model) -> dict[str, Any]:
+    """Classify one image, 8 x 8 or 64 grey values from 0 to 16. ValueError for anything else."""
+    return apply_batch([input], model)[0]
+
+
+def apply_batch(inputs: list[Any], model: Model) -> list[dict[str, Any]]:
+    """Classify many images in one run of the model; the answers are those of `apply`."""
+    logits = model.session.run(None, {"image": np.stack([_image(item) for item in inputs])})[0]
+    powers = np.exp(logits - logits.max(axis=1, keepdims=True))
+    probabilities = powers / powers.sum(axis=1, keepdims=True)
+    return [
+        {"label": model.labels[row.argmax()], "confidence": float(row.max()), "probabilities": row.tolist()}
+        for row in probabilities
+    ]
+
+
+def summary(input: Any) -> dict[str, float]:
+    """Numbers that describe an input; monitoring compares them with the training data's."""
+    image = _image(input)
+    return {"mean": float(image.mean()), "deviation": float(image.std())}
+
+
+def _image(input: Any) -> NDArray[np.float32]:
+    try:
+        image = np.asarray(input, dtype=np.float32).reshape(SHAPE)
+    except (TypeError, ValueError):
+        raise ValueError("expected an image of 8 x 8 or 64 numbers") from None
+    if not (np.isfinite(image).all() and image.min() >= 0 and image.max() <= LEVELS):
+        raise ValueError("expected grey values from 0 to 16")
+    return image

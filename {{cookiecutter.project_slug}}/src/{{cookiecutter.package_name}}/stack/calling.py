@@ -1,0 +1,59 @@
+"""Call the deployed algorithm through Algorithmia's own client."""
+
+import json
+import os
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from . import StackError
+
+if TYPE_CHECKING:
+    from .settings import Settings
+
+RECORD = "gateway.json"
+
+
+def address(settings: "Settings") -> tuple[str, str]:
+    """Address and key of the gateway: the local one while it runs, else the configured one."""
+    record = settings.private / RECORD
+    try:
+        running = json.loads(record.read_text(encoding="utf-8"))
+        os.kill(running["pid"], 0)
+    except (FileNotFoundError, ProcessLookupError):
+        if settings.algorithmia_api and settings.algorithmia_api_key:
+            return settings.algorithmia_api, settings.algorithmia_api_key
+        raise StackError(
+            f"no gateway runs: start one with `{settings.command} serve` in another terminal"
+        ) from None
+    return running["url"], running["key"]
+
+
+def call(settings: "Settings", inputs: Iterable[Any], version: str = "") -> list[Any]:
+    """The algorithm's answers to some inputs, one call each; StackError with the gateway's words if it refuses."""
+    import Algorithmia
+    from Algorithmia.errors import AlgorithmException
+    from requests import RequestException
+
+    url, key = address(settings)
+    algorithm = Algorithmia.client(key, url).algo("/".join(filter(None, (settings.algorithm, version))))
+    try:
+        return [algorithm.pipe(value).result for value in inputs]
+    except AlgorithmException as error:
+        raise StackError(f"{settings.algorithm}: {error.message}") from None
+    except RequestException as error:
+        raise StackError(f"{url} does not answer: {error}") from None
+
+
+def read_input(text: str) -> Any:
+    """The JSON in a file, on standard input (`-`), or in the text itself."""
+    source = text
+    try:
+        if text == "-":
+            source = sys.stdin.read()
+        elif not text.lstrip().startswith(("[", "{", '"')) and Path(text).is_file():
+            source = Path(text).read_text(encoding="utf-8")
+        return json.loads(source)
+    except (ValueError, OSError) as error:
+        raise StackError(f"input is neither a file nor JSON: {error}") from None

@@ -1,0 +1,287 @@
+"""The command line: one command a step, each says what it made and what comes next."""
+
+import argparse
+import dataclasses
+import json
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from . import StackError
+from .console import say, table
+from .flags import add_flags, read, read_json
+from .settings import Settings, load
+
+if TYPE_CHECKING:
+    from .science import Science
+
+Arguments = argparse.Namespace
+
+
+def doctor(science: "Science", settings: Settings, args: Arguments) -> int:
+    """Check keys, versions, device and disk."""
+    from .doctor import doctor
+
+    return doctor(settings, args.json)
+
+
+def data(science: "Science", settings: Settings, args: Arguments) -> int:
+    """Fetch the data set, split it, and write it to the store."""
+    from . import dataset
+    from .storage import open_store
+
+    source = science.data
+    facts = {"name": source.NAME, "source": source.SOURCE, "labels": source.LABELS, "split_seed": args.seed}
+    written = dataset.write(
+        open_store(settings.storage, settings), source.split(source.fetch(), args.seed), facts
+    )
+    say(table(list(written["rows"].items()), ("split", "rows")))
+    say(f"Data set {written['name']} is in {settings.storage}/{dataset.FOLDER}.")
+    return _next(settings, "train")
+
+
+def train(science: "Science", settings: Settings, args: Arguments) -> int:
+    """Train a model; every field of TrainConfig is a flag."""
+    from .training import train
+
+    layers = [read_json(args.config)] if args.config else []
+    names = {field.name for field in dataclasses.fields(science.config)}
+    flags = {name: value for name, value in vars(args).items() if name in names}
+    result = train(science, read(science.config, *layers, flags), settings, args.run)
+    if settings.rank == 0:
+        say(
+            f"Test accuracy {result['test']['accuracy']:.4f} after {result['steps']} steps in {result['seconds']:.1f} s."
+        )
+        say(f"Run {result['run']} is in {settings.runs / result['run']}.", *filter(None, [result["tracked"]]))
+        _next(settings, "sweep", "publish")
+    return 0
+
+
+def sweep(science: "Science", settings: Settings, args: Arguments) -> int:
+    """Search for a better configuration, as sweep.yaml says."""
+    from .sweep import sweep
+
+    found = sweep(science, settings, args.file, workers=args.workers, cap=args.trials)
+    say(table(found.rows(), found.header()), f"Pictures and trials are in {found.folder}.")
+    say(f"Best: {found.metric} {found.best_value:.4f}, written to {found.best_config}.")
+    return _next(settings, f"train --config {found.best_config}", "publish")
+
+
+def publish(science: "Science", settings: Settings, args: Arguments) -> int:
+    """Make the model folder with its card; send it to the store, and to the Hub where there is a token."""
+    from .export import export
+    from .hub import publish
+    from .training import find_run
+
+    published = publish(settings, export(science, settings, find_run(settings, args.run)), args.public)
+    say(f"Model and card are in {published.folder}, and in {published.stored}.")
+    say(
+        f"Published at {published.url}."
+        if published.url
+        else "Not on the Hub yet: needs HF_TOKEN and model_repo."
+    )
+    return _next(settings, "deploy")
+
+
+def deploy(science: "Science", settings: Settings, args: Arguments) -> int:
+    """Make the published model the algorithm's next version; list the versions; roll back."""
+    from . import deploy
+    from .storage import open_store
+
+    store, name = open_store(settings.storage, settings), settings.algorithm.partition("/")[2]
+    if args.list:
+        rows = [
+            (build.version, build.finished_at[:19], build.folder) for build in deploy.versions(store, name)
+        ]
+        say(table(rows, ("version", "deployed", "folder")) if rows else "Nothing is deployed yet.")
+        return 0
+    if args.rollback is not None:
+        build = deploy.rollback(store, name, args.rollback)
+        say(f"{settings.algorithm} is back at version {build.version}.")
+        return _next(settings, "predict")
+    build = deploy.deploy(_model(settings, args.model), store, name, science.predict, args.bump)
+    say(
+        f"{settings.algorithm} is at version {build.version}: copied, checked, and it answers its sample as recorded."
+    )
+    return _next(settings, "serve", "predict")
+
+
+def serve(science: "Science", settings: Settings, args: Arguments) -> int:
+    """Run the gateway on this machine."""
+    from .calling import RECORD
+    from .gateway.app import create_app
+    from .gateway.serve import serve
+    from .storage import local_store, open_store
+
+    local = dataclasses.replace(
+        settings, algorithmia_api="", credentials=settings.credentials - {"algorithmia"}
+    )
+    project = open_store(local.storage, local)
+    store = local_store(settings.private / "data")
+
+    def app(keys: Sequence[str]) -> Any:
+        return create_app(
+            store=store,
+            project=project,
+            user=settings.user,
+            keys=keys,
+            algorithm=settings.algorithm,
+            predictor=science.predict,
+        )
+
+    keys = [settings.algorithmia_api_key] if settings.algorithmia_api_key else []
+    record = settings.private / RECORD
+    say(f"The key is in {record}. Stop with Ctrl-C.")
+    serve(app, keys=keys, host=args.host, port=args.port, workers=args.workers, record=record, say=say)
+    return 0
+
+
+def predict(science: "Science", settings: Settings, args: Arguments) -> int:
+    """Call the deployed model through Algorithmia's own client."""
+    from .calling import call, read_input
+
+    value = read_input(args.input) if args.input else read_json(_model(settings, "") / "sample.json")["input"]
+    say(json.dumps(call(settings, [value], args.version)[0], indent=1))
+    return _next(settings, "monitor")
+
+
+def monitor(science: "Science", settings: Settings, args: Arguments) -> int:
+    """Compare the gateway's calls with the data that the model was judged on."""
+    from .monitor import monitor
+
+    seen = monitor(settings)
+    say(
+        table([(name, f"{score:.3f}") for name, score in seen.drift["scores"].items()], ("quantity", "drift"))
+    )
+    say(
+        f"{seen.calls} calls of version {seen.version}: median {seen.median_ms:.2f} ms, 99 % within {seen.p99_ms:.2f} ms, {seen.errors} failed."
+    )
+    say(
+        f"Drift: {seen.drift['verdict']}.",
+        *(f"Picture: {path}" for path in seen.pictures.values()),
+        seen.tracked,
+    )
+    return 0
+
+
+def demo(science: "Science", settings: Settings, args: Arguments) -> int:
+    """All of it, one step after the other, with a report at the end."""
+    from .demo import demo
+
+    return demo(science, settings)
+
+
+def storage(science: "Science", settings: Settings, args: Arguments) -> int:
+    """Move the project's data between its store and another one, only what differs."""
+    from .storage import open_store, transfer
+
+    here, there = open_store(settings.storage, settings), open_store(args.url, settings)
+    source, target = (here, there) if args.direction == "push" else (there, here)
+    moved = transfer(source, target)
+    say(f"{moved.copied} files copied, {moved.same} were there already.")
+    return 0
+
+
+COMMANDS: dict[str, Callable[["Science", Settings, Arguments], int]] = {
+    command.__name__: command
+    for command in (doctor, data, train, sweep, publish, deploy, serve, predict, monitor, demo, storage)
+}
+
+
+def add_arguments(name: str, parser: argparse.ArgumentParser, science: "Science") -> None:
+    """The arguments of one command."""
+    add = parser.add_argument
+    add("--set", action="append", default=[], metavar="NAME=VALUE", help="override a setting of stack.toml")
+    if name == "doctor":
+        add("--json", action="store_true", help="print one JSON document")
+    elif name == "data":
+        add("--seed", type=int, default=0, help="seed of the split (default: 0)")
+    elif name == "train":
+        add("--config", type=Path, metavar="FILE", help="JSON file of settings; flags win over it")
+        add("--run", default="", metavar="ID", help="go on with this run; default: start a new one")
+        add_flags(parser, science.config)
+    elif name == "sweep":
+        add("--file", type=Path, default=Path("sweep.yaml"), help="the sweep (default: sweep.yaml)")
+        add("--workers", type=int, default=2, help="trials at the same time (default: 2)")
+        add("--trials", type=int, default=0, help="trials at most (default: run_cap of the file)")
+    elif name == "publish":
+        add("--run", default="", metavar="ID", help="the run to publish (default: the latest)")
+        add("--public", action="store_true", help="make the repository on the Hub public")
+    elif name == "deploy":
+        add("--model", default="", metavar="ID", help="the published model (default: the latest)")
+        add(
+            "--bump",
+            choices=("major", "minor", "revision"),
+            default="minor",
+            help="part of the version that rises",
+        )
+        add("--list", action="store_true", help="list the versions")
+        add(
+            "--rollback",
+            nargs="?",
+            const="",
+            metavar="VERSION",
+            help="go back to the version before, or to VERSION",
+        )
+    elif name == "serve":
+        add("--host", default="127.0.0.1", help="address to listen at (default: 127.0.0.1)")
+        add("--port", type=int, default=0, help="port (default: a free one)")
+        add("--workers", type=int, default=1, help="processes (default: 1)")
+    elif name == "predict":
+        add("input", nargs="?", default="", help="JSON, a file of it, or - (default: the model's sample)")
+        add("--version", default="", help="version to call (default: the latest)")
+    elif name == "storage":
+        add("direction", choices=("push", "pull"), help="push: from the project's store to URL; pull: back")
+        add("url", help="the other store")
+
+
+def parse(science: "Science", arguments: Sequence[str]) -> Arguments:
+    """The parsed command line; only the command that it names gets its arguments, so that help is quick."""
+    parser = argparse.ArgumentParser(
+        prog=Path(sys.argv[0]).stem.replace("__main__", f"python -m {science.package}")
+    )
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for name, command in COMMANDS.items():
+        text = (command.__doc__ or "").strip()
+        one = commands.add_parser(name, help=text, description=text)
+        if name in arguments:
+            add_arguments(name, one, science)
+    return parser.parse_args(arguments)
+
+
+def run(science: "Science", arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns its exit code. A mistake of the user ends in one line and code 1."""
+    args = parse(science, sys.argv[1:] if arguments is None else arguments)
+    try:
+        settings = load(overrides(args.set), Path.cwd())
+        return COMMANDS[args.command](science, settings, args)
+    except StackError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        return 130
+
+
+def overrides(pairs: Sequence[str]) -> dict[str, str]:
+    """The settings in NAME=VALUE words; StackError for a word without `=`."""
+    for pair in pairs:
+        if "=" not in pair:
+            raise StackError(f"--set {pair}: expected NAME=VALUE")
+    return {name: value for name, _, value in (pair.partition("=") for pair in pairs)}
+
+
+def _model(settings: Settings, name: str) -> Path:
+    """The folder of a published model, by default that of the latest run."""
+    from .training import find_run
+
+    folder = settings.models / (name or find_run(settings).name)
+    if not (folder / "manifest.json").exists():
+        raise StackError(f"no published model {folder.name}: run `{settings.command} publish`")
+    return folder
+
+
+def _next(settings: Settings, *commands: str) -> int:
+    say("Next: " + " or ".join(f"`{settings.command} {command}`" for command in commands))
+    return 0

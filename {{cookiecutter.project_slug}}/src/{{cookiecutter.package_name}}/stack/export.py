@@ -1,0 +1,103 @@
+"""The model folder: everything that a reader, the Hub and the gateway need of a trained model."""
+
+import json
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+
+from . import StackError, dataset, evaluation, pictures
+from .card import card, sections
+from .drift import reference
+from .storage import open_store, write_manifest
+from .tracking import METRICS
+from .training import PREDICTIONS, RESULT, WEIGHTS
+
+if TYPE_CHECKING:
+    from .science import Science
+    from .settings import Settings
+
+ONNX, CARD = "model.onnx", "README.md"
+TOLERANCE = 1e-5
+ROWS = 256  # test examples on which the exported model is held against the trained one
+
+
+def export(science: "Science", settings: "Settings", run: Path) -> Path:
+    """Make the model folder of a finished run, `models/<run>`, and return it.
+
+    Sections of its card that a person edited are kept. Raises StackError if the exported model does not answer as
+    the trained one does.
+    """
+    result = json.loads((run / RESULT).read_text(encoding="utf-8"))
+    folder = settings.models / run.name
+    folder.mkdir(parents=True, exist_ok=True)
+    splits, _ = dataset.read(
+        open_store(settings.storage, settings), settings.private / "cache", settings.command
+    )
+    model = trained(science, run, result["config"])
+    kept = sections((folder / CARD).read_text(encoding="utf-8")) if (folder / CARD).exists() else {}
+    card(settings, science, result, type(model).__name__, kept).save(folder / CARD)
+    model.save_pretrained(folder)
+    write_onnx(model, splits["test"], folder / ONNX)
+    _json(folder / "labels.json", science.data.LABELS)
+    _json(folder / "metrics.json", {name: result[name] for name in ("test", "validation")})
+    _json(folder / RESULT, result)
+    predictor = science.predict.load(folder)
+    sample = splits["test"]["image"][0].tolist()
+    _json(folder / "sample.json", {"input": sample, "output": science.predict.apply(sample, predictor)})
+    images = splits["validation"]["image"].tolist()  # unseen, as calls are
+    answers = science.predict.apply_batch(images, predictor)
+    _json(folder / "reference.json", reference(answers, [science.predict.summary(image) for image in images]))
+    draw(run, splits["test"]["label"].numpy().astype(np.int64), science.data.LABELS, folder)
+    write_manifest(folder)
+    return folder
+
+
+def trained(science: "Science", run: Path, config: Mapping[str, Any]) -> Any:
+    """The model of a run, with its weights, ready to answer."""
+    model = science.model.build(science.config(**config))
+    model.load_state_dict(load_file(run / WEIGHTS), strict=True)
+    return model.eval()
+
+
+def write_onnx(model: torch.nn.Module, split: "dataset.Split", path: Path) -> None:
+    """Export to ONNX for batches of any size, and hold the answers against the model's, to 1e-5."""
+    example = split["image"][:ROWS].float()
+    axes = {"image": {0: "batch"}, "logits": {0: "batch"}}
+    with warnings.catch_warnings():
+        # The newer exporter takes 13 s for this model and needs two more packages; this one takes 0.1 s.
+        warnings.filterwarnings("ignore", category=DeprecationWarning)
+        torch.onnx.export(
+            model,
+            (example[:2],),
+            path,
+            dynamo=False,
+            input_names=["image"],
+            output_names=["logits"],
+            dynamic_axes=axes,
+        )
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    exported = evaluation.softmax(session.run(None, {"image": example.numpy()})[0])
+    with torch.no_grad():
+        expected = evaluation.softmax(model(example).numpy())
+    if (difference := float(np.abs(exported - expected).max())) > TOLERANCE:
+        raise StackError(
+            f"the exported model differs from the trained one by {difference:.1e} in a probability"
+        )
+
+
+def draw(run: Path, labels: np.ndarray[Any, np.dtype[np.int64]], names: list[Any], folder: Path) -> None:
+    """The pictures of a run, into the model folder."""
+    predicted = np.load(run / PREDICTIONS)["test_logits"].argmax(axis=1)
+    pictures.learning_curves(run / METRICS, folder / "learning_curves.png")
+    pictures.confusion(evaluation.confusion(labels, predicted, len(names)), names, folder / "confusion.png")
+
+
+def _json(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value, indent=1), encoding="utf-8")

@@ -1,0 +1,83 @@
+"""This process's place among the processes of one training run, and its device."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import distributed
+
+from . import StackError
+
+if TYPE_CHECKING:
+    from .settings import Settings
+
+
+@dataclass(frozen=True)
+class Process:
+    """One of `size` processes that train together; `rank` 0 writes."""
+
+    device: torch.device
+    rank: int = 0
+    size: int = 1
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the process that writes and reports."""
+        return self.rank == 0
+
+    def mine(self, rows: torch.Tensor) -> torch.Tensor:
+        """This process's share of a batch: every `size`-th row."""
+        return rows[self.rank :: self.size]
+
+    def agree(self, value: str) -> str:
+        """The first process's value, on each of them once all are here."""
+        values = [value]
+        if self.size > 1:
+            distributed.broadcast_object_list(values)
+        return values[0]
+
+    def total(self, values: torch.Tensor) -> torch.Tensor:
+        """The sum of `values` over all processes, on each of them."""
+        if self.size > 1:
+            distributed.all_reduce(values)
+        return values
+
+
+@contextmanager
+def join(settings: "Settings", device: str, threads: int) -> Iterator[Process]:
+    """Take this process's place as the launcher's variables give it (torchrun sets them), and leave in the end.
+
+    `device` is auto, cpu, cuda or mps; `threads` are CPU threads, 0 for torch's choice.
+    """
+    if threads:
+        torch.set_num_threads(threads)
+    chosen = choose_device(device, settings.local_rank)
+    if settings.world_size == 1:
+        yield Process(chosen)
+        return
+    distributed.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
+    try:
+        yield Process(chosen, distributed.get_rank(), distributed.get_world_size())
+    finally:
+        distributed.destroy_process_group()
+
+
+def choose_device(name: str, local_rank: int = 0) -> torch.device:
+    """The device that `name` means here; StackError if this machine has none such."""
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if name == "auto":
+        name = next(kind for kind in there if there[kind])
+    if not there[name]:
+        raise StackError(f"device {name}: not on this machine; use --device cpu or auto")
+    return torch.device(name, local_rank) if name == "cuda" else torch.device(name)
+
+
+def number_format(name: str, device: torch.device) -> torch.dtype:
+    """The number format of the forward pass: `auto` is bfloat16 on a GPU that has it, else float32."""
+    if name == "auto":
+        fast = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+        return torch.bfloat16 if fast else torch.float32
+    kind: torch.dtype = getattr(torch, name)
+    return kind

@@ -1,0 +1,136 @@
+"""The settings of a project, read once: stack.toml < .env < environment < flags."""
+
+import os
+import tomllib
+from collections.abc import Mapping, MutableMapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from . import StackError, credentials
+from .flags import convert, flag, read, unknown
+
+FILE = "stack.toml"
+PREFIX = "STACK_"
+LOCAL_USER = "me"
+
+
+@dataclass(frozen=True)
+class Options:
+    """What stack.toml may say, each also as STACK_<NAME> in the environment and as a flag."""
+
+    project: str = flag("", "short name of the project")
+    title: str = flag("", "name of the project, as people read it")
+    description: str = flag("", "what the project does, in one line")
+    author: str = flag("", "who made it")
+    license: str = flag("MIT", "license id of code and model")
+    storage: str = flag("./store", "URL of the store: algorithmia://, hf://, s3:// or a folder")
+    algorithmia_username: str = flag("", "user name at Algorithmia; empty: the local gateway's")
+    huggingface_username: str = flag("", "user or organization at Hugging Face")
+    wandb_entity: str = flag("", "user or team at Weights & Biases")
+    algorithm: str = flag("me/Model", "the deployed algorithm, OWNER/NAME")
+    model_repo: str = flag("", "model repository on the Hub, USER/NAME; empty: a local folder")
+    wandb_project: str = flag("", "project at Weights & Biases")
+    tracker: str = flag("wandb", "where metrics go besides metrics.jsonl", ("wandb", "trackio", "none"))
+
+
+@dataclass(frozen=True)
+class Settings(Options):
+    """The options with what the environment adds: keys, their services, and this process's place among others."""
+
+    root: Path = Path()
+    credentials: frozenset[str] = frozenset()
+    algorithmia_api: str = ""
+    algorithmia_api_key: str = field(default="", repr=False)
+    wandb_base_url: str = ""
+    rank: int = 0
+    local_rank: int = 0
+    world_size: int = 1
+
+    @property
+    def user(self) -> str:
+        """The account that `.my` names in the local store."""
+        return self.algorithmia_username or LOCAL_USER
+
+    @property
+    def command(self) -> str:
+        """The console command of the project."""
+        return self.project
+
+    @property
+    def runs(self) -> Path:
+        """The folder of the training runs."""
+        return self.root / "runs"
+
+    @property
+    def models(self) -> Path:
+        """The folder of the models made ready to publish."""
+        return self.root / "models"
+
+    @property
+    def private(self) -> Path:
+        """The folder that stands in for services without credentials; never committed."""
+        return self.root / ".stack"
+
+
+def load(flags: Mapping[str, Any], start: Path, environ: MutableMapping[str, str] = os.environ) -> Settings:
+    """The settings of the project around `start`.
+
+    Names from `.env` are put into `environ` unless set there, so that every tool sees the same.
+    Raises StackError for a missing project, unreadable TOML, an unknown name or a bad value.
+    """
+    root = find_root(start)
+    dotenv = credentials.read_env_file(root / ".env")
+    for name, value in dotenv.items():
+        environ.setdefault(name, value)
+    names = {PREFIX + option.name.upper(): option.name for option in fields(Options)}
+    layers = (
+        _named(FILE, read_toml(root / FILE)),
+        {names[name]: environ[name] for name in names if name in environ},
+    )
+    _refuse_unknown(environ, names)
+    options = read(Options, *layers, flags)
+    key = credentials.find("algorithmia", environ, dotenv)
+    return Settings(
+        **vars(options),
+        root=root,
+        credentials=credentials.present(environ, dotenv),
+        algorithmia_api=environ.get("ALGORITHMIA_API", key.address if key else ""),
+        algorithmia_api_key=key.value if key else "",
+        wandb_base_url=environ.get("WANDB_BASE_URL", ""),
+        rank=int(environ.get("RANK", 0)),
+        local_rank=int(environ.get("LOCAL_RANK", 0)),
+        world_size=int(environ.get("WORLD_SIZE", 1)),
+    )
+
+
+def find_root(start: Path) -> Path:
+    """The nearest folder at or above `start` that holds stack.toml; StackError if there is none."""
+    for folder in (start.resolve(), *start.resolve().parents):
+        if (folder / FILE).is_file():
+            return folder
+    raise StackError(f"no {FILE} in {start} or above it: run this inside a project")
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """The table in a TOML file; StackError names the line that does not parse."""
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise StackError(f"{path.name}: {error}") from None
+
+
+def _named(source: str, values: Mapping[str, Any]) -> Mapping[str, Any]:
+    """`values` as they are; an error in one of them names the file it comes from."""
+    for name, value in values.items():
+        try:
+            convert(Options, name, value)
+        except StackError as error:
+            raise StackError(f"{source}: {error}") from None
+    return values
+
+
+def _refuse_unknown(environ: Mapping[str, str], names: Mapping[str, str]) -> None:
+    for name in environ:
+        if name.startswith(PREFIX) and name not in names:
+            raise StackError(f"environment: {unknown(name, list(names))}")

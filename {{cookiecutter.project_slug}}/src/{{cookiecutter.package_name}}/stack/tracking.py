@@ -1,0 +1,147 @@
+"""One record of a run: a plain metrics.jsonl always, and the same numbers to Weights & Biases or Trackio."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from .settings import Settings
+
+METRICS = "metrics.jsonl"
+Values = Mapping[str, float]
+
+
+class Tracker(Protocol):
+    """Where a run's numbers go besides the record on disk."""
+
+    def log(self, step: int, values: Values) -> None: ...
+
+    def summary(self, values: Mapping[str, Any]) -> None: ...
+
+    def picture(self, name: str, path: Path) -> None: ...
+
+    def finish(self, exit_code: int) -> str: ...
+
+
+class Untracked:
+    """The tracker that keeps nothing, so that no caller needs to ask."""
+
+    def log(self, step: int, values: Values) -> None:
+        """Keep nothing."""
+
+    def summary(self, values: Mapping[str, Any]) -> None:
+        """Keep nothing."""
+
+    def picture(self, name: str, path: Path) -> None:
+        """Keep nothing."""
+
+    def finish(self, exit_code: int) -> str:
+        """Say nothing."""
+        return ""
+
+
+class Record:
+    """A file of JSON lines that only grows, one line a call, on disk when the call returns."""
+
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.file = path.open("ab")
+
+    def write(self, values: Mapping[str, Any]) -> None:
+        """Append one line."""
+        self.file.write(json.dumps(values).encode() + b"\n")
+        self.file.flush()
+
+    def size(self) -> int:
+        """Bytes written."""
+        return self.file.tell()
+
+    def truncate(self, size: int) -> None:
+        """Drop what was written after `size` bytes."""
+        self.file.truncate(size)
+        self.file.seek(0, 2)
+
+
+class Run:
+    """One run: its id, its folder, its record and its tracker."""
+
+    def __init__(self, id: str, folder: Path, tracker: Tracker) -> None:
+        self.id, self.folder, self.tracker = id, folder, tracker
+        self.record = Record(folder / METRICS)
+
+    def log(self, step: int, **values: float) -> None:
+        """Record numbers of a step; never of the clock, so that equal runs have equal records."""
+        self.record.write({"step": step, **values})
+        self.tracker.log(step, values)
+
+    def summary(self, **values: Any) -> None:
+        """Set final numbers of the run."""
+        self.tracker.summary(values)
+
+    def picture(self, name: str, path: Path) -> None:
+        """Show a picture with the run."""
+        self.tracker.picture(name, path)
+
+    def finish(self, exit_code: int = 0) -> str:
+        """End the run; returns the line that says where it can be seen, or how it gets there later."""
+        self.record.file.close()
+        return self.tracker.finish(exit_code)
+
+
+class WandbTracker:
+    """Weights & Biases through its own client."""
+
+    def __init__(
+        self, settings: "Settings", id: str, kind: str, folder: Path, config: Mapping[str, Any]
+    ) -> None:
+        import wandb
+
+        self.online = "wandb" in settings.credentials
+        self.command = settings.command
+        self.run = wandb.init(
+            project=settings.wandb_project or settings.project,
+            entity=settings.wandb_entity or None,
+            id=id,
+            job_type=kind,
+            dir=folder,
+            config=dict(config),
+            resume="allow" if self.online else None,
+            mode="online" if self.online else "offline",
+            settings=wandb.Settings(init_timeout=60, finish_timeout=120, silent=True, console="off"),
+        )
+
+    def log(self, step: int, values: Values) -> None:
+        """Send numbers of a step."""
+        self.run.log(dict(values), step=step)
+
+    def summary(self, values: Mapping[str, Any]) -> None:
+        """Set final numbers."""
+        self.run.summary.update(dict(values))
+
+    def picture(self, name: str, path: Path) -> None:
+        """Send a picture."""
+        import wandb
+
+        self.run.log({name: wandb.Image(str(path))})
+
+    def finish(self, exit_code: int) -> str:
+        """End the run; returns its address, or how to send it later."""
+        folder = Path(self.run.dir).parent
+        seen = (
+            f"W&B: {self.run.url}" if self.online else f"W&B: offline; to send it later: wandb sync {folder}"
+        )
+        self.run.finish(exit_code=exit_code)
+        return seen
+
+
+def open_run(
+    settings: "Settings", id: str, kind: str, folder: Path, config: Mapping[str, Any], enabled: bool = True
+) -> Run:
+    """Open the run `id` of a kind (train, sweep, publish, monitor), new or to be continued.
+
+    Its record is `folder`/metrics.jsonl. `enabled=False` (a second process of one run) tracks nothing.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    track = enabled and settings.tracker == "wandb"
+    return Run(id, folder, WandbTracker(settings, id, kind, folder, config) if track else Untracked())
