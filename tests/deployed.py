@@ -37,10 +37,9 @@ def open_app(root: Path, predictor: Any = None, **options: Any) -> tuple[Abstrac
         store=local_store(root),
         project=project,
         user="me",
-        keys=[KEY, "revocable"],
         algorithm="me/demo",
         predictor=predictor or Echo(),
-        **{"poll_seconds": 0.05} | options,
+        **{"keys": [KEY, "revocable"], "poll_seconds": 0.05} | options,
     )
     return project, app
 

@@ -1,6 +1,7 @@
 """Two predictors as a project's `predict.py` would be, and the model folders that they load."""
 
 import json
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,8 @@ class Echo:
                 raise SystemExit(3)
             case "object":
                 return object()
-            case {"sleep": seconds}:
+            case {"sleep": seconds, **rest}:
+                Path(rest.get("begun", os.devnull)).write_text("now")
                 time.sleep(seconds)
             case {"print": text}:
                 print(text)

@@ -190,7 +190,7 @@ def test_what_a_gateway_does_not_have_is_refused_in_one_line(gateway: Deployed) 
         lambda: client.edit_org("acme", {"type_id": "basic"}),
         lambda: client.algo("me/demo").set_secret("a", "b", "c"),
     ):
-        with pytest.raises(Exception, match="Response .40[0-9]."):
+        with pytest.raises(Exception, match=r"Response .40[0-9]."):
             refused()
 
 

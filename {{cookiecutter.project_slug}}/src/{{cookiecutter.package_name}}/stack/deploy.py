@@ -2,6 +2,7 @@
 
 import json
 import math
+import secrets
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +20,7 @@ from .versions import (
     Build,
     Bump,
     add_build,
+    changing,
     commit_hash,
     now,
     order,
@@ -48,9 +50,8 @@ def deploy(
     started = now()
     algorithm = read_index(store, name) or Algorithm(name=name)
     version = algorithm.next_version(bump)
-    folder = f"{FOLDER}/{name}/{version}"
+    folder = upload(model_dir, store, f"{FOLDER}/{name}/{version}")
     try:
-        upload(model_dir, store, folder)
         build = Build(
             hash=commit_hash(algorithm, (model_dir / MANIFEST).read_bytes()),
             folder=folder,
@@ -62,8 +63,7 @@ def deploy(
         try_out(store, build, predictor)
         add_build(store, name, build)
     except BaseException:
-        if version not in {build.version for build in versions(store, name)} and store.exists(folder):
-            store.rm(folder, recursive=True)
+        store.rm(folder, recursive=True)
         raise
     return build
 
@@ -79,28 +79,39 @@ def rollback(store: AbstractFileSystem, name: str, version: str = "") -> Build:
 
     Later ones are withdrawn: they answer when they are asked for by number only. Raises StackError.
     """
-    algorithm = read_index(store, name) or Algorithm(name=name)
-    latest = algorithm.latest()
-    offered = [build for build in algorithm.published() if build.callability == "public"]
-    if version:
-        target = next((build for build in offered if build.version == version), None)
-    else:
-        earlier = [build for build in offered if latest and order(build) < order(latest)]
-        target = next((build for build in earlier if not build.withdrawn), None)
-    if target is None:
-        raise StackError(f"{name} has no version {version or 'to go back to'}; see `deploy --list`")
-    for build in offered:
-        if order(build) > order(target):
-            algorithm = algorithm.with_build(replace(build, withdrawn=True))
-    write_index(store, algorithm.with_build(replace(target, withdrawn=False)))
+    with changing(store, name):
+        algorithm = read_index(store, name) or Algorithm(name=name)
+        target = earlier(algorithm, version)
+        if target is None:
+            raise StackError(f"{name} has no version {version or 'to go back to'}; see `deploy --list`")
+        for build in algorithm.published():
+            if order(build) >= order(target) and build.callability == "public":
+                algorithm = algorithm.with_build(replace(build, withdrawn=build != target))
+        write_index(store, algorithm)
     return replace(target, withdrawn=False)
 
 
-def upload(model_dir: Path, store: AbstractFileSystem, folder: str) -> None:
-    """Copy a folder, its manifest last."""
-    files = sorted(path for path in model_dir.rglob("*") if path.is_file() and path.name != MANIFEST)
-    for path in [*files, model_dir / MANIFEST]:
-        store.put_file(str(path), f"{folder}/{path.relative_to(model_dir).as_posix()}")
+def earlier(algorithm: Algorithm, version: str) -> Build | None:
+    """The public build of a version; for "" the newest in force before the latest."""
+    latest = algorithm.latest()
+    for build in algorithm.published():
+        before = latest is not None and order(build) < order(latest) and not build.withdrawn
+        if build.callability == "public" and (build.version == version if version else before):
+            return build
+    return None
+
+
+def upload(model_dir: Path, store: AbstractFileSystem, folder: str) -> str:
+    """Copy a folder, its manifest first; where the name is taken already, to one of its own. Returns the name."""
+    try:
+        with store.open(f"{folder}/{MANIFEST}", "xb") as file:
+            file.write((model_dir / MANIFEST).read_bytes())
+    except FileExistsError:
+        return upload(model_dir, store, f"{folder}-{secrets.token_hex(4)}")
+    for path in sorted(model_dir.rglob("*")):
+        if path.is_file() and path != model_dir / MANIFEST:
+            store.put_file(str(path), f"{folder}/{path.relative_to(model_dir).as_posix()}")
+    return folder
 
 
 def try_out(store: AbstractFileSystem, build: Build, predictor: Predictor) -> None:

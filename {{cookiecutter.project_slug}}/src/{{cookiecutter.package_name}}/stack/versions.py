@@ -2,7 +2,10 @@
 
 import hashlib
 import re
+import time
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any, Literal
@@ -14,6 +17,7 @@ from . import StackError
 
 Bump = Literal["major", "minor", "revision"]
 FOLDER = "deployments"
+LOCKED = 10  # seconds after which a lock on an index counts as left behind; a change takes milliseconds
 HASH = re.compile(r"[0-9a-f]{40}")
 NAME = re.compile(r"[A-Za-z][\w-]{0,63}", re.ASCII)
 
@@ -126,15 +130,35 @@ def write_index(store: AbstractFileSystem, algorithm: Algorithm) -> None:
 
 
 def add_build(store: AbstractFileSystem, name: str, build: Build) -> None:
-    """Add a build to the index; again where another deployment replaced the index meanwhile."""
-    for _ in range(10):
+    """Add a build to the index, or replace it there. Raises StackError where its version is taken by another."""
+    with changing(store, name):
         algorithm = read_index(store, name) or Algorithm(name=name)
-        if build.version and build.version in {other.version for other in algorithm.builds}:
-            raise StackError(f"{name} {build.version} was deployed by someone else meanwhile; deploy again")
+        others = {other.version for other in algorithm.builds if other.build_id != build.build_id}
+        if build.version and build.version in others:
+            raise StackError(
+                f"{name} {build.version} has been deployed by someone else meanwhile; deploy again"
+            )
         write_index(store, algorithm.with_build(build))
-        if build in (read_index(store, name) or algorithm).builds:
-            return
-    raise StackError(f"{name}: too many deployments at once; deploy again")
+
+
+@contextmanager
+def changing(store: AbstractFileSystem, name: str) -> Iterator[None]:
+    """Keep others from changing an index meanwhile; a lock that its owner left behind is broken in the end."""
+    lock = f"{FOLDER}/{name}/.lock"
+    end = time.monotonic() + LOCKED
+    while True:
+        try:
+            store.open(lock, "xb").close()
+            break
+        except FileExistsError:
+            if time.monotonic() > end:
+                break
+            time.sleep(0.02)
+    try:
+        yield
+    finally:
+        with suppress(FileNotFoundError):
+            store.rm_file(lock)
 
 
 def commit_hash(algorithm: Algorithm, content: bytes) -> str:

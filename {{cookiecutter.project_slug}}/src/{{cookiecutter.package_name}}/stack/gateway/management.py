@@ -16,7 +16,18 @@ import orjson
 
 from .. import StackError
 from ..deploy import try_out
-from ..versions import NAME, Algorithm, Build, Bump, add_build, commit_hash, now, read_index, write_index
+from ..versions import (
+    NAME,
+    Algorithm,
+    Build,
+    Bump,
+    add_build,
+    changing,
+    commit_hash,
+    now,
+    read_index,
+    write_index,
+)
 from . import catalogue
 from .models import Models
 from .wire import Receive, Refusal, Scope, Send, query, read_body, send_json
@@ -42,7 +53,7 @@ class Management:
 
     def __init__(self, owner: str, project: str, models: Models) -> None:
         self.owner, self.project, self.models, self.store = owner, project, models, models.store
-        self.changing = threading.Lock()
+        self.building = threading.Lock()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request; what it has changed is in force by then."""
@@ -104,7 +115,7 @@ class Management:
             raise Refusal(403, f"403: only {self.owner} has algorithms on this gateway", 2001)
         if not isinstance(name, str) or not NAME.fullmatch(name):
             raise Refusal(400, "name must begin with a letter and hold letters, digits, - and _, at most 64")
-        with self.changing:
+        with changing(self.store, name):
             if read_index(self.store, name):
                 raise Refusal(409, f"{owner}/{name} exists already", 1002)
             algorithm = Algorithm(
@@ -115,14 +126,14 @@ class Management:
 
     def update(self, algorithm: Algorithm, asked: Asked) -> dict[str, Any]:
         """Change details and settings; the client's own form of this call holds nothing to change."""
-        with self.changing:
+        with changing(self.store, algorithm.name):
             algorithm = changed(self._by_name(self.owner, algorithm.name), asked)
             write_index(self.store, algorithm)
         return self.describe(algorithm, asked, algorithm.latest())
 
     def compile(self, algorithm: Algorithm, asked: Asked) -> dict[str, Any]:
         """Build what is to be published next: the newest model, tried out. A repeat returns the same."""
-        with self.changing:
+        with self.building:
             algorithm = self._by_name(self.owner, algorithm.name)
             newest = algorithm.builds[-1] if algorithm.builds else None
             if newest is None or newest.version or newest.status == "failed":
@@ -153,7 +164,7 @@ class Management:
         if not bump:
             raise Refusal(400, "version_type must be major, minor or revision")
         request = hashlib.sha256(orjson.dumps(asked.body)).hexdigest()
-        with self.changing:
+        with changing(self.store, algorithm.name):
             algorithm = changed(self._by_name(self.owner, algorithm.name), asked)
             build = algorithm.builds[-1] if algorithm.builds else None
             if build and build.version and build.request == request:

@@ -42,12 +42,20 @@ def serve(
     keys = keys or (new_key(),)
     listening = open_port(host, port)
     url = f"http://{f'[{host}]' if ':' in host else host}:{listening.getsockname()[1]}"
-    with deaf(), recorded(record, {"url": url, "pid": os.getpid(), "key": keys[0]}):
+    came: list[int] = []
+    on_signals(lambda number, _: came.append(number))
+    with recorded(record, {"url": url, "pid": os.getpid(), "key": keys[0]}):
         say(f"Serving on {url}")
         if workers == 1:
-            run(make_app(keys), listening)
+            run(make_app(keys), listening, came)
         else:
-            run_workers(lambda: run(make_app(keys), listening), workers)
+            run_workers(lambda: run(make_app(keys), listening, came), workers, came)
+
+
+def on_signals(handler: Callable[[int, object], None]) -> None:
+    """Handle the two signals that ask for an end."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, handler)
 
 
 def open_port(host: str, port: int) -> socket.socket:
@@ -64,8 +72,8 @@ def open_port(host: str, port: int) -> socket.socket:
     return listening
 
 
-def run(app: Gateway, listening: socket.socket) -> None:
-    """Serve in this process until a signal comes."""
+def run(app: Gateway, listening: socket.socket, came: list[int]) -> None:
+    """Serve in this process until a signal comes, if none has."""
     gc.collect()
     gc.freeze()  # what is loaded stays; the collector need not look at it between requests
     config = uvicorn.Config(
@@ -78,26 +86,28 @@ def run(app: Gateway, listening: socket.socket) -> None:
         timeout_keep_alive=75,
         timeout_graceful_shutdown=PATIENCE,
     )
-    uvicorn.Server(config).run(sockets=[listening])
+    server = uvicorn.Server(config)
+    on_signals(lambda *_: setattr(server, "should_exit", True))  # uvicorn raises a signal anew at its end
+    server.should_exit = bool(came)
+    server.run(sockets=[listening])
 
 
-def run_workers(work: Callable[[], None], count: int) -> None:
+def run_workers(work: Callable[[], None], count: int, came: list[int]) -> None:
     """Run `work` in `count` processes, start it again where one dies, and stop them all on a signal."""
-    stopping = False
+    pids = {fork(work) for _ in range(count)}
 
     def stop(number: int, frame: object) -> None:
-        nonlocal stopping
-        stopping = True
+        came.append(number)
         for pid in pids:
             os.kill(pid, signal.SIGTERM)
 
-    pids = {fork(work) for _ in range(count)}
-    signal.signal(signal.SIGTERM, stop)
-    signal.signal(signal.SIGINT, stop)
+    on_signals(stop)
+    if came:
+        stop(came[0], None)
     while pids:
         pid, _ = os.wait()
         pids.discard(pid)
-        if not stopping:
+        if not came:
             pids.add(fork(work))
 
 
@@ -109,17 +119,6 @@ def fork(work: Callable[[], None]) -> int:
         work()
     finally:
         os._exit(0)
-
-
-@contextmanager
-def deaf() -> Iterator[None]:
-    """Keep a signal that uvicorn has obeyed, and raises again at its end, from cutting the farewell short."""
-    before = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 @contextmanager

@@ -1,0 +1,23 @@
+"""A process that serves Echo from a folder, as a project's `serve` command would: FOLDER [WORKERS [PORT]]."""
+
+import sys
+from pathlib import Path
+
+from conftest import link_skeleton  # noqa: F401 - puts the skeleton on the path
+from deployed import open_app
+from skeleton.stack import StackError
+from skeleton.stack.gateway.serve import serve
+
+if __name__ == "__main__":
+    root, workers, port = Path(sys.argv[1]), *map(int, (*sys.argv[2:], 1, 0)[:2])
+    try:
+        serve(
+            lambda keys: open_app(root / "data", keys=keys)[1],
+            workers=workers,
+            port=port,
+            record=root / "gateway.json",
+            say=lambda line: print(line, flush=True),
+        )
+    except StackError as error:
+        sys.exit(str(error))
+    print("stopped", flush=True)
