@@ -83,7 +83,7 @@ def main() -> None:
     """Finish the project, or fail with the reason in the last line."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a folder's name may not fit the terminal's code page
-    for folder in list(PACKAGE.rglob("__pycache__")):  # left where the template itself was run
+    for folder in [*PACKAGE.rglob("__pycache__"), *ROOT.glob(".*_cache")]:  # of a template that was worked on
         shutil.rmtree(folder)
     if ANSWERS["check_credentials"] != "skip":
         failed = missing_requirements()

@@ -18,9 +18,9 @@ def bake(folder: Path, hooks: bool = True, **answers: str) -> Path:
     """Generate a project below `folder` with the defaults but for `answers`; return its folder."""
     config = folder / "cookiecutter.yaml"
     config.write_text(f"replay_dir: {folder / 'replay'}\n", encoding="utf-8")
-    context = {"check_credentials": "skip", **answers}
+    extra = spelled({"check_credentials": "skip", **answers})
     options: dict[str, Any] = {"output_dir": str(folder), "config_file": str(config), "accept_hooks": hooks}
-    return Path(cookiecutter(str(TEMPLATE), no_input=True, extra_context=context, **options))
+    return Path(cookiecutter(str(TEMPLATE), no_input=True, extra_context=extra, **options))
 
 
 def literal(text: str) -> str:
@@ -28,10 +28,15 @@ def literal(text: str) -> str:
     return '{{ "' + "".join(f"\\U{ord(character):08x}" for character in text) + '" }}'
 
 
+def spelled(answers: dict[str, str]) -> dict[str, str]:
+    """Answers with every text spelled literally; a choice is none of cookiecutter's templates."""
+    choices = ("license", "storage", "check_credentials")
+    return {name: answer if name in choices else literal(answer) for name, answer in answers.items()}
+
+
 def context(answers: dict[str, str]) -> dict[str, Any]:
     """The whole context that cookiecutter makes of literal answers: defaults and derived values added."""
-    extra = {name: literal(answer) for name, answer in answers.items()}
-    found = generate_context(str(TEMPLATE / "cookiecutter.json"), extra_context=extra)
+    found = generate_context(str(TEMPLATE / "cookiecutter.json"), extra_context=spelled(answers))
     found["cookiecutter"].update(prompt_for_config(found, no_input=True))
     found["cookiecutter"]["_output_dir"] = str(TEMPLATE / "build")
     return found
@@ -43,5 +48,5 @@ def refusals(answers: dict[str, str]) -> list[str]:
     source = (TEMPLATE / "hooks" / "pre_gen_project.py").read_text(encoding="utf-8")
     rendered = create_env_with_context(found).from_string(source).render(**found)
     with contextlib.redirect_stderr(io.StringIO()) as told, contextlib.suppress(SystemExit):
-        exec(compile(rendered, "pre_gen_project.py", "exec"), {"__name__": "__main__"})  # noqa: S102
+        exec(compile(rendered, "pre_gen_project.py", "exec"), {"__name__": "__main__"})
     return told.getvalue().splitlines()

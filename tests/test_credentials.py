@@ -56,7 +56,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
             except ConnectionError:
                 return
 
-    do_POST = do_GET  # noqa: N815 (the name that http.server looks for)
+    do_POST = do_GET
 
     def log_message(self, *arguments):
         pass
@@ -257,7 +257,7 @@ def test_a_certificate_nobody_vouches_for_is_a_tls_failure(tmp_path):
     certificate, private = tmp_path / "cert.pem", tmp_path / "key.pem"
     subprocess.run(
         ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1", "-subj", "/CN=localhost"]
-        + ["-keyout", str(private), "-out", str(certificate)],  # noqa: RUF005 (one line each)
+        + ["-keyout", str(private), "-out", str(certificate)],
         check=True,
         capture_output=True,
     )

@@ -1,0 +1,241 @@
+"""Every answer gives a sound project: the defaults, every value of every choice, and all pairs of them."""
+
+import ast
+import base64
+import hashlib
+import itertools
+import json
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+import sound
+import yaml
+from baking import SKELETON, TEMPLATE, bake, context, refusals
+
+QUESTIONS = json.loads((TEMPLATE / "cookiecutter.json").read_text(encoding="utf-8"))
+AWKWARD = {
+    "project_name": '"Quoted" & <b> #1: it\'s a `x` *y* _z_ [l](u) | $a$ \\ {{ 7*7 }} {% raw %} $(id) \U0001f680 \u05e9\u05dc\u05d5\u05dd',
+    "description": "- starts a list: yes # no 'one' \"two\" \\n ${HOME} \u0645\u0631\u062d\u0628\u0627 \U0001f469\u200d\U0001f52c",
+    "author_name": 'O\'Brien, "Bob" <b@x> \\ \u00c5ngstr\u00f6m',
+    "author_email": "o'brien+ml@example.co.uk",
+}
+ACCOUNTS = {
+    "algorithmia_username": "ada",
+    "wandb_entity": "lovelace-lab",
+    "huggingface_username": "ada-l",
+    "github_username": "adal",
+}
+FACTORS = {
+    "license": QUESTIONS["license"],
+    "storage": QUESTIONS["storage"],
+    "check_credentials": QUESTIONS["check_credentials"],
+    "accounts": ["none", "all"],
+    "texts": ["plain", "awkward"],
+}
+
+
+def all_pairs(factors: dict[str, list[str]]) -> list[dict[str, str]]:
+    """Few combinations that hold every pair of values of every two factors (greedy)."""
+    rows = [dict(zip(factors, row, strict=True)) for row in itertools.product(*factors.values())]
+
+    def pairs(row: dict[str, str]) -> set:
+        return set(itertools.combinations(row.items(), 2))
+
+    wanted, chosen = set().union(*map(pairs, rows)), []
+    while wanted:
+        chosen.append(max(rows, key=lambda row: len(pairs(row) & wanted)))
+        wanted -= pairs(chosen[-1])
+    return chosen
+
+
+COMBINATIONS = all_pairs(FACTORS)
+
+
+def answers_of(row: dict[str, str]) -> dict[str, str]:
+    """Turn a row of factors into answers."""
+    answers = {name: row[name] for name in ("license", "storage", "check_credentials")}
+    answers |= ACCOUNTS if row["accounts"] == "all" else {}
+    return answers | (AWKWARD if row["texts"] == "awkward" else {})
+
+
+@pytest.fixture(autouse=True)
+def no_keys(monkeypatch, tmp_path):
+    """The hook of a bake finds no key and no identity of the person who runs the tests."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("ALGORITHMIA_API_KEY", "WANDB_API_KEY", "HF_TOKEN", "NETRC", "HF_HOME", "HF_TOKEN_PATH"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def test_the_pairs_are_all_there():
+    both = {pair for row in COMBINATIONS for pair in itertools.combinations(row.items(), 2)}
+    for (one, values), (other, others) in itertools.combinations(FACTORS.items(), 2):
+        assert both >= {((one, value), (other, second)) for value in values for second in others}
+    assert len(COMBINATIONS) <= 20
+
+
+@pytest.mark.parametrize("row", COMBINATIONS, ids=lambda row: "-".join(row.values()))
+def test_every_answer_gives_a_sound_project(tmp_path, row):
+    answers = answers_of(row)
+    whole = context(answers)["cookiecutter"]
+    # `require` ends a generation without keys, as it should; without hooks the project is the same.
+    project = bake(tmp_path, hooks=row["check_credentials"] != "require", **answers)
+    sound.check(project, whole)
+    assert sound.ruff(project) == ""
+
+
+def test_defaults_alone_give_a_sound_project(cookies):
+    result = cookies.bake()
+    assert result.exception is None
+    sound.check(result.project_path, result.context)
+    assert sound.ruff(result.project_path) == ""
+
+
+def test_answers_choose_defaults_never_code(tmp_path):
+    """Whatever is answered, the same files with the same Python in them."""
+    answers = answers_of(
+        {
+            "license": "Proprietary",
+            "storage": "s3",
+            "check_credentials": "skip",
+            "accounts": "all",
+            "texts": "",
+        }
+    )
+    (tmp_path / "other").mkdir()
+    one, other = bake(tmp_path), bake(tmp_path / "other", package_name="another", **answers)
+    code = [
+        {path.relative_to(root): path.read_bytes() for path in (root / "src").glob("*/**/*.py")}
+        for root in (one, other)
+    ]
+    renamed = [{Path("src/p", *path.parts[2:]): data for path, data in found.items()} for found in code]
+    assert renamed[0] == renamed[1] and len(renamed[0]) > 10
+
+
+# The skeleton as it stands.
+
+
+def test_the_skeletons_python_holds_no_jinja():
+    found = [path for path in SKELETON.rglob("*.py")]
+    assert found
+    for path in found:
+        text = path.read_text(encoding="utf-8")
+        ast.parse(text)
+        assert "cookiecutter" not in text and "{%" not in text, path
+
+
+def test_jinja_takes_little_of_the_template():
+    """Block tags make up less than 5 % of the lines that are rendered."""
+    tracked = subprocess.run(
+        ["git", "ls-files", "-z", str(SKELETON)], cwd=TEMPLATE, capture_output=True, check=True
+    )
+    names = [name for name in tracked.stdout.decode().split("\0") if name and "/src/" not in name]
+    lines = [line for name in names for line in (TEMPLATE / name).read_text(encoding="utf-8").splitlines()]
+    assert sum("{%" in line for line in lines) / len(lines) < 0.05
+
+
+def test_a_name_that_holds_jinja_is_legal_on_windows():
+    for path in SKELETON.rglob("*"):
+        assert not sound.WINDOWS_FORBIDS.search(path.name), path
+
+
+# What comes with the project.
+
+
+@pytest.fixture
+def project(tmp_path):
+    return bake(tmp_path)
+
+
+def test_what_the_project_installs_cannot_name_a_project(project):
+    package = tomllib.loads((project / "pyproject.toml").read_text(encoding="utf-8"))
+    optional = package["project"]["optional-dependencies"].values()
+    for requirement in itertools.chain(
+        package["project"]["dependencies"], *optional, *package["dependency-groups"].values()
+    ):
+        name = re.match(r"[A-Za-z0-9._-]+", requirement)[0]
+        assert refusals({"project_slug": name}), name
+
+
+def hook_entries(project):
+    text = (project / ".pre-commit-config.yaml").read_text(encoding="utf-8")
+    hooks = [hook for repo in yaml.safe_load(text)["repos"] for hook in repo["hooks"]]
+    assert all(
+        re.fullmatch(r"[\w-]+==[\d.]+", pin) for hook in hooks for pin in hook["additional_dependencies"]
+    )
+    return {hook["id"]: hook["entry"].split() for hook in hooks}
+
+
+def scan(project, name):
+    program, *arguments = hook_entries(project)["detect-secrets"]
+    command = [str(Path(sys.executable).with_name(program)), *arguments, name]
+    return subprocess.run(command, cwd=project, capture_output=True, text=True, check=False)
+
+
+def test_the_secret_scan_passes_as_generated_and_stops_a_key(project):
+    for name, _ in sound.texts(project):
+        assert scan(project, str(name)).returncode == 0, (name, scan(project, str(name)).stdout)
+    digest = hashlib.sha256(b"no key of anybody")
+    for key in (
+        "hf_" + base64.b64encode(digest.digest(), altchars=b"aB").decode()[:34],
+        digest.hexdigest()[:40],
+    ):
+        (project / "notes.py").write_text(f'login("{key}")\n', encoding="utf-8")
+        assert scan(project, "notes.py").returncode == 1, key
+
+
+def test_a_dotenv_is_ignored_from_the_first_commit(project, monkeypatch):
+    monkeypatch.chdir(project)
+    for name in (".env", ".env.local", ".stack/gateway.json", "runs/1/model.safetensors", "models/x/a.onnx"):
+        assert subprocess.run(["git", "check-ignore", "-q", name], check=False).returncode == 0, name
+    for name in (".env.example", "src", "notebooks/train.ipynb"):
+        assert subprocess.run(["git", "check-ignore", "-q", name], check=False).returncode == 1, name
+
+
+def test_the_example_of_the_secrets_holds_none_and_names_the_pages(project):
+    text = (project / ".env.example").read_text(encoding="utf-8")
+    assert not re.search(r"^\w+=.+", text, re.MULTILINE)
+    assert "https://huggingface.co/settings/tokens/new" in text and "WANDB_API_KEY=" in text
+
+
+@pytest.mark.parametrize("where", ["project", "repository"])
+def test_workflows_are_pinned_by_commit_and_clean(where, project, tmp_path):
+    root = project if where == "project" else TEMPLATE
+    shutil.copytree(root / ".github", tmp_path / "clean" / ".github")
+    for path in (root / ".github/workflows").glob("*.yml"):
+        text = path.read_text(encoding="utf-8")
+        workflow = yaml.safe_load(text)
+        uses = re.findall(r"uses: (.*)", text)
+        assert uses and all(re.fullmatch(r"[\w-]+/[\w-]+@[0-9a-f]{40} # v[\d.]+", one) for one in uses), path
+        assert workflow["permissions"] == {} and "secrets." not in text
+        assert all("permissions" in job for job in workflow["jobs"].values())
+    linter = [
+        str(Path(sys.executable).with_name("zizmor")),
+        "--offline",
+        "--persona",
+        "pedantic",
+        "--quiet",
+        "--no-progress",
+    ]
+    done = subprocess.run([*linter, str(tmp_path / "clean")], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+
+
+def test_githubs_expressions_come_out_as_they_are(project):
+    text = (project / ".github/workflows/tests.yml").read_text(encoding="utf-8")
+    assert "runs-on: ${{ matrix.system }}" in text and "UV_PYTHON: ${{ matrix.python }}" in text
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("answers", [{}, AWKWARD | {"license": "Proprietary"}], ids=["plain", "awkward"])
+def test_the_build_backend_takes_the_metadata(tmp_path, answers):
+    project = bake(tmp_path, **answers)
+    command = [sys.executable, "-m", "hatchling", "metadata"]
+    done = subprocess.run(command, cwd=project, capture_output=True, text=True, check=True)
+    told = json.loads(done.stdout)
+    assert told["name"] == project.name
+    assert told["description"] == answers.get("description", QUESTIONS["description"])
