@@ -6,6 +6,7 @@ import hmac
 import logging
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote, unquote_to_bytes
 
@@ -14,6 +15,7 @@ from fsspec import AbstractFileSystem
 from .. import StackError
 from .algorithms import CallError, Calls, Limits, send_error
 from .batching import Predictor, QueueFull
+from .dashboard import Dashboard
 from .data import DataAPI
 from .management import Management
 from .metrics import CallLog
@@ -59,6 +61,7 @@ class Gateway:
         self.user, self.digests = user, [digest(key.encode()) for key in keys]
         self.name, self.calls, self.management, self.data = name, calls, management, data
         self.models = calls.models
+        self.dashboard = Dashboard(calls.owner, name, calls.models, calls.log)
         self.ready = False
         self.starting: asyncio.Task[None] | None = None
         self.watching: list[asyncio.Task[None]] = []
@@ -74,6 +77,10 @@ class Gateway:
                 await self.start()
             with suppress(Disconnected):
                 await self._answer(scope, receive, send)
+
+    def share(self, folder: Path) -> None:
+        """Add the figures of the other processes up that share `folder`."""
+        self.calls.log.statistics.folder = folder
 
     async def start(self) -> None:
         """Load the latest version; called by the first request where there are no lifespan events."""
@@ -154,10 +161,16 @@ class Gateway:
             await send_json(send, 200, {"status": "ok"})
         elif path == "/readyz":
             await send_json(send, 200, self._readiness())
+        elif path == "/":
+            await self.dashboard(scope, receive, send)
+        elif path == "/v1/insights" and (scope["user"] or from_this_machine(scope)):
+            await self.dashboard.insights(receive, send)
         elif scope["user"] is None:
             raise Refusal(401, "authorization required", 2001)
         elif path.startswith("/v1/"):
             await self.management(scope, receive, send)
+        elif path in ("/stats", "/metrics"):
+            await self.dashboard(scope, receive, send)
         else:
             raise Refusal(404, f"no such address: {path}")
 
@@ -168,6 +181,12 @@ class Gateway:
         if latest and not model:
             raise Refusal(503, f"version {latest.version} is not loaded")
         return {"status": "ready", "version": model.build.version if model else None}
+
+
+def from_this_machine(scope: Scope) -> bool:
+    """Whether nobody stands between: what an algorithm reports with the official client carries no key."""
+    local = (scope.get("client") or ("",))[0] in ("127.0.0.1", "::1")
+    return local and not any(name.startswith((b"x-forwarded", b"forwarded")) for name, _ in scope["headers"])
 
 
 def digest(key: bytes) -> bytes:

@@ -7,6 +7,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import orjson
 from fsspec import AbstractFileSystem
 
 from .. import StackError
@@ -16,6 +17,7 @@ from .batching import Batcher, Predictor
 
 log = logging.getLogger(__name__)
 LOADED = 16  # models kept in memory
+REFERENCE = "reference.json"
 
 
 class Model(Batcher):
@@ -24,6 +26,7 @@ class Model(Batcher):
     def __init__(self, predictor: Predictor, model: Any, queue: int, algorithm: str, build: Build) -> None:
         super().__init__(predictor, model, queue)
         self.algorithm, self.build = algorithm, build
+        self.reference: dict[str, Any] | None = None  # what drift is measured against
 
 
 class Models:
@@ -101,7 +104,10 @@ class Models:
         self.cache = self.cache or tempfile.mkdtemp(prefix="models-")
         folder = fetch(self.store, build, self.cache)
         try:
-            return Model(self.predictor, self.predictor.load(folder), self.queue, name, build)
+            model = Model(self.predictor, self.predictor.load(folder), self.queue, name, build)
+            if (folder / REFERENCE).exists():
+                model.reference = orjson.loads((folder / REFERENCE).read_bytes())
+            return model
         except Exception as error:
             raise StackError(f"{build.folder} can't be loaded: {error}") from error
 

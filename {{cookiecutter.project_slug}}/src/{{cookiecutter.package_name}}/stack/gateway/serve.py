@@ -6,6 +6,7 @@ import os
 import secrets
 import signal
 import socket
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -49,7 +50,8 @@ def serve(
         if workers == 1:
             run(make_app(keys), listening, came)
         else:
-            run_workers(lambda: run(make_app(keys), listening, came), workers, came)
+            with tempfile.TemporaryDirectory() as shared:
+                run_workers(lambda: run(make_app(keys), listening, came, Path(shared)), workers, came)
 
 
 def on_signals(handler: Callable[[int, object], None]) -> None:
@@ -72,8 +74,10 @@ def open_port(host: str, port: int) -> socket.socket:
     return listening
 
 
-def run(app: Gateway, listening: socket.socket, came: list[int]) -> None:
-    """Serve in this process until a signal comes, if none has."""
+def run(app: Gateway, listening: socket.socket, came: list[int], shared: Path | None = None) -> None:
+    """Serve in this process until a signal comes, if none has; `shared` is the folder of the workers' figures."""
+    if shared:
+        app.share(shared)
     gc.collect()
     gc.freeze()  # what is loaded stays; the collector need not look at it between requests
     config = uvicorn.Config(
