@@ -1,11 +1,13 @@
 """The data set: scikit-learn's digits, 1,797 real grey images of 8 x 8 pixels in ten classes. Edit me."""
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-Arrays = dict[str, NDArray[np.uint8]]
+Arrays = dict[str, NDArray[Any]]
 
 NAME = "digits"
 SOURCE = "https://archive.ics.uci.edu/dataset/80/optical+recognition+of+handwritten+digits"

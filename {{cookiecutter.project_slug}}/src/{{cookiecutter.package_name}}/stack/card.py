@@ -106,8 +106,8 @@ answer = apply([[0] * 8] * 8, load(Path(".")))
 
 ## Training
 
-{result["steps"]:,} steps in {result["seconds"]:.1f} s on {machine["device"]} ({machine["system"]}, {machine["processor"]}), \
-{result["processes"]} process{"es" if result["processes"] > 1 else ""}. The weights are those with the lowest validation loss.
+{result["steps"]:,} steps in {result["seconds"]:.1f} s on {machine["device"]} ({machine["system"]},
+{machine["processor"]}), processes: {result["processes"]}. The weights are those with the lowest validation loss.
 
 | setting | value |
 | --- | --- |
@@ -144,12 +144,13 @@ def sections(card: str) -> dict[str, str]:
 
 
 def _intended(science: "Science") -> str:
+    task = science.model.TASK.replace("-", " ").capitalize()
     names = ", ".join(str(label) for label in science.data.LABELS)
-    return f"{science.model.TASK.replace('-', ' ').capitalize()} of inputs like those of {science.data.NAME}, into the classes {names}."
+    return f"{task} of inputs like those of {science.data.NAME}, into the classes {names}."
 
 
 def _limits(science: "Science", data: Mapping[str, Any]) -> str:
     return (
-        f"Measured on the test split of {science.data.NAME} only ({data['rows']['test']:,} examples). Inputs of another "
-        "kind were not tried, and the confidence was not calibrated."
+        f"Measured on the test split of {science.data.NAME} only ({data['rows']['test']:,} examples). "
+        "Inputs of another kind were not tried, and the confidence was not calibrated."
     )

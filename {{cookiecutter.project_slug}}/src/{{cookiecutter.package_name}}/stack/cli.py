@@ -51,7 +51,7 @@ def train(science: "Science", settings: Settings, args: Arguments) -> int:
     result = train(science, read(science.config, *layers, flags), settings, args.run)
     if settings.rank == 0:
         say(
-            f"Test accuracy {result['test']['accuracy']:.4f} after {result['steps']} steps in {result['seconds']:.1f} s."
+            f"Test accuracy {result['test']['accuracy']:.4f}; {result['steps']} steps in {result['seconds']:.1f} s."
         )
         say(f"Run {result['run']} is in {settings.runs / result['run']}.", *filter(None, [result["tracked"]]))
         _next(settings, "sweep", "publish")
@@ -62,8 +62,8 @@ def sweep(science: "Science", settings: Settings, args: Arguments) -> int:
     """Search for a better configuration, as sweep.yaml says."""
     from .sweep import sweep
 
-    found = sweep(science, settings, args.file, workers=args.workers, cap=args.trials)
-    say(table(found.rows(), found.header()), f"Pictures and trials are in {found.folder}.")
+    found = sweep(science, settings, args.file or settings.root / "sweep.yaml", args.workers, args.trials)
+    say(table(found.rows(), found.header()), f"Pictures and trials are in {found.folder}.", found.tracked)
     say(f"Best: {found.metric} {found.best_value:.4f}, written to {found.best_config}.")
     return _next(settings, f"train --config {found.best_config}", "publish")
 
@@ -155,7 +155,8 @@ def monitor(science: "Science", settings: Settings, args: Arguments) -> int:
         table([(name, f"{score:.3f}") for name, score in seen.drift["scores"].items()], ("quantity", "drift"))
     )
     say(
-        f"{seen.calls} calls of version {seen.version}: median {seen.median_ms:.2f} ms, 99 % within {seen.p99_ms:.2f} ms, {seen.errors} failed."
+        f"{seen.calls} calls of version {seen.version}, {seen.errors} failed; "
+        f"median {seen.median_ms:.2f} ms, 99 % within {seen.p99_ms:.2f} ms."
     )
     say(
         f"Drift: {seen.drift['verdict']}.",
@@ -202,7 +203,7 @@ def add_arguments(name: str, parser: argparse.ArgumentParser, science: "Science"
         add("--run", default="", metavar="ID", help="go on with this run; default: start a new one")
         add_flags(parser, science.config)
     elif name == "sweep":
-        add("--file", type=Path, default=Path("sweep.yaml"), help="the sweep (default: sweep.yaml)")
+        add("--file", type=Path, help="the sweep (default: sweep.yaml)")
         add("--workers", type=int, default=2, help="trials at the same time (default: 2)")
         add("--trials", type=int, default=0, help="trials at most (default: run_cap of the file)")
     elif name == "publish":

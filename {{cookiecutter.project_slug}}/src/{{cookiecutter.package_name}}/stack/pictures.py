@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 BLUE, ORANGE, GREY = "#3566b8", "#d9822b", "#8a8f98"
 WIDTH, HEIGHT = 6.4, 3.6  # inches
 DPI = 120
+DECADE = 10
 
 
 def learning_curves(record: Path, path: Path) -> Path:
@@ -69,9 +70,44 @@ def histograms(
         axes.bar(places - 0.2, reference, 0.4, color=GREY, label="training")
         axes.bar(places + 0.2, current, 0.4, color=BLUE, label="calls")
         axes.set_xticks(places, [str(name) for name in bins], fontsize=7)
-        axes.set(title=title, ylabel="share")
-        axes.legend(frameon=False, fontsize=8)
+        axes.set_title(title)
+    figure.axes[0].set_ylabel("share")
+    figure.axes[0].legend(frameon=False, fontsize=8, loc="lower left", bbox_to_anchor=(0, 1.1), ncols=2)
     return _save(figure, path)
+
+
+def sweep(trials: Sequence[Mapping[str, Any]], weights: Mapping[str, float], metric: str, path: Path) -> Path:
+    """The trials as lines over their parameters, the better the darker, and how much each parameter mattered."""
+    names = [
+        name for name in trials[0]["config"] if len({str(trial["config"].get(name)) for trial in trials}) > 1
+    ]
+    figure = Figure((WIDTH * 1.7, HEIGHT))
+    left, right = figure.subplots(1, 2, width_ratios=(3, 1))
+    columns = [_places([trial["config"].get(name) for trial in trials]) for name in names]
+    columns.append(_places([trial["value"] for trial in trials]))
+    for rank, heights in reversed(list(enumerate(zip(*columns, strict=True)))):
+        left.plot(
+            heights, color=BLUE if rank else ORANGE, alpha=1 - 0.8 * rank / len(trials), lw=1 if rank else 2.5
+        )
+    left.set_xticks(range(len(columns)), [*names, metric], rotation=20, ha="right", fontsize=8)
+    left.set(yticks=[0, 1], yticklabels=["low", "high"], title=f"{len(trials)} trials, the best in orange")
+    right.barh(list(weights), list(weights.values()), color=BLUE)
+    right.set(title="Importance" if weights else "Importance: too few trials", xlim=(0, 1))
+    right.tick_params(labelsize=8)
+    return _save(figure, path)
+
+
+def _places(values: Sequence[Any]) -> list[float]:
+    """Values as heights from 0 to 1: numbers by size, on a logarithmic scale if they span it, others by rank."""
+    if not all(isinstance(value, int | float) for value in values):
+        ranks = sorted({str(value) for value in values})
+        return [ranks.index(str(value)) / max(len(ranks) - 1, 1) for value in values]
+    numbers = np.asarray(values, dtype=float)
+    if numbers.min() > 0 and numbers.max() / numbers.min() > DECADE:
+        numbers = np.log(numbers)
+    span = numbers.max() - numbers.min()
+    heights: list[float] = ((numbers - numbers.min()) / span if span else np.full(len(numbers), 0.5)).tolist()
+    return heights
 
 
 def _line(axes: Axes, rows: Sequence[Mapping[str, float]], name: str, title: str, color: str) -> None:

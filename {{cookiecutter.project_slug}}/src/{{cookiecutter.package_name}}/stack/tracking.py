@@ -136,12 +136,18 @@ class WandbTracker:
 
 
 def open_run(
-    settings: "Settings", id: str, kind: str, folder: Path, config: Mapping[str, Any], enabled: bool = True
+    settings: "Settings",
+    id: str,
+    kind: str,
+    folder: Path,
+    config: Mapping[str, Any],
+    tracker: Tracker | None = None,
 ) -> Run:
     """Open the run `id` of a kind (train, sweep, publish, monitor), new or to be continued.
 
-    Its record is `folder`/metrics.jsonl. `enabled=False` (a second process of one run) tracks nothing.
+    Its record is `folder`/metrics.jsonl. `tracker` replaces the configured one.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    track = enabled and settings.tracker == "wandb"
-    return Run(id, folder, WandbTracker(settings, id, kind, folder, config) if track else Untracked())
+    if tracker is None and settings.tracker == "wandb":
+        tracker = WandbTracker(settings, id, kind, folder, config)
+    return Run(id, folder, tracker or Untracked())

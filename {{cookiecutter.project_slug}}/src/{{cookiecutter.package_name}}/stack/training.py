@@ -15,7 +15,7 @@ from . import StackError, dataset, evaluation, provenance
 from .checkpoint import Checkpoints
 from .process import Process, join
 from .storage import open_store
-from .tracking import open_run
+from .tracking import Tracker, Untracked, open_run
 
 if TYPE_CHECKING:
     from .dataset import Split
@@ -26,11 +26,17 @@ RESULT, WEIGHTS, PREDICTIONS, LATEST = "result.json", "model.safetensors", "pred
 
 
 def train(
-    science: "Science", config: Any, settings: "Settings", run_id: str = "", folder: Path | None = None
+    science: "Science",
+    config: Any,
+    settings: "Settings",
+    run_id: str = "",
+    folder: Path | None = None,
+    tracker: Tracker | None = None,
 ) -> dict[str, Any]:
     """Train with `config` and return the run's result, as written to `<folder>/result.json`.
 
-    `run_id` names a run to go on with; without it a new one starts. `folder` is where runs are kept.
+    `run_id` names a run to go on with; without it a new one starts. `folder` is where runs are kept,
+    `tracker` follows the run instead of the configured one.
     """
     runs = folder or settings.runs
     with join(settings, config.device, config.threads) as process:
@@ -40,7 +46,9 @@ def train(
         process.agree("")
         if not process.first:
             splits, facts = _data(settings)
-        result = _train(science, config, settings, process, runs / run_id, splits, facts)
+        if not process.first:
+            tracker = Untracked()
+        result = _train(science, config, settings, process, runs / run_id, splits, facts, tracker)
     if process.first and folder is None:
         (runs / LATEST).write_text(run_id, encoding="utf-8")
     return result
@@ -59,11 +67,11 @@ def _train(
     folder: Path,
     splits: Mapping[str, "Split"],
     facts: dict[str, Any],
+    tracker: Tracker | None,
 ) -> dict[str, Any]:
     values = asdict(config)
-    run = open_run(
-        settings, folder.name, "train", folder, {**values, "data": dataset.fingerprint(facts)}, process.first
-    )
+    about = {**values, "data": dataset.fingerprint(facts)}
+    run = open_run(settings, folder.name, "train", folder, about, tracker)
     checkpoints = Checkpoints(
         folder / "checkpoints", run.record, values, config.checkpoint_seconds, config.checkpoint_steps
     )
@@ -95,7 +103,7 @@ def _train(
         save_file(model.state_dict(), folder / WEIGHTS)
         np.savez(folder / PREDICTIONS, validation_logits=outputs["validation"], test_logits=outputs["test"])
         (folder / RESULT).write_text(json.dumps(result, indent=1), encoding="utf-8")
-        run.summary(**{f"test_{name}": value for name, value in scores["test"].items()})
+        run.summary(**{f"{split}_{name}": value for split in scores for name, value in scores[split].items()})
         result["tracked"] = run.finish()
     return result
 

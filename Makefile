@@ -1,0 +1,62 @@
+# `make demo` and `make test` set up whatever they need by themselves.
+SHELL := bash
+PYTHON ?= python3
+ANSWERS ?=
+SKELETON := {{cookiecutter.project_slug}}
+BIN := $(CURDIR)/.venv/bin
+DEMO := build/demo/my-ml-project
+ifdef PIP_FIND_LINKS
+export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
+endif
+export UV_COMPILE_BYTECODE := 1
+# Caches stay out of the skeleton: what is in there would be generated.
+export PYTHONDONTWRITEBYTECODE := 1
+export RUFF_CACHE_DIR := $(CURDIR)/build/ruff
+export MYPY_CACHE_DIR := $(CURDIR)/build/mypy
+
+.PHONY: help setup demo test lint bake bench size browser clean
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
+
+setup: build/.ready ## make the environment (uv is installed if missing)
+
+build/.ready: pyproject.toml $(wildcard $(SKELETON)/pyproject.toml)
+	@mkdir -p build
+	@command -v uv >/dev/null || test -x build/tools/bin/uv || \
+	    { $(PYTHON) -m venv build/tools && build/tools/bin/pip install --quiet uv; }
+	@uv=$$(command -v uv || echo build/tools/bin/uv); \
+	    test -x .venv/bin/python || $$uv venv --quiet --python $(PYTHON) .venv; \
+	    $$uv pip install --quiet --python .venv/bin/python --group dev && \
+	    .venv/bin/cookiecutter . --no-input --overwrite-if-exists --output-dir build/demo check_credentials=skip >/dev/null && \
+	    $$uv pip install --quiet --python .venv/bin/python --group $(DEMO)/pyproject.toml:dev --editable $(DEMO)
+	@touch $@
+
+demo: setup ## generate the default project and take it through the whole loop, with no account
+	@.venv/bin/cookiecutter . --no-input --overwrite-if-exists --output-dir build/demo check_credentials=skip
+	@cd $(DEMO) && "$(BIN)/python" -m my_ml_project demo
+
+test: setup browser ## run every test
+	@"$(BIN)/python" -m pytest -n 2 --dist worksteal
+
+browser: # the gateway's pages are tested in Chromium
+	@command -v chromium chromium-browser google-chrome >/dev/null || \
+	    { test "$$(id -u)" = 0 && command -v apt-get >/dev/null && apt-get update -qq && apt-get install -y -qq chromium >/dev/null; } || \
+	    echo "Chromium is missing: install it to run the tests of the pages" >&2
+
+lint: setup ## check style and types of the repository and of the skeleton as it stands
+	@"$(BIN)/ruff" check . && "$(BIN)/ruff" format --check .
+	@"$(BIN)/python" -c "import sys; sys.path.insert(0, 'tests'); import conftest"
+	@MYPYPATH=build/src "$(BIN)/mypy" -p skeleton
+
+bake: setup ## generate one project into build/bake: make bake ANSWERS='storage=s3 license=MIT'
+	@.venv/bin/cookiecutter . --no-input --overwrite-if-exists --output-dir build/bake check_credentials=skip $(ANSWERS)
+
+bench: setup ## measure everything that the README claims
+	@for file in bench/*.py; do "$(BIN)/python" $$file || exit 1; done
+
+size: ## count the lines of every module
+	@find "$(SKELETON)/src" -name '*.py' -exec wc -l {} + | sed 's|$(SKELETON)/src/[^/]*/||' | sort -n
+
+clean: ## remove the environment and everything generated
+	@rm -rf build .venv

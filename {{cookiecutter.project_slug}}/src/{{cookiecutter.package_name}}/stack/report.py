@@ -1,0 +1,48 @@
+"""One HTML page of a project: what was made, and its pictures; no outside asset."""
+
+import base64
+import html
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+STYLE = """
+:root { color-scheme: light dark; font: 16px/1.5 system-ui, sans-serif; }
+body { max-width: 62rem; margin: 2rem auto; padding: 0 1rem; }
+table { border-collapse: collapse; margin: 1rem 0 2rem; }
+td { padding: .3rem 1.2rem .3rem 0; border-bottom: 1px solid #8884; vertical-align: top; }
+td:first-child { color: GrayText; white-space: nowrap; }
+td:last-child { overflow-wrap: anywhere; }
+figure { margin: 0 0 2rem; }
+img { max-width: 100%; background: white; border-radius: 8px; }
+"""
+
+
+def report(title: str, rows: Sequence[tuple[str, object]], images: Mapping[str, Path], path: Path) -> Path:
+    """Write the page: a table of `rows` (what, value), then the images under their titles."""
+    cells = "\n".join(
+        f"<tr><td>{html.escape(name)}</td><td>{html.escape(str(value))}</td></tr>" for name, value in rows
+    )
+    figures = "\n".join(_figure(name, image) for name, image in images.items())
+    path.write_text(
+        f"""<!doctype html>
+<html lang="en">
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width">
+<title>{html.escape(title)}</title>
+<style>{STYLE}</style>
+<h1>{html.escape(title)}</h1>
+<table>
+{cells}
+</table>
+{figures}
+</html>
+""",
+        encoding="utf-8",
+    )
+    return path
+
+
+def _figure(title: str, image: Path) -> str:
+    data = base64.b64encode(image.read_bytes()).decode()
+    name = html.escape(title)
+    return f'<figure><h2>{name}</h2><img alt="{name}" src="data:image/png;base64,{data}"></figure>'
