@@ -38,7 +38,7 @@ TAKEN = set(
     """adk algo algorithm algorithmia bash build cookiecutter data dist false fsspec git gradio hf
     huggingface-hub hypothesis jupyter jupytext make matplotlib models mypy nbclient nbstripout none
     notebooks numpy onnx onnxruntime optuna orjson packaging pandas pip pipx pre-commit prometheus-client
-    pyarrow pydantic pytest python python3 pyyaml requests ruff runs s3fs safetensors scikit-learn
+    pyarrow pydantic pytest pytest-cov python python3 pyyaml requests ruff runs s3fs safetensors scikit-learn
     scipy setup setuptools sh sklearn space spaces src stack starlette store test tests torch
     torchrun torchvision tqdm trackio train true uv uvicorn uvx venv wandb wheel zizmor""".split()  # noqa: SIM905
 ) | {name.lower().replace("_", "-") for name in sys.stdlib_module_names}

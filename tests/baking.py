@@ -2,13 +2,16 @@
 
 import contextlib
 import io
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+from cookiecutter.environment import StrictEnvironment
 from cookiecutter.generate import generate_context
 from cookiecutter.main import cookiecutter
 from cookiecutter.prompt import prompt_for_config
 from cookiecutter.utils import create_env_with_context
+from jinja2 import FileSystemLoader
 
 TEMPLATE = Path(__file__).resolve().parent.parent
 SKELETON = TEMPLATE / "{{cookiecutter.project_slug}}"
@@ -42,11 +45,22 @@ def context(answers: dict[str, str]) -> dict[str, Any]:
     return found
 
 
+@cache
+def environment() -> StrictEnvironment:
+    """Jinja as cookiecutter sets it up for this template; kept, so that each file is compiled once."""
+    made = create_env_with_context(context({}))
+    made.loader = FileSystemLoader([SKELETON, TEMPLATE / "templates", TEMPLATE / "hooks"])
+    return made
+
+
 def refusals(answers: dict[str, str]) -> list[str]:
-    """The lines with which the pre-generation hook refuses answers, rendered and run as cookiecutter does it."""
-    found = context(answers)
-    source = (TEMPLATE / "hooks" / "pre_gen_project.py").read_text(encoding="utf-8")
-    rendered = create_env_with_context(found).from_string(source).render(**found)
+    """The lines with which the pre-generation hook refuses answers, rendered and run in this process."""
+    return judged(context(answers))
+
+
+def judged(found: dict[str, Any]) -> list[str]:
+    """The lines with which the pre-generation hook refuses a whole context."""
+    rendered = environment().get_template("pre_gen_project.py").render(**found)
     with contextlib.redirect_stderr(io.StringIO()) as told, contextlib.suppress(SystemExit):
         exec(compile(rendered, "pre_gen_project.py", "exec"), {"__name__": "__main__"})
     return told.getvalue().splitlines()

@@ -1,0 +1,86 @@
+"""Wall time of generating a project, hooks included, as a ratio to a template of one file, with the same cookiecutter.
+
+    python bench/generation.py [ROUNDS]
+
+Both are subprocesses as a user starts them, taken in turns, so that what else the machine does falls on both.
+"""
+
+import json
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+TEMPLATE = Path(__file__).resolve().parent.parent
+COMMAND = Path(sys.executable).with_name("cookiecutter")
+LIMIT = 1.3
+
+
+def one_file_template(folder: Path) -> Path:
+    """Make the smallest template that there can be."""
+    template = folder / "one"
+    project = template / "{{cookiecutter.project_slug}}"
+    project.mkdir(parents=True)
+    (project / "README.md").write_text("# {{ cookiecutter.project_slug }}\n", encoding="utf-8")
+    (template / "cookiecutter.json").write_text(json.dumps({"project_slug": "one"}), encoding="utf-8")
+    return template
+
+
+def clone(folder: Path) -> Path:
+    """Copy what git keeps of the template: the caches of people at work on it are not generated for users."""
+    listed = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        cwd=TEMPLATE,
+        capture_output=True,
+        check=True,
+    )
+    for name in filter(None, listed.stdout.decode().split("\0")):
+        if (
+            name.startswith(("{{", "hooks/", "templates/", "cookiecutter.json"))
+            and (TEMPLATE / name).is_file()
+        ):
+            (folder / "clone" / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(TEMPLATE / name, folder / "clone" / name)
+    return folder / "clone"
+
+
+def generate(template: Path, folder: Path, *answers: str) -> tuple[float, int]:
+    """Generate once; return the seconds taken and the number of files made."""
+    out = Path(tempfile.mkdtemp(dir=folder))
+    began = time.perf_counter()
+    subprocess.run(
+        [str(COMMAND), str(template), "--no-input", "--output-dir", str(out), *answers],
+        check=True,
+        stdout=subprocess.DEVNULL,
+    )
+    took = time.perf_counter() - began
+    files = sum(path.is_file() and ".git" not in path.parts for path in out.rglob("*"))
+    shutil.rmtree(out)
+    return took, files
+
+
+def main() -> None:
+    """Time both in turns, print the table, and fail where the ratio of the medians is over the limit."""
+    rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 15
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        ours, smallest = clone(folder), one_file_template(folder)
+        pairs = [
+            (generate(ours, folder, "check_credentials=skip"), generate(smallest, folder))
+            for _ in range(rounds + 1)
+        ]
+    pairs = pairs[1:]  # the first one warms the caches of the file system
+    medians = [statistics.median(run[0] for run in column) for column in zip(*pairs, strict=True)]
+    ratio = medians[0] / medians[1]
+    print("| template | files | seconds (median) | ratio |\n| --- | ---: | ---: | ---: |")
+    print(f"| free-ml-stack, hooks included | {pairs[0][0][1]} | {medians[0]:.2f} | {ratio:.2f} |")
+    print(f"| one file, no hooks | {pairs[0][1][1]} | {medians[1]:.2f} | 1.00 |")
+    if ratio > LIMIT:
+        sys.exit(f"generation takes {ratio:.2f} times that of a one-file template; {LIMIT} is the limit")
+
+
+if __name__ == "__main__":
+    main()

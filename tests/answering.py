@@ -1,0 +1,209 @@
+"""Any text as an answer: what may be given, and what must hold of it. Everything is rendered in this process."""
+
+import ast
+import atexit
+import json
+import string
+import tempfile
+from fnmatch import fnmatch
+from functools import cache
+from pathlib import Path
+
+import sound
+from baking import SKELETON, TEMPLATE, context, environment, judged
+from hypothesis import strategies
+
+# What some file format, language or shell acts on.
+FRAGMENTS = [
+    *(
+        "'",
+        '"',
+        "\\",
+        '"""',
+        "'''",
+        "`",
+        "#",
+        ": ",
+        " #",
+        "- ",
+        "? ",
+        "| ",
+        "> ",
+        "&a",
+        "*a",
+        "!!python/object",
+        "%",
+        "@",
+        "~",
+    ),
+    *(
+        "{{",
+        "}}",
+        "{%",
+        "%}",
+        "{#",
+        "#}",
+        "{{ 7*7 }}",
+        "{% raw %}",
+        "{% endraw %}",
+        "{{ cookiecutter }}",
+        "${HOME}",
+        "$(id)",
+    ),
+    *(
+        "</script>",
+        "<!--",
+        "-->",
+        "[a](b)",
+        "![a](b)",
+        "**",
+        "__",
+        "```",
+        "---",
+        "...",
+        "===",
+        "1. ",
+        "+ ",
+        "= ",
+        "|a|",
+        "\\n",
+    ),
+    *(
+        "\\u0000",
+        "\\x41",
+        "\\",
+        "\u05e9\u05dc\u05d5\u05dd",
+        "\u0645\u0631\u062d\u0628\u0627",
+        "\U0001f469\u200d\U0001f52c",
+    ),
+    *(
+        "\u202e",
+        "\u2028",
+        "\x00",
+        "\x1b[2J",
+        "\n",
+        "\r",
+        "\t",
+        "\x7f",
+        "\x85",
+        "\ufeff",
+        "\ud800",
+        "\uffff",
+        "\u00a0",
+        "e\u0301",
+    ),
+    *(
+        "../",
+        "/etc",
+        "C:\\",
+        "con",
+        "nul.txt",
+        "torch",
+        "class",
+        "test",
+        "null",
+        "true",
+        "0x1",
+        "1e3",
+        "NaN",
+        "x" * 200,
+        "",
+    ),
+]
+LEGAL = [fragment for fragment in FRAGMENTS if fragment.isprintable() and len(fragment) < 100]
+VALID = {
+    "project_slug": ["digits", "Digits-2", "a.b_c", "3d-shapes", "x" * 63],
+    "package_name": ["digits", "my_package", "p" * 50],
+    "author_email": ["", "o'brien+ml@example.co.uk"],
+    "algorithmia_username": ["", "ada_1"],
+    "wandb_entity": ["", "lovelace-lab"],
+    "huggingface_username": ["", "ada.l-1"],
+    "github_username": ["", "ada-l"],
+}
+
+
+def mostly(
+    usual: strategies.SearchStrategy[str], rare: strategies.SearchStrategy[str]
+) -> strategies.SearchStrategy[str]:
+    """Draw the rare kind once in twenty times."""
+    return strategies.integers(0, 19).flatmap(lambda number: rare if number == 7 else usual)
+
+
+# Most draws are legal but awkward, some are wild: a single wild answer is enough for all of them to be refused.
+legal_text = strategies.lists(strategies.sampled_from(LEGAL), min_size=1, max_size=8).map("".join)
+wild_text = strategies.lists(
+    strategies.sampled_from(FRAGMENTS) | strategies.text(max_size=12), max_size=6
+).map("".join)
+any_text = mostly(legal_text, wild_text)
+any_name = strategies.text(string.ascii_lowercase + string.digits + "-_.", min_size=1, max_size=70)
+any_answers = strategies.fixed_dictionaries(
+    {name: any_text for name in ("project_name", "description", "author_name")},
+    optional={
+        name: mostly(strategies.sampled_from(valid), any_name | wild_text) for name, valid in VALID.items()
+    }
+    | {
+        "license": strategies.sampled_from(list(sound.LICENSES)),
+        "storage": strategies.sampled_from(list(sound.STORES)),
+    },
+)
+
+
+def holds(answers: dict[str, str]) -> bool:
+    """Assert that the answers are refused, or that every file of theirs is sound; and that none of them is ever code.
+
+    Returns whether they were accepted.
+    """
+    whole = context(answers)
+    for hook in ("pre_gen_project.py", "post_gen_project.py"):
+        stays_data(hook, whole)
+    lines = judged(whole)
+    assert all(" = " in line for line in lines)
+    if not lines:
+        render(folder(), whole)
+        sound.check(folder(), whole["cookiecutter"])
+    return not lines
+
+
+def stays_data(hook: str, whole: dict) -> None:
+    """Assert that answers change nothing of a hook but the one string that holds them."""
+    rendered = ast.parse(environment().get_template(hook).render(**whole))
+    strings = [
+        node for node in ast.walk(rendered) if isinstance(node, ast.Constant) and isinstance(node.value, str)
+    ]
+    (holder,) = [node for node in strings if "_copy_without_render" in node.value]
+    assert json.loads(holder.value)["description"] == whole["cookiecutter"]["description"]
+    holder.value = "{{ cookiecutter | tojson }}"
+    assert ast.dump(rendered) == unrendered(hook)
+
+
+@cache
+def unrendered(hook: str) -> str:
+    """The syntax of a hook as it stands in the repository."""
+    return ast.dump(ast.parse((TEMPLATE / "hooks" / hook).read_text(encoding="utf-8")))
+
+
+@cache
+def folder() -> Path:
+    """One folder for every case, since all make the same files; removed when this process ends."""
+    made = tempfile.TemporaryDirectory()
+    atexit.register(made.cleanup)
+    return Path(made.name)
+
+
+@cache
+def names() -> list[str]:
+    """The files of the skeleton that are rendered, not copied."""
+    found = (path.relative_to(SKELETON).as_posix() for path in SKELETON.rglob("*") if path.is_file())
+    copied = context({})["cookiecutter"]["_copy_without_render"]
+    kept = [name for name in found if "_cache/" not in name and not name.endswith(".png")]
+    return [name for name in kept if not any(fnmatch(name, pattern) for pattern in copied)]
+
+
+def render(folder: Path, whole: dict) -> None:
+    """Write the rendered files below `folder`."""
+    for name in names():
+        path = folder / environment().from_string(name).render(**whole) if "{" in name else folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        text = environment().get_template(name).render(**whole)
+        if not path.exists() or path.read_bytes() != text.encode():
+            path.write_text(text, encoding="utf-8", newline="\n")
