@@ -2,6 +2,7 @@
 
 import errno
 import io
+import json
 import os
 import uuid
 from collections.abc import Callable, Iterator
@@ -9,8 +10,9 @@ from contextlib import contextmanager, suppress
 from datetime import datetime
 from email.utils import parsedate_to_datetime
 from pathlib import Path
+from stat import S_ISREG
 from threading import local
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal
 from urllib.parse import urlencode
 
 from fsspec import AbstractFileSystem
@@ -18,6 +20,7 @@ from fsspec.callbacks import DEFAULT_CALLBACK
 from fsspec.utils import isfilelike
 from urllib3 import BaseHTTPResponse
 
+from . import bundle
 from .connection import Connection, read_json
 from .disk import CHUNK
 from .inflight import InFlight
@@ -70,7 +73,10 @@ class AlgorithmiaFileSystem(AbstractFileSystem):  # type: ignore[misc]
                 yield [self.info(path)]
                 return
             listing = read_json(answer)
-            yield _infos(path, listing)
+            infos = _infos(path, listing)
+            if several := self._under_way():
+                several.sizes |= {info["name"]: info["size"] for info in infos if info["type"] == "file"}
+            yield infos
             marker = listing.get("marker") or ""
 
     def info(self, path: str, **options: Any) -> dict[str, Any]:
@@ -221,8 +227,8 @@ class AlgorithmiaFileSystem(AbstractFileSystem):  # type: ignore[misc]
         self._put(self._strip_protocol(path), upload, told, exclusive=mode == "create")
 
     def put(self, *arguments: Any, **options: Any) -> None:
-        """Store local files, several in flight."""
-        with self._several():
+        """Store local files: small ones many at once, others several in flight."""
+        with self._several(self._put_bundle):
             super().put(*arguments, **options)
 
     def put_file(
@@ -234,9 +240,32 @@ class AlgorithmiaFileSystem(AbstractFileSystem):  # type: ignore[misc]
         **options: Any,
     ) -> None:
         """Store a local file, or make the folder `rpath` where `lpath` is one."""
-        self._run(self._put_local, Path(lpath), self._strip_protocol(rpath), callback, mode == "create")
+        source, target = Path(lpath), self._strip_protocol(rpath)
+        if (several := self._under_way()) and mode != "create":
+            found = source.stat()
+            size = found.st_size if S_ISREG(found.st_mode) else None
+            several.add(size, self._put_local, source, target, callback)
+        else:
+            self._put_local(source, target, callback, mode == "create")
 
-    def _put_local(self, source: Path, target: str, callback: Any, exclusive: bool) -> None:
+    def _put_bundle(self, items: list[tuple[Path, str, Any]]) -> None:
+        body = bundle.pack((target, source.read_bytes()) for source, target, _ in items)
+        try:
+            answer = self.connection.send(
+                "POST", "", {"Content-Type": bundle.TYPE}, body=lambda: body, repeatable=True
+            )
+            stored = read_json(answer)["result"]["stored"]
+        except (OSError, KeyError, TypeError) as error:
+            if isinstance(error, ConnectionError):
+                raise
+            stored = 0  # the original service has no bundles
+        for source, target, callback in items:
+            if stored == len(items):
+                callback.relative_update(source.stat().st_size)
+            else:
+                self._put_local(source, target, callback)
+
+    def _put_local(self, source: Path, target: str, callback: Any, exclusive: bool = False) -> None:
         if source.is_dir():
             self.makedirs(target, exist_ok=True)
             return
@@ -276,19 +305,39 @@ class AlgorithmiaFileSystem(AbstractFileSystem):  # type: ignore[misc]
         if self.exists(path):
             raise FileExistsError(errno.EEXIST, "exists", path)
 
-    def get(self, *arguments: Any, **options: Any) -> None:
-        """Fetch files, several in flight."""
-        with self._several():
+    def get(self, *arguments: Any, sizes: dict[str, int] | None = None, **options: Any) -> None:
+        """Fetch files: small ones, as `sizes` or a listing tells, many at once, others several in flight."""
+        with self._several(self._get_bundle, sizes):
             super().get(*arguments, **options)
 
     def get_file(self, rpath: str, lpath: Any, callback: Any = DEFAULT_CALLBACK, **options: Any) -> None:
-        """Fetch a file to a local path, where it appears whole, or into an open file; makes a folder for a folder."""
-        rpath = self._strip_protocol(rpath)
+        """Fetch a file to a path, where it appears whole, or into an open file; makes a folder for a folder."""
+        source = self._strip_protocol(rpath)
         if isfilelike(lpath):
-            with Download(self.connection, rpath) as download:
+            with Download(self.connection, source) as download:
                 _copy(download, lpath, callback)
+        elif several := self._under_way():
+            several.add(several.sizes.get(source), self._get_local, source, Path(lpath), callback)
         else:
-            self._run(self._get_local, rpath, Path(lpath), callback)
+            self._get_local(source, Path(lpath), callback)
+
+    def _get_bundle(self, items: list[tuple[str, Path, Any]]) -> None:
+        wanted = json.dumps({"files": [source for source, _, _ in items]}).encode()
+        headers = {"Content-Type": "application/json"}
+        found: dict[str, memoryview] = {}
+        try:
+            answer = self.connection.send("POST", "", headers, body=lambda: wanted, repeatable=True)
+            if answer.headers.get("Content-Type") == bundle.TYPE:
+                found = dict(bundle.unpack(answer.data))
+        except (OSError, ValueError) as error:
+            if isinstance(error, ConnectionError):
+                raise
+        for source, target, callback in items:
+            if source in found:
+                _write(found[source], target)
+                callback.relative_update(len(found[source]))
+            else:
+                self._get_local(source, target, callback)
 
     def _get_local(self, source: str, target: Path, callback: Any) -> None:
         for attempt in range(1, TRIES + 1):
@@ -303,16 +352,8 @@ class AlgorithmiaFileSystem(AbstractFileSystem):  # type: ignore[misc]
                     raise
 
     def _fetch(self, source: str, target: Path, callback: Any) -> None:
-        with Download(self.connection, source) as download:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            part = target.with_name(f".{uuid.uuid4().hex}.part")
-            try:
-                with part.open("xb", buffering=0) as file:
-                    _copy(download, file, callback)
-                part.replace(target)
-            except BaseException:
-                part.unlink(missing_ok=True)
-                raise
+        with Download(self.connection, source) as download, _growing(target) as file:
+            _copy(download, file, callback)
 
     def _open(
         self,
@@ -347,21 +388,46 @@ class AlgorithmiaFileSystem(AbstractFileSystem):  # type: ignore[misc]
         self.connection.json("PATCH", self._strip_protocol(path), {"acl": {"read": READERS[access]}})
 
     @contextmanager
-    def _several(self) -> Iterator[None]:
-        """A block in which this thread's `_run` does not wait for the call."""
+    def _several(
+        self, move: Callable[[list[Any]], None], sizes: dict[str, int] | None = None
+    ) -> Iterator[None]:
+        """A block in which this thread's files are moved together."""
         with InFlight(AT_ONCE) as calls:
-            self.thread.calls = calls
+            self.thread.several = several = Several(calls, move, sizes or {})
             try:
                 yield
+                several.flush()
             finally:
-                del self.thread.calls
+                self.thread.several = None
 
-    def _run(self, call: Callable[..., object], *arguments: Any) -> None:
-        calls = getattr(self.thread, "calls", None)
-        if calls:
-            calls.submit(call, *arguments)
-        else:
-            call(*arguments)
+    def _under_way(self) -> "Several | None":
+        several: Several | None = getattr(self.thread, "several", None)
+        return several
+
+
+class Several:
+    """The files of one call: small ones wait until they fill a bundle, others go on their own."""
+
+    def __init__(self, calls: InFlight, move: Callable[[list[Any]], None], sizes: dict[str, int]) -> None:
+        self.calls, self.move, self.sizes = calls, move, sizes
+        self.waiting: list[Any] = []
+        self.size = 0
+
+    def add(self, size: int | None, alone: Callable[..., None], *item: Any) -> None:
+        """Move a file, now or with the next bundle."""
+        if size is None or size > bundle.SMALL:
+            self.calls.submit(alone, *item)
+            return
+        self.waiting.append(item)
+        self.size += size
+        if len(self.waiting) == bundle.COUNT or self.size > bundle.SIZE:
+            self.flush()
+
+    def flush(self) -> None:
+        """Send off what waits."""
+        if self.waiting:
+            self.calls.submit(self.move, self.waiting)
+        self.waiting, self.size = [], 0
 
 
 def _raise_failure(error: OSError) -> None:
@@ -380,6 +446,32 @@ def _copy(download: Download, target: Any, callback: Any) -> None:
     while count := download.readinto(buffer):
         target.write(buffer[:count])
         callback.relative_update(count)
+
+
+@contextmanager
+def _growing(target: Path) -> Iterator[BinaryIO]:
+    """A file beside `target` that takes its name at the end."""
+    part = target.with_name(f".{uuid.uuid4().hex}.part")
+    try:
+        with _created(part) as file:
+            yield file
+        part.replace(target)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
+
+
+def _created(path: Path) -> BinaryIO:
+    try:
+        return path.open("xb", buffering=0)
+    except FileNotFoundError:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path.open("xb", buffering=0)
+
+
+def _write(content: memoryview, target: Path) -> None:
+    with _growing(target) as file:
+        file.write(content)
 
 
 def _folder(path: str) -> dict[str, Any]:

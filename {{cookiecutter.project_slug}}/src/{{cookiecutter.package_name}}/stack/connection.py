@@ -2,6 +2,7 @@
 
 import errno
 import json
+import logging
 import os
 import random
 import time
@@ -18,6 +19,7 @@ from urllib3.exceptions import HTTPError, NewConnectionError
 
 from .disk import CHUNK
 
+log = logging.getLogger(__name__)
 Body = Callable[[], Any]  # makes the body anew for each attempt: bytes, or a file that has a length
 ATTEMPTS = 8
 PAUSE, LONGEST_PAUSE = 0.1, 30.0  # seconds before the first repeat, doubled for each further one
@@ -82,7 +84,7 @@ class Connection:
         body = json.dumps(value).encode()
         headers = {"Content-Type": "application/json"} if value is not None else {}
         answer = self.send(method, path, headers, query, body=(lambda: body) if value is not None else None)
-        return read_json(answer)
+        return None if answer.status == 404 else read_json(answer)
 
     def send(
         self,
@@ -92,25 +94,30 @@ class Connection:
         query: str = "",
         body: Body | None = None,
         stream: bool = False,
+        repeatable: bool = False,
     ) -> BaseHTTPResponse:
         """A successful answer; unless it is to be streamed, its body is there and the connection free.
 
-        Attempts that fail are repeated where that does no harm: not a POST that the server may have begun.
+        Attempts that fail are repeated where that does no harm: not a POST that the server may have begun, unless it
+        is said to be `repeatable`.
         """
+        once = method == "POST" and not repeatable
         for attempt in range(1, ATTEMPTS + 1):
             pause = 0.0
             try:
                 answer = self._once(method, path, headers or {}, query, body, stream)
             except (HTTPError, OSError) as error:
-                harmless = method != "POST" or isinstance(error, NewConnectionError)
-                if attempt == ATTEMPTS or not harmless:
+                failure = str(error)
+                if attempt == ATTEMPTS or (once and not isinstance(error, NewConnectionError)):
                     raise ConnectionError(f"{self.host} does not answer: {error}") from error
             else:
+                failure = f"status {answer.status}"
                 if answer.status < 300 or (answer.status == 404 and method == "DELETE" and attempt > 1):
-                    return answer
-                if attempt == ATTEMPTS or answer.status not in (UNTOUCHED if method == "POST" else BUSY):
+                    return answer  # also where the attempt before has done it
+                if attempt == ATTEMPTS or answer.status not in (UNTOUCHED if once else BUSY):
                     raise _error(answer, path, self.host)
                 pause = _retry_after(answer)
+            log.info("%s of %s failed, is tried again: %s", method, path, failure)
             wait(attempt, pause)
         raise AssertionError("the last attempt returns or raises")
 
@@ -150,7 +157,7 @@ class Connection:
 def wait(attempt: int, at_least: float = 0.0) -> None:
     """Pause before an attempt is repeated: longer each time, and never in step with other clients."""
     longest = min(LONGEST_PAUSE, PAUSE * 2.0 ** (attempt - 1))
-    time.sleep(max(at_least, random.uniform(longest / 2, longest)))  # noqa: S311 - spreads load, hides nothing
+    time.sleep(max(at_least, random.uniform(longest / 2, longest)))
 
 
 def _retry_after(answer: BaseHTTPResponse) -> float:

@@ -6,12 +6,14 @@ import shutil
 import sys
 import uuid
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 from fsspec.implementations.local import LocalFileSystem
 
 SCRATCH = ".part"  # the folder, at the root of a store, where files grow until they are whole
 CHUNK = 1 << 20  # bytes
+SYNC = 1 << 24  # bytes that are written before the disk is told to begin with them
 
 
 def open_whole(path: Path, scratch: Path, **options: bool) -> "WholeFile":
@@ -21,23 +23,60 @@ def open_whole(path: Path, scratch: Path, **options: bool) -> "WholeFile":
     """
     if options.get("exclusive") and path.exists():
         raise FileExistsError(f"{path} exists")
-    scratch.mkdir(parents=True, exist_ok=True)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return WholeFile(io.FileIO(scratch / uuid.uuid4().hex, "xb"), path, **options)
+    growing = scratch / uuid.uuid4().hex
+    try:
+        raw = io.FileIO(growing, "xb")
+    except FileNotFoundError:
+        scratch.mkdir(parents=True, exist_ok=True)
+        raw = io.FileIO(growing, "xb")
+    return WholeFile(raw, growing, path, **options)
 
 
 class WholeFile(io.BufferedWriter):
-    """A file in the making that takes the name `path` when it is closed.
+    """A file in the making that takes the name `path` when it is closed, and makes the folders to it.
 
     An exception, `discard()` or the end of the process before that leaves `path` as it was. Without `autocommit` it
     takes the name when `commit` is called, as fsspec's transactions do.
     """
 
-    def __init__(self, raw: io.FileIO, path: Path, exclusive: bool = False, autocommit: bool = True) -> None:
+    def __init__(
+        self, raw: io.FileIO, growing: Path, path: Path, exclusive: bool = False, autocommit: bool = True
+    ) -> None:
         super().__init__(raw, CHUNK)
-        self.scratch, self.path = Path(str(raw.name)), path
+        self.growing, self.path = growing, path
         self.exclusive, self.autocommit = exclusive, autocommit
         self.raised = sys.exc_info()[1]
+        self.unsynced = 0
+        self.syncing: Thread | None = None
+        self.failure: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        """Write to the buffer."""
+        count = super().write(data)
+        self._sync_ahead(count)
+        return count
+
+    def write_through(self, data: bytes | memoryview) -> None:
+        """Write without a copy in between; not to be mixed with `write`."""
+        view = memoryview(data)
+        while len(view):
+            count = self.raw.write(view) or 0
+            view = view[count:]
+            self._sync_ahead(count)
+
+    def _sync_ahead(self, count: int) -> None:
+        """Have the disk work while the rest is still coming, so that the end need not wait for all of it."""
+        self.unsynced += count
+        if self.unsynced >= SYNC and not (self.syncing and self.syncing.is_alive()):
+            self.unsynced = 0
+            self.syncing = Thread(target=self._sync)
+            self.syncing.start()
+
+    def _sync(self) -> None:
+        try:
+            os.fsync(self.fileno())
+        except OSError as error:  # the kernel tells it once, so it is kept for `finish`
+            self.failure = error
 
     def close(self) -> None:
         """Take the name, unless an exception is on its way out since the file was opened."""
@@ -57,21 +96,36 @@ class WholeFile(io.BufferedWriter):
     def finish(self) -> None:
         """Bring the bytes to the disk: with that even a power cut leaves the old file or the new one."""
         self.flush()
-        os.fsync(self.fileno())
+        self._wait()
+        self._sync()
+        if self.failure:
+            raise self.failure
         super().close()
+
+    def _wait(self) -> None:
+        if self.syncing:
+            self.syncing.join()
 
     def commit(self) -> None:
         """Take the name. Raises FileExistsError when `exclusive` and it has been taken meanwhile."""
+        try:
+            self._rename()
+        except FileNotFoundError:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._rename()
+
+    def _rename(self) -> None:
         if self.exclusive:
-            os.link(self.scratch, self.path)
-            self.scratch.unlink()
+            self.path.hardlink_to(self.growing)
+            self.growing.unlink()
         else:
-            self.scratch.replace(self.path)
+            self.growing.replace(self.path)
 
     def discard(self) -> None:
         """Drop what was written; `path` stays as it was."""
+        self._wait()
         self.raw.close()
-        self.scratch.unlink(missing_ok=True)
+        self.growing.unlink(missing_ok=True)
 
     def __del__(self) -> None:
         self.discard()

@@ -238,11 +238,19 @@ class UploadFile(WholeFile):
     """A file to write, kept on local disk, that goes to the server when it is closed."""
 
     def __init__(self, send: Callable[[Path], None], autocommit: bool) -> None:
-        scratch = Path(tempfile.gettempdir(), uuid.uuid4().hex)
-        super().__init__(io.FileIO(scratch, "xb"), scratch, autocommit=autocommit)
+        growing = Path(tempfile.gettempdir(), uuid.uuid4().hex)
+        super().__init__(io.FileIO(growing, "xb"), growing, growing, autocommit=autocommit)
         self.send = send
+
+    def finish(self) -> None:
+        """Write out; the file is here only until it is sent."""
+        self.flush()
+        self.raw.close()
+
+    def _sync_ahead(self, count: int) -> None:
+        pass
 
     def commit(self) -> None:
         """Send what has been written."""
-        self.send(self.scratch)
+        self.send(self.growing)
         self.discard()

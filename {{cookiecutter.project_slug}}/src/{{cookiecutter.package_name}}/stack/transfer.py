@@ -43,7 +43,7 @@ def transfer(source: AbstractFileSystem, target: AbstractFileSystem) -> Moved:
     try:
         wanted, present = _files(source), _files(target)
         missing = _missing(source, target, wanted, present)
-        size = sum(wanted[name]["size"] for name in missing)
+        size = sum(info["size"] for info in missing.values())
         with _progress(size) as done:
             _copy_all(source, target, missing, done)
     except OSError as error:
@@ -63,9 +63,7 @@ def _files(store: AbstractFileSystem) -> Infos:
     return {name.lstrip("/"): info for name, info in found.items() if name != ".gitattributes"}
 
 
-def _missing(
-    source: AbstractFileSystem, target: AbstractFileSystem, wanted: Infos, present: Infos
-) -> list[str]:
+def _missing(source: AbstractFileSystem, target: AbstractFileSystem, wanted: Infos, present: Infos) -> Infos:
     missing = {
         name for name in wanted if name not in present or wanted[name]["size"] != present[name]["size"]
     }
@@ -78,7 +76,7 @@ def _missing(
     with InFlight(AT_ONCE) as calls:
         for name in wanted.keys() - missing:
             calls.submit(compare, name)
-    return [name for name in wanted if name in missing]
+    return {name: info for name, info in wanted.items() if name in missing}
 
 
 def _told(info: dict[str, Any]) -> tuple[str, str] | None:
@@ -108,15 +106,43 @@ def _sum(store: AbstractFileSystem, name: str, info: dict[str, Any], kind: str) 
 
 
 def _copy_all(
-    source: AbstractFileSystem, target: AbstractFileSystem, names: list[str], done: Callable[[int], None]
+    source: AbstractFileSystem, target: AbstractFileSystem, missing: Infos, done: Callable[[int], None]
 ) -> None:
+    names = list(missing)
     if "hf" in target.fs.protocol and not target.path.startswith("buckets/"):
         for start in range(0, len(names), COMMIT):
             _commit(source, target, names[start : start + COMMIT], done)
-        return
-    with InFlight(AT_ONCE) as calls:
-        for name in names:
-            calls.submit(_copy, source, target, name, done)
+    elif isinstance(source.fs, LocalFileSystem):
+        target.put([f"{source.path}/{name}" for name in names], names, callback=Together(done))
+    elif isinstance(target.fs, LocalFileSystem) and hasattr(source.fs, "sha256"):
+        sizes = {f"{source.path}/{name}": info["size"] for name, info in missing.items()}
+        places = [f"{target.path}/{name}" for name in names]
+        source.get(names, places, sizes=sizes, callback=Together(done))
+    else:
+        with InFlight(AT_ONCE) as calls:
+            for name in names:
+                calls.submit(_copy, source, target, name, done)
+
+
+def _copy(
+    source: AbstractFileSystem, target: AbstractFileSystem, name: str, done: Callable[[int], None]
+) -> None:
+    with source.open(name, "rb") as file, target.open(name, "wb") as copy:
+        while chunk := file.read(CHUNK):
+            copy.write(chunk)
+            done(len(chunk))
+
+
+class Together(Callback):  # type: ignore[misc]
+    """Tells `done` the bytes of all files of one call."""
+
+    def __init__(self, done: Callable[[int], None]) -> None:
+        super().__init__()
+        self.done = done
+
+    def branched(self, path_1: str, path_2: str, **options: Any) -> Callback:
+        """The callback of one of the files."""
+        return Counted(self.done)
 
 
 class Counted(Callback):  # type: ignore[misc]
@@ -128,23 +154,7 @@ class Counted(Callback):  # type: ignore[misc]
 
     def relative_update(self, inc: int = 1) -> None:
         """Count more bytes, or fewer where an attempt begins again."""
-        self.value += inc
         self.done(inc)
-
-
-def _copy(
-    source: AbstractFileSystem, target: AbstractFileSystem, name: str, done: Callable[[int], None]
-) -> None:
-    counted = Counted(done)
-    if isinstance(source.fs, LocalFileSystem):
-        target.put_file(f"{source.path}/{name}", name, callback=counted)
-    elif isinstance(target.fs, LocalFileSystem) and hasattr(source.fs, "sha256"):
-        source.get_file(name, f"{target.path}/{name}", callback=counted)
-    else:
-        with source.open(name, "rb") as file, target.open(name, "wb") as copy:
-            while chunk := file.read(CHUNK):
-                copy.write(chunk)
-                counted.relative_update(len(chunk))
 
 
 def _commit(

@@ -9,6 +9,8 @@ import errno
 import logging
 import re
 from bisect import bisect_right
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,6 +18,7 @@ from typing import Any
 
 from fsspec import AbstractFileSystem
 
+from .. import bundle
 from . import rights
 from .files import Sums, receive_file, send_file
 from .request import Disconnected, Message, Receive, Refusal, Request, Send, path_of, request_of
@@ -39,7 +42,7 @@ class DataAPI:
             "HEAD": self.read,
             "GET": self.read,
             "PUT": self.write,
-            "POST": self.make,
+            "POST": self.post,
             "PATCH": self.permit,
             "DELETE": self.delete,
         }
@@ -75,6 +78,8 @@ class DataAPI:
 
     def _check_reader(self, request: Request) -> None:
         segments = request.segments
+        if UNNAMEABLE.search(request.path):
+            raise FileNotFoundError(request.path)
         if request.user is not None and segments[:1] in ([], [request.user]):
             return
         if len(segments) < 2 or rights.get(self.tree, request.path) != [rights.PUBLIC]:
@@ -115,11 +120,11 @@ class DataAPI:
         """PUT: store the body as a file, whole or not at all."""
         _check_writer(request, depth=3, what="a file lies in a collection: data://user/collection/file")
         exclusive = request.header(b"if-none-match") == "*"
-        if self.tree.exists(request.path):
-            if exclusive:
-                raise Refusal(412, f"{request.uri} exists")
-            if self.tree.stat(request.path).is_folder:
-                raise Refusal(409, f"{request.uri} is a directory")
+        found = self.tree.find(request.path)
+        if found and exclusive:
+            raise Refusal(412, f"{request.uri} exists")
+        if found and found.is_folder:
+            raise Refusal(409, f"{request.uri} is a directory")
         file = self.tree.create(request.path, exclusive)
         try:
             headers = await receive_file(request, file, self.sums)
@@ -129,9 +134,17 @@ class DataAPI:
             raise
         await request.answer({"result": request.uri}, 200, **headers)
 
-    async def make(self, request: Request) -> None:
-        """POST: make the folder `name` in this one, with access rights if the body has any."""
-        body = await request.json()
+    async def post(self, request: Request) -> None:
+        """POST: make a folder, or move a bundle of files."""
+        if request.header(b"content-type") == bundle.TYPE:
+            await self._store_bundle(request)
+        elif "files" in (body := await request.json()):
+            await self._send_bundle(request, body["files"])
+        else:
+            await self._make(request, body)
+
+    async def _make(self, request: Request, body: dict[str, Any]) -> None:
+        """Make the folder `name` in this one, with access rights if there are any in the body."""
         name = body.get("name")
         if not isinstance(name, str) or not name or "/" in name:
             raise Refusal(400, "name must be the name of the new directory")
@@ -142,6 +155,55 @@ class DataAPI:
         if read is not None:
             rights.put(self.tree, inner.path, read)
         await request.answer({"result": inner.uri})
+
+    async def _store_bundle(self, request: Request) -> None:
+        """Store many small files, each whole. An addition to Algorithmia's API, which other servers refuse."""
+        body = bytes(await request.body(2 * bundle.SIZE))
+        try:
+            files = [
+                (path_of(f"/v1/data/{name}", request.user), content) for name, content in bundle.unpack(body)
+            ]
+        except (ValueError, TypeError, RecursionError):
+            raise Refusal(400, "the body is not a whole bundle of files") from None
+        for path, _ in files:
+            _check_writer(replace(request, path=path), depth=3, what="a file lies in a collection")
+        await asyncio.to_thread(self._store, files)
+        await request.answer({"result": {"stored": len(files)}})
+
+    def _store(self, files: list[tuple[str, memoryview]]) -> None:
+        for path, content in files:
+            file = self.tree.create(path)
+            try:
+                file.write_through(content)
+                self.tree.commit(file, path)
+            except BaseException:
+                file.discard()
+                raise
+
+    async def _send_bundle(self, request: Request, names: Any) -> None:
+        """Send many small files; those that are missing or not small are left out."""
+        if (
+            not isinstance(names, list)
+            or len(names) > bundle.COUNT
+            or not all(isinstance(name, str) for name in names)
+        ):
+            raise Refusal(400, f"files must be a list of at most {bundle.COUNT} paths")
+        paths = {name: path_of(f"/v1/data/{name}", request.user) for name in names}
+        for path in paths.values():
+            self._check_reader(replace(request, path=path))
+        body = await asyncio.to_thread(lambda: bundle.pack(self._small_files(paths)))
+        await request.start(200, {"content-type": bundle.TYPE, "content-length": str(len(body))})
+        await request.send({"type": "http.response.body", "body": body})
+
+    def _small_files(self, paths: dict[str, str]) -> Iterator[tuple[str, bytes]]:
+        room = bundle.SIZE + bundle.SMALL
+        for name, path in paths.items():
+            with suppress(FileNotFoundError, NotADirectoryError, IsADirectoryError):
+                file, entry = self.tree.open(path)
+                with file:
+                    if entry.size <= min(bundle.SMALL, room):
+                        room -= entry.size
+                        yield name, file.read(entry.size)
 
     async def permit(self, request: Request) -> None:
         """PATCH: set who may read a folder."""

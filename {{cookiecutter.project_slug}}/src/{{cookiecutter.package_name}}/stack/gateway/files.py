@@ -2,9 +2,11 @@
 
 import asyncio
 import codecs
+import io
 import os
 import re
 import time
+from collections.abc import Callable
 from email.utils import formatdate
 from typing import BinaryIO
 
@@ -85,6 +87,10 @@ async def send_file(request: Request, sums: Sums, file: BinaryIO, entry: Entry) 
 
 async def _send_bytes(request: Request, file: BinaryIO, begin: int, end: int) -> None:
     """Send a part of a file. Raises ConnectionError where it has become shorter: cut off, never padded."""
+    if request.direct and isinstance(file, io.FileIO):
+        await request.direct.send(file, begin, end)
+        await request.send({"type": "http.response.body", "body": b""})
+        return
     file.seek(begin)
     while begin < end:
         chunk = file.read(min(CHUNK, end - begin))
@@ -102,17 +108,16 @@ async def receive_file(request: Request, file: WholeFile, sums: Sums) -> dict[st
     sent, expected = read_digest(request.header(b"repr-digest"))
     kind = sent or read_wish(request.header(b"want-repr-digest"))
     total = SUMS[kind]() if kind else None
-    more, size = True, 0
-    while more:
-        message = await request.receive()
-        if message["type"] == "http.disconnect":
-            raise Disconnected
-        chunk = message.get("body", b"")
-        file.write(chunk)
+    size = 0
+
+    def take(chunk: bytes | memoryview) -> None:
+        nonlocal size
         size += len(chunk)
+        file.write_through(chunk)
         if total:
             total.update(chunk)
-        more = message.get("more_body", False)
+
+    await _receive(request, take)
     if not total:
         return {}
     if sent and total.digest() != expected:
@@ -120,6 +125,20 @@ async def receive_file(request: Request, file: WholeFile, sums: Sums) -> dict[st
     if size > SUMMED and sums.tree.near:  # a small file's is found quickly when it is asked for
         sums.keep(request.path, version_of(os.fstat(file.fileno())), kind, total.digest())
     return {"repr_digest": digest_field(kind, total.digest())}
+
+
+async def _receive(request: Request, take: Callable[[bytes | memoryview], None]) -> None:
+    length = request.header(b"content-length")
+    if request.direct and length.isdecimal() and int(length) > BRIEF:
+        await request.direct.receive(int(length), take)
+        return
+    more = True
+    while more:
+        message = await request.receive()
+        if message["type"] == "http.disconnect":
+            raise Disconnected
+        take(message.get("body", b""))
+        more = message.get("more_body", False)
 
 
 def _content_type(head: bytes, size: int) -> str:

@@ -14,7 +14,7 @@ Send = Callable[[Message], Awaitable[None]]
 
 ADDRESS = re.compile(r"/+v1/+(?:data|connector/+(?P<connector>[^/]*))(?:/+(?P<path>.*))?", re.DOTALL)
 USER = re.compile(r"\w[\w.-]*")
-LIMIT = 1 << 16  # bytes of a JSON body
+LIMIT = 1 << 20  # bytes of a JSON body
 
 
 class Refusal(Exception):  # noqa: N818 - an answer, not a fault
@@ -40,6 +40,7 @@ class Request:
     headers: dict[bytes, bytes]
     receive: Receive
     send: Send
+    direct: Any = None  # the server's short way for large files, where it has one
 
     @property
     def segments(self) -> list[str]:
@@ -59,8 +60,8 @@ class Request:
         """Whether the query says that something is true."""
         return self.query.get(name, "").lower() == "true"
 
-    async def json(self) -> dict[str, Any]:
-        """The body as a JSON object. Raises Refusal and Disconnected."""
+    async def body(self, limit: int) -> bytearray:
+        """The whole body. Raises Refusal when it is larger than `limit` bytes, and Disconnected."""
         body, more = bytearray(), True
         while more:
             message = await self.receive()
@@ -68,8 +69,13 @@ class Request:
                 raise Disconnected
             body += message.get("body", b"")
             more = message.get("more_body", False)
-            if len(body) > LIMIT:
-                raise Refusal(413, f"the request is larger than {LIMIT} bytes", 2015)
+            if len(body) > limit:
+                raise Refusal(413, f"the request is larger than {limit} bytes", 2015)
+        return body
+
+    async def json(self) -> dict[str, Any]:
+        """The body as a JSON object. Raises Refusal and Disconnected."""
+        body = await self.body(LIMIT)
         try:
             value = json.loads(body)
         except (ValueError, RecursionError):
@@ -102,7 +108,8 @@ def request_of(scope: Message, receive: Receive, send: Send) -> Request:
     query = dict(parse_qsl(scope["query_string"].decode("latin-1"), keep_blank_values=True))
     user = scope.get("user")
     path = path_of(scope["path"], user)
-    return Request(scope["method"], path, user, query, dict(scope["headers"]), receive, send)
+    direct = scope.get("extensions", {}).get("files")
+    return Request(scope["method"], path, user, query, dict(scope["headers"]), receive, send, direct)
 
 
 def path_of(address: str, user: str | None) -> str:

@@ -41,7 +41,7 @@ def put(tree: StoreTree, path: str, read: list[str]) -> None:
 
 def forget(tree: StoreTree, path: str) -> None:
     """Drop what is kept for a folder that is gone, and for those below it."""
-    if tree.exists(f"{FOLDER}/{path}"):
+    if tree.find(f"{FOLDER}/{path}"):
         tree.remove_folder(f"{FOLDER}/{path}")
 
 

@@ -49,13 +49,12 @@ class StoreTree:
         self.store.invalidate_cache()
         return _store_entry(self.store.info(path))
 
-    def exists(self, path: str) -> bool:
-        """Whether a file or folder is at a path."""
+    def find(self, path: str) -> Entry | None:
+        """What is at a path, None for nothing."""
         try:
-            self.stat(path)
-        except (FileNotFoundError, NotADirectoryError):
-            return False
-        return True
+            return self.stat(path)
+        except FileNotFoundError:
+            return None
 
     def names(self, path: str) -> list[tuple[bool, str]]:
         """`(is a file, name)` of a folder's entries, sorted."""
@@ -73,7 +72,7 @@ class StoreTree:
 
     def create(self, path: str, exclusive: bool = False) -> WholeFile:
         """A file to write to, for `commit`. Raises FileExistsError when `exclusive` and there is one."""
-        if exclusive and self.exists(path):
+        if exclusive and self.find(path):
             raise FileExistsError(path)
         return open_whole(self.scratch / f"{uuid.uuid4().hex}.whole", self.scratch)
 
@@ -87,10 +86,10 @@ class StoreTree:
 
     def make(self, path: str) -> None:
         """Make a folder, and those above it. Raises FileExistsError."""
-        if self.exists(path):
+        if self.find(path):
             raise FileExistsError(path)
         self.store.makedirs(path, exist_ok=True)
-        if not self.exists(path):
+        if not self.find(path):
             self.store.pipe_file(f"{path}/{KEEP}", b"")
 
     def remove_file(self, path: str) -> None:
@@ -115,14 +114,23 @@ class DiskTree(StoreTree):
 
     def place(self, path: str) -> Path:
         """Where a path is on disk. Raises FileNotFoundError where a link leads out of the folder."""
-        place = os.path.realpath(f"{self.root}/{path}")
-        if not place.startswith(f"{self.root}/"):
-            raise FileNotFoundError(path)
-        return Path(place)
+        place = self.root
+        for name in path.split("/"):
+            place = f"{place}/{name}"
+            try:
+                mode = os.lstat(place).st_mode
+            except FileNotFoundError:
+                break  # and nothing below it, so no link either
+            if stat.S_ISLNK(mode) and not os.path.realpath(place).startswith(f"{self.root}/"):
+                raise FileNotFoundError(path)
+        return Path(f"{self.root}/{path}")
 
     def stat(self, path: str) -> Entry:
         """What is at a path. Raises FileNotFoundError."""
-        return _disk_entry(path, self.place(path).stat())
+        try:
+            return _disk_entry(path, self.place(path).stat())
+        except NotADirectoryError:
+            raise FileNotFoundError(path) from None
 
     def names(self, path: str) -> list[tuple[bool, str]]:
         """`(is a file, name)` of a folder's entries, sorted."""

@@ -1,0 +1,401 @@
+"""The Data API as the official client, unmodified, and other programs see it."""
+
+import hashlib
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+
+import Algorithmia
+import numpy as np
+import pytest
+import requests
+from Algorithmia.acl import ReadAcl
+from Algorithmia.errors import DataApiError
+from serving import serving
+from skeleton.stack.gateway.direct import DirectProtocol
+from storing import data_app
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("store")
+
+
+@pytest.fixture(scope="module")
+def url(folder):
+    with serving(data_app(folder), lifespan="off", http=DirectProtocol) as url:
+        yield url
+
+
+@pytest.fixture
+def client(url) -> Algorithmia.Client:
+    return Algorithmia.client("key-of-me", url)
+
+
+@pytest.fixture
+def you(url) -> Algorithmia.Client:
+    return Algorithmia.client("key-of-you", url)
+
+
+@pytest.fixture
+def stranger(url) -> Algorithmia.Client:
+    return Algorithmia.client(None, url)
+
+
+@pytest.fixture
+def collection(client, request):
+    directory = client.dir(f"data://.my/{re.sub(r'[^a-z]+', '_', request.node.name.lower())}")
+    directory.create()
+    yield directory
+    directory.delete(force=True)
+
+
+@pytest.fixture
+def http(url):
+    with requests.Session() as session:
+        session.headers["Authorization"] = "key-of-me"
+        yield lambda method, path, **options: session.request(method, url + path, **options)
+
+
+class TestFiles:
+    def test_bytes_come_back_as_they_went(self, collection):
+        content = bytes(range(256)) * 100
+        file = collection.file("a.bin").put(content)
+        assert file.exists()
+        assert file.getBytes() == content
+        assert Path(file.getFile(as_path=True)).read_bytes() == content
+
+    def test_text_keeps_its_characters(self, collection):
+        assert collection.file("a.txt").put("Grüße, 世界").getString() == "Grüße, 世界"
+
+    def test_json_and_arrays(self, collection):
+        assert collection.file("a.json").putJson({"a": [1, None, "ä"]}).getJson() == {"a": [1, None, "ä"]}
+        array = np.arange(6.0).reshape(2, 3)
+        assert np.array_equal(collection.file("b.json").putNumpy(array).getNumpy(), array)
+
+    @pytest.mark.parametrize("size", [0, 1, 65_536, 300_000, 5_000_001])
+    def test_files_of_any_size(self, collection, tmp_path, size):
+        (tmp_path / "up").write_bytes(os.urandom(size))
+        file = collection.file("sized").putFile(str(tmp_path / "up"))
+        assert file.getBytes() == (tmp_path / "up").read_bytes()
+
+    def test_a_file_is_replaced(self, collection):
+        assert collection.file("a").put("one").put("two").getString() == "two"
+
+    def test_a_zip_of_a_folder(self, collection, tmp_path):
+        (tmp_path / "x").mkdir()
+        (tmp_path / "x" / "a").write_text("1")
+        (tmp_path / "x" / "b").write_text("2")
+        folder = collection.file("x.zip").putAsZip(str(tmp_path / "x")).getAsZip()
+        assert {path.name: path.read_text() for path in Path(folder).iterdir()} == {"a": "1", "b": "2"}
+
+    @pytest.mark.parametrize(
+        "name", ["with space", "a+b&c=d;e'(f):g", "[brackets]", "ünï-код-文件.txt", "100%", "%41"]
+    )
+    def test_names_that_need_encoding(self, collection, client, name):
+        client.file(f"{collection.path}/{name}").put("x")
+        named = "A" if name == "%41" else name  # the client itself takes %41 for A
+        assert [file.getName() for file in collection.files()] == [named]
+        assert client.file(f"{collection.path}/{name}").getString() == "x"
+
+    def test_what_is_missing_is_said_to_be_missing(self, collection):
+        assert not collection.file("nothing").exists()
+        with pytest.raises(DataApiError, match="no such file or directory: data://me/.*/nothing"):
+            collection.file("nothing").getString()
+        with pytest.raises(DataApiError, match="no such file"):
+            collection.file("nothing").delete()
+
+    def test_a_deleted_file_is_gone(self, collection):
+        file = collection.file("a").put("x")
+        assert file.delete()
+        assert not file.exists()
+
+
+class TestDirectories:
+    def test_the_root_lists_the_user(self, client):
+        assert client.username() == "me"
+
+    def test_a_directory_is_made_once(self, collection):
+        assert collection.exists()
+        with pytest.raises(Exception, match="409"):  # the client drops the words
+            collection.create()
+
+    def test_files_and_directories_are_listed_with_size_and_time(self, collection):
+        collection.file("b").put("123")
+        collection.file("a").put("12345")
+        collection.dir("sub").create()
+        assert [file.getName() for file in collection.files()] == ["a", "b"]
+        assert [directory.getName() for directory in collection.dirs()] == ["sub"]
+        first = next(collection.files())
+        assert first.size == 5
+        assert abs(first.last_modified.replace(tzinfo=UTC) - datetime.now(UTC)).total_seconds() < 60
+
+    def test_a_long_listing_comes_in_pages(self, collection, folder, http):
+        names = {f"{number:04d}" for number in range(2500)}
+        for name in names:
+            (folder / "me" / collection.getName() / name).touch()
+        assert {file.getName() for file in collection.files()} == names
+        page = http("GET", collection.url).json()
+        assert len(page["files"]) == 1000
+        assert http("GET", collection.url, params={"marker": "nonsense"}).status_code == 400
+
+    def test_a_directory_with_files_is_deleted_by_force(self, collection):
+        inner = collection.dir("inner")
+        inner.create()
+        inner.file("a").put("x")
+        with pytest.raises(DataApiError, match="not empty"):
+            inner.delete()
+        assert inner.delete(force=True)
+        assert not inner.exists()
+        inner.create()
+        assert inner.delete()
+
+    def test_a_directory_is_fetched_at_once(self, collection):
+        for name in ("a", "b"):
+            collection.file(name).put(name)
+        assert sorted(os.listdir(collection.getDir())) == ["a", "b"]
+
+    def test_a_directory_and_a_file_can_not_have_one_name(self, collection, http):
+        collection.file("file").put("x")
+        collection.dir("dir").create()
+        assert http("PUT", f"{collection.url}/dir", data=b"x").status_code == 409
+        assert http("PUT", f"{collection.url}/file/inner", data=b"x").status_code == 409
+        assert http("GET", f"{collection.url}/file/inner").status_code == 404
+
+
+class TestRights:
+    @pytest.mark.parametrize("acl", [ReadAcl.public, ReadAcl.private, ReadAcl.my_algos])
+    def test_a_directory_is_made_with_rights(self, client, acl):
+        directory = client.dir("data://.my/rights")
+        directory.create(acl)
+        assert directory.get_permissions().read_acl is acl.read_acl
+        directory.delete()
+
+    def test_rights_are_changed_and_forgotten_with_the_directory(self, collection):
+        inner = collection.dir("inner")
+        inner.create(ReadAcl.public)
+        inner.update_permissions(ReadAcl.private)
+        assert inner.get_permissions().read_acl is ReadAcl.private.read_acl
+        inner.delete()
+        inner.create()
+        assert inner.get_permissions().read_acl is ReadAcl.my_algos.read_acl
+
+    def test_rights_outlive_the_server(self, collection, folder, you):
+        collection.update_permissions(ReadAcl.public)
+        collection.file("a").put("x")
+        with serving(data_app(folder), lifespan="off") as url:
+            assert (
+                Algorithmia.client(None, url).file(f"data://me/{collection.getName()}/a").getString() == "x"
+            )
+
+    def test_others_read_what_is_public_and_write_nothing(self, collection, you, stranger):
+        collection.file("a").put("x")
+        path = f"data://me/{collection.getName()}"
+        for other, word in ((you, "no access"), (stranger, "authorization required")):
+            with pytest.raises(DataApiError, match=word):
+                other.file(f"{path}/a").getString()
+            assert not other.dir(path).exists()
+        collection.update_permissions(ReadAcl.public)
+        for other in (you, stranger):
+            assert other.file(f"{path}/a").getString() == "x"
+            assert [file.getName() for file in other.dir(path).files()] == ["a"]
+            with pytest.raises(Exception, match="40[13]"):
+                other.file(f"{path}/a").put("y")
+            with pytest.raises(DataApiError):
+                other.file(f"{path}/a").delete()
+            with pytest.raises(Exception, match="40[13]"):
+                other.dir(f"{path}/mine").create()
+            with pytest.raises(DataApiError):
+                other.dir(path).update_permissions(ReadAcl.private)
+        assert collection.file("a").getString() == "x"
+
+    @pytest.mark.parametrize(
+        "acl", [None, {}, {"read": ["user://someone"]}, {"read": "user://*"}, {"write": []}, 7]
+    )
+    def test_rights_that_do_not_exist_are_refused(self, collection, http, acl):
+        answer = http("PATCH", collection.url, json={"acl": acl})
+        assert (answer.status_code, answer.json()["error"]["message"][:7]) == (400, "acl mus")
+
+
+class TestHttp:
+    def test_the_connector_address_is_the_same_store(self, collection, http):
+        path = f"me%2F{collection.getName()}%2Fa%20b"
+        assert http("PUT", f"/v1/connector/data/{path}", data=b"x").json() == {
+            "result": f"data://me/{collection.getName()}/a b"
+        }
+        assert collection.file("a b").getString() == "x"
+        assert http("GET", "/v1/connector/dropbox/x").status_code == 404
+        assert http("GET", "/v1/data/s3+label://bucket/x").status_code == 404
+
+    @pytest.mark.parametrize("path", ["//v1/data/.my/{}", "/v1/data//.my//{}/", "/v1/data/me/{}//"])
+    def test_slashes_too_many_are_forgiven(self, collection, http, path):
+        collection.file("a").put("x")
+        assert http("GET", path.format(collection.getName())).json()["files"][0]["filename"] == "a"
+
+    def test_a_chunked_upload_without_a_length(self, collection, http):
+        assert http("PUT", f"{collection.url}/a", data=iter([b"one", b"two"])).status_code == 200
+        assert collection.file("a").getBytes() == b"onetwo"
+
+    @pytest.mark.parametrize("size", [20, 3_000_000])
+    @pytest.mark.parametrize(
+        ("asked", "slice_"),
+        [
+            ("0-4", slice(0, 5)),
+            ("5-", slice(5, None)),
+            ("-7", slice(-7, None)),
+            ("3-99999999", slice(3, None)),
+        ],
+    )
+    def test_a_range_of_a_file(self, collection, http, size, asked, slice_):
+        content = os.urandom(size)
+        collection.file("a").put(content)
+        answer = http("GET", f"{collection.url}/a", headers={"Range": f"bytes={asked}"})
+        assert (answer.status_code, answer.content) == (206, content[slice_])
+        begin = slice_.indices(size)[0]
+        assert answer.headers["Content-Range"] == f"bytes {begin}-{begin + len(answer.content) - 1}/{size}"
+
+    def test_ranges_that_can_not_be_had(self, collection, http):
+        collection.file("a").put("0123456789")
+        get = lambda **headers: http("GET", f"{collection.url}/a", headers=headers)  # noqa: E731
+        assert get(Range="bytes=10-").status_code == 416
+        assert get(Range="bytes=10-").headers["Content-Range"] == "bytes */10"
+        for nonsense in ("bytes=5-2", "bytes=-", "lines=1-2", "bytes=1-2,4-5", "bytes=a-b"):
+            assert get(Range=nonsense).content == b"0123456789"
+        changed = {"Range": "bytes=2-3", "If-Range": '"of another version"'}
+        assert http("GET", f"{collection.url}/a", headers=changed).content == b"0123456789"
+
+    def test_head_and_get_agree_and_tell_the_md5(self, collection, http):
+        content = os.urandom(1000)
+        collection.file("a").put(content)
+        head, get = http("HEAD", f"{collection.url}/a"), http("GET", f"{collection.url}/a")
+        for name in ("Content-Length", "ETag", "Content-Type", "Last-Modified", "X-Data-Type"):
+            assert head.headers[name] == get.headers[name]
+        assert head.headers["ETag"] == f'"{hashlib.md5(content).hexdigest()}"'
+        assert head.headers["X-Data-Type"] == "file"
+        assert http("HEAD", collection.url).headers["X-Data-Type"] == "directory"
+        unchanged = http("GET", f"{collection.url}/a", headers={"If-None-Match": head.headers["ETag"]})
+        assert (unchanged.status_code, unchanged.content) == (304, b"")
+
+    def test_a_large_file_has_an_etag_that_changes_with_it(self, collection, http):
+        tags = set()
+        for _ in range(2):
+            collection.file("large").put(bytes(17 << 20))
+            tags.add(http("HEAD", f"{collection.url}/large").headers["ETag"])
+        assert len(tags) == 2
+
+    def test_bytes_that_do_not_have_the_sum_sent_with_them_are_not_stored(self, collection, http):
+        right = {"Repr-Digest": "sha-256=:LPJNul+wow4m6DsqxbninhsWHlwfp0JecwQzYpOLmCQ=:"}
+        assert http("PUT", f"{collection.url}/a", data=b"hello", headers=right).status_code == 200
+        wrong = http("PUT", f"{collection.url}/a", data=b"hellO", headers=right)
+        assert (wrong.status_code, collection.file("a").getString()) == (400, "hello")
+
+    def test_a_file_is_made_only_where_there_is_none(self, collection, http):
+        new = {"If-None-Match": "*"}
+        answers = [http("PUT", f"{collection.url}/a", data=b"x", headers=new).status_code for _ in range(2)]
+        assert answers == [200, 412]
+
+    @pytest.mark.parametrize(
+        ("method", "path", "options", "status"),
+        [
+            ("PUT", "/v1/data/.my/file", {"data": b"x"}, 400),
+            ("PUT", "/v1/data/", {"data": b"x"}, 400),
+            ("POST", "/v1/data/.my", {"data": b"{"}, 400),
+            ("POST", "/v1/data/.my", {"json": []}, 400),
+            ("POST", "/v1/data/.my", {"json": {"name": 5}}, 400),
+            ("POST", "/v1/data/.my", {"json": {"name": "a/b"}}, 400),
+            ("POST", "/v1/data/.my", {"json": {"name": ".."}}, 400),
+            ("POST", "/v1/data/.my", {"data": b"[" * 100_000}, 400),
+            ("POST", "/v1/data/.my", {"data": b" " * 2_000_000}, 413),
+            ("POST", "/v1/data/", {"json": {"name": "someone"}}, 403),
+            ("DELETE", "/v1/data/.my", {}, 400),
+            ("DELETE", "/v1/data/.my/nothing", {}, 404),
+            ("PATCH", "/v1/data/.my/nothing", {"json": {"acl": {"read": []}}}, 404),
+            ("OPTIONS", "/v1/data/.my", {}, 405),
+            ("PUT", "/v1/data/.my/c/" + "x" * 256, {"data": b"x"}, 400),
+            ("PUT", "/v1/data/.my/c/a%23b", {"data": b"x"}, 400),
+            ("PUT", "/v1/data/.my/c/a%3Fb", {"data": b"x"}, 400),
+            ("PUT", "/v1/data/.my/c/a%00b", {"data": b"x"}, 400),
+            ("GET", "/v1/data/.my/c/a%00b", {}, 404),
+        ],
+    )
+    def test_a_request_that_makes_no_sense_gets_an_error_in_the_contract_s_form(
+        self, http, method, path, options, status
+    ):
+        answer = http(method, path, **options)
+        error = answer.json()["error"]
+        assert (answer.status_code, set(error)) == (status, {"id", "code", "message"})
+        assert "Traceback" not in answer.text
+
+
+TRAVERSAL = [
+    "../../../etc/passwd",
+    "..%2f..%2f..%2fetc%2fpasswd",
+    "%2e%2e/%2e%2e/etc/passwd",
+    "%2e%2e%2f%2e%2e%2fetc%2fpasswd",
+    "..%252f..%252fetc%252fpasswd",
+    "..%c0%af..%c0%afetc/passwd",
+    "....//....//etc/passwd",
+    "..\\..\\etc\\passwd",
+    "..%5c..%5cetc%5cpasswd",
+    "/etc/passwd",
+    "//etc/passwd",
+    "%2fetc%2fpasswd",
+    "file:///etc/passwd",
+    "file%3a%2f%2f%2fetc%2fpasswd",
+    ".my/c/../../../../etc/passwd",
+    ".my/c/%2e%2e/%2e%2e/%2e%2e/etc/passwd",
+    ".my/c/..%00/../etc/passwd",
+    "me/c/./../../you/secret",
+    "..;/..;/etc/passwd",
+    "C:/Windows/win.ini",
+    "C:%5cWindows%5cwin.ini",
+    ".part/x",
+    ".acl/me/c/%23read",
+    "me/c/link/passwd",
+    "me/c/to_passwd",
+]
+
+
+def ask(url: str, method: str, path: str, body: bytes = b"") -> bytes:
+    """An answer to a request whose address no library has made harmless."""
+    host, port = url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=10) as connection:
+        head = f"{method} /v1/data/{path} HTTP/1.1\r\nHost: {host}\r\nAuthorization: key-of-me\r\nConnection: close\r\n"
+        connection.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
+        return b"".join(iter(lambda: connection.recv(65536), b""))
+
+
+@pytest.mark.parametrize("path", TRAVERSAL)
+def test_no_path_leaves_the_store(tmp_path, path):
+    store, outside = tmp_path / "store", tmp_path / "outside"
+    (store / "me" / "c").mkdir(parents=True)
+    outside.mkdir()
+    (outside / "passwd").write_text("root:secret")
+    (store / "me" / "c" / "link").symlink_to(outside)
+    (store / "me" / "c" / "to_passwd").symlink_to(outside / "passwd")
+    before = {
+        path: path.read_bytes()
+        for path in tmp_path.rglob("*")
+        if path.is_file() and not path.is_relative_to(store)
+    }
+    with serving(data_app(store), lifespan="off") as url:
+        for method in ("GET", "HEAD", "PUT", "DELETE"):
+            answer = ask(url, method, path, b"overwritten" if method == "PUT" else b"")
+            assert b"root:" not in answer
+            assert b"Traceback" not in answer
+            assert int(answer.split()[1]) < 500
+    after = {
+        path: path.read_bytes()
+        for path in tmp_path.rglob("*")
+        if path.is_file() and not path.is_relative_to(store)
+    }
+    assert after == before
+    assert not Path("/etc/passwd").read_text().startswith("overwritten")

@@ -1,0 +1,119 @@
+"""uvicorn's HTTP protocol with a short way for large files: between disk and socket, not through the application."""
+
+import asyncio
+import os
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, BinaryIO
+
+import httptools
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+
+from ..disk import CHUNK
+from .request import Disconnected
+
+LARGEST = 1 << 24  # bytes handed to the kernel at once; the socket takes what it can
+PATIENCE = 60.0  # seconds without a byte after which the other side has gone
+EXTENSION = "files"  # in an ASGI scope's extensions
+
+
+class DirectProtocol(HttpToolsProtocol):
+    """For `uvicorn.Config(http=…)`; puts a `Direct` into the scope's extensions where the connection has no TLS."""
+
+    def on_headers_complete(self) -> None:
+        """Called by the parser."""
+        super().on_headers_complete()
+        cycle = self.cycle
+        if (
+            self.scheme == "http"
+            and cycle
+            and cycle.scope is self.scope
+            and self.scope["method"] in ("GET", "PUT")
+        ):
+            self.scope["extensions"] = {EXTENSION: Direct(self, cycle)}  # type: ignore[dict-item]
+
+
+class Direct:
+    """One request's way to the socket. Both calls raise Disconnected when the client is gone."""
+
+    def __init__(self, protocol: HttpToolsProtocol, cycle: RequestResponseCycle) -> None:
+        self.protocol, self.cycle = protocol, cycle
+        self.loop = protocol.loop
+
+    async def receive(self, size: int, take: Callable[[memoryview], object]) -> None:
+        """Hand a body of `size` bytes to `take` as it comes; instead of ASGI's receive, not after it."""
+        protocol, cycle = self.protocol, self.cycle
+        protocol.flow.pause_reading()
+        if cycle.waiting_for_100_continue:
+            protocol.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+            cycle.waiting_for_100_continue = False
+        head, cycle.body = cycle.body, bytearray()
+        take(memoryview(head))
+        left = size - len(head)
+        if not left:
+            return
+        buffer = memoryview(bytearray(CHUNK))
+        with self._socket() as connection:
+            while left:
+                count = await self._receive_into(connection, buffer[:left])
+                take(buffer[:count])
+                left -= count
+        protocol.on_message_complete()
+        protocol.parser = httptools.HttpRequestParser(protocol)  # the old one still expects the body
+
+    async def send(self, file: BinaryIO, begin: int, end: int) -> None:
+        """Send a part of a file; between the start of the response and its last, empty piece."""
+        flow, transport = self.protocol.flow, self.protocol.transport
+        transport.set_write_buffer_limits(high=0)
+        await flow.drain()
+        transport.set_write_buffer_limits()
+        with self._socket() as connection:
+            while begin < end:
+                sent = await self._send_from(connection, file, begin, end)
+                if not sent:
+                    raise ConnectionError("a file became shorter while it was sent")
+                begin += sent
+        self.cycle.expected_content_length = 0
+
+    async def _receive_into(self, connection: socket.socket, buffer: memoryview) -> int:
+        while True:
+            try:
+                count = connection.recv_into(buffer)
+            except BlockingIOError:
+                await self._ready(self.loop.add_reader, self.loop.remove_reader, connection)
+            else:
+                if not count:
+                    raise Disconnected
+                return count
+
+    async def _send_from(self, connection: socket.socket, file: BinaryIO, begin: int, end: int) -> int:
+        while True:
+            try:
+                return os.sendfile(connection.fileno(), file.fileno(), begin, min(LARGEST, end - begin))
+            except BlockingIOError:
+                await self._ready(self.loop.add_writer, self.loop.remove_writer, connection)
+
+    async def _ready(
+        self, add: Callable[..., Any], remove: Callable[..., Any], connection: socket.socket
+    ) -> None:
+        ready = self.loop.create_future()
+        add(connection, ready.set_result, None)
+        try:
+            async with asyncio.timeout(PATIENCE):
+                await ready
+        finally:
+            remove(connection)
+
+    @contextmanager
+    def _socket(self) -> Iterator[socket.socket]:
+        """The connection's socket under a number of its own, so that the loop lets us wait for it."""
+        original = self.protocol.transport.get_extra_info("socket")
+        with socket.fromfd(original.fileno(), original.family, original.type) as connection:
+            connection.setblocking(False)
+            try:
+                yield connection
+            except (ConnectionResetError, BrokenPipeError, TimeoutError, Disconnected):
+                self.cycle.disconnected = True
+                self.protocol.transport.abort()
+                raise Disconnected from None
