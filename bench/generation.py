@@ -14,7 +14,10 @@ import tempfile
 import time
 from pathlib import Path
 
-TEMPLATE = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
+
+from baking import template
+
 COMMAND = Path(sys.executable).with_name("cookiecutter")
 LIMIT = 1.3
 
@@ -27,24 +30,6 @@ def one_file_template(folder: Path) -> Path:
     (project / "README.md").write_text("# {{ cookiecutter.project_slug }}\n", encoding="utf-8")
     (template / "cookiecutter.json").write_text(json.dumps({"project_slug": "one"}), encoding="utf-8")
     return template
-
-
-def clone(folder: Path) -> Path:
-    """Copy what git keeps of the template: the caches of people at work on it are not generated for users."""
-    listed = subprocess.run(
-        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
-        cwd=TEMPLATE,
-        capture_output=True,
-        check=True,
-    )
-    for name in filter(None, listed.stdout.decode().split("\0")):
-        if (
-            name.startswith(("{{", "hooks/", "templates/", "cookiecutter.json"))
-            and (TEMPLATE / name).is_file()
-        ):
-            (folder / "clone" / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(TEMPLATE / name, folder / "clone" / name)
-    return folder / "clone"
 
 
 def generate(template: Path, folder: Path, *answers: str) -> tuple[float, int]:
@@ -67,9 +52,9 @@ def main() -> None:
     rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 15
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        ours, smallest = clone(folder), one_file_template(folder)
+        smallest = one_file_template(folder)
         pairs = [
-            (generate(ours, folder, "check_credentials=skip"), generate(smallest, folder))
+            (generate(template(), folder, "check_credentials=skip"), generate(smallest, folder))
             for _ in range(rounds + 1)
         ]
     pairs = pairs[1:]  # the first one warms the caches of the file system

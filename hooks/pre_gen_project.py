@@ -6,7 +6,6 @@ import re
 import sys
 import unicodedata
 from collections.abc import Callable, Iterator
-from urllib.parse import urlsplit
 
 # tojson escapes what Jinja and Python would act on, so no answer can become code.
 ANSWERS = json.loads(r"""{{ cookiecutter | tojson }}""")
@@ -35,12 +34,14 @@ CHOICES = {
 }
 # A project named like what it installs or runs, or like one of its folders, would hide that.
 TAKEN = set(
-    """adk algo algorithm algorithmia bash build cookiecutter data dist false fsspec git gradio hf
-    huggingface-hub hypothesis jupyter jupytext make matplotlib models mypy nbclient nbstripout none
-    notebooks numpy onnx onnxruntime optuna orjson packaging pandas pip pipx pre-commit prometheus-client
-    pyarrow pydantic pytest pytest-cov python python3 pyyaml requests ruff runs s3fs safetensors scikit-learn
-    scipy setup setuptools sh sklearn space spaces src stack starlette store test tests torch
-    torchrun torchvision tqdm trackio train true uv uvicorn uvx venv wandb wheel zizmor""".split()  # noqa: SIM905
+    """accelerate adk algo algorithm algorithmia anyio bash build cookiecutter data datasets dist
+    false fastapi flask fsspec git gradio gunicorn hf httptools httpx huggingface-hub hypothesis
+    jupyter jupytext kaggle make matplotlib models mypy nbclient nbstripout none notebooks numpy
+    onnx onnxruntime optuna orjson packaging pandas pip pipx pre-commit prometheus-client pyarrow
+    pydantic pytest pytest-cov python python3 pyyaml requests ruff runs s3fs safetensors scikit-
+    learn scipy setup setuptools sh sklearn space spaces src stack starlette store test tests torch
+    torchrun torchvision tqdm trackio train transformers true uv uvicorn uvloop uvx venv wandb
+    websockets wheel zizmor""".split()  # noqa: SIM905
 ) | {name.lower().replace("_", "-") for name in sys.stdlib_module_names}
 WINDOWS = {"con", "prn", "aux", "nul"} | {
     f"{port}{number}" for port in ("com", "lpt") for number in range(10)
@@ -111,13 +112,10 @@ def user_problem(name: str, value: str) -> str | None:
 
 def storage_problem(url: str) -> str | None:
     """Say why the storage URL does not parse, or nothing."""
-    try:
-        parts = urlsplit(url)
-    except ValueError as error:
-        return f"does not parse: {error}"
-    if "://" in url and (parts.scheme not in SCHEMES or not (parts.netloc or parts.path.strip("/"))):
-        return f"must begin with one of {', '.join(SCHEMES)}, then :// and a place; or be a relative folder"
-    return None
+    place = r"[\w.~@%+-]+(?:/[\w.~@%+-]+)*/?"
+    if re.fullmatch(rf"(?:{'|'.join(SCHEMES)}):///?{place}|(?:\./)?{place}", url):
+        return None
+    return f"must be one of {', '.join(SCHEMES)}, then :// and a place; or a relative folder"
 
 
 CHECKS: dict[str, Callable[[str], str | None]] = {

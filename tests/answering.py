@@ -10,7 +10,7 @@ from functools import cache
 from pathlib import Path
 
 import sound
-from baking import SKELETON, TEMPLATE, context, environment, judged
+from baking import SKELETON, TEMPLATE, context, environment, judged, template
 from hypothesis import strategies
 
 # What some file format, language or shell acts on.
@@ -165,21 +165,21 @@ def holds(answers: dict[str, str]) -> bool:
 
 
 def stays_data(hook: str, whole: dict) -> None:
-    """Assert that answers change nothing of a hook but the one string that holds them."""
+    """Assert that answers change nothing of a hook but the strings that hold them."""
     rendered = ast.parse(environment().get_template(hook).render(**whole))
-    strings = [
-        node for node in ast.walk(rendered) if isinstance(node, ast.Constant) and isinstance(node.value, str)
-    ]
-    (holder,) = [node for node in strings if "_copy_without_render" in node.value]
-    assert json.loads(holder.value)["description"] == whole["cookiecutter"]["description"]
-    holder.value = "{{ cookiecutter | tojson }}"
-    assert ast.dump(rendered) == unrendered(hook)
+    held = []
+    for node, written in zip(ast.walk(rendered), syntax(hook), strict=True):
+        assert type(node) is type(written)
+        if isinstance(node, ast.Constant) and node.value != written.value:
+            assert "{{ cookiecutter" in written.value and "| tojson }}" in written.value
+            held.append(json.loads(node.value))
+    assert held[0]["description"] == whole["cookiecutter"]["description"]
 
 
 @cache
-def unrendered(hook: str) -> str:
-    """The syntax of a hook as it stands in the repository."""
-    return ast.dump(ast.parse((TEMPLATE / "hooks" / hook).read_text(encoding="utf-8")))
+def syntax(hook: str) -> list[ast.AST]:
+    """The nodes of a hook as it stands in the repository."""
+    return list(ast.walk(ast.parse((TEMPLATE / "hooks" / hook).read_text(encoding="utf-8"))))
 
 
 @cache
@@ -193,10 +193,14 @@ def folder() -> Path:
 @cache
 def names() -> list[str]:
     """The files of the skeleton that are rendered, not copied."""
-    found = (path.relative_to(SKELETON).as_posix() for path in SKELETON.rglob("*") if path.is_file())
+    skeleton = template() / SKELETON.name
+    found = [path.relative_to(skeleton).as_posix() for path in skeleton.rglob("*") if path.is_file()]
     copied = context({})["cookiecutter"]["_copy_without_render"]
-    kept = [name for name in found if "_cache/" not in name and not name.endswith(".png")]
-    return [name for name in kept if not any(fnmatch(name, pattern) for pattern in copied)]
+    return [
+        name
+        for name in found
+        if name[-4:] != ".png" and not any(fnmatch(name, pattern) for pattern in copied)
+    ]
 
 
 def render(folder: Path, whole: dict) -> None:

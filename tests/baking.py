@@ -1,7 +1,11 @@
 """Generate a project, or only judge answers, in this process."""
 
+import atexit
 import contextlib
 import io
+import shutil
+import subprocess
+import tempfile
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -17,13 +21,30 @@ TEMPLATE = Path(__file__).resolve().parent.parent
 SKELETON = TEMPLATE / "{{cookiecutter.project_slug}}"
 
 
+@cache
+def template() -> Path:
+    """What a user clones: the template without what the tools of people at work on it have cached there."""
+    made = tempfile.TemporaryDirectory()
+    atexit.register(made.cleanup)
+    kept = ("{{", "hooks/", "templates/", "cookiecutter.json")
+    listing = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    listed = subprocess.run(listing, cwd=TEMPLATE, capture_output=True, text=True, check=True).stdout.split(
+        "\0"
+    )
+    for name in listed:
+        if name.startswith(kept) and (TEMPLATE / name).is_file():
+            (Path(made.name) / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(TEMPLATE / name, Path(made.name) / name)
+    return Path(made.name)
+
+
 def bake(folder: Path, hooks: bool = True, **answers: str) -> Path:
     """Generate a project below `folder` with the defaults but for `answers`; return its folder."""
     config = folder / "cookiecutter.yaml"
     config.write_text(f"replay_dir: {folder / 'replay'}\n", encoding="utf-8")
     extra = spelled({"check_credentials": "skip", **answers})
     options: dict[str, Any] = {"output_dir": str(folder), "config_file": str(config), "accept_hooks": hooks}
-    return Path(cookiecutter(str(TEMPLATE), no_input=True, extra_context=extra, **options))
+    return Path(cookiecutter(str(template()), no_input=True, extra_context=extra, **options))
 
 
 def literal(text: str) -> str:
