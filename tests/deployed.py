@@ -12,6 +12,7 @@ from predictors import Echo, echo_folder
 from serving import serving
 from skeleton.stack.deploy import deploy
 from skeleton.stack.gateway.app import Gateway, create_app
+from skeleton.stack.gateway.express import ExpressProtocol
 from skeleton.stack.storage import local_store
 
 KEY = "sim0123456789012345678901234"
@@ -46,10 +47,10 @@ def open_app(root: Path, predictor: Any = None, **options: Any) -> tuple[Abstrac
 
 @contextmanager
 def deployed(
-    root: Path, predictor: Any = None, model: Path | None = None, **options: Any
+    root: Path, predictor: Any = None, model: Path | None = None, http: Any = ExpressProtocol, **options: Any
 ) -> Iterator[Deployed]:
     """A served gateway whose algorithm `me/demo` has version 0.1.0: Echo, unless told otherwise."""
     store, app = open_app(root / "data", predictor, **options)
     deploy(model or echo_folder(root / "model"), store, "demo", predictor or Echo())
-    with serving(app) as url:
+    with serving(app, http=http, proxy_headers=False) as url:
         yield Deployed(url, store, app)

@@ -8,11 +8,13 @@ import pytest
 from Algorithmia.algorithm import OutputType
 from Algorithmia.errors import AlgorithmException
 from deployed import Deployed, deployed
+from skeleton.stack.gateway.express import ExpressProtocol
 
 
-@pytest.fixture(scope="module")
-def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployed]:
-    with deployed(tmp_path_factory.mktemp("gateway")) as gateway:
+@pytest.fixture(scope="module", params=["httptools", "h11", ExpressProtocol])
+def gateway(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Iterator[Deployed]:
+    """The same calls, answered through the application and in the short way."""
+    with deployed(tmp_path_factory.mktemp("gateway"), http=request.param) as gateway:
         yield gateway
 
 

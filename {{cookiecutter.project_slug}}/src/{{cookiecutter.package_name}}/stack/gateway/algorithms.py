@@ -10,16 +10,17 @@ import itertools
 import time
 import traceback
 import uuid
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
 
 import orjson
 
 from .. import StackError
-from .batching import QueueFull
+from .batching import Question, QueueFull
 from .metrics import CallLog
 from .models import Model, Models
-from .wire import JSON_OPTIONS, Receive, Refusal, Scope, Send, query, read_body, send_bytes
+from .wire import JSON_OPTIONS, Reader, Receive, Refusal, Scope, Send, query, send_bytes
 
 JSON, TEXT, BINARY = b"application/json", b"text/plain; charset=utf-8", b"application/octet-stream"
 KNOWN_ERRORS = {
@@ -40,13 +41,23 @@ class Limits:
     queue: int = 1024  # calls that wait for one model; more are answered 429
 
 
-@dataclass(frozen=True)
-class Options:
-    """The query of a call."""
+Answer = tuple[int, bytes, bytes]  # status, body, content type
 
+
+@dataclass(slots=True)
+class Call:
+    """What is known of one call, mostly from its query."""
+
+    request_id: str
     timeout: float
-    stdout: bool
-    output: str
+    stdout: bool = False
+    output: str = ""
+    start: float = field(default_factory=time.perf_counter)
+
+    @property
+    def duration(self) -> float:
+        """Seconds since the call came."""
+        return time.perf_counter() - self.start
 
 
 class CallError(Exception):
@@ -62,159 +73,167 @@ class Calls:
 
     def __init__(self, owner: str, models: Models, call_log: CallLog, limits: Limits) -> None:
         self.owner, self.models, self.log, self.limits = owner, models, call_log, limits
-        self.usual = Options(limits.call_seconds, False, "")
+        self.reader = Reader(limits.body_bytes, limits.body_seconds)
         self.background: set[asyncio.Task[Any]] = set()
         self.run, self.numbers = uuid.uuid4().hex[:20], itertools.count()
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send, path: str) -> None:
-        """Answer the call of `path`, which is `<owner>/<name>[/<version>]`."""
-        request_id = f"req-{self.run}{next(self.numbers):012x}"
-        start = time.perf_counter()
-        output = ""
+    async def __call__(
+        self, scope: Scope, receive: Receive, send: Send, path: str, headers: dict[bytes, bytes]
+    ) -> None:
+        """Answer the call of `path`, which is `<owner>/<name>[/<version>]`. Raises QueueFull."""
+        call = self._new_call()
         try:
-            options = self._options(scope) if scope["query_string"] else self.usual
-            output = options.output
-            body = await read_body(receive, self.limits.body_bytes, self.limits.body_seconds)
-            payload = decode(_content_type(scope), body)
+            self._read_options(call, scope)
+            body = await self.reader.read(receive)
+            payload = decode(headers.get(b"content-type", b""), body)
             model = await self._model(path)
-            if output == "void":
-                if model.full:
-                    raise QueueFull
-                await self._send_void(send, model, payload, options, request_id)
-                return
-            result, printed = await self._answer(model, payload, options)
-            content = encode(result, time.perf_counter() - start, output, request_id, printed)
+            if call.output == "void":
+                answer = self._answer_later(model, payload, call)
+            else:
+                answer = self._conclude(
+                    model, payload, await model.ask(payload, call.stdout, call.timeout), call
+                )
         except Refusal as refusal:
             kind = "TooLargeError" if refusal.status == 413 else "TimeoutError"
-            await send_error(
-                send, CallError(str(refusal), kind), time.perf_counter() - start, output, request_id
+            answer = failure(CallError(refusal.message, kind), call)
+        except CallError as error:
+            answer = failure(error, call)
+        await send_bytes(send, *answer)
+
+    def at_once(self, path: str, body: bytes, answer: Callable[[Answer], object]) -> bool:
+        """Answer a plain call in JSON, without a task of its own; False where it takes more than that."""
+        owner, _, rest = path.partition("/")
+        name, _, version = rest.partition("/")
+        model = self.models.find(name, version)
+        if model is None or owner != self.owner or not model.quick or model.full:
+            return False
+        call = self._new_call()
+        try:
+            payload = decode(JSON, body)
+            model.submit(
+                Question(payload, lambda result: answer(self._conclude(model, payload, result, call)))
             )
         except CallError as error:
-            await send_error(send, error, time.perf_counter() - start, output, request_id)
-        else:
-            await send_bytes(send, 200, *content)
+            asyncio.get_running_loop().call_soon(answer, failure(error, call))
+        return True
 
-    def _options(self, scope: Scope) -> Options:
-        given = query(scope)
+    def _new_call(self) -> Call:
+        return Call(f"req-{self.run}{next(self.numbers):012x}", self.limits.call_seconds)
+
+    def _read_options(self, call: Call, scope: Scope) -> None:
+        given = query(scope) if scope["query_string"] else {}
         try:
-            timeout = float(given.get("timeout", self.limits.call_seconds))
+            seconds = float(given.get("timeout", call.timeout))
         except ValueError:
-            timeout = -1.0
-        if not 0 < timeout <= self.limits.longest_call_seconds:
-            raise CallError(
-                f"timeout must be seconds, at most {self.limits.longest_call_seconds:g}", "InputError"
-            )
-        output = given.get("output", "").lower()
-        return Options(timeout, given.get("stdout", "").lower() == "true", output)
+            seconds = -1.0
+        if not seconds > 0:
+            raise CallError("timeout must be a number of seconds", "InputError")
+        call.timeout = min(seconds, self.limits.longest_call_seconds)
+        call.output, call.stdout = given.get("output", "").lower(), given.get("stdout", "").lower() == "true"
 
     async def _model(self, path: str) -> Model:
         owner, _, rest = path.strip("/").partition("/")
         name, _, version = rest.partition("/")
-        if (model := self.models.find(name, version)) and owner == self.owner:
-            return model
         try:
-            found = await self.models.get(name, version) if owner == self.owner else None
+            model = await self.models.get(name, version) if owner == self.owner else None
         except StackError as error:
             raise CallError(str(error), "LoadingError") from error
-        if found is None:
+        if model is None:
             raise CallError(f"algorithm algo://{path.strip('/')} not found", "EntityNotFoundError")
-        return found
+        return model
 
-    async def _answer(self, model: Model, payload: Any, options: Options) -> tuple[Any, str | None]:
-        """The model's answer, logged."""
-        start = time.perf_counter()
-        waiting = model.submit(payload, options.stdout)
+    def _conclude(self, model: Model, payload: Any, result: Any, call: Call) -> Answer:
+        """The answer to a call that the model has dealt with, noted in the log."""
+        if call.stdout and isinstance(result, tuple):
+            result, printed = result
+        else:
+            printed = None
+        if isinstance(result, Exception):
+            error = failed(result, call.timeout)
+            self.log.record(model, payload, None, call.duration, error.error_type)
+            return failure(error, call)
+        self.log.record(model, payload, result, call.duration)
         try:
-            answer = await (waiting if model.quick else asyncio.wait_for(waiting, options.timeout))
-        except TimeoutError:
-            answer = CallError(f"no answer within {options.timeout:g} seconds", "TimeoutError")
-        printed = None
-        if options.stdout and isinstance(answer, tuple):
-            answer, printed = answer
-        failure = failed(answer) if isinstance(answer, Exception) else None
-        self.log.record(
-            model, payload, answer, time.perf_counter() - start, failure.error_type if failure else ""
-        )
-        if failure:
-            raise failure
-        return answer, printed
+            return success(result, call, printed)
+        except CallError as error:
+            return failure(error, call)
 
-    async def _send_void(
-        self, send: Send, model: Model, payload: Any, options: Options, request_id: str
-    ) -> None:
-        task = asyncio.ensure_future(self._answer(model, payload, options))
+    def _answer_later(self, model: Model, payload: Any, call: Call) -> Answer:
+        if model.full:
+            raise QueueFull
+
+        async def work() -> None:
+            self._conclude(model, payload, await model.ask(payload, call.stdout, call.timeout), call)
+
+        task = asyncio.ensure_future(work())
         self.background.add(task)
         task.add_done_callback(self.background.discard)
-        task.add_done_callback(lambda task: task.cancelled() or task.exception())  # logged as a call already
-        await send_bytes(send, 200, orjson.dumps({"async": "void", "request_id": request_id}), JSON)
+        return 200, orjson.dumps({"async": "void", "request_id": call.request_id}), JSON
+
+    async def watch(self) -> None:
+        """Give up on bodies that take too long, for ever."""
+        while True:
+            await asyncio.sleep(min(1.0, self.limits.body_seconds))
+            self.reader.sweep()
 
     async def finish(self) -> None:
         """Wait for the calls whose answers nobody waits for."""
-        await asyncio.gather(*self.background, return_exceptions=True)
+        await asyncio.gather(*self.background)
 
 
 def decode(content_type: bytes, body: bytes) -> Any:
     """The input of a call: text, binary, or what JSON holds. Raises CallError."""
-    if content_type == b"application/json":
-        try:
-            return orjson.loads(body)
-        except ValueError as error:
-            raise CallError(f"the body is not JSON: {error}", "ParsingError") from error
-    if content_type in (b"text/plain", b"application/text"):
-        try:
-            return body.decode()
-        except UnicodeDecodeError as error:
-            raise CallError(f"the body is not UTF-8 text: {error}", "ParsingError") from error
-    if content_type == b"application/octet-stream":
-        return body
+    if content_type != JSON:
+        content_type = content_type.partition(b";")[0].strip().lower()
+    try:
+        match content_type:
+            case b"application/json":
+                return orjson.loads(body)
+            case b"text/plain" | b"application/text":
+                return body.decode()
+            case b"application/octet-stream":
+                return body
+    except ValueError as error:
+        kind = "JSON" if content_type == JSON else "UTF-8 text"
+        raise CallError(f"the body is not {kind}: {error}", "ParsingError") from error
     raise CallError(
         "Content-Type must be application/json, text/plain or application/octet-stream", "UnsupportedError"
     )
 
 
-def failed(error: Exception) -> CallError:
+def failed(error: Exception, seconds: float) -> CallError:
     """What the caller is told of an exception in the model."""
-    if isinstance(error, CallError):
-        return error
+    if isinstance(error, TimeoutError):
+        return CallError(f"no answer within {seconds:g} seconds", "TimeoutError")
     kind = "InputError" if isinstance(error, ValueError) else "AlgorithmError"
     kind = "OutOfMemoryError" if isinstance(error, MemoryError) else kind
     kind = getattr(error, "error_type", kind)
     trace = "".join(traceback.format_exception(error))
-    return CallError(
-        str(error) or type(error).__name__, kind if kind in KNOWN_ERRORS else "AlgorithmError", trace
-    )
+    message = str(error) or type(error).__name__
+    return CallError(message, kind if kind in KNOWN_ERRORS else "AlgorithmError", trace)
 
 
-def _content_type(scope: Scope) -> bytes:
-    for name, value in scope["headers"]:
-        if name == b"content-type":
-            return bytes(value) if value == b"application/json" else value.split(b";")[0].strip().lower()
-    return b""
-
-
-def encode(
-    answer: Any, duration: float, output: str, request_id: str, printed: str | None
-) -> tuple[bytes, bytes]:
-    """The body and content type of a result with its metadata, alone for `output=raw`. Raises CallError."""
-    if output == "raw" and isinstance(answer, str):
-        return answer.encode(errors="replace"), TEXT
-    if output == "raw" and isinstance(answer, bytes | bytearray):
-        return bytes(answer), BINARY
-    kind = "text" if isinstance(answer, str) else "json"
-    if isinstance(answer, bytes | bytearray):
-        kind, answer = "binary", base64.b64encode(answer).decode()
-    metadata = {"content_type": kind, "duration": duration, "request_id": request_id}
+def success(result: Any, call: Call, printed: str | None = None) -> Answer:
+    """A result with its metadata, alone for `output=raw`. Raises CallError for one that is not JSON."""
+    kind = "text" if isinstance(result, str) else "json"
+    if isinstance(result, bytes | bytearray):
+        if call.output == "raw":
+            return 200, bytes(result), BINARY
+        kind, result = "binary", base64.b64encode(result).decode()
+    elif call.output == "raw" and kind == "text":
+        return 200, result.encode(errors="replace"), TEXT
+    metadata = {"content_type": kind, "duration": call.duration, "request_id": call.request_id}
     if printed is not None:
         metadata["stdout"] = printed
-    content = answer if output == "raw" else {"result": answer, "metadata": metadata}
+    content = result if call.output == "raw" else {"result": result, "metadata": metadata}
     try:
-        return orjson.dumps(content, option=JSON_OPTIONS), JSON
+        return 200, orjson.dumps(content, option=JSON_OPTIONS), JSON
     except TypeError as error:
         raise CallError(f"the answer can't be written as JSON: {error}") from error
 
 
-async def send_error(send: Send, error: CallError, duration: float, output: str, request_id: str) -> None:
-    """Answer an error object; with status 400 to a caller who asked for the bare answer."""
+def failure(error: CallError, call: Call | None = None) -> Answer:
+    """An error object; with status 400 for a caller who asked for the bare answer."""
     trace = error.stack_trace.encode(errors="replace").decode()
     content = {
         "error": {
@@ -223,6 +242,6 @@ async def send_error(send: Send, error: CallError, duration: float, output: str,
             "stacktrace": trace,
             "stack_trace": trace,
         },
-        "metadata": {"content_type": "json", "duration": duration, "request_id": request_id},
+        "metadata": {"content_type": "json", "duration": call.duration if call else 0.0},
     }
-    await send_bytes(send, 400 if output == "raw" else 200, orjson.dumps(content), JSON)
+    return 400 if call and call.output == "raw" else 200, orjson.dumps(content), JSON

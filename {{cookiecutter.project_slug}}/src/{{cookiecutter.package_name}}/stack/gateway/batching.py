@@ -3,22 +3,29 @@
 import asyncio
 import contextlib
 import io
+import logging
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-INLINE_SECONDS = 0.002  # a batch that takes longer runs in a thread, so that the server stays awake
+log = logging.getLogger(__name__)
+INLINE_SECONDS = 0.01  # a batch that takes longer runs in a thread, so that the server stays awake
 
 
 class Predictor(Protocol):
-    """What `predict.py` offers; it may also have `apply_batch(inputs, model)` and `summary(input)`."""
+    """What `predict.py` offers: these two functions, and if it likes three more.
+
+    `apply_batch(inputs, model)` answers several inputs, `summary(input)` describes one in numbers for the log,
+    `summary_batch(inputs)` several.
+    """
 
     def load(self, model_dir: Path, /) -> Any:
         """Load the model of a folder."""
 
-    def apply(self, payload: Any, model: Any, /) -> Any:
+    def apply(self, input: Any, model: Any, /) -> Any:
         """Answer one input. Raises ValueError for an input that makes no sense."""
 
 
@@ -32,11 +39,24 @@ class ModelExit(Exception):  # noqa: N818 - a state, not a fault
     error_type = "SystemExit"
 
 
-class Batcher:
-    """One loaded model and the requests that wait for it.
+@dataclass(slots=True, eq=False)
+class Question:
+    """An input that waits for its answer; `deliver` gets it, or the exception that the model raised instead.
 
-    Requests that arrive in one turn of the event loop, or while the model is busy, form a batch; a lone
-    request does not wait. One thread runs the model: the event loop's while it is quick, else its own.
+    With `capture` it gets the pair of answer and what was printed meanwhile.
+    """
+
+    payload: Any
+    deliver: Callable[[Any], object]
+    capture: bool = False
+    given_up: bool = False
+
+
+class Batcher:
+    """One loaded model and the questions that wait for it.
+
+    Questions that arrive in one turn of the event loop, or while the model is busy, form a batch; a lone one
+    does not wait. One thread runs the model: the event loop's while it is quick, else its own.
     """
 
     def __init__(self, predictor: Predictor, model: Any, queue: int = 1024, batch: int = 64) -> None:
@@ -44,7 +64,7 @@ class Batcher:
         self.apply_batch: Callable[[list[Any], Any], list[Any]] | None = getattr(
             predictor, "apply_batch", None
         )
-        self.waiting: list[tuple[Any, asyncio.Future[Any], bool]] = []
+        self.waiting: list[Question] = []
         self.executor = ThreadPoolExecutor(1, thread_name_prefix="model")
         self.running = False
         self.seconds = 0.0  # that a batch takes, smoothed
@@ -56,61 +76,73 @@ class Batcher:
 
     @property
     def full(self) -> bool:
-        """Whether the next request has to be refused."""
+        """Whether the next question has to be refused."""
         return len(self.waiting) >= self.queue
 
-    def submit(self, payload: Any, capture: bool = False) -> asyncio.Future[Any]:
-        """The future answer to one input; with `capture`, the pair of answer and what was printed meanwhile.
-
-        Where the model raised an exception, that exception is the answer. Raises QueueFull.
-        """
-        if self.full:
+    def submit(self, question: Question) -> None:
+        """Have a question answered. Raises QueueFull."""
+        if len(self.waiting) >= self.queue:
             raise QueueFull
-        loop = asyncio.get_running_loop()
-        future: asyncio.Future[Any] = loop.create_future()
-        self.waiting.append((payload, future, capture))
+        self.waiting.append(question)
         if not self.running:
             self.running = True
-            loop.call_soon(self._start)
-        return future
+            asyncio.get_running_loop().call_soon(self._start)
+
+    async def ask(self, payload: Any, capture: bool, seconds: float) -> Any:
+        """The answer, or the exception in its place; TimeoutError for one that is not there in time."""
+        future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+
+        def deliver(answer: Any) -> None:
+            if not future.done():
+                future.set_result(answer)
+
+        question = Question(payload, deliver, capture)
+        self.submit(question)
+        try:
+            return await (future if self.quick else asyncio.wait_for(future, seconds))
+        except TimeoutError as error:
+            question.given_up = True
+            return error
 
     def _start(self) -> None:
-        batch = [entry for entry in self.waiting[: self.batch] if not entry[1].done()]
+        batch = [question for question in self.waiting[: self.batch] if not question.given_up]
         del self.waiting[: self.batch]
-        if self.quick:
+        if self.seconds < INLINE_SECONDS:
             self._finish(batch, self._timed(batch))
         else:
             done = asyncio.get_running_loop().run_in_executor(self.executor, self._timed, batch)
             done.add_done_callback(lambda done: self._finish(batch, done.result()))
 
-    def _finish(self, batch: list[tuple[Any, asyncio.Future[Any], bool]], answers: list[Any]) -> None:
-        for (_, future, _), answer in zip(batch, answers, strict=True):
-            if not future.done():
-                future.set_result(answer)
+    def _finish(self, batch: list[Question], answers: list[Any]) -> None:
+        for question, answer in zip(batch, answers, strict=True):
+            try:
+                question.deliver(answer)
+            except Exception:
+                log.exception("an answer could not be delivered")
         self.running = bool(self.waiting)
         if self.running:
             asyncio.get_running_loop().call_soon(self._start)
 
-    def _timed(self, batch: list[tuple[Any, asyncio.Future[Any], bool]]) -> list[Any]:
+    def _timed(self, batch: list[Question]) -> list[Any]:
         start = time.perf_counter()
         answers = self._answers(batch)
         self.seconds += (time.perf_counter() - start - self.seconds) / 4
         return answers
 
-    def _answers(self, batch: list[tuple[Any, asyncio.Future[Any], bool]]) -> list[Any]:
-        if self.apply_batch is not None and len(batch) > 1 and not any(capture for _, _, capture in batch):
+    def _answers(self, batch: list[Question]) -> list[Any]:
+        if len(batch) > 1 and self.apply_batch and not any(question.capture for question in batch):
             with contextlib.suppress(Exception):  # one bad input must not fail the others: each again, alone
-                answers = self.apply_batch([payload for payload, _, _ in batch], self.model)
+                answers = self.apply_batch([question.payload for question in batch], self.model)
                 if len(answers) == len(batch):
                     return answers
-        return [self._alone(payload, capture) for payload, _, capture in batch]
+        return [self._alone(question) for question in batch]
 
-    def _alone(self, payload: Any, capture: bool) -> Any:
+    def _alone(self, question: Question) -> Any:
         try:
-            if not capture:
-                return self.predictor.apply(payload, self.model)
+            if not question.capture:
+                return self.predictor.apply(question.payload, self.model)
             with contextlib.redirect_stdout(io.StringIO()) as printed:
-                return self.predictor.apply(payload, self.model), printed.getvalue()
+                return self.predictor.apply(question.payload, self.model), printed.getvalue()
         except SystemExit as error:
             return ModelExit(f"exited with code {error.code}")
         except Exception as error:

@@ -4,6 +4,7 @@ import asyncio
 import logging
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,7 @@ import orjson
 from fsspec import AbstractFileSystem
 from fsspec.implementations.local import LocalFileSystem
 
+from .batching import Predictor
 from .statistics import Statistics
 from .wire import JSON_OPTIONS
 
@@ -22,7 +24,9 @@ FOLDER = "logs"
 FILE_BYTES = 16 << 20
 FILES = 64  # kept of each algorithm
 CHUNK = 64  # calls that are written down together
+ANSWERED = ("label", "confidence")  # what is kept of an answer
 Summary = Callable[[Any], dict[str, float]]
+Summaries = Callable[[list[Any]], list[dict[str, float]]]
 
 
 class CallLog:
@@ -31,8 +35,10 @@ class CallLog:
     A local file is appended to within the second; another store gets a new file every half minute.
     """
 
-    def __init__(self, store: AbstractFileSystem, summary: Summary | None, seconds: float = 0.0) -> None:
-        self.store, self.summary = store, summary
+    def __init__(self, store: AbstractFileSystem, predictor: Predictor, seconds: float = 0.0) -> None:
+        self.store = store
+        self.summary: Summary | None = getattr(predictor, "summary", None)
+        self.summary_batch: Summaries | None = getattr(predictor, "summary_batch", None)
         self.appends = isinstance(getattr(store, "fs", store), LocalFileSystem)
         self.seconds = seconds or (1.0 if self.appends else 30.0)
         self.statistics = Statistics()
@@ -42,45 +48,50 @@ class CallLog:
         self.writing = asyncio.Lock()
 
     def record(self, model: "Model", payload: Any, answer: Any, seconds: float, error: str = "") -> None:
-        """Note one call; it is written down soon."""
+        """Note one call; it is written down soon, and not before it is answered."""
         self.pending.append((datetime.now(UTC), model, payload, answer, seconds, error))
-        if len(self.pending) >= CHUNK:
-            self.digest()
+        if len(self.pending) == CHUNK:
+            asyncio.get_running_loop().call_soon(self.digest)
 
     def digest(self) -> None:
         """Turn the calls that have been noted into lines, and count them."""
         pending, self.pending = self.pending, []
-        for at, model, payload, answer, seconds, error in pending:
-            entry: dict[str, Any] = {
-                "time": at,
-                "version": model.build.version or model.build.hash,
-                "latency_ms": round(seconds * 1000, 3),
-            }
+        entries = []
+        for at, model, _, answer, seconds, error in pending:
+            version = model.build.version or model.build.hash
+            entry = {"time": at, "version": version, "latency_ms": round(seconds * 1000, 3)}
             if error:
                 entry["error"] = error
-            else:
-                entry |= self._answered(payload, answer)
-            self.write_down(model.algorithm, entry)
-            self.statistics.counts.add(entry, seconds)
+            elif isinstance(answer, dict):
+                for key in ANSWERED:
+                    if key in answer:
+                        entry[key] = answer[key]
+            entries.append(entry)
+        answered = [place for place, call in enumerate(pending) if not call[-1]]
+        for place, summary in zip(
+            answered, self._summaries([pending[place][2] for place in answered]), strict=False
+        ):
+            entries[place]["summary"] = summary
+        for entry, call in zip(entries, pending, strict=True):
+            self.write_down(call[1].algorithm, entry)
+        self.statistics.counts.add(entries, [call[4] for call in pending])
 
-    def _answered(self, payload: Any, answer: Any) -> dict[str, Any]:
-        found: dict[str, Any] = {}
-        if isinstance(answer, dict):
-            found = {key: answer[key] for key in ("label", "confidence") if key in answer}
-        if self.summary:
-            try:
-                found["summary"] = self.summary(payload)
-            except Exception as error:
-                log.debug("an input could not be summarised: %s", error)
-        return found
+    def _summaries(self, payloads: list[Any]) -> list[dict[str, float]]:
+        if self.summary_batch and payloads:
+            with suppress(Exception):  # of inputs that do not go together: each by itself
+                return self.summary_batch(payloads)
+        return [self._summary(payload) for payload in payloads] if self.summary else []
+
+    def _summary(self, payload: Any) -> dict[str, float]:
+        try:
+            return self.summary(payload) if self.summary else {}
+        except Exception as error:
+            log.debug("an input could not be summarised: %s", error)
+            return {}
 
     def write_down(self, name: str, entry: dict[str, Any]) -> None:
         """Put a line into the file of `logs/<name>/`."""
-        try:
-            line = orjson.dumps(entry, option=JSON_OPTIONS)
-        except TypeError as error:
-            line = orjson.dumps({"time": entry["time"], "version": entry.get("version"), "error": str(error)})
-        self.lines.setdefault(name, []).append(line)
+        self.lines.setdefault(name, []).append(orjson.dumps(entry, default=repr, option=JSON_OPTIONS))
 
     def report(self, name: str, insights: dict[str, float]) -> None:
         """Note what an algorithm says of itself."""

@@ -15,6 +15,7 @@ import uvicorn
 
 from .. import StackError
 from .app import Gateway
+from .express import ExpressProtocol
 
 PATIENCE = 60  # seconds that requests in flight get to finish after SIGTERM
 
@@ -82,6 +83,8 @@ def run(app: Gateway, listening: socket.socket, came: list[int], shared: Path | 
     gc.freeze()  # what is loaded stays; the collector need not look at it between requests
     config = uvicorn.Config(
         app,
+        http=ExpressProtocol,
+        proxy_headers=False,
         log_level="warning",
         access_log=False,  # it would hold the keys that stand in addresses
         ws="none",

@@ -34,22 +34,21 @@ class Counts:
     insights: dict[str, float] = field(default_factory=dict)
     recent: deque[dict[str, Any]] = field(default_factory=lambda: deque(maxlen=RECENT))
 
-    def add(self, entry: dict[str, Any], seconds: float) -> None:
-        """Count one call, as it was logged."""
+    def add(self, entries: Sequence[dict[str, Any]], latencies: Sequence[float]) -> None:
+        """Count calls, as they were logged."""
         second = self.second(str(int(time.time())))
-        place = latency_class(seconds)
-        second[0] += 1
-        second[2][str(place)] = second[2].get(str(place), 0) + 1
-        self.latency[place] += 1
-        self.latency_sum += seconds
-        self.calls[entry["version"]] += 1
-        self.recent.append(entry)
-        if error := entry.get("error"):
-            second[1] += 1
-            self.errors[error] += 1
-        elif "label" in entry:
-            label = str(entry["label"])
-            self.answers[label if label in self.answers or len(self.answers) < LABELS else "others"] += 1
+        for place, calls in Counter(map(latency_class, latencies)).items():
+            second[2][str(place)] = second[2].get(str(place), 0) + calls
+            self.latency[place] += calls
+        errors = Counter(entry["error"] for entry in entries if "error" in entry)
+        second[0] += len(entries)
+        second[1] += errors.total()
+        self.latency_sum += sum(latencies)
+        self.calls.update(entry["version"] for entry in entries)
+        self.errors.update(errors)
+        for label, calls in Counter(str(entry["label"]) for entry in entries if "label" in entry).items():
+            self.answers[label if label in self.answers or len(self.answers) < LABELS else "others"] += calls
+        self.recent.extend(entries)
 
     def second(self, name: str) -> list[Any]:
         """The figures of one second; those that have left the window are dropped."""

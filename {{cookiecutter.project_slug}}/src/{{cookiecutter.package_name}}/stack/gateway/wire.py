@@ -2,6 +2,7 @@
 
 import asyncio
 import re
+import time
 import uuid
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
@@ -53,6 +54,42 @@ async def _read_pieces(message: Scope, receive: Receive, limit: int) -> bytes:
     if len(body) > limit:
         raise Refusal(413, f"the request is larger than {limit} bytes")
     return body
+
+
+class Reader:
+    """Reads bodies as `read_body` does, with one clock for all of them: cheaper where there are many.
+
+    Somebody must call `sweep` from time to time.
+    """
+
+    def __init__(self, limit: int, seconds: float) -> None:
+        self.limit, self.seconds = limit, seconds
+        self.since: dict[asyncio.Task[Any], float] = {}
+        self.late: set[asyncio.Task[Any]] = set()
+
+    async def read(self, receive: Receive) -> bytes:
+        """The whole body. Raises Refusal and Disconnected."""
+        task = asyncio.current_task()
+        assert task
+        self.since[task] = time.monotonic()
+        try:
+            return await _read_pieces(await receive(), receive, self.limit)
+        except asyncio.CancelledError:
+            if task not in self.late:
+                raise
+            self.late.discard(task)
+            task.uncancel()
+            raise Refusal(408, f"the request was not whole after {self.seconds:g} seconds") from None
+        finally:
+            del self.since[task]
+
+    def sweep(self) -> None:
+        """Give up on the bodies that take too long."""
+        now = time.monotonic()
+        for task, since in self.since.items():
+            if now - since > self.seconds and task not in self.late:
+                self.late.add(task)
+                task.cancel()
 
 
 async def send_bytes(send: Send, status: int, body: bytes, content_type: bytes, *headers: Header) -> None:
