@@ -7,7 +7,6 @@ Both are subprocesses as a user starts them, taken in turns, so that what else t
 
 import json
 import shutil
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -48,7 +47,7 @@ def generate(template: Path, folder: Path, *answers: str) -> tuple[float, int]:
 
 
 def main() -> None:
-    """Time both in turns, print the table, and fail where the ratio of the medians is over the limit."""
+    """Time both in turns, print the table, and fail where the ratio of the best is over the limit."""
     rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 15
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -58,11 +57,11 @@ def main() -> None:
             for _ in range(rounds + 1)
         ]
     pairs = pairs[1:]  # the first one warms the caches of the file system
-    medians = [statistics.median(run[0] for run in column) for column in zip(*pairs, strict=True)]
-    ratio = medians[0] / medians[1]
-    print("| template | files | seconds (median) | ratio |\n| --- | ---: | ---: | ---: |")
-    print(f"| free-ml-stack, hooks included | {pairs[0][0][1]} | {medians[0]:.2f} | {ratio:.2f} |")
-    print(f"| one file, no hooks | {pairs[0][1][1]} | {medians[1]:.2f} | 1.00 |")
+    best = [min(run[0] for run in column) for column in zip(*pairs, strict=True)]
+    ratio = best[0] / best[1]
+    print("| template | files | seconds (best) | ratio |\n| --- | ---: | ---: | ---: |")
+    print(f"| free-ml-stack, hooks included | {pairs[0][0][1]} | {best[0]:.2f} | {ratio:.2f} |")
+    print(f"| one file, no hooks | {pairs[0][1][1]} | {best[1]:.2f} | 1.00 |")
     if ratio > LIMIT:
         sys.exit(f"generation takes {ratio:.2f} times that of a one-file template; {LIMIT} is the limit")
 
