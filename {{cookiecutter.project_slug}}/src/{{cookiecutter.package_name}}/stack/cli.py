@@ -147,7 +147,7 @@ def predict(science: "Science", settings: Settings, args: Arguments) -> int:
 
 
 def monitor(science: "Science", settings: Settings, args: Arguments) -> int:
-    """Compare the gateway's calls with the data that the model was judged on."""
+    """Compare the gateway's calls with the data that the model was trained on."""
     from .monitor import monitor
 
     seen = monitor(settings)

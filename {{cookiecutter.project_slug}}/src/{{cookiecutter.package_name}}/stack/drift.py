@@ -1,4 +1,4 @@
-"""Drift: how far the calls of a deployed model are from the data that it was judged on."""
+"""Drift: how far the calls of a deployed model are from the data that it was trained on."""
 
 import json
 from collections import Counter

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 ONNX, CARD = "model.onnx", "README.md"
 TOLERANCE = 1e-5
+REFERENCE = 5000  # training examples at most that say what normal calls look like
 ROWS = 256  # test examples on which the exported model is held against the trained one
 
 
@@ -49,7 +50,8 @@ def export(science: "Science", settings: "Settings", run: Path) -> Path:
     predictor = science.predict.load(folder)
     sample = splits["test"]["image"][0].tolist()
     _json(folder / "sample.json", {"input": sample, "output": science.predict.apply(sample, predictor)})
-    images = splits["validation"]["image"].tolist()  # unseen, as calls are
+    spread = torch.linspace(0, splits["train"].rows - 1, min(splits["train"].rows, REFERENCE)).long()
+    images = splits["train"]["image"][spread].tolist()
     answers = science.predict.apply_batch(images, predictor)
     _json(folder / "reference.json", reference(answers, [science.predict.summary(image) for image in images]))
     draw(run, splits["test"]["label"].numpy().astype(np.int64), science.data.LABELS, folder)

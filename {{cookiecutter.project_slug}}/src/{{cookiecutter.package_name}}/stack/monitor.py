@@ -1,4 +1,4 @@
-"""Monitoring: the gateway's log of calls against the data that the deployed model was judged on."""
+"""Monitoring: the gateway's log of calls against the data that the deployed model was trained on."""
 
 import json
 import time

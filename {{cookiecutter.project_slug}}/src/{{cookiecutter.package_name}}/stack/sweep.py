@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import optuna
 from optuna.storages import JournalStorage
-from optuna.storages.journal import JournalFileBackend
+from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 BEST, TABLE = "best.json", "trials.json"
 CAP = 20  # trials of a random or bayes sweep whose file names no run_cap
+LOCK = 5  # seconds after which a lock was left by a process that was killed
 HOPELESS = 3  # trials that may fail before the first success
 HERE = f"{socket.gethostname()}:{os.getpid()}"
 
@@ -87,7 +88,9 @@ def sweep_folder(settings: "Settings", file: Path) -> Path:
 def open_study(plan: Sweep, folder: Path) -> optuna.Study:
     """The sweep's study in its journal file, new or to go on with."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    storage = JournalStorage(JournalFileBackend(str(folder / "journal.log")))
+    journal = str(folder / "journal.log")
+    lock = JournalFileOpenLock(journal, grace_period=LOCK)
+    storage = JournalStorage(JournalFileBackend(journal, lock_obj=lock))
     direction = StudyDirection.MINIMIZE if plan.goal == "minimize" else StudyDirection.MAXIMIZE
     study = optuna.create_study(study_name="sweep", storage=storage, direction=direction, load_if_exists=True)
     seed = len(study.trials)  # another one after each restart, or the first suggestions would come again
@@ -105,7 +108,9 @@ def reclaim(study: optuna.Study) -> None:
     for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
         host, _, pid = trial.user_attrs.get("owner", f"{socket.gethostname()}:0").rpartition(":")
         if host == socket.gethostname() and not _alive(int(pid)):
-            attrs = {key: value for key, value in trial.user_attrs.items() if key in ("run", "grid")}
+            attrs = {
+                key: value for key, value in trial.user_attrs.items() if key in ("run", "grid", "config")
+            }
             study.enqueue_trial(trial.params, user_attrs=attrs)
             study.tell(trial.number, state=TrialState.FAIL)
 
@@ -137,8 +142,8 @@ def run_trials(plan: Sweep, study: optuna.Study, crew: Workers, limit: int) -> N
                 crew.answer(number, _report(plan, study, number, value))
             elif what == "failed":
                 failed += 1
-                study.tell(number, state=TrialState.FAIL)
                 _set_attr(study, number, "error", value)
+                study.tell(number, state=TrialState.FAIL)
                 say(f"Trial {number} failed: {value.strip().splitlines()[-1]}")
                 if failed >= HOPELESS and not _ended(study):
                     raise StackError(

@@ -111,9 +111,9 @@ class Workers:
 
     def __exit__(self, *_: object) -> None:
         for connection, process in [*self.free, *((c, p) for c, (p, _) in self.busy.items())]:
-            connection.close()
-            process.terminate()
+            process.terminate()  # before its connection closes, which it would complain of
             process.join()
+            connection.close()
 
     def submit(self, job: Job) -> None:
         """Give a job to a free worker."""

@@ -1,0 +1,300 @@
+"""Steps per second of `train`, logging and checkpoints on, against a bare PyTorch loop and its peers.
+
+    python bench/training.py [--quick]
+
+Each contender trains the same model on the same digits in a process of its own; the ratio is to the bare loop with
+a DataLoader. Peers that are not installed are put into an environment of their own under build/.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "build" / "src")]
+MODELS = {"cnn": 1.15, "mlp": 1.5, "wide": 0.97}  # with the ratio that is promised
+PEERS = ("accelerate", "lightning", "transformers", "skorch")
+BATCH = 64
+
+
+def model(name: str) -> Any:
+    """The network of a contest: the digits CNN, a small MLP, or one that keeps the processor busy."""
+    from torch import nn
+
+    from skeleton.config import TrainConfig
+    from skeleton.model import build
+
+    if name == "cnn":
+        return build(TrainConfig())
+    if name == "wide":
+        return build(TrainConfig(width=128, hidden=512))
+
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = nn.Sequential(
+                nn.Flatten(),
+                nn.Linear(64, 128),
+                nn.ReLU(),
+                nn.Linear(128, 128),
+                nn.ReLU(),
+                nn.Linear(128, 10),
+            )
+
+        def forward(self, image: Any) -> Any:
+            return self.net(image.float() / 16)
+
+    return Scaled()
+
+
+def data() -> tuple[Any, Any]:
+    """Training images and labels as tensors."""
+    import torch
+
+    from skeleton.data import fetch, split
+
+    train = split(fetch(), 0)["train"]
+    return torch.from_numpy(train["image"]), torch.from_numpy(train["label"]).long()
+
+
+def ours(name: str, epochs: int) -> tuple[float, int]:
+    """Seconds and steps of the project's own loop, with its record and its checkpoints."""
+    import skeleton.train as science
+    from skeleton.config import TrainConfig
+    from skeleton.data import fetch, split
+    from skeleton.stack import dataset
+    from skeleton.stack.checkpoint import Checkpoints
+    from skeleton.stack.process import Process, choose_device
+    from skeleton.stack.storage import local_store
+    from skeleton.stack.tracking import Run, Untracked
+
+    science.build = lambda config: model(name)  # type: ignore[assignment]
+    config = TrainConfig(epochs=epochs, patience=0, shift=0)
+    import torch
+
+    torch.set_num_threads(config.threads if name != "wide" else 2)
+    with tempfile.TemporaryDirectory() as scratch:
+        store = local_store(Path(scratch, "store"))
+        dataset.write(store, split(fetch(), 0), {})
+        splits, _ = dataset.read(store, Path(scratch, "cache"), "")
+        run = Run("bench", Path(scratch, "run"), Untracked())
+        checkpoints = Checkpoints(
+            Path(scratch, "checkpoints"), run.record, vars(config), config.checkpoint_seconds
+        )
+        started = time.perf_counter()
+        science.fit(config, splits, run, checkpoints, Process(choose_device("cpu")))
+        return time.perf_counter() - started, checkpoints.at.step
+
+
+def bare(name: str, epochs: int) -> tuple[float, int]:
+    """The loop of PyTorch's own tutorials: a DataLoader, a plain AdamW, validation after each epoch."""
+    import torch
+    from torch.nn.functional import cross_entropy
+    from torch.utils.data import DataLoader, TensorDataset
+
+    from skeleton.data import fetch, split
+
+    net, held = model(name), split(fetch(), 0)["validation"]
+    loader = DataLoader(TensorDataset(*data()), BATCH, shuffle=True, drop_last=True)
+    images, labels = torch.from_numpy(held["image"]), torch.from_numpy(held["label"]).long()
+    test = DataLoader(TensorDataset(images, labels), 512)
+    optimizer = torch.optim.AdamW(net.parameters(), 0.006, weight_decay=0.05)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.006, total_steps=epochs * len(loader))
+    started, steps = time.perf_counter(), 0
+    for _ in range(epochs):
+        net.train()
+        for x, y in loader:
+            optimizer.zero_grad()
+            loss = cross_entropy(net(x), y, label_smoothing=0.05)
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+            steps += 1
+            if steps % 10 == 0:
+                loss.item()
+        net.eval()
+        with torch.no_grad():
+            for x, y in test:
+                cross_entropy(net(x), y).item()
+    return time.perf_counter() - started, steps
+
+
+def accelerate(name: str, epochs: int) -> tuple[float, int]:
+    """Hugging Face Accelerate around the bare loop."""
+    import torch
+    from accelerate import Accelerator
+    from torch.nn.functional import cross_entropy
+    from torch.utils.data import DataLoader, TensorDataset
+
+    accelerator = Accelerator(cpu=True)
+    net = model(name)
+    optimizer = torch.optim.AdamW(net.parameters(), 0.006, weight_decay=0.05)
+    loader = DataLoader(TensorDataset(*data()), BATCH, shuffle=True, drop_last=True)
+    net, optimizer, loader = accelerator.prepare(net, optimizer, loader)
+    started, steps = time.perf_counter(), 0
+    for _ in range(epochs):
+        for x, y in loader:
+            optimizer.zero_grad()
+            accelerator.backward(cross_entropy(net(x), y, label_smoothing=0.05))
+            optimizer.step()
+            steps += 1
+    return time.perf_counter() - started, steps
+
+
+def lightning(name: str, epochs: int) -> tuple[float, int]:
+    """Lightning's Trainer as it comes, but for its progress bar."""
+    import lightning as pl
+    import torch
+    from torch.nn.functional import cross_entropy
+    from torch.utils.data import DataLoader, TensorDataset
+
+    class Module(pl.LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = model(name)
+
+        def training_step(self, batch: Any, index: int) -> Any:
+            loss = cross_entropy(self.net(batch[0]), batch[1], label_smoothing=0.05)
+            self.log("loss", loss)
+            return loss
+
+        def configure_optimizers(self) -> Any:
+            return torch.optim.AdamW(self.parameters(), 0.006, weight_decay=0.05)
+
+    loader = DataLoader(TensorDataset(*data()), BATCH, shuffle=True, drop_last=True)
+    with tempfile.TemporaryDirectory() as scratch:
+        trainer = pl.Trainer(
+            max_epochs=epochs, accelerator="cpu", default_root_dir=scratch, enable_progress_bar=False
+        )
+        started = time.perf_counter()
+        trainer.fit(Module(), loader)
+        return time.perf_counter() - started, trainer.global_step
+
+
+def transformers(name: str, epochs: int) -> tuple[float, int]:
+    """Transformers' Trainer as it comes."""
+    import torch
+    from torch.nn.functional import cross_entropy
+    from torch.utils.data import Dataset
+    from transformers import Trainer, TrainingArguments
+
+    class Net(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = model(name)
+
+        def forward(self, image: Any, labels: Any) -> Any:
+            logits = self.net(image)
+            return {"loss": cross_entropy(logits, labels, label_smoothing=0.05), "logits": logits}
+
+    class Digits(Dataset[Any]):
+        images, labels = data()
+
+        def __len__(self) -> int:
+            return len(self.labels)
+
+        def __getitem__(self, row: int) -> Any:
+            return {"image": self.images[row], "labels": self.labels[row]}
+
+    with tempfile.TemporaryDirectory() as scratch:
+        arguments = TrainingArguments(
+            scratch,
+            num_train_epochs=epochs,
+            per_device_train_batch_size=BATCH,
+            dataloader_drop_last=True,
+            use_cpu=True,
+            report_to=[],
+            disable_tqdm=True,
+        )
+        trainer = Trainer(Net(), arguments, train_dataset=Digits())
+        started = time.perf_counter()
+        trainer.train()
+        return time.perf_counter() - started, trainer.state.global_step
+
+
+def skorch(name: str, epochs: int) -> tuple[float, int]:
+    """Skorch's classifier as it comes."""
+    import torch
+    from skorch import NeuralNetClassifier
+
+    images, labels = data()
+    net = NeuralNetClassifier(
+        model(name),
+        criterion=torch.nn.CrossEntropyLoss,
+        optimizer=torch.optim.AdamW,
+        max_epochs=epochs,
+        batch_size=BATCH,
+        train_split=None,
+        verbose=0,
+        iterator_train__shuffle=True,
+        iterator_train__drop_last=True,
+    )
+    started = time.perf_counter()
+    net.fit(images.float(), labels)
+    return time.perf_counter() - started, epochs * (len(labels) // BATCH)
+
+
+CONTENDERS: dict[str, Callable[[str, int], tuple[float, int]]] = {
+    f.__name__: f for f in (bare, ours, accelerate, lightning, transformers, skorch)
+}
+
+
+def peers() -> Path:
+    """The interpreter of an environment that has the peers, made once."""
+    python = ROOT / "build" / "peers" / "bin" / "python"
+    if not python.exists():
+        environment = {**os.environ, "UV_FIND_LINKS": os.environ.get("PIP_FIND_LINKS", "")}
+        command = ["uv", "pip", "install", "--quiet", "--python", str(python), "torch>=2.8,<2.14", *PEERS]
+        needs = ["scikit-learn", "pyarrow", "safetensors", "fsspec", "huggingface_hub>=2.2,<3"]
+        subprocess.run(
+            ["uv", "venv", "--quiet", "--python", sys.executable, str(python.parents[1])], check=True
+        )
+        subprocess.run([*command[:7], *PEERS, *needs], check=True, env=environment)
+    return python
+
+
+def measure(contender: str, name: str, epochs: int, repeats: int) -> float:
+    """Median steps per second of a contender."""
+    python = str(peers()) if contender in PEERS else sys.executable
+    speeds = []
+    for _ in range(repeats):
+        command = [python, __file__, "--one", contender, name, str(epochs)]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        seconds, steps = json.loads(done.stdout.splitlines()[-1])
+        speeds.append(steps / seconds)
+    return statistics.median(speeds)
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="ours and the bare loop only, once")
+    parser.add_argument("--one", nargs=3, metavar=("CONTENDER", "MODEL", "EPOCHS"), help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.one:
+        print(json.dumps(CONTENDERS[args.one[0]](args.one[1], int(args.one[2]))))
+        return
+    from conftest import link_skeleton
+
+    link_skeleton()
+    print(f"{'model':6} {'contender':14} {'steps/s':>8} {'ratio':>6}  promised")
+    for name, promised in MODELS.items():
+        epochs = {"cnn": 30, "mlp": 60, "wide": 2}[name] // (2 if args.quick else 1)
+        speeds: dict[str, float] = {}
+        for contender in ("bare", "ours") if args.quick else CONTENDERS:
+            speeds[contender] = measure(contender, name, epochs, 1 if args.quick else 3)
+            ratio = speeds[contender] / speeds["bare"]
+            goal = f"{promised} or more" if contender == "ours" else ""
+            print(f"{name:6} {contender:14} {speeds[contender]:8.1f} {ratio:6.2f}  {goal}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,57 @@
+"""A project folder for tests: settings and data, run through the real command line."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from conftest import SOURCE
+
+SERVICES = ("WANDB", "HF_", "HUGGING", "ALGORITHMIA", "AWS", "STACK_")
+
+
+def environment(home: Path, **extra: str) -> dict[str, str]:
+    """The environment of a user without credentials, whose home is `home`."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(SERVICES)}
+    own = {
+        "HOME": str(home),
+        "PYTHONPATH": str(SOURCE),
+        "STACK_TRACKER": "none",
+        "PYTHONDONTWRITEBYTECODE": "1",
+    }
+    return {**kept, **own, **extra}
+
+
+def start(folder: Path, *arguments: str, **extra: str) -> subprocess.Popen[str]:
+    """Start a command of the project in `folder`."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "skeleton", *arguments],
+        cwd=folder,
+        env=environment(folder, **extra),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def run(folder: Path, *arguments: str, code: int = 0, **extra: str) -> str:
+    """What a command prints, once it has ended with `code`."""
+    process = start(folder, *arguments, **extra)
+    printed, complaint = process.communicate(timeout=300)
+    assert process.returncode == code, printed + complaint
+    assert "Traceback" not in complaint
+    return printed + complaint
+
+
+def make(folder: Path, template: Path | None = None) -> Path:
+    """A project in `folder`: its settings, and its data, copied from `template` where one is given."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "stack.toml").write_text(
+        'project = "skeleton"\nstorage = "algorithmia://.my/skeleton"\nalgorithm = "me/Skeleton"\n'
+    )
+    if template:
+        shutil.copytree(template / ".stack", folder / ".stack")
+    else:
+        run(folder, "data")
+    return folder

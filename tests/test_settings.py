@@ -1,0 +1,100 @@
+"""Settings: one object from all sources, later ones first, and mistakes told by name."""
+
+from pathlib import Path
+
+import pytest
+from skeleton.config import TrainConfig
+from skeleton.stack import StackError, flags
+from skeleton.stack.settings import load
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    (tmp_path / "stack.toml").write_text('project = "p"\nstorage = "./from-toml"\n')
+    return tmp_path
+
+
+def test_later_sources_win(project: Path) -> None:
+    assert load({}, project, {}).storage == "./from-toml"
+    (project / ".env").write_text("STACK_STORAGE=./from-dotenv\n")
+    assert load({}, project, {}).storage == "./from-dotenv"
+    assert load({}, project, {"STACK_STORAGE": "./from-environment"}).storage == "./from-environment"
+    assert load({"storage": "./flag"}, project, {"STACK_STORAGE": "./from-environment"}).storage == "./flag"
+
+
+def test_keys_in_dotenv_reach_the_tools_unless_set_already(project: Path) -> None:
+    (project / ".env").write_text("HF_TOKEN=from-dotenv\nWANDB_API_KEY=from-dotenv\n")
+    environ = {"HF_TOKEN": "from-environment", "HOME": str(project)}
+    load({}, project, environ)
+    assert environ["HF_TOKEN"] == "from-environment"
+    assert environ["WANDB_API_KEY"] == "from-dotenv"
+
+
+def test_a_project_is_found_from_any_folder_in_it(project: Path) -> None:
+    (project / "src" / "deep").mkdir(parents=True)
+    assert load({}, project / "src" / "deep", {}).root == project
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ('storrage = "x"', "stack.toml: unknown setting 'storrage'; did you mean 'storage'?"),
+        ('tracker = "mlflow"', "stack.toml: tracker: expected one of wandb, trackio, none"),
+        ("project = [1]", "stack.toml: project: expected str"),
+        ("project = ", "stack.toml: "),
+    ],
+)
+def test_a_mistake_in_the_file_is_told_in_one_line(project: Path, text: str, words: str) -> None:
+    (project / "stack.toml").write_text(text)
+    with pytest.raises(StackError) as raised:
+        load({}, project, {})
+    assert str(raised.value).startswith(words)
+    assert "\n" not in str(raised.value)
+
+
+def test_an_unknown_variable_is_refused(project: Path) -> None:
+    with pytest.raises(StackError, match="STACK_TRAKKER.*did you mean 'STACK_TRACKER'"):
+        load({}, project, {"STACK_TRAKKER": "none"})
+
+
+def test_no_project_here(tmp_path: Path) -> None:
+    with pytest.raises(StackError, match="run this inside a project"):
+        load({}, tmp_path, {})
+
+
+def test_a_key_is_not_shown(project: Path) -> None:
+    settings = load({}, project, {"ALGORITHMIA_API_KEY": "simSECRET"})
+    assert settings.algorithmia_api_key == "simSECRET"
+    assert "SECRET" not in repr(settings)
+
+
+@pytest.mark.parametrize(
+    ("value", "name", "expected"),
+    [
+        ("7", "epochs", 7),
+        ("0.5", "dropout", 0.5),
+        (3.0, "epochs", 3),
+        ("cpu", "device", "cpu"),
+        (1, "lr", 1.0),
+    ],
+)
+def test_text_and_numbers_become_the_type_of_the_field(value: object, name: str, expected: object) -> None:
+    found = flags.convert(TrainConfig, name, value)
+    assert (found, type(found)) == (expected, type(expected))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("epochs", "many"),
+        ("epochs", 2.5),
+        ("epochs", True),
+        ("lr", "nan"),
+        ("lr", None),
+        ("device", "tpu"),
+        ("lr", [1]),
+    ],
+)
+def test_a_value_of_another_type_is_refused_by_name(name: str, value: object) -> None:
+    with pytest.raises(StackError, match=name):
+        flags.convert(TrainConfig, name, value)
