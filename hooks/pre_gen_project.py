@@ -36,10 +36,10 @@ CHOICES = {
 TAKEN = set(
     """accelerate adk algo algorithm algorithmia anyio bash build cookiecutter data datasets dist
     false fastapi flask fsspec git gradio gunicorn hf httptools httpx huggingface-hub hypothesis
-    ipykernel ipython jupyter jupyterlab jupytext kaggle learn make matplotlib models mypy nbclient
+    ipykernel ipython jupyter jupyterlab jupytext kaggle make matplotlib models mypy nbclient
     nbconvert nbformat nbstripout none notebook notebooks numpy onnx onnxruntime optuna orjson
     packaging pandas pillow pip pipx pre-commit prometheus-client pyarrow pydantic pytest pytest-cov
-    pytest-xdist python python3 pyyaml requests ruff runs s3fs safetensors scikit- scipy setup
+    pytest-xdist python python3 pyyaml requests ruff runs s3fs safetensors scikit-learn scipy setup
     setuptools sh sklearn space spaces src stack starlette store test tests torch torchrun
     torchvision tqdm trackio train transformers true uv uvicorn uvloop uvx venv wandb wandb-core
     websockets wheel zizmor""".split()  # noqa: SIM905
