@@ -41,7 +41,7 @@ TAKEN = set(
     packaging pandas pillow pip pipx pre-commit prometheus-client pyarrow pydantic pytest pytest-cov
     pytest-xdist python python3 pyyaml requests ruff runs s3fs safetensors scikit-learn scipy setup
     setuptools sh sklearn space spaces src stack starlette store test tests torch torchrun
-    torchvision tqdm trackio train transformers true uv uvicorn uvloop uvx venv wandb wandb-core
+    torchvision tqdm trackio train transformers true types-pyyaml uv uvicorn uvloop uvx venv wandb wandb-core
     websockets wheel zizmor""".split()  # noqa: SIM905
 ) | {name.lower().replace("_", "-") for name in sys.stdlib_module_names}
 WINDOWS = {"con", "prn", "aux", "nul"} | {
