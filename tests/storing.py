@@ -1,9 +1,24 @@
-"""The Data API over a folder, with two users, for the tests of what speaks to it."""
+"""The Data API over a folder, with two users, for the tests of what speaks to it.
 
+`python storing.py FOLDER PORT [BYTES]` serves it in a process of its own, whose disk is full for files above BYTES.
+"""
+
+import resource
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import uvicorn
+
+if __name__ == "__main__":
+    import conftest  # noqa: F401 - puts the skeleton on the path
+
 from skeleton.stack.gateway.data import DataAPI
+from skeleton.stack.gateway.direct import DirectProtocol
 
 USERS = {b"key-of-me": "me", b"key-of-you": "you"}
 
@@ -17,3 +32,35 @@ def data_app(folder: Path) -> Any:
         await api(scope, receive, send)
 
     return app
+
+
+def free_port() -> int:
+    """A port that is free now."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port: int = listener.getsockname()[1]
+        return port
+
+
+@contextmanager
+def process(folder: Path, port: int, limit: int = -1) -> Iterator[subprocess.Popen[bytes]]:
+    """A server of its own on a port, killed in the end."""
+    command = [sys.executable, __file__, str(folder), str(port), str(limit)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as server:
+        try:
+            assert server.stdout
+            assert server.stdout.readline() == b"ready\n"
+            yield server
+        finally:
+            server.kill()
+
+
+if __name__ == "__main__":
+    limit = int(sys.argv[3])
+    if limit >= 0:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+    with socket.create_server(("127.0.0.1", int(sys.argv[2]))) as listener:
+        print("ready", flush=True)  # connections queue from here on
+        config = uvicorn.Config(
+            data_app(Path(sys.argv[1])), log_level="warning", lifespan="off", http=DirectProtocol
+        )
+        uvicorn.Server(config).run([listener])

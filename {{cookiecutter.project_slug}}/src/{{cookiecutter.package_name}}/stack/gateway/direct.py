@@ -42,25 +42,34 @@ class Direct:
         self.loop = protocol.loop
 
     async def receive(self, size: int, take: Callable[[memoryview], object]) -> None:
-        """Hand a body of `size` bytes to `take` as it comes; instead of ASGI's receive, not after it."""
+        """Hand a body of `size` bytes to `take` as it comes; instead of ASGI's receive, not after it.
+
+        What `take` raises is raised when the body is over, so that the next request begins where it should.
+        """
         protocol, cycle = self.protocol, self.cycle
         protocol.flow.pause_reading()
         if cycle.waiting_for_100_continue:
             protocol.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
             cycle.waiting_for_100_continue = False
-        head, cycle.body = cycle.body, bytearray()
-        take(memoryview(head))
-        left = size - len(head)
-        if not left:
-            return
-        buffer = memoryview(bytearray(CHUNK))
+        piece, cycle.body = memoryview(cycle.body), bytearray()
+        buffer, left = memoryview(bytearray(CHUNK)), size
+        failure: Exception | None = None
         with self._socket() as connection:
-            while left:
-                count = await self._receive_into(connection, buffer[:left])
-                take(buffer[:count])
-                left -= count
-        protocol.on_message_complete()
-        protocol.parser = httptools.HttpRequestParser(protocol)  # the old one still expects the body
+            while True:
+                left -= len(piece)
+                try:
+                    if not failure:
+                        take(piece)
+                except Exception as error:
+                    failure = error
+                if not left:
+                    break
+                piece = buffer[: await self._receive_into(connection, buffer[:left])]
+        if cycle.more_body:
+            protocol.on_message_complete()
+            protocol.parser = httptools.HttpRequestParser(protocol)  # the old one still expects the body
+        if failure:
+            raise failure
 
     async def send(self, file: BinaryIO, begin: int, end: int) -> None:
         """Send a part of a file; between the start of the response and its last, empty piece."""

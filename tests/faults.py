@@ -1,0 +1,123 @@
+"""What goes wrong between a client and a server: a proxy that cuts and slows, applications that refuse and spoil."""
+
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass
+class Faults:
+    """What the proxy does to the next connections; `cuts` are used up one by one, then connections live."""
+
+    cuts: Iterator[tuple[str, int]]  # ("up" | "down", bytes after which the connection is reset)
+    bytes_per_second: float = float("inf")
+    seen: int = 0
+
+
+@contextmanager
+def proxied(url: str, faults: Faults) -> Iterator[str]:
+    """The URL of a proxy to `url` that does what `faults` says."""
+    host, port = url.removeprefix("http://").split(":")
+    with socket.create_server(("127.0.0.1", 0), backlog=256) as listener:
+        stop = threading.Event()
+
+        def accept() -> None:
+            while True:
+                client, _ = listener.accept()
+                if stop.is_set():
+                    client.close()
+                    return
+                faults.seen += 1
+                connect(client)
+
+        def connect(client: socket.socket) -> None:
+            direction, limit = next(faults.cuts, ("", 0))
+            try:
+                server = socket.create_connection((host, int(port)))
+            except OSError:
+                client.close()
+                return
+            pair = Pair(client, server)
+            for source, target, name in ((client, server, "up"), (server, client, "down")):
+                allowed = limit if direction == name else None
+                threading.Thread(target=pair.pump, args=(source, target, allowed, faults)).start()
+
+        thread = threading.Thread(target=accept)
+        thread.start()
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        stop.set()
+        socket.create_connection(listener.getsockname()).close()
+        thread.join()
+
+
+@dataclass
+class Pair:
+    """The two ends of a connection through the proxy."""
+
+    client: socket.socket
+    server: socket.socket
+
+    def pump(self, source: socket.socket, target: socket.socket, allowed: int | None, faults: Faults) -> None:
+        """Pass bytes on until one side ends or so many have gone by that the connection is to be cut."""
+        with suppress(OSError):
+            while data := source.recv(65536):
+                if allowed is not None and len(data) >= allowed:
+                    target.sendall(data[:allowed])
+                    break
+                target.sendall(data)
+                allowed = None if allowed is None else allowed - len(data)
+                time.sleep(len(data) / faults.bytes_per_second)
+        for end in (self.client, self.server):
+            with suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+            with suppress(OSError):
+                # a reset, as from a machine that has gone, rather than a polite end
+                end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+            end.close()
+
+
+def failing(app: Any, answers: list[tuple[int, dict[str, str]]], calls: list[str]) -> Any:
+    """`app` behind a server that first gives these answers: `(status, headers)`; `calls` collects the methods."""
+
+    async def wrapped(scope: Any, receive: Any, send: Any) -> None:
+        calls.append(scope["method"])
+        if not answers:
+            return await app(scope, receive, send)
+        status, headers = answers.pop(0)
+        raw = [(name.encode(), value.encode()) for name, value in headers.items()] + [
+            (b"content-length", b"0")
+        ]
+        await send({"type": "http.response.start", "status": status, "headers": raw})
+        await send({"type": "http.response.body", "body": b""})
+        return None
+
+    return wrapped
+
+
+def spoiling(app: Any, spoil: Callable[[], bool]) -> Any:
+    """`app` behind a network that changes a byte of each body, up and down, while `spoil()` says so."""
+
+    async def wrapped(scope: Any, receive: Any, send: Any) -> None:
+        async def spoiled_receive() -> Any:
+            message = await receive()
+            if message.get("body") and spoil():
+                message["body"] = changed(message["body"])
+            return message
+
+        async def spoiled_send(message: Any) -> None:
+            if message.get("body") and spoil():
+                message["body"] = changed(message["body"])
+            await send(message)
+
+        await app(scope, spoiled_receive, spoiled_send)
+
+    return wrapped
+
+
+def changed(body: bytes) -> bytes:
+    """The same number of bytes, one of them another."""
+    return bytes([body[0] ^ 1]) + body[1:]
