@@ -1,0 +1,37 @@
+"""A generated project passes its own checks, for every storage and every license, without an account."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+from baking import bake
+from sound import LICENSES, STORES
+
+OPTIONS = {"tests": ("pytest", "-q", "-p", "no:cacheprovider"), "types": ("mypy", "--cache-dir", os.devnull)}
+
+
+def run(project, home, check):
+    """Run one of the project's own checks in this environment, which has what the project installs."""
+    environ = {
+        "HOME": str(home),
+        "PATH": os.environ["PATH"],
+        "PYTHONPATH": str(project / "src"),
+        "LANG": "C.UTF-8",
+    }
+    command = [sys.executable, "-m", *OPTIONS[check]]
+    return subprocess.run(command, cwd=project, env=environ, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("storage", "license"), list(zip(STORES, LICENSES, strict=True)))
+def test_its_own_tests_pass(tmp_path, storage, license):
+    project = bake(tmp_path, hooks=False, storage=storage, license=license)
+    done = run(project, tmp_path, "tests")
+    assert done.returncode == 0, done.stdout[-4000:]
+
+
+@pytest.mark.slow
+def test_its_types_are_right(tmp_path):
+    done = run(bake(tmp_path, hooks=False), tmp_path, "types")
+    assert done.returncode == 0, done.stdout
