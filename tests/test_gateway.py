@@ -77,7 +77,7 @@ def test_a_trailing_slash_in_the_address_does_no_harm(gateway: Deployed) -> None
 
 def guesses(count: int) -> list[str]:
     """Keys that are nearly right, and others."""
-    chosen = random.Random(1)  # noqa: S311
+    chosen = random.Random(1)
     near = [
         KEY[:-1],
         KEY + "x",

@@ -17,7 +17,7 @@ from .algorithms import Answer, CallError, Calls, Limits, failure
 from .batching import Predictor, QueueFull
 from .dashboard import Dashboard
 from .data import DataAPI
-from .management import Management
+from .management import Management, Repository
 from .metrics import CallLog
 from .models import Models
 from .wire import Disconnected, Receive, Refusal, Scope, Send, send_bytes, send_json, send_refusal
@@ -36,17 +36,20 @@ def create_app(
     predictor: Predictor,
     limits: Limits = Limits(),  # noqa: B008
     poll_seconds: float = 1.0,
+    repository: str = "",
 ) -> "Gateway":
     """The ASGI application.
 
     `store` holds the Data API's tree (`<user>/<collection>/…`), `project` the deployments and logs: usually a
     collection of that tree. Each of `keys` makes its bearer the `user`. `algorithm` is `owner/name`.
+    `repository` is the git address that algorithms are pushed to, with `{name}` in it, where there is one.
     """
     owner, _, name = algorithm.partition("/")
     models = Models(project, predictor, limits.queue, poll_seconds)
     call_log = CallLog(project, predictor)
     calls = Calls(owner, models, call_log, limits)
-    return Gateway(user, keys, name, calls, Management(owner, name, models), DataAPI(store))
+    management = Management(owner, name, models, Repository(repository, store) if repository else None)
+    return Gateway(user, keys, name, calls, management, DataAPI(store))
 
 
 class Gateway:

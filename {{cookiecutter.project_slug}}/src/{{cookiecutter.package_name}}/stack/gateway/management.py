@@ -8,11 +8,11 @@ import asyncio
 import hashlib
 import threading
 import uuid
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import orjson
+from fsspec import AbstractFileSystem
 
 from .. import StackError
 from ..deploy import try_out
@@ -29,30 +29,31 @@ from ..versions import (
     write_index,
 )
 from . import catalogue
+from .asked import Asked, identifier, plain, request_of
+from .descriptions import describe_build, describe_version, noted, page
 from .models import Models
-from .wire import Receive, Refusal, Scope, Send, query, read_body, send_json
+from .source import build_from_git
+from .wire import Receive, Refusal, Scope, Send, send_json
 
-BODY_BYTES, BODY_SECONDS = 1 << 20, 60.0
-PAGE = 50
 BUMPS: dict[str, Bump] = {"major": "major", "minor": "minor", "revision": "revision", "patch": "revision"}
 
 
 @dataclass(frozen=True)
-class Asked:
-    """One request: the address without `/v1`, and the body's JSON object."""
+class Repository:
+    """Where algorithms are pushed to, `{name}` in its place, and the Data API's tree with their models."""
 
-    method: str
-    segments: tuple[str, ...]
-    query: dict[str, str]
-    body: dict[str, Any]
-    base: str  # the gateway's own address
+    url: str
+    data: AbstractFileSystem
 
 
 class Management:
     """Answers for the algorithms of `owner`; `project` is the one whose model the others start from."""
 
-    def __init__(self, owner: str, project: str, models: Models) -> None:
+    def __init__(
+        self, owner: str, project: str, models: Models, repository: Repository | None = None
+    ) -> None:
         self.owner, self.project, self.models, self.store = owner, project, models, models.store
+        self.repository = repository
         self.building = threading.Lock()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -100,6 +101,8 @@ class Management:
                     next((b for b in algorithm.builds if b.build_id == build_id), None), "build", build_id
                 )
                 return {"logs": build.logs} if logs else describe_build(build)
+            case ("POST", "scm", "webhook"):
+                return {"status": self.compile(algorithm, asked)["build"]["status"]}
             case ("GET", "scm", "status"):
                 return {"scm_connection_status": "active"}
             case ("GET", "secrets"):
@@ -136,6 +139,9 @@ class Management:
         with self.building:
             algorithm = self._by_name(self.owner, algorithm.name)
             newest = algorithm.builds[-1] if algorithm.builds else None
+            if self.repository:
+                newest = self._build_from_git(algorithm.name, self.repository)
+                return self.describe(self._by_name(self.owner, algorithm.name), asked, newest)
             if newest is None or newest.version or newest.status == "failed":
                 newest = self._build(algorithm)
                 add_build(self.store, algorithm.name, newest)
@@ -150,6 +156,13 @@ class Management:
         fault = self._fault(build) if known else "no model has been deployed yet"
         status = "failed" if fault else "succeeded"
         return replace(build, status=status, logs=fault or f"{build.folder} answers", finished_at=now())
+
+    def _build_from_git(self, name: str, repository: Repository) -> Build:
+        try:
+            url = repository.url.format(name=name)
+            return build_from_git(url, name, self.owner, repository.data, self.store, self.models.predictor)
+        except StackError as error:
+            raise Refusal(400, str(error), 4009) from None
 
     def _fault(self, build: Build) -> str:
         try:
@@ -199,7 +212,7 @@ class Management:
             "name": algorithm.name,
             "details": {"label": algorithm.name, "summary": "", "tagline": ""} | algorithm.details,
             "settings": catalogue.SETTINGS | algorithm.settings,
-            "source": {"scm": catalogue.SCM},
+            "source": {"scm": catalogue.SCM} | self._source(algorithm.name),
             "self_link": path,
             "resource_type": "algorithm",
         }
@@ -211,6 +224,12 @@ class Management:
             content["compilation"] = {"successful": not fault, "output": fault}
             content["self_link"] = f"{path}/versions/{build.hash}"
         return content
+
+    def _source(self, name: str) -> dict[str, str]:
+        if not self.repository:
+            return {}
+        url = self.repository.url.format(name=name)
+        return {"repository_name": name, "repository_owner": self.owner, "repository_https_url": url}
 
     def _id(self, name: str) -> str:
         return str(uuid.uuid5(uuid.NAMESPACE_URL, f"algo://{self.owner}/{name}"))
@@ -229,45 +248,6 @@ class Management:
         )
 
 
-NOTES = ("release_notes", "sample_input", "sample_output")
-
-
-async def request_of(scope: Scope, receive: Receive) -> Asked:
-    """The request in an ASGI scope. Raises Refusal for a body that is not a JSON object."""
-    headers = dict(scope["headers"])
-    body: Any = await read_body(receive, BODY_BYTES, BODY_SECONDS)
-    if body and headers.get(b"content-type", b"").startswith(b"application/json"):
-        try:
-            body = orjson.loads(body)
-        except ValueError:
-            raise Refusal(400, "the request is not valid JSON", 2013) from None
-    elif body and scope["method"] == "POST":
-        raise Refusal(415, "the request must be JSON (Content-Type: application/json)", 2013)
-    else:
-        body = {}
-    if not isinstance(body, dict):
-        raise Refusal(400, "the request is not a JSON object", 2013)
-    base = f"{scope.get('scheme', 'http')}://{headers.get(b'host', b'').decode('latin-1')}"
-    segments = tuple(segment for segment in scope["path"].split("/") if segment)
-    return Asked(scope["method"], segments[1:], query(scope), body, base)
-
-
-def identifier(text: str) -> bool:
-    """Whether a segment is an algorithm's id rather than its owner."""
-    try:
-        return str(uuid.UUID(text)) == text.lower()
-    except ValueError:
-        return False
-
-
-def plain(asked: Asked, key: str) -> dict[str, Any]:
-    """The scalar entries of an object in the body. Raises Refusal where there is something else."""
-    value = asked.body.get(key) or {}
-    if not isinstance(value, dict):
-        raise Refusal(400, f"{key} must be an object")
-    return {name: entry for name, entry in value.items() if isinstance(entry, str | int | float | bool)}
-
-
 def changed(algorithm: Algorithm, asked: Asked) -> Algorithm:
     """The algorithm with the request's details and settings."""
     settings = plain(asked, "settings")
@@ -283,45 +263,3 @@ def found(build: Build | None, what: str, reference: str) -> Build:
     if build is None:
         raise Refusal(404, f"No such {what}: {reference}", 1009)
     return build
-
-
-def noted(info: dict[str, Any]) -> dict[str, Any]:
-    """What is kept of a request's `version_info`."""
-    return {key: str(info[key]) for key in NOTES if key in info}
-
-
-def describe_version(build: Build) -> dict[str, Any]:
-    """The `version_info` of a build."""
-    info = {"git_hash": build.hash, "version_uuid": str(uuid.uuid5(uuid.NAMESPACE_OID, build.build_id))}
-    notes = {key: getattr(build, key) for key in NOTES if getattr(build, key)}
-    return info | notes | ({"semantic_version": build.version} if build.version else {})
-
-
-def describe_build(build: Build) -> dict[str, Any]:
-    """The build object."""
-    content: dict[str, Any] = {
-        "build_id": build.build_id,
-        "status": build.status,
-        "commit_sha": build.hash,
-        "started_at": build.started_at,
-        "finished_at": build.finished_at,
-        "resource_type": "algorithm_build",
-    }
-    return content | ({"version_info": {"semantic_version": build.version}} if build.version else {})
-
-
-def page(asked: Asked, builds: Sequence[Build], describe: Callable[[Build], Any]) -> dict[str, Any]:
-    """One page of a list; its marker is the id of the last build on it. Raises Refusal."""
-    limit = asked.query.get("limit", str(PAGE))
-    if not limit.isdecimal() or int(limit[:9]) == 0:
-        raise Refusal(400, "limit must be a positive number", 5003)
-    begin = 0
-    if marker := asked.query.get("marker"):
-        ids = [build.build_id for build in builds]
-        if marker not in ids:
-            raise Refusal(400, "the marker is not one of this list", 5002)
-        begin = ids.index(marker) + 1
-    shown = builds[begin : begin + int(limit[:9])]
-    last = shown[-1].build_id if shown and shown[-1] is not builds[-1] else None
-    link = f"{asked.base}/v1/{'/'.join(asked.segments)}?limit={limit}&marker={last}" if last else None
-    return {"marker": last, "next_link": link, "results": [describe(build) for build in shown]}
