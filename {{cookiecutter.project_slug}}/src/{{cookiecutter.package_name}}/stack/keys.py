@@ -109,15 +109,17 @@ def _text(path: Path) -> str:
 
 
 def _algorithmia_profile(values: Mapping[str, str], name: str) -> str:
-    import tomllib
-
     windows = values.get("LOCALAPPDATA")
     folder = Path(windows, "Algorithmia") if windows else _home(values) / ".algorithmia"
-    try:
-        profile = tomllib.loads(_text(folder / "config"))["profiles"]["default"]
-    except (tomllib.TOMLDecodeError, KeyError, TypeError):
+    text = _text(folder / "config")
+    if not text:
         return ""
-    return str(profile.get(name, ""))
+    import tomllib  # here, since cookiecutter may run the hook on a Python that has no tomllib yet
+
+    try:
+        return str(tomllib.loads(text)["profiles"]["default"].get(name, ""))
+    except (tomllib.TOMLDecodeError, KeyError, AttributeError, TypeError):
+        return ""
 
 
 def _algorithmia_files(values: Mapping[str, str]) -> Iterator[tuple[str, str]]:
