@@ -74,7 +74,9 @@ def fit(
         run.log(at.step, epoch=at.epoch, validation_loss=loss_now, validation_accuracy=accuracy)
         better = loss_now < at.best
         at.best, at.stale = (loss_now, 0) if better else (at.best, at.stale + 1)
-        checkpoints.save(best=better)
+        if better:
+            checkpoints.mark_best("model")
+    checkpoints.finish()
     model.load_state_dict(checkpoints.best("model"))
     return model
 

@@ -43,12 +43,19 @@ def data(science: "Science", settings: Settings, args: Arguments) -> int:
 
 def train(science: "Science", settings: Settings, args: Arguments) -> int:
     """Train a model; every field of TrainConfig is a flag."""
-    from .training import train
+    from .checkpoint import Interrupted
+    from .training import RESUME, new_id, saved_config, train
 
-    layers = [read_json(args.config)] if args.config else []
+    layers = [saved_config(settings, args.run)] if args.run else []
+    layers += [read_json(args.config)] if args.config else []
     names = {field.name for field in dataclasses.fields(science.config)}
     flags = {name: value for name, value in vars(args).items() if name in names}
-    result = train(science, read(science.config, *layers, flags), settings, args.run)
+    run_id = args.run or new_id()
+    try:
+        result = train(science, read(science.config, *layers, flags), settings, run_id)
+    except Interrupted as stop:
+        say(f"{stop}. Go on with: `{settings.command} train --run {run_id}`")
+        return RESUME
     if settings.rank == 0:
         say(
             f"Test accuracy {result['test']['accuracy']:.4f}; {result['steps']} steps in {result['seconds']:.1f} s."

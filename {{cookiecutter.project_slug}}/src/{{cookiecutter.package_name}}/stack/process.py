@@ -1,9 +1,9 @@
 """This process's place among the processes of one training run, and its device."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from torch import distributed
@@ -12,6 +12,9 @@ from . import StackError
 
 if TYPE_CHECKING:
     from .settings import Settings
+
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,12 @@ class Process:
         if self.size > 1:
             distributed.broadcast_object_list(values)
         return values[0]
+
+    def first_then_all(self, work: Callable[[], T]) -> T:
+        """What `work` returns: done by the first process alone, then by the others, who find its files."""
+        result = work() if self.first else None
+        self.agree("")
+        return work() if result is None else result
 
     def total(self, values: torch.Tensor) -> torch.Tensor:
         """The sum of `values` over all processes, on each of them."""

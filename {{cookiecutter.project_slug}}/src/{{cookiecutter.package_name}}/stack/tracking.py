@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from .settings import Settings
 
 METRICS = "metrics.jsonl"
+PREEMPTED = 75  # the exit code of a run that goes on later
 Values = Mapping[str, float]
 
 
@@ -42,33 +43,59 @@ class Untracked:
 
 
 class Record:
-    """A file of JSON lines that only grows, one line a call, on disk when the call returns."""
+    """A file of JSON lines that only grows, a line a call."""
 
     def __init__(self, path: Path) -> None:
+        self.path = path
         path.parent.mkdir(parents=True, exist_ok=True)
         self.file = path.open("ab")
 
     def write(self, values: Mapping[str, Any]) -> None:
-        """Append one line."""
+        """Append one line; it survives the end of this process, however it ends."""
         self.file.write(json.dumps(values).encode() + b"\n")
         self.file.flush()
 
-    def size(self) -> int:
-        """Bytes written."""
-        return self.file.tell()
+    def content(self) -> bytes:
+        """All that was written."""
+        return self.path.read_bytes()
 
-    def truncate(self, size: int) -> None:
-        """Drop what was written after `size` bytes."""
-        self.file.truncate(size)
-        self.file.seek(0, 2)
+    def restore(self, content: bytes) -> None:
+        """Begin again after `content`."""
+        self.file.truncate(0)
+        self.file.write(content)
+        self.file.flush()
+
+    def close(self) -> None:
+        """Write no more."""
+        self.file.close()
+
+
+class NoRecord(Record):
+    """The record of a process that another one writes for."""
+
+    def __init__(self) -> None:
+        pass
+
+    def write(self, values: Mapping[str, Any]) -> None:
+        """Keep nothing."""
+
+    def content(self) -> bytes:
+        """Nothing."""
+        return b""
+
+    def restore(self, content: bytes) -> None:
+        """Keep nothing."""
+
+    def close(self) -> None:
+        """Nothing to close."""
 
 
 class Run:
     """One run: its id, its folder, its record and its tracker."""
 
-    def __init__(self, id: str, folder: Path, tracker: Tracker) -> None:
+    def __init__(self, id: str, folder: Path, tracker: Tracker, record: Record | None = None) -> None:
         self.id, self.folder, self.tracker = id, folder, tracker
-        self.record = Record(folder / METRICS)
+        self.record = record or Record(folder / METRICS)
 
     def log(self, step: int, **values: float) -> None:
         """Record numbers of a step; never of the clock, so that equal runs have equal records."""
@@ -85,7 +112,7 @@ class Run:
 
     def finish(self, exit_code: int = 0) -> str:
         """End the run; returns the line that says where it can be seen, or how it gets there later."""
-        self.record.file.close()
+        self.record.close()
         return self.tracker.finish(exit_code)
 
 
@@ -131,6 +158,8 @@ class WandbTracker:
         seen = (
             f"W&B: {self.run.url}" if self.online else f"W&B: offline; to send it later: wandb sync {folder}"
         )
+        if exit_code == PREEMPTED:
+            self.run.mark_preempting()
         self.run.finish(exit_code=exit_code)
         return seen
 

@@ -2,27 +2,41 @@
 
 import json
 import secrets
+import signal
+import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from fsspec.implementations.dirfs import DirFileSystem
 from safetensors.torch import save_file
 
 from . import StackError, dataset, evaluation, provenance
-from .checkpoint import Checkpoints
+from .checkpoint import STATE, Checkpoints, Interrupted
+from .flags import read_json
 from .process import Process, join
 from .storage import open_store
-from .tracking import Tracker, Untracked, open_run
+from .tracking import PREEMPTED, NoRecord, Run, Tracker, Untracked, open_run
 
 if TYPE_CHECKING:
+    import torch
+
     from .dataset import Split
     from .science import Science
     from .settings import Settings
 
-RESULT, WEIGHTS, PREDICTIONS, LATEST = "result.json", "model.safetensors", "predictions.npz", "latest"
+RESULT, WEIGHTS, PREDICTIONS, CONFIG, LATEST = (
+    "result.json",
+    "model.safetensors",
+    "predictions.npz",
+    "config.json",
+    "latest",
+)
+RESUME = PREEMPTED  # EX_TEMPFAIL of sysexits.h: start me again
 
 
 def train(
@@ -33,79 +47,132 @@ def train(
     folder: Path | None = None,
     tracker: Tracker | None = None,
 ) -> dict[str, Any]:
-    """Train with `config` and return the run's result, as written to `<folder>/result.json`.
+    """Train with `config` and return the run's result, as written to `<folder>/<run>/result.json`.
 
     `run_id` names a run to go on with; without it a new one starts. `folder` is where runs are kept,
-    `tracker` follows the run instead of the configured one.
+    `tracker` follows the run instead of the configured one. Raises Interrupted after SIGTERM or Ctrl-C.
     """
     runs = folder or settings.runs
+    store = open_store(settings.storage, settings)
     with join(settings, config.device, config.threads) as process:
         run_id = process.agree(run_id or new_id())
+        splits, facts = process.first_then_all(
+            lambda: dataset.read(store, settings.private / "cache", settings.command)
+        )
+        values = asdict(config)
+        run = _open(settings, runs / run_id, {**values, "data": dataset.fingerprint(facts)}, process, tracker)
+        checkpoints = Checkpoints(
+            runs / run_id / "checkpoints",
+            run.record,
+            values,
+            config.checkpoint_seconds,
+            config.checkpoint_steps,
+            store=DirFileSystem(f"checkpoints/{run_id}", fs=store) if folder is None else None,
+            writes=process.first,
+        )
+        started = time.perf_counter()
+        model = _fit(science, config, splits, run, checkpoints, process)
+        result = {
+            "run": run_id,
+            "config": values,
+            "data": {"name": science.data.NAME, "sha256": dataset.fingerprint(facts), "rows": facts["rows"]},
+            "steps": checkpoints.at.step,
+            "seconds": round(time.perf_counter() - started, 3),
+            "processes": process.size,
+            "parameters": sum(parameter.numel() for parameter in model.parameters()),
+            "commit": provenance.commit(settings.root),
+            "environment": provenance.environment(),
+            "machine": provenance.machine(str(process.device)),
+        }
         if process.first:
-            splits, facts = _data(settings)
-        process.agree("")
-        if not process.first:
-            splits, facts = _data(settings)
-        if not process.first:
-            tracker = Untracked()
-        result = _train(science, config, settings, process, runs / run_id, splits, facts, tracker)
+            result |= _keep(science, model, splits, run, result)
     if process.first and folder is None:
         (runs / LATEST).write_text(run_id, encoding="utf-8")
     return result
 
 
-def _data(settings: "Settings") -> tuple[dict[str, "Split"], dict[str, Any]]:
-    store = open_store(settings.storage, settings)
-    return dataset.read(store, settings.private / "cache", settings.command)
+def _open(
+    settings: "Settings", folder: Path, config: Mapping[str, Any], process: Process, tracker: Tracker | None
+) -> Run:
+    """The run's record and tracker; of the processes that train together only the first has them."""
+    if not process.first:
+        return Run(folder.name, folder, Untracked(), NoRecord())
+    run = open_run(settings, folder.name, "train", folder, config, tracker)
+    (folder / CONFIG).write_text(json.dumps(config, indent=1), encoding="utf-8")
+    return run
 
 
-def _train(
+def _fit(
     science: "Science",
     config: Any,
-    settings: "Settings",
-    process: Process,
-    folder: Path,
     splits: Mapping[str, "Split"],
-    facts: dict[str, Any],
-    tracker: Tracker | None,
-) -> dict[str, Any]:
-    values = asdict(config)
-    about = {**values, "data": dataset.fingerprint(facts)}
-    run = open_run(settings, folder.name, "train", folder, about, tracker)
-    checkpoints = Checkpoints(
-        folder / "checkpoints", run.record, values, config.checkpoint_seconds, config.checkpoint_steps
-    )
-    started = time.perf_counter()
+    run: Run,
+    checkpoints: Checkpoints,
+    process: Process,
+) -> "torch.nn.Module":
+    """Run the loop; whatever ends it, the run is ended too."""
     try:
-        model = science.train.fit(config, splits, run, checkpoints, process)
+        with stoppable(checkpoints, process):
+            return science.train.fit(config, splits, run, checkpoints, process)
+    except Interrupted:
+        run.finish(exit_code=RESUME)
+        raise
     except BaseException:
         run.finish(exit_code=1)
         raise
-    seconds = time.perf_counter() - started
+
+
+@contextmanager
+def stoppable(checkpoints: Checkpoints, process: Process) -> Iterator[None]:
+    """Let SIGTERM and Ctrl-C end training after a step and a checkpoint, instead of at once.
+
+    Processes that train together would not stop at the same step, so there the signals keep their meaning.
+    """
+
+    def stop(*_: object) -> None:
+        checkpoints.stopping = True
+
+    if process.size > 1 or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    heard = [
+        number for number in (signal.SIGTERM, signal.SIGINT) if signal.getsignal(number) != signal.SIG_IGN
+    ]
+    before = {number: signal.signal(number, stop) for number in heard}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _keep(
+    science: "Science", model: Any, splits: Mapping[str, "Split"], run: Run, result: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Evaluate the model and write what came of the run; returns the scores, and where the run can be seen."""
     outputs = {name: science.train.predict(model, splits[name]).numpy() for name in ("validation", "test")}
     labels = {name: splits[name]["label"].cpu().numpy().astype(np.int64) for name in outputs}
     scores = {name: evaluation.metrics(evaluation.softmax(outputs[name]), labels[name]) for name in outputs}
-    result = {
-        "run": folder.name,
-        "config": values,
-        "test": scores["test"],
-        "validation": scores["validation"],
-        "data": {"name": science.data.NAME, "sha256": dataset.fingerprint(facts), "rows": facts["rows"]},
-        "steps": checkpoints.at.step,
-        "seconds": round(seconds, 3),
-        "processes": process.size,
-        "parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "commit": provenance.commit(settings.root),
-        "environment": provenance.environment(),
-        "machine": provenance.machine(str(process.device)),
-    }
-    if process.first:
-        save_file(model.state_dict(), folder / WEIGHTS)
-        np.savez(folder / PREDICTIONS, validation_logits=outputs["validation"], test_logits=outputs["test"])
-        (folder / RESULT).write_text(json.dumps(result, indent=1), encoding="utf-8")
-        run.summary(**{f"{split}_{name}": value for split in scores for name, value in scores[split].items()})
-        result["tracked"] = run.finish()
-    return result
+    save_file(model.state_dict(), run.folder / WEIGHTS)
+    np.savez(run.folder / PREDICTIONS, validation_logits=outputs["validation"], test_logits=outputs["test"])
+    (run.folder / RESULT).write_text(json.dumps({**result, **scores}, indent=1), encoding="utf-8")
+    run.summary(**{f"{split}_{name}": value for split in scores for name, value in scores[split].items()})
+    return {**scores, "tracked": run.finish()}
+
+
+def saved_config(settings: "Settings", run_id: str) -> dict[str, Any]:
+    """The configuration that a run was started with, here or on another machine; StackError without such a run."""
+    path = settings.runs / run_id / CONFIG
+    if path.exists():
+        config = read_json(path)
+        config.pop("data", None)
+        return config
+    store = open_store(settings.storage, settings)
+    states = sorted(store.glob(f"checkpoints/{run_id}/step-*/{STATE}"))
+    if not states:
+        raise StackError(f"no run {run_id} here or in {settings.storage}; leave --run out to start a new one")
+    found: dict[str, Any] = json.loads(store.cat_file(states[-1]))["config"]
+    return found
 
 
 def find_run(settings: "Settings", run_id: str = "") -> Path:
