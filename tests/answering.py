@@ -137,7 +137,7 @@ wild_text = strategies.lists(
 any_text = mostly(legal_text, wild_text)
 any_name = strategies.text(string.ascii_lowercase + string.digits + "-_.", min_size=1, max_size=70)
 any_answers = strategies.fixed_dictionaries(
-    {name: any_text for name in ("project_name", "description", "author_name")},
+    dict.fromkeys(("project_name", "description", "author_name"), any_text),
     optional={
         name: mostly(strategies.sampled_from(valid), any_name | wild_text) for name, valid in VALID.items()
     }

@@ -81,9 +81,9 @@ def has_its_license(project: Path, answers: Mapping[str, str]) -> None:
     """The whole text of the license that was chosen and of no other one; the package says the same."""
     text = (project / "LICENSE").read_text(encoding="utf-8")
     package = tomllib.loads((project / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    for license, (words, identifier) in LICENSES.items():
-        assert (words in text) == (license == answers["license"])
-        assert (package["license"] == identifier) == (license == answers["license"])
+    for name, (words, identifier) in LICENSES.items():
+        assert (words in text) == (name == answers["license"])
+        assert (package["license"] == identifier) == (name == answers["license"])
     assert re.search(rf"Copyright (\(c\) )?20\d\d,? {re.escape(answers['author_name'])}", text)
 
 

@@ -120,7 +120,7 @@ def test_answers_choose_defaults_never_code(tmp_path):
 
 
 def test_the_skeletons_python_holds_no_jinja():
-    found = [path for path in SKELETON.rglob("*.py")]
+    found = list(SKELETON.rglob("*.py"))
     assert found
     for path in found:
         text = path.read_text(encoding="utf-8")

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+import types
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -56,7 +57,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
             except ConnectionError:
                 return
 
-    do_POST = do_GET
+    do_POST = do_CONNECT = do_GET
 
     def log_message(self, *arguments):
         pass
@@ -256,7 +257,7 @@ def test_a_server_that_hangs_up_is_unreachable(tmp_path):
 def test_a_certificate_nobody_vouches_for_is_a_tls_failure(tmp_path):
     certificate, private = tmp_path / "cert.pem", tmp_path / "key.pem"
     subprocess.run(
-        ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1", "-subj", "/CN=localhost"]
+        ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1", "-subj", "/CN=localhost"]  # noqa: RUF005
         + ["-keyout", str(private), "-out", str(certificate)],
         check=True,
         capture_output=True,
@@ -271,6 +272,19 @@ def test_a_certificate_nobody_vouches_for_is_a_tls_failure(tmp_path):
         (report,) = credentials.check(environ, services=["huggingface"])
         assert server.requests == []
     assert (report.outcome, report.reason) == ("unknown", "tls")
+
+
+@pytest.mark.parametrize(("status", "reason"), [(407, "proxy"), (502, "unreachable")])
+def test_a_proxy_that_lets_nothing_through_is_no_verdict_on_the_key(tmp_path, monkeypatch, status, reason):
+    with serving(status=status) as proxy:
+        monkeypatch.setenv("https_proxy", proxy.url)
+        monkeypatch.delenv("no_proxy", raising=False)
+        environ = environment(tmp_path, HF_TOKEN=HF_KEY, HF_ENDPOINT="https://hub.example.org")
+        (report,) = credentials.check(environ, services=["huggingface"])
+        assert [method for method, _, headers in proxy.requests if "Authorization" not in headers] == [
+            "CONNECT"
+        ]
+    assert (report.outcome, report.reason) == ("unknown", reason)
 
 
 @pytest.mark.slow
@@ -438,6 +452,27 @@ def test_the_cached_hugging_face_token_is_found(tmp_path, variable, path):
     write(tmp_path / path, HF_KEY + "\n")
     more = {variable: str(tmp_path / "x")} if variable else {}
     assert keys.find("huggingface", environment(tmp_path, **more)).value == HF_KEY
+
+
+def test_in_a_notebook_on_colab_its_secrets_come_last(tmp_path, monkeypatch):
+    """Colab's own modules, as a kernel there has them loaded."""
+
+    class Error(Exception):
+        pass
+
+    def get(name):
+        if name != "HF_TOKEN":
+            raise Error(name)
+        return HF_KEY
+
+    colab = types.SimpleNamespace(
+        errors=types.SimpleNamespace(Error=Error), userdata=types.SimpleNamespace(get=get)
+    )
+    monkeypatch.setitem(sys.modules, "google.colab", colab)
+    found = keys.find("huggingface", environment(tmp_path))
+    assert (found.value, found.source) == (HF_KEY, "HF_TOKEN in Colab's secrets")
+    assert keys.find("huggingface", environment(tmp_path, HF_TOKEN="first")).value == "first"
+    assert keys.find("wandb", environment(tmp_path)) is None
 
 
 def test_an_algorithmia_profile_holds_key_and_server(tmp_path):
