@@ -178,6 +178,13 @@ def test_catalogues(gateway: Deployed) -> None:
     assert client.get_algorithm_errors(client.algo("me/demo").get_algorithm_id()) == []
 
 
+def test_the_template_of_a_new_algorithm(gateway: Deployed, tmp_path: Path) -> None:
+    client = gateway.client()
+    [environment] = client.get_environment("python3")["environments"]
+    assert client.get_template(environment["environment_specification_id"], str(tmp_path)).ok
+    assert "ADK(apply)" in (tmp_path / "src" / "__ALGO__.py").read_text()
+
+
 def test_what_a_gateway_does_not_have_is_refused_in_one_line(gateway: Deployed) -> None:
     client = gateway.client()
     assert "organisations" in client.get_org("acme")["error"]["message"]

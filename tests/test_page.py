@@ -14,13 +14,12 @@ from deployed import KEY, Deployed, deployed, open_app
 from predictors import Digits, Echo, digits_folder, echo_folder
 from prometheus_client.parser import text_string_to_metric_families
 from serving import serving
-from test_deploy import until
-
 from skeleton.stack.deploy import deploy
 from skeleton.stack.drift import reference
 from skeleton.stack.gateway.statistics import latency_class, percentiles, upper_end
 from skeleton.stack.monitor import read_calls
 from skeleton.stack.storage import write_manifest
+from test_deploy import until
 
 IMAGES = [[(7 * row + column * column) % 17 for column in range(64)] for row in range(60)]
 QUIET = (

@@ -1,12 +1,29 @@
 """What every gateway answers alike: languages, environments, source control, and what it does not have."""
 
+import io
+import tarfile
 import uuid
 from typing import Any
 
 from .wire import Refusal
 
 CREATED = "2021-01-01T00:00:00.000Z"
-LANGUAGES = {"python3": "Python 3.x", "anaconda3": "Conda"}
+LANGUAGES = {"anaconda3": "Conda", "python3": "Python 3.x"}
+TEMPLATE = {  # what a new algorithm begins as; the client's user puts owner and name in
+    ".adk": "",
+    "algorithmia.conf": '{"username": "__USER__", "algoname": "__ALGO__", "language": "python3"}\n',
+    "requirements.txt": "algorithmia==2.0.5\n",
+    "src/__init__.py": "",
+    "src/__ALGO__.py": """from Algorithmia import ADK
+
+
+def apply(input):
+    return f"hello {input}"
+
+
+ADK(apply).init("world")
+""",
+}
 SCM = {"id": "internal", "provider": "internal", "default": True, "enabled": True, "name": ""}
 
 
@@ -47,6 +64,8 @@ def answer(method: str, segments: tuple[str, ...]) -> Any:
             return [language(name) for name in LANGUAGES]
         case ("GET", "algorithm-environments", "edge", "languages", name, "environments"):
             return {"environments": [environment(name)] if name in LANGUAGES else []}
+        case ("GET", "algorithm-environments", "edge", "environment-specifications", _, "template"):
+            return template()
         case ("GET", "secret-provider"):
             return [SECRET_PROVIDER]
         case ("GET", "organization", "types"):
@@ -56,6 +75,17 @@ def answer(method: str, segments: tuple[str, ...]) -> Any:
         case (_, "algorithms", _, "secrets", *_):
             raise Refusal(404, "this gateway keeps no secrets: set environment variables where it runs", 5005)
     raise Refusal(404, "this gateway does not serve that address", 5005)
+
+
+def template() -> bytes:
+    """The template of an algorithm, as tar.gz."""
+    archive = io.BytesIO()
+    with tarfile.open(fileobj=archive, mode="w:gz") as tar:
+        for name, text in TEMPLATE.items():
+            entry = tarfile.TarInfo(name)
+            entry.size = len(text)
+            tar.addfile(entry, io.BytesIO(text.encode()))
+    return archive.getvalue()
 
 
 def language(name: str) -> dict[str, str]:

@@ -122,8 +122,8 @@ class Dashboard:
         seconds = HistogramMetricFamily("algorithm_call_seconds", "How long calls took.")
         seconds.add_metric([], buckets(counts.latency), sum_value=counts.latency_sum)
         shift = GaugeMetricFamily("algorithm_drift", "Stability index against training.", labels=["quantity"])
-        for name, value in (self.drift(counts) or {"scores": {}})["scores"].items():
-            shift.add_metric([name], value)
+        for name, score in (self.drift(counts) or {"scores": {}})["scores"].items():
+            shift.add_metric([name], score)
         insight = GaugeMetricFamily("algorithm_insight", "What the algorithm reports.", labels=["key"])
         for name, value in counts.insights.items():
             insight.add_metric([name], value)

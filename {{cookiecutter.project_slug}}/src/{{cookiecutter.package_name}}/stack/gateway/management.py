@@ -33,7 +33,7 @@ from .asked import Asked, identifier, plain, request_of
 from .descriptions import describe_build, describe_version, noted, page
 from .models import Models
 from .source import build_from_git
-from .wire import Receive, Refusal, Scope, Send, send_json
+from .wire import Receive, Refusal, Scope, Send, send_bytes, send_json
 
 BUMPS: dict[str, Bump] = {"major": "major", "minor": "minor", "revision": "revision", "patch": "revision"}
 
@@ -62,7 +62,10 @@ class Management:
         status, content = await asyncio.to_thread(self.answer, asked)
         if asked.method != "GET":
             await self.models.refresh_all()
-        await send_json(send, status, content)
+        if isinstance(content, bytes):
+            await send_bytes(send, status, content, b"application/gzip")
+        else:
+            await send_json(send, status, content)
 
     def answer(self, asked: Asked) -> tuple[int, Any]:
         """The status and the content of the answer. Raises Refusal."""
