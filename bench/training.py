@@ -27,10 +27,9 @@ BATCH = 64
 
 def model(name: str) -> Any:
     """The network of a contest: the digits CNN, a small MLP, or one that keeps the processor busy."""
-    from torch import nn
-
     from skeleton.config import TrainConfig
     from skeleton.model import build
+    from torch import nn
 
     if name == "cnn":
         return build(TrainConfig())
@@ -58,7 +57,6 @@ def model(name: str) -> Any:
 def data() -> tuple[Any, Any]:
     """Training images and labels as tensors."""
     import torch
-
     from skeleton.data import fetch, split
 
     train = split(fetch(), 0)["train"]
@@ -97,10 +95,9 @@ def ours(name: str, epochs: int) -> tuple[float, int]:
 def bare(name: str, epochs: int) -> tuple[float, int]:
     """The loop of PyTorch's own tutorials: a DataLoader, a plain AdamW, validation after each epoch."""
     import torch
+    from skeleton.data import fetch, split
     from torch.nn.functional import cross_entropy
     from torch.utils.data import DataLoader, TensorDataset
-
-    from skeleton.data import fetch, split
 
     net, held = model(name), split(fetch(), 0)["validation"]
     loader = DataLoader(TensorDataset(*data()), BATCH, shuffle=True, drop_last=True)

@@ -7,7 +7,7 @@ import nbformat
 from baking import SKELETON
 
 SOURCE = SKELETON / "notebooks" / "train.{{ 'py' }}"
-NOTEBOOK = SKELETON / "notebooks" / "train.ipynb"
+NOTEBOOK = SKELETON / "notebooks" / "train.{{ 'ipynb' }}"
 
 
 def converted(source: str) -> str:

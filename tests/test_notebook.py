@@ -16,7 +16,12 @@ from projects import environment
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return bake(tmp_path_factory.mktemp("bake"), project_name="Ziffern", project_slug="ziffern", package_name="ziffern")
+    return bake(
+        tmp_path_factory.mktemp("bake"),
+        project_name="Ziffern",
+        project_slug="ziffern",
+        package_name="ziffern",
+    )
 
 
 @pytest.mark.parametrize("github", ["", "octocat"])
@@ -67,7 +72,9 @@ def test_it_runs_without_any_account(project: Path, tmp_path: Path) -> None:
     sweep = project / "sweep.yaml"
     sweep.write_text(sweep.read_text().replace("run_cap: 8", "run_cap: 2").replace("value: 10", "value: 1"))
     given = environment(tmp_path, PYTHONPATH=str(project / "src"), MPLBACKEND="agg", IPYTHONDIR=str(tmp_path))
-    client = NotebookClient(notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": str(project)}})
+    client = NotebookClient(
+        notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": str(project)}}
+    )
     before = dict(os.environ)
     os.environ.clear()
     os.environ.update(given)

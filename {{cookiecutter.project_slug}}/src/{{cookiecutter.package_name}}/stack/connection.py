@@ -157,7 +157,7 @@ class Connection:
 def wait(attempt: int, at_least: float = 0.0) -> None:
     """Pause before an attempt is repeated: longer each time, and never in step with other clients."""
     longest = min(LONGEST_PAUSE, PAUSE * 2.0 ** (attempt - 1))
-    time.sleep(max(at_least, random.uniform(longest / 2, longest)))
+    time.sleep(max(at_least, random.uniform(longest / 2, longest)))  # noqa: S311 - jitter, no secret
 
 
 def _retry_after(answer: BaseHTTPResponse) -> float:

@@ -125,8 +125,8 @@ class Dashboard:
         for name, score in (self.drift(counts) or {"scores": {}})["scores"].items():
             shift.add_metric([name], score)
         insight = GaugeMetricFamily("algorithm_insight", "What the algorithm reports.", labels=["key"])
-        for name, value in counts.insights.items():
-            insight.add_metric([name], value)
+        for name, reported in counts.insights.items():
+            insight.add_metric([name], reported)
         waiting = GaugeMetricFamily("algorithm_waiting_calls", "Calls that wait for a model.")
         waiting.add_metric([], sum(len(model.waiting) for model in self.models.loaded.values()))
         registry = CollectorRegistry()

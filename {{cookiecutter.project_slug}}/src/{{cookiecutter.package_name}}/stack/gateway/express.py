@@ -41,7 +41,9 @@ class ExpressProtocol(DirectProtocol):
             respond(cycle, content)
 
         gateway = cast("Gateway", self.config.app)
-        if cycle.more_body or not gateway.at_once(cast("Scope", cycle.scope), bytes(cycle.body), answer):
+        if cycle.more_body or not gateway.at_once(
+            cast("dict[str, Any]", cycle.scope), bytes(cycle.body), answer
+        ):
             super()._start_asgi_task(cycle, app)
 
 
