@@ -257,8 +257,22 @@ def test_a_server_that_hangs_up_is_unreachable(tmp_path):
 def test_a_certificate_nobody_vouches_for_is_a_tls_failure(tmp_path):
     certificate, private = tmp_path / "cert.pem", tmp_path / "key.pem"
     subprocess.run(
-        ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1", "-subj", "/CN=localhost"]  # noqa: RUF005
-        + ["-keyout", str(private), "-out", str(certificate)],
+        [
+            *(
+                "openssl",
+                "req",
+                "-x509",
+                "-newkey",
+                "rsa:2048",
+                "-nodes",
+                "-days",
+                "1",
+                "-subj",
+                "/CN=localhost",
+            ),
+            *("-keyout", "key.pem", "-out", "cert.pem"),
+        ],
+        cwd=tmp_path,
         check=True,
         capture_output=True,
     )

@@ -114,7 +114,7 @@ def _algorithmia_profile(values: Mapping[str, str], name: str) -> str:
     text = _text(folder / "config")
     if not text:
         return ""
-    import tomllib  # here, since cookiecutter may run the hook on a Python that has no tomllib yet
+    import tomllib  # here, since the hook may run on a Python that does not have it yet
 
     try:
         return str(tomllib.loads(text)["profiles"]["default"].get(name, ""))
