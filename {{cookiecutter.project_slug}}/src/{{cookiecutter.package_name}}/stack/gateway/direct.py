@@ -51,21 +51,31 @@ class Direct:
         if cycle.waiting_for_100_continue:
             protocol.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
             cycle.waiting_for_100_continue = False
-        piece, cycle.body = memoryview(cycle.body), bytearray()
-        buffer, left = memoryview(bytearray(CHUNK)), size
+        head, cycle.body = memoryview(cycle.body), bytearray()
+        buffer, left = memoryview(bytearray(CHUNK)), size - len(head)
         failure: Exception | None = None
-        with self._socket() as connection:
-            while True:
-                left -= len(piece)
-                try:
-                    if not failure:
-                        take(piece)
-                except Exception as error:
-                    failure = error
-                if not left:
-                    break
-                piece = buffer[: await self._receive_into(connection, buffer[:left])]
-        if cycle.more_body:
+
+        def hand(piece: memoryview) -> None:
+            nonlocal failure
+            try:
+                if not failure:
+                    take(piece)
+            except Exception as error:
+                failure = error
+
+        def step() -> bool:
+            nonlocal left
+            count = connection.recv_into(buffer[:left])
+            if not count:
+                raise Disconnected
+            hand(buffer[:count])
+            left -= count
+            return not left
+
+        hand(head)
+        if left:
+            with self._socket() as connection:
+                await self._pump(self.loop.add_reader, self.loop.remove_reader, connection, step)
             protocol.on_message_complete()
             protocol.parser = httptools.HttpRequestParser(protocol)  # the old one still expects the body
         if failure:
@@ -77,42 +87,52 @@ class Direct:
         transport.set_write_buffer_limits(high=0)
         await flow.drain()
         transport.set_write_buffer_limits()
+
+        def step() -> bool:
+            nonlocal begin
+            sent = os.sendfile(connection.fileno(), file.fileno(), begin, min(LARGEST, end - begin))
+            if not sent:
+                raise ConnectionError("a file became shorter while it was sent")
+            begin += sent
+            return begin == end
+
         with self._socket() as connection:
-            while begin < end:
-                sent = await self._send_from(connection, file, begin, end)
-                if not sent:
-                    raise ConnectionError("a file became shorter while it was sent")
-                begin += sent
+            await self._pump(self.loop.add_writer, self.loop.remove_writer, connection, step)
         self.cycle.expected_content_length = 0
 
-    async def _receive_into(self, connection: socket.socket, buffer: memoryview) -> int:
-        while True:
-            try:
-                count = connection.recv_into(buffer)
-            except BlockingIOError:
-                await self._ready(self.loop.add_reader, self.loop.remove_reader, connection)
-            else:
-                if not count:
-                    raise Disconnected
-                return count
-
-    async def _send_from(self, connection: socket.socket, file: BinaryIO, begin: int, end: int) -> int:
-        while True:
-            try:
-                return os.sendfile(connection.fileno(), file.fileno(), begin, min(LARGEST, end - begin))
-            except BlockingIOError:
-                await self._ready(self.loop.add_writer, self.loop.remove_writer, connection)
-
-    async def _ready(
-        self, add: Callable[..., Any], remove: Callable[..., Any], connection: socket.socket
+    async def _pump(
+        self,
+        add: Callable[..., Any],
+        remove: Callable[..., Any],
+        connection: socket.socket,
+        step: Callable[[], bool],
     ) -> None:
-        ready = self.loop.create_future()
-        add(connection, ready.set_result, None)
+        """Call `step` whenever the socket is ready, until it returns True. Raises TimeoutError when it never is."""
+        done, steps = self.loop.create_future(), 0
+
+        def ready() -> None:
+            nonlocal steps
+            if done.done():
+                return
+            steps += 1
+            try:
+                if step():
+                    done.set_result(None)
+            except BlockingIOError:
+                return
+            except Exception as error:
+                done.set_exception(error)
+
+        add(connection, ready)
         try:
-            async with asyncio.timeout(PATIENCE):
-                await ready
+            while not done.done():
+                before = steps
+                await asyncio.wait([done], timeout=PATIENCE)
+                if steps == before and not done.done():
+                    raise TimeoutError
         finally:
             remove(connection)
+        done.result()
 
     @contextmanager
     def _socket(self) -> Iterator[socket.socket]:
