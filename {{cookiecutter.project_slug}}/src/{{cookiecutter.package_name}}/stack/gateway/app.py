@@ -20,6 +20,7 @@ from .data import DataAPI
 from .management import Management, Repository
 from .metrics import CallLog
 from .models import Models
+from .openapi import description
 from .wire import Disconnected, Receive, Refusal, Scope, Send, send_bytes, send_json, send_refusal
 
 log = logging.getLogger(__name__)
@@ -183,6 +184,8 @@ class Gateway:
             await self.dashboard.insights(receive, send)
         elif scope["user"] is None:
             raise Refusal(401, "authorization required", 2001)
+        elif path == "/openapi.json":
+            await send_json(send, 200, description(self.calls.owner))
         elif path.startswith("/v1/"):
             await self.management(scope, receive, send)
         elif path in ("/stats", "/metrics"):
