@@ -1,14 +1,23 @@
 """Stores by URL, files that appear whole or not at all, manifests, and moving data between stores."""
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
+import conftest
 import pytest
+import requests
+from fsspec.implementations.dirfs import DirFileSystem
+from fsspec.implementations.memory import MemoryFileSystem
+from hubbing import hub_app
+from requests.adapters import HTTPAdapter
 from serving import serving
 from skeleton.stack import StackError, connection
 from skeleton.stack.settings import Settings
 from skeleton.stack.storage import DamagedError, local_store, open_store, transfer, verify, write_manifest
-from storing import data_app
+from storing import data_app, free_port
+from urllib3.util import Retry
 
 
 @pytest.fixture
@@ -154,6 +163,91 @@ def test_a_transfer_goes_through_the_gateway_both_ways(tmp_path: Path, settings:
         assert [transfer(there, other).copied, transfer(there, other).same] == [4, 4]
         assert [transfer(other, back).copied, transfer(other, back).same] == [4, 4]
         assert content(back) == content(here)
+
+
+WORK = """
+import sys
+from pathlib import Path
+from skeleton.stack.settings import Settings
+from skeleton.stack.storage import open_store, transfer, verify, write_manifest
+url, service = sys.argv[1:]
+offline = Settings(root=Path(), storage=url)
+online = Settings(root=Path(), storage=url, credentials=frozenset({service}))
+here, there, back = open_store(url, offline), open_store(url, online), open_store("./back", offline)
+for name, content in {"a/b.txt": b"hello", "big": bytes(3_000_000), "empty": b""}.items():
+    here.pipe_file(name, content)
+print(transfer(here, there).copied, transfer(here, there).same)
+here.pipe_file("a/b.txt", b"hellO")
+print(transfer(here, there).copied)
+print(transfer(there, back).copied, transfer(there, back).same, back.cat_file("a/b.txt"))
+write_manifest(here)
+transfer(here, there)
+print(len(verify(there)["files"]))
+"""
+
+
+def work(folder: Path, url: str, service: str, **environ: str) -> None:
+    """Move data to and from a service in a process of its own: SDKs read their settings when they are imported."""
+    command = [sys.executable, "-c", WORK, url, service]
+    environ = {
+        **os.environ,
+        **environ,
+        "PYTHONPATH": str(conftest.SOURCE),
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    }
+    done = subprocess.run(command, cwd=folder, env=environ, capture_output=True, text=True)
+    assert (done.stdout.splitlines(), done.stderr) == (["3 3", "1", "3 3 b'hellO'", "3"], "")
+
+
+def test_a_repository_on_the_hub_is_a_store(tmp_path: Path):
+    commits: list[int] = []
+    with serving(hub_app(tmp_path / "hub", commits)) as url:
+        home = str(tmp_path / "home")
+        work(
+            tmp_path,
+            "hf://datasets/me/things/sub",
+            "huggingface",
+            HF_ENDPOINT=url,
+            HF_TOKEN="hf_x",
+            HF_HOME=home,
+        )
+    assert commits == [3, 1, 1]  # as many files as were missing, each time in one commit
+
+
+@pytest.mark.slow
+def test_a_bucket_is_a_store(tmp_path: Path):
+    port = free_port()
+    code = f"from moto.server import main; main(['-p', '{port}'])"
+    keys = {
+        "AWS_ACCESS_KEY_ID": "of-me",
+        "AWS_SECRET_ACCESS_KEY": "secret",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }
+    with subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL) as server:
+        bucket = f"http://127.0.0.1:{port}/bucket"
+        session = requests.Session()
+        session.mount("http://", HTTPAdapter(max_retries=Retry(20, backoff_factor=0.1)))
+        session.put(bucket).raise_for_status()
+        session.close()
+        work(tmp_path, "s3://bucket/things", "s3", AWS_ENDPOINT_URL=f"http://127.0.0.1:{port}", **keys)
+        server.kill()
+
+
+@pytest.mark.parametrize("other", ["memory", "local"])
+def test_any_fsspec_store_takes_part(tmp_path: Path, settings: Settings, other: str):
+    store = (
+        DirFileSystem("/things", fs=MemoryFileSystem())
+        if other == "memory"
+        else local_store(tmp_path / "other")
+    )
+    with serving(data_app(tmp_path / "gateway"), lifespan="off") as url:
+        online = Settings(root=settings.root, algorithmia_api=url, algorithmia_api_key="key-of-me")
+        there, here = open_store("algorithmia://.my/things", online), open_store("./here", settings)
+        fill(store)
+        assert [transfer(store, there).copied, transfer(store, there).same] == [3, 3]
+        store.rm("", recursive=True)
+        assert [transfer(there, store).copied, transfer(there, store).same] == [3, 3]
+        assert [transfer(store, here).copied, content(here)] == [3, FILES]
 
 
 def test_a_transfer_that_can_not_go_on_says_so_in_one_line(settings: Settings, monkeypatch):

@@ -40,6 +40,8 @@ def open_store(url: str, settings: "Settings") -> AbstractFileSystem:
         raise StackError(f"{url}: name a place to store in, such as algorithmia://.my/my_project")
     service = SERVICES[scheme]
     if connected(service, settings):
+        if service == "huggingface" and url == settings.storage:
+            _make_repository("/".join(segments))
         return DirFileSystem("/".join(segments), fs=_remote(service, settings))
     return embedded_store(service, segments, settings)
 
@@ -71,6 +73,14 @@ def _remote(service: str, settings: "Settings") -> AbstractFileSystem:
     from .algorithmia import AlgorithmiaFileSystem
 
     return AlgorithmiaFileSystem(settings.algorithmia_api or None, settings.algorithmia_api_key or None)
+
+
+def _make_repository(path: str) -> None:
+    """The project's own store is made when it is missing, as a folder is; another URL may be mistyped."""
+    from . import repository
+
+    if not path.startswith("buckets/"):
+        repository.make(repository.place_of(path))
 
 
 def sha256(store: AbstractFileSystem, path: str) -> str:

@@ -47,15 +47,13 @@ def transfer(source: AbstractFileSystem, target: AbstractFileSystem) -> Moved:
         with _progress(size) as done:
             _copy_all(source, target, missing, done)
     except OSError as error:
-        place = error.filename or ""
-        raise StackError(
-            f"the transfer stopped: {error.strerror or error} {place}; run it again to go on"
-        ) from error
+        reason = f"{error.strerror or str(error).splitlines()[0]} {error.filename or ''}".strip()
+        raise StackError(f"the transfer stopped: {reason}; run it again to go on") from error
     return Moved(len(missing), len(wanted) - len(missing), size)
 
 
 def _files(store: AbstractFileSystem) -> Infos:
-    store.invalidate_cache()
+    store.fs.invalidate_cache()
     try:
         found = store.find("", detail=True)
     except FileNotFoundError:  # a folder or repository that the first file will make
@@ -110,8 +108,7 @@ def _copy_all(
 ) -> None:
     names = list(missing)
     if "hf" in target.fs.protocol and not target.path.startswith("buckets/"):
-        for start in range(0, len(names), COMMIT):
-            _commit(source, target, names[start : start + COMMIT], done)
+        _commit(source, target, missing, done)
     elif isinstance(source.fs, LocalFileSystem):
         target.put([f"{source.path}/{name}" for name in names], names, callback=Together(done))
     elif isinstance(target.fs, LocalFileSystem) and hasattr(source.fs, "sha256"):
@@ -158,28 +155,23 @@ class Counted(Callback):  # type: ignore[misc]
 
 
 def _commit(
-    source: AbstractFileSystem, target: AbstractFileSystem, names: list[str], done: Callable[[int], None]
+    source: AbstractFileSystem, target: AbstractFileSystem, missing: Infos, done: Callable[[int], None]
 ) -> None:
-    """Add files to a repository on the Hub in one commit; makes the repository, private, where there is none."""
-    from huggingface_hub import CommitOperationAdd, HfApi
+    """Add files to a repository on the Hub, many with each commit."""
+    from . import repository
 
-    segments = target.path.split("/")
-    kind = segments.pop(0)[:-1] if segments[0] in ("datasets", "spaces", "models") else "model"
-    repo_id, revision = "/".join(segments[:2]).partition("@")[::2]
-    api = HfApi()
-    api.create_repo(repo_id, repo_type=kind, private=True, exist_ok=True)
-    with tempfile.TemporaryDirectory() as folder:
-        operations = []
-        for name in names:
-            path = Path(source.path if isinstance(source.fs, LocalFileSystem) else folder, name)
-            if not path.exists():
-                source.get_file(name, str(path))
-            operations.append(CommitOperationAdd("/".join([*segments[2:], name]), path))
-        message = f"Store {len(names)} files"
-        api.create_commit(
-            repo_id, operations, commit_message=message, repo_type=kind, revision=revision or None
-        )
-    done(sum(operation.upload_info.size for operation in operations))
+    place, names = repository.place_of(target.path), list(missing)
+    repository.make(place)
+    for start in range(0, len(names), COMMIT):
+        with tempfile.TemporaryDirectory() as folder:
+            files = {}
+            for name in names[start : start + COMMIT]:
+                files[name] = Path(source.path if isinstance(source.fs, LocalFileSystem) else folder, name)
+                if not files[name].exists():
+                    source.get_file(name, str(files[name]))
+            repository.commit(place, files)
+            done(sum(missing[name]["size"] for name in files))
+    target.fs.invalidate_cache()
 
 
 @contextmanager
