@@ -1,13 +1,13 @@
 """Call the deployed algorithm through Algorithmia's own client."""
 
 import json
-import os
 import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import StackError
+from .pids import alive
 
 if TYPE_CHECKING:
     from .settings import Settings
@@ -17,17 +17,15 @@ RECORD = "gateway.json"
 
 def address(settings: "Settings") -> tuple[str, str]:
     """Address and key of the gateway: the local one while it runs, else the configured one."""
-    record = settings.private / RECORD
     try:
-        running = json.loads(record.read_text(encoding="utf-8"))
-        os.kill(running["pid"], 0)
-    except (FileNotFoundError, ProcessLookupError):
-        if settings.algorithmia_api and settings.algorithmia_api_key:
-            return settings.algorithmia_api, settings.algorithmia_api_key
-        raise StackError(
-            f"no gateway runs: start one with `{settings.command} serve` in another terminal"
-        ) from None
-    return running["url"], running["key"]
+        running = json.loads((settings.private / RECORD).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        running = {"pid": 0}
+    if alive(running["pid"]):
+        return running["url"], running["key"]
+    if settings.algorithmia_api and settings.algorithmia_api_key:
+        return settings.algorithmia_api, settings.algorithmia_api_key
+    raise StackError(f"no gateway runs: start one with `{settings.command} serve` in another terminal")
 
 
 def call(settings: "Settings", inputs: Iterable[Any], version: str = "") -> list[Any]:

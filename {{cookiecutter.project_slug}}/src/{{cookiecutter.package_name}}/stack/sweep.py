@@ -17,6 +17,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from . import StackError, pictures
 from .console import say
+from .pids import alive
 from .space import Sweep, read_sweep
 from .tracking import open_run
 from .workers import Job, Workers
@@ -107,7 +108,7 @@ def reclaim(study: optuna.Study) -> None:
     """Put trials back in the queue whose process on this machine is no more."""
     for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
         host, _, pid = trial.user_attrs.get("owner", f"{socket.gethostname()}:0").rpartition(":")
-        if host == socket.gethostname() and not _alive(int(pid)):
+        if host == socket.gethostname() and not alive(int(pid)):
             attrs = {
                 key: value for key, value in trial.user_attrs.items() if key in ("run", "grid", "config")
             }
@@ -238,16 +239,6 @@ def _importance(study: optuna.Study) -> dict[str, float]:
         return {}
     evaluator = optuna.importance.PedAnovaImportanceEvaluator()
     return optuna.importance.get_param_importances(study, evaluator=evaluator)
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except (ProcessLookupError, OverflowError):
-        return False
-    except PermissionError:
-        return True
-    return pid != 0
 
 
 def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -1,0 +1,109 @@
+"""The command line: quick help, and one clear line for whatever is missing or wrong."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import projects
+import pytest
+
+EARLY = {
+    "train": "no data yet: run `skeleton data`",
+    "publish": "no trained model yet: run `skeleton train`",
+    "deploy": "no trained model yet: run `skeleton train`",
+    "predict": "no trained model yet: run `skeleton train`",
+    "monitor": "nothing is deployed yet: run `skeleton deploy`",
+}
+
+
+@pytest.fixture
+def empty(tmp_path: Path) -> Path:
+    """A project in which nothing was done yet."""
+    (tmp_path / "stack.toml").write_text('project = "skeleton"\nstorage = "algorithmia://.my/skeleton"\n')
+    return tmp_path
+
+
+@pytest.mark.parametrize("command", EARLY)
+def test_a_step_that_comes_too_early_says_what_is_missing(empty: Path, command: str) -> None:
+    assert projects.run(empty, command, code=1).strip() == f"error: {EARLY[command]}"
+
+
+def test_predict_says_that_no_gateway_runs(empty: Path) -> None:
+    assert "no gateway runs: start one with `skeleton serve`" in projects.run(empty, "predict", "[1]", code=1)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("train", "--lr", "fast"), "lr: expected float, got 'fast'"),
+        (("train", "--dropout", "1.5"), "dropout: must be from 0 to below 1"),
+        (("train", "--config", "nowhere.json"), "no file nowhere.json"),
+        (("train", "--set", "storrage=x"), "unknown setting 'storrage'; did you mean 'storage'?"),
+        (("train", "--set", "storage"), "expected NAME=VALUE"),
+        (("data", "--set", "storage=ftp://x/y"), "unknown storage"),
+        (("sweep",), "no file"),
+    ],
+)
+def test_a_mistake_is_told_in_one_line(empty: Path, arguments: tuple[str, ...], words: str) -> None:
+    printed = projects.run(empty, *arguments, code=1)
+    assert printed.startswith("error: ")
+    assert words in printed
+    assert len(printed.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize("arguments", [[], ["train"], ["serve"], ["deploy"]])
+def test_help_needs_no_heavy_package(arguments: list[str]) -> None:
+    probe = (
+        "import sys, skeleton.__main__ as main\n"
+        f"sys.argv = ['skeleton', *{arguments!r}, '--help']\n"
+        "try: main.main()\n"
+        "except SystemExit: pass\n"
+        "print('loaded:', sorted({'torch', 'wandb', 'numpy', 'fsspec', 'pyarrow'} & set(sys.modules)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", probe],
+        env=projects.environment(Path.home()),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.rstrip().endswith("loaded: []")
+
+
+def test_every_field_of_the_configuration_is_a_documented_flag(empty: Path) -> None:
+    from dataclasses import fields
+
+    from skeleton.config import TrainConfig
+
+    printed = projects.run(empty, "train", "--help")
+    for field in fields(TrainConfig):
+        assert f"--{field.name.replace('_', '-')}" in printed
+        assert f"--{field.name}" in printed
+
+
+@pytest.mark.slow
+def test_a_damaged_data_set_is_named_and_made_whole_again(empty: Path) -> None:
+    projects.run(empty, "data")
+    file = empty / ".stack" / "data" / "me" / "skeleton" / "data" / "train.parquet"
+    whole = file.read_bytes()
+    before = file.stat().st_mtime_ns
+    projects.run(empty, "data")
+    assert file.stat().st_mtime_ns == before  # what is there and right is left alone
+    projects.run(empty, "train", "--epochs", "1")
+
+    for damaged in (whole[:-10], whole[:200] + b"x" + whole[201:]):
+        file.write_bytes(damaged)
+        printed = projects.run(empty, "train", "--epochs", "1", code=1)
+        assert "train.parquet" in printed
+        projects.run(empty, "data")
+        assert file.read_bytes() == whole
+
+
+@pytest.mark.slow
+def test_what_a_sweep_passes_is_understood(empty: Path) -> None:
+    projects.run(empty, "data")
+    (empty / "given.json").write_text(json.dumps({"epochs": 1, "lr": 0.001, "width": 8}))
+    projects.run(empty, "train", "--config=given.json", "--batch_size=32", "--lr=0.002")
+    config = json.loads(next(empty.glob("runs/*/result.json")).read_text())["config"]
+    assert (config["epochs"], config["width"], config["batch_size"], config["lr"]) == (1, 8, 32, 0.002)
