@@ -276,7 +276,8 @@ def head(*lines: str, path: str = "/v1/algo/me/demo", method: str = "POST") -> b
 
 def test_a_call_that_takes_too_long_is_told_so(tmp_path: Path) -> None:
     with deployed(tmp_path) as gateway:
-        gateway.client().algo("me/demo").pipe({"sleep": 0.2})
+        for _ in range(2):  # after which the gateway knows that the model is slow
+            gateway.client().algo("me/demo").pipe({"sleep": 0.1})
         with pytest.raises(AlgorithmException, match=r"no answer within 0.1 seconds") as raised:
             gateway.client().algo("me/demo").set_options(timeout=0.1).pipe({"sleep": 0.5})
         assert raised.value.error_type == "TimeoutError"
@@ -285,7 +286,8 @@ def test_a_call_that_takes_too_long_is_told_so(tmp_path: Path) -> None:
 
 def test_a_full_queue_answers_429_and_when_to_come_back(tmp_path: Path) -> None:
     with deployed(tmp_path, limits=Limits(queue=2)) as gateway:
-        gateway.client().algo("me/demo").pipe({"sleep": 0.2})
+        for _ in range(2):  # after which the gateway knows that the model is slow
+            gateway.client().algo("me/demo").pipe({"sleep": 0.1})
         with ThreadPoolExecutor(8) as pool:
             body = json.dumps({"sleep": 0.3})
             answers = list(
@@ -305,7 +307,8 @@ def test_a_full_queue_answers_429_and_when_to_come_back(tmp_path: Path) -> None:
 
 def test_health_is_answered_while_the_model_works(tmp_path: Path) -> None:
     with deployed(tmp_path) as gateway:
-        gateway.client().algo("me/demo").pipe({"sleep": 0.2})
+        for _ in range(2):  # after which the gateway knows that the model is slow
+            gateway.client().algo("me/demo").pipe({"sleep": 0.1})
         begun = tmp_path / "begun"
         slow = threading.Thread(
             target=lambda: gateway.client().algo("me/demo").pipe({"sleep": 1, "begun": str(begun)})

@@ -11,7 +11,7 @@ import time
 import traceback
 import uuid
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import orjson
@@ -49,10 +49,10 @@ class Call:
     """What is known of one call, mostly from its query."""
 
     request_id: str
+    start: float  # by the clock of time.perf_counter
     timeout: float
     stdout: bool = False
     output: str = ""
-    start: float = field(default_factory=time.perf_counter)
 
     @property
     def duration(self) -> float:
@@ -75,7 +75,7 @@ class Calls:
         self.owner, self.models, self.log, self.limits = owner, models, call_log, limits
         self.reader = Reader(limits.body_bytes, limits.body_seconds)
         self.background: set[asyncio.Task[Any]] = set()
-        self.run, self.numbers = uuid.uuid4().hex[:20], itertools.count()
+        self.run, self.numbers = uuid.uuid4().hex[:20], itertools.count(1 << 44)
 
     async def __call__(
         self, scope: Scope, receive: Receive, send: Send, path: str, headers: dict[bytes, bytes]
@@ -118,7 +118,7 @@ class Calls:
         return True
 
     def _new_call(self) -> Call:
-        return Call(f"req-{self.run}{next(self.numbers):012x}", self.limits.call_seconds)
+        return Call(f"req-{self.run}{next(self.numbers):x}", time.perf_counter(), self.limits.call_seconds)
 
     def _read_options(self, call: Call, scope: Scope) -> None:
         given = query(scope) if scope["query_string"] else {}

@@ -52,12 +52,10 @@ def respond(cycle: RequestResponseCycle, answer: Answer) -> None:
     status, body, content_type = answer
     if cycle.disconnected or cycle.transport.is_closing():
         return
-    head = [STATUS_LINE[status]]
-    for name, value in cycle.default_headers:
-        head += name, b": ", value, b"\r\n"
-    head += b"content-type: ", content_type, b"\r\ncontent-length: ", str(len(body)).encode()
-    head += b"\r\n\r\n" if cycle.keep_alive else b"\r\nconnection: close\r\n\r\n", body
-    cycle.transport.write(b"".join(head))
+    default = b"".join(b"%b: %b\r\n" % header for header in cycle.default_headers)
+    close = b"" if cycle.keep_alive else b"connection: close\r\n"
+    head = (STATUS_LINE[status], default, content_type, len(body), close, body)
+    cycle.transport.write(b"%b%bcontent-type: %b\r\ncontent-length: %d\r\n%b\r\n%b" % head)
     cycle.response_started = cycle.response_complete = True
     if not cycle.keep_alive:
         cycle.transport.close()

@@ -17,7 +17,7 @@ from .batching import Batcher, Predictor
 
 log = logging.getLogger(__name__)
 LOADED = 16  # models kept in memory
-REFERENCE = "reference.json"
+REFERENCE, SAMPLE = "reference.json", "sample.json"
 
 
 class Model(Batcher):
@@ -107,6 +107,8 @@ class Models:
             model = Model(self.predictor, self.predictor.load(folder), self.queue, name, build)
             if (folder / REFERENCE).exists():
                 model.reference = orjson.loads((folder / REFERENCE).read_bytes())
+            if (folder / SAMPLE).exists():
+                model.warm_up(orjson.loads((folder / SAMPLE).read_bytes())["input"])
             return model
         except Exception as error:
             raise StackError(f"{build.folder} can't be loaded: {error}") from error

@@ -3,7 +3,8 @@
 import re
 from typing import Any
 
-JSON, ANY = "application/json", {}
+JSON = "application/json"
+ANY: dict[str, Any] = {}
 OBJECT = {"type": "object"}
 SEGMENT = {"type": "string", "minLength": 1}
 RIGHTS = {"type": "object", "properties": {"read": {"type": "array", "items": {"type": "string"}}}}
