@@ -4,7 +4,6 @@ import re
 from typing import Any
 
 JSON = "application/json"
-ANY: dict[str, object] = {}
 ANY: dict[str, Any] = {}
 OBJECT = {"type": "object"}
 SEGMENT = {"type": "string", "minLength": 1}
