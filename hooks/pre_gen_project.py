@@ -42,7 +42,7 @@ TAKEN = set(
     pytest-xdist python python3 pyyaml requests ruff runs s3fs safetensors scikit-learn scipy setup
     setuptools sh sklearn space spaces src stack starlette store test tests torch torchrun
     torchvision tqdm trackio train transformers true types-pyyaml uv uvicorn uvloop uvx venv wandb wandb-core
-    websockets wheel zizmor""".split()  # noqa: SIM905
+    websockets wheel xxhash zizmor""".split()  # noqa: SIM905
 ) | {name.lower().replace("_", "-") for name in sys.stdlib_module_names}
 WINDOWS = {"con", "prn", "aux", "nul"} | {
     f"{port}{number}" for port in ("com", "lpt") for number in range(10)
