@@ -5,12 +5,15 @@ import itertools
 import os
 import pickle
 import random
+import subprocess
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import Algorithmia
+import conftest
 import fsspec
 import fsspec.tests.abstract as abstract
 import pandas as pd
@@ -18,7 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from faults import Faults, failing, proxied, spoiling
+from faults import Faults, failing, original, proxied, spoiling
 from fsspec.generic import rsync
 from serving import serving
 from skeleton.stack import connection
@@ -249,6 +252,50 @@ class TestFiles:
         assert "secret-in-address" not in f"{failure.value!r} {fs!r}"
 
 
+class TestOriginalService:
+    """A private installation knows nothing of what the gateway adds."""
+
+    @pytest.fixture
+    def fs(self, tmp_path):
+        with serving(original(data_app(tmp_path / "store")), lifespan="off") as url:
+            yield files_at(url)
+
+    def test_folders_there_and_back(self, fs, tmp_path):
+        contents = {
+            "a": b"a",
+            "empty": b"",
+            "sub/large": os.urandom(300_000),
+            **{f"{n}": b"%d" % n for n in range(9)},
+        }
+        for name, content in contents.items():
+            (tmp_path / "up" / name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / "up" / name).write_bytes(content)
+        fs.put(f"{tmp_path}/up/", ".my/c/", recursive=True)
+        fs.get(".my/c/", f"{tmp_path}/down/", recursive=True)
+        assert {name: (tmp_path / "down" / name).read_bytes() for name in contents} == contents
+        fs.cp(".my/c/sub/large", ".my/c/copy")
+        fs.mv(".my/c/a", ".my/c/moved")
+        assert (fs.cat_file(".my/c/copy"), fs.exists(".my/c/a")) == (contents["sub/large"], False)
+        fs.rm(".my/c", recursive=True)
+        assert not fs.exists(".my/c")
+
+    def test_reading_here_and_there(self, fs):
+        content = os.urandom(3 * MIB)
+        fs.pipe_file(".my/c/a", content)
+        assert fs.info(".my/c/a")["size"] == len(content)
+        assert fs.sha256(".my/c/a") == hashlib.sha256(content).hexdigest()
+        assert fs.cat_file(".my/c/a", 2 * MIB, 2 * MIB + 10) == content[2 * MIB :][:10]
+        with fs.open(".my/c/a") as file:
+            for position in (10, 2 * MIB, 5):
+                file.seek(position)
+                assert file.read(100) == content[position : position + 100]
+
+    def test_an_exclusive_file(self, fs):
+        fs.pipe_file(".my/c/a", b"x", mode="create")
+        with pytest.raises(FileExistsError):
+            fs.pipe_file(".my/c/a", b"y", mode="create")
+
+
 class TestFaults:
     """Nothing is lost, doubled or half-written, whatever happens on the way."""
 
@@ -318,6 +365,19 @@ class TestFaults:
             files_at(url).pipe_file(".my/c/a", b"x")
             assert 1 <= time.monotonic() - before < 5
 
+    def test_a_disk_that_is_full_here_is_told_and_nothing_stays(self, url, fs, tmp_path):
+        fs.pipe_file(".my/c/a", os.urandom(3 * MIB))
+        code = (
+            "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (1_500_000,) * 2);"
+            "from skeleton.stack.algorithmia import AlgorithmiaFileSystem;"
+            "AlgorithmiaFileSystem(sys.argv[1], 'key-of-me').get_file('.my/c/a', sys.argv[2])"
+        )
+        command = [sys.executable, "-c", code, url, str(tmp_path / "down")]
+        environ = {**os.environ, "PYTHONPATH": str(conftest.SOURCE)}
+        done = subprocess.run(command, env=environ, capture_output=True, text=True)
+        assert done.stderr.splitlines()[-1].startswith("OSError: [Errno 27] File too large")
+        assert list(tmp_path.iterdir()) == []
+
     def test_attempts_have_an_end(self, tmp_path, impatient):
         calls = []
         app = failing(data_app(tmp_path / "store"), [(503, {})] * 99, calls)
@@ -364,25 +424,6 @@ class TestFaults:
                 file.read()
         assert {path.name for path in tmp_path.iterdir()} == {"store", "mine"}
         assert (tmp_path / "mine").read_text() == "old"
-
-    def test_a_server_without_bundles_gets_files_one_by_one(self, tmp_path):
-        def original(app):
-            async def refuse_bundles(scope, receive, send):
-                if scope["method"] == "POST" and scope["path"] == "/v1/data/":
-                    scope = {**scope, "path": "/v1/unknown"}
-                await app(scope, receive, send)
-
-            return refuse_bundles
-
-        (tmp_path / "up").mkdir()
-        for number in range(20):
-            (tmp_path / "up" / f"{number}").write_text(f"{number}")
-        with serving(original(data_app(tmp_path / "store")), lifespan="off") as url:
-            files_at(url).put(f"{tmp_path}/up/", ".my/c/", recursive=True)
-            files_at(url).get(".my/c/", f"{tmp_path}/down/", recursive=True)
-        assert {path.name: path.read_text() for path in (tmp_path / "down").iterdir()} == {
-            f"{number}": f"{number}" for number in range(20)
-        }
 
     def test_a_hundred_clients_at_once(self, url, fs):
         contents = {f".my/c/{number % 10}": os.urandom(200_000) for number in range(10)}

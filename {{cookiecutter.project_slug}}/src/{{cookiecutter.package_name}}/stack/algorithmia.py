@@ -2,35 +2,28 @@
 
 import errno
 import io
-import json
 import os
-import uuid
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator
+from contextlib import suppress
 from datetime import datetime
 from email.utils import parsedate_to_datetime
 from pathlib import Path
 from stat import S_ISREG
-from threading import local
-from typing import Any, BinaryIO, Literal
+from typing import Any, Literal
 from urllib.parse import urlencode
 
 from fsspec import AbstractFileSystem
 from fsspec.callbacks import DEFAULT_CALLBACK
 from fsspec.utils import isfilelike
-from urllib3 import BaseHTTPResponse
 
-from . import bundle
 from .connection import Connection, read_json
-from .disk import CHUNK
 from .inflight import InFlight
-from .remote import FAST, WISH, ChecksumError, Download, ReadFile, Upload, UploadFile
+from .moving import AT_ONCE, Mover
+from .remote import FAST, Download, ReadFile, Upload, UploadFile
 from .sums import digest_field, read_digest, sum_of
 
 Access = Literal["private", "my-algos", "public"]
 READERS: dict[Access, list[str]] = {"private": [], "my-algos": ["algo://.my/*"], "public": ["user://*"]}
-AT_ONCE = 8  # calls in flight when several files are moved
-TRIES = 3  # for bytes that arrive with a wrong checksum
 
 
 class AlgorithmiaFileSystem(AbstractFileSystem):  # type: ignore[misc]
@@ -46,7 +39,7 @@ class AlgorithmiaFileSystem(AbstractFileSystem):  # type: ignore[misc]
     def __init__(self, api_address: str | None = None, api_key: str | None = None, **options: Any) -> None:
         super().__init__(**options)
         self.connection = Connection(api_address, api_key, 2 * AT_ONCE)
-        self.thread = local()
+        self.mover = Mover(self)
 
     @classmethod
     def _strip_protocol(cls, path: Any) -> Any:
@@ -74,8 +67,8 @@ class AlgorithmiaFileSystem(AbstractFileSystem):  # type: ignore[misc]
                 return
             listing = read_json(answer)
             infos = _infos(path, listing)
-            if several := self._under_way():
-                several.sizes |= {info["name"]: info["size"] for info in infos if info["type"] == "file"}
+            if together := self.mover.under_way():
+                together.sizes |= {info["name"]: info["size"] for info in infos if info["type"] == "file"}
             yield infos
             marker = listing.get("marker") or ""
 
@@ -202,7 +195,9 @@ class AlgorithmiaFileSystem(AbstractFileSystem):  # type: ignore[misc]
         if info["type"] == "directory":
             self.makedirs(target, exist_ok=True)
         else:
-            self._put(target, Upload(lambda: _buffered(Download(self.connection, source)), info["size"]))
+            self.mover.send(
+                target, Upload(lambda: Download(self.connection, source).buffered(), info["size"])
+            )
 
     def cat_file(self, path: str, start: int | None = None, end: int | None = None, **options: Any) -> bytes:
         """A file's bytes, or those of a range; negative positions count from the end."""
@@ -212,7 +207,7 @@ class AlgorithmiaFileSystem(AbstractFileSystem):  # type: ignore[misc]
         if end is not None and end <= (start or 0):
             return b""
         try:
-            with _buffered(Download(self.connection, path, start or 0, end)) as file:
+            with Download(self.connection, path, start or 0, end).buffered() as file:
                 return file.read()
         except OSError as error:
             if error.errno != errno.ERANGE:
@@ -224,11 +219,11 @@ class AlgorithmiaFileSystem(AbstractFileSystem):  # type: ignore[misc]
         value = bytes(value)
         told = {"Repr-Digest": digest_field(FAST, sum_of(io.BytesIO(value), FAST))}
         upload = Upload(lambda: io.BytesIO(value), len(value))
-        self._put(self._strip_protocol(path), upload, told, exclusive=mode == "create")
+        self.mover.send(self._strip_protocol(path), upload, told, exclusive=mode == "create")
 
     def put(self, *arguments: Any, **options: Any) -> None:
         """Store local files: small ones many at once, others several in flight."""
-        with self._several(self._put_bundle):
+        with self.mover.together(self.mover.put_bundle):
             super().put(*arguments, **options)
 
     def put_file(
@@ -241,73 +236,25 @@ class AlgorithmiaFileSystem(AbstractFileSystem):  # type: ignore[misc]
     ) -> None:
         """Store a local file, or make the folder `rpath` where `lpath` is one."""
         source, target = Path(lpath), self._strip_protocol(rpath)
-        if (several := self._under_way()) and mode != "create":
+        if (together := self.mover.under_way()) and mode != "create":
             found = source.stat()
             size = found.st_size if S_ISREG(found.st_mode) else None
-            several.add(size, self._put_local, source, target, callback)
+            together.add(size, self.mover.put, source, target, callback)
         else:
-            self._put_local(source, target, callback, mode == "create")
+            self.mover.put(source, target, callback, mode == "create")
 
-    def _put_bundle(self, items: list[tuple[Path, str, Any]]) -> None:
-        body = bundle.pack((target, source.read_bytes()) for source, target, _ in items)
-        try:
-            answer = self.connection.send(
-                "POST", "", {"Content-Type": bundle.TYPE}, body=lambda: body, repeatable=True
-            )
-            stored = read_json(answer)["result"]["stored"]
-        except (OSError, KeyError, TypeError) as error:
-            if isinstance(error, ConnectionError):
-                raise
-            stored = 0  # the original service has no bundles
-        for source, target, callback in items:
-            if stored == len(items):
-                callback.relative_update(source.stat().st_size)
-            else:
-                self._put_local(source, target, callback)
-
-    def _put_local(self, source: Path, target: str, callback: Any, exclusive: bool = False) -> None:
-        if source.is_dir():
-            self.makedirs(target, exist_ok=True)
-            return
-        size = source.stat().st_size
-        callback.set_size(size)
-        upload = Upload(lambda: source.open("rb", buffering=0), size, callback.relative_update)
-        self._put(target, upload, exclusive=exclusive)
-
-    def _put(
-        self, path: str, upload: Upload, told: dict[str, str] | None = None, exclusive: bool = False
+    def get(
+        self,
+        *arguments: Any,
+        sizes: dict[str, int] | None = None,
+        scratch: Path | None = None,
+        **options: Any,
     ) -> None:
-        """Send a file until its checksum is right on the other side, or its size where that is all it tells."""
-        headers = {**WISH, **(told or {})}
-        if exclusive:
-            self._refuse_taken(path)
-            headers["If-None-Match"] = "*"
-        for _ in range(TRIES):
-            answer = self._send_file(path, upload, headers)
-            read_json(answer)
-            kind, digest = read_digest(answer.headers.get("Repr-Digest", ""))
-            if digest == upload.total.digest() or (
-                not kind and self.info(path)["size"] in (len(upload), None)
-            ):
-                return
-        raise ChecksumError(errno.EIO, "the bytes that were sent arrive changed", path)
+        """Fetch files: small ones, as `sizes` or a listing tells, many at once, others several in flight.
 
-    def _send_file(self, path: str, upload: Upload, headers: dict[str, str]) -> BaseHTTPResponse:
-        try:
-            return self.connection.send("PUT", path, headers, body=upload.begin)
-        except FileNotFoundError:  # the original service wants the collection made first
-            self.makedirs(self._parent(path), exist_ok=True)
-            return self.connection.send("PUT", path, headers, body=upload.begin)
-        finally:
-            upload.file.close()
-
-    def _refuse_taken(self, path: str) -> None:
-        if self.exists(path):
-            raise FileExistsError(errno.EEXIST, "exists", path)
-
-    def get(self, *arguments: Any, sizes: dict[str, int] | None = None, **options: Any) -> None:
-        """Fetch files: small ones, as `sizes` or a listing tells, many at once, others several in flight."""
-        with self._several(self._get_bundle, sizes):
+        They grow in `scratch`, by default beside the place where they will be.
+        """
+        with self.mover.together(self.mover.get_bundle, sizes, scratch):
             super().get(*arguments, **options)
 
     def get_file(self, rpath: str, lpath: Any, callback: Any = DEFAULT_CALLBACK, **options: Any) -> None:
@@ -315,45 +262,12 @@ class AlgorithmiaFileSystem(AbstractFileSystem):  # type: ignore[misc]
         source = self._strip_protocol(rpath)
         if isfilelike(lpath):
             with Download(self.connection, source) as download:
-                _copy(download, lpath, callback)
-        elif several := self._under_way():
-            several.add(several.sizes.get(source), self._get_local, source, Path(lpath), callback)
+                download.copy_to(lpath, callback)
+        elif together := self.mover.under_way():
+            size = together.sizes.get(source)
+            together.add(size, self.mover.get, source, Path(lpath), callback, together.scratch)
         else:
-            self._get_local(source, Path(lpath), callback)
-
-    def _get_bundle(self, items: list[tuple[str, Path, Any]]) -> None:
-        wanted = json.dumps({"files": [source for source, _, _ in items]}).encode()
-        headers = {"Content-Type": "application/json"}
-        found: dict[str, memoryview] = {}
-        try:
-            answer = self.connection.send("POST", "", headers, body=lambda: wanted, repeatable=True)
-            if answer.headers.get("Content-Type") == bundle.TYPE:
-                found = dict(bundle.unpack(answer.data))
-        except (OSError, ValueError) as error:
-            if isinstance(error, ConnectionError):
-                raise
-        for source, target, callback in items:
-            if source in found:
-                _write(found[source], target)
-                callback.relative_update(len(found[source]))
-            else:
-                self._get_local(source, target, callback)
-
-    def _get_local(self, source: str, target: Path, callback: Any) -> None:
-        for attempt in range(1, TRIES + 1):
-            try:
-                self._fetch(source, target, callback)
-                return
-            except IsADirectoryError:
-                target.mkdir(parents=True, exist_ok=True)
-                return
-            except ChecksumError:
-                if attempt == TRIES:
-                    raise
-
-    def _fetch(self, source: str, target: Path, callback: Any) -> None:
-        with Download(self.connection, source) as download, _growing(target) as file:
-            _copy(download, file, callback)
+            self.mover.get(source, Path(lpath), callback)
 
     def _open(
         self,
@@ -368,9 +282,9 @@ class AlgorithmiaFileSystem(AbstractFileSystem):  # type: ignore[misc]
         if mode not in ("wb", "xb", "ab"):
             raise ValueError(f"a stored file can't be opened with mode {mode!r}")
         if mode == "xb":
-            self._refuse_taken(path)
+            self.mover.refuse_taken(path)
         file = UploadFile(
-            lambda scratch: self._put_local(scratch, path, DEFAULT_CALLBACK, mode == "xb"), autocommit
+            lambda growing: self.mover.put(growing, path, DEFAULT_CALLBACK, mode == "xb"), autocommit
         )
         if mode == "ab":
             with suppress(FileNotFoundError):
@@ -387,91 +301,10 @@ class AlgorithmiaFileSystem(AbstractFileSystem):  # type: ignore[misc]
         """Set who may read a folder; only its user may write."""
         self.connection.json("PATCH", self._strip_protocol(path), {"acl": {"read": READERS[access]}})
 
-    @contextmanager
-    def _several(
-        self, move: Callable[[list[Any]], None], sizes: dict[str, int] | None = None
-    ) -> Iterator[None]:
-        """A block in which this thread's files are moved together."""
-        with InFlight(AT_ONCE) as calls:
-            self.thread.several = several = Several(calls, move, sizes or {})
-            try:
-                yield
-                several.flush()
-            finally:
-                self.thread.several = None
-
-    def _under_way(self) -> "Several | None":
-        several: Several | None = getattr(self.thread, "several", None)
-        return several
-
-
-class Several:
-    """The files of one call: small ones wait until they fill a bundle, others go on their own."""
-
-    def __init__(self, calls: InFlight, move: Callable[[list[Any]], None], sizes: dict[str, int]) -> None:
-        self.calls, self.move, self.sizes = calls, move, sizes
-        self.waiting: list[Any] = []
-        self.size = 0
-
-    def add(self, size: int | None, alone: Callable[..., None], *item: Any) -> None:
-        """Move a file, now or with the next bundle."""
-        if size is None or size > bundle.SMALL:
-            self.calls.submit(alone, *item)
-            return
-        self.waiting.append(item)
-        self.size += size
-        if len(self.waiting) == bundle.COUNT or self.size > bundle.SIZE:
-            self.flush()
-
-    def flush(self) -> None:
-        """Send off what waits."""
-        if self.waiting:
-            self.calls.submit(self.move, self.waiting)
-        self.waiting, self.size = [], 0
-
 
 def _raise_failure(error: OSError) -> None:
     if not isinstance(error, FileNotFoundError):
         raise error
-
-
-def _buffered(download: Download) -> io.BufferedReader:
-    return io.BufferedReader(download, CHUNK)
-
-
-def _copy(download: Download, target: Any, callback: Any) -> None:
-    """Write a download to an open file in constant memory."""
-    callback.set_size(download.size)
-    buffer = memoryview(bytearray(max(1, min(CHUNK, download.size) if download.size >= 0 else CHUNK)))
-    while count := download.readinto(buffer):
-        target.write(buffer[:count])
-        callback.relative_update(count)
-
-
-@contextmanager
-def _growing(target: Path) -> Iterator[BinaryIO]:
-    """A file beside `target` that takes its name at the end."""
-    part = target.with_name(f".{uuid.uuid4().hex}.part")
-    try:
-        with _created(part) as file:
-            yield file
-        part.replace(target)
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
-
-
-def _created(path: Path) -> BinaryIO:
-    try:
-        return path.open("xb", buffering=0)
-    except FileNotFoundError:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        return path.open("xb", buffering=0)
-
-
-def _write(content: memoryview, target: Path) -> None:
-    with _growing(target) as file:
-        file.write(content)
 
 
 def _folder(path: str) -> dict[str, Any]:

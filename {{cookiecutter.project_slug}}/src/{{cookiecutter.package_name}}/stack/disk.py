@@ -4,16 +4,65 @@ import io
 import os
 import shutil
 import sys
+import time
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from threading import Thread
-from typing import Any
+from typing import Any, BinaryIO
 
 from fsspec.implementations.local import LocalFileSystem
 
 SCRATCH = ".part"  # the folder, at the root of a store, where files grow until they are whole
+STALE = 24 * 3600  # seconds after which a file in the making has been given up
 CHUNK = 1 << 20  # bytes
 SYNC = 1 << 24  # bytes that are written before the disk is told to begin with them
+
+
+def write_all(file: Any, data: bytes | memoryview) -> None:
+    """Write to an open file; a raw one may take less at a time, down to where its disk is full."""
+    view = memoryview(data)
+    while len(view):
+        count = file.write(view)
+        view = view[len(view) if count is None else count :]
+
+
+def sweep(scratch: Path) -> None:
+    """Remove the files in the making whose process was killed."""
+    for file in scratch.glob("*"):
+        with suppress(FileNotFoundError):  # finished meanwhile
+            if time.time() - file.stat().st_mtime > STALE:
+                file.unlink()
+
+
+@contextmanager
+def growing(target: Path, scratch: Path | None = None) -> Iterator[BinaryIO]:
+    """A file in `scratch`, or beside `target`, that takes that name at the end of the block."""
+    part = (scratch or target.parent) / f".{uuid.uuid4().hex}.part"
+    try:
+        with _created(part) as file:
+            yield file
+        _renamed(part, target)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
+
+
+def _created(path: Path) -> io.FileIO:
+    try:
+        return io.FileIO(path, "xb")
+    except FileNotFoundError:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return io.FileIO(path, "xb")
+
+
+def _renamed(path: Path, target: Path) -> None:
+    try:
+        path.replace(target)
+    except FileNotFoundError:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        path.replace(target)
 
 
 def open_whole(path: Path, scratch: Path, **options: bool) -> "WholeFile":
@@ -23,13 +72,8 @@ def open_whole(path: Path, scratch: Path, **options: bool) -> "WholeFile":
     """
     if options.get("exclusive") and path.exists():
         raise FileExistsError(f"{path} exists")
-    growing = scratch / uuid.uuid4().hex
-    try:
-        raw = io.FileIO(growing, "xb")
-    except FileNotFoundError:
-        scratch.mkdir(parents=True, exist_ok=True)
-        raw = io.FileIO(growing, "xb")
-    return WholeFile(raw, growing, path, **options)
+    part = scratch / uuid.uuid4().hex
+    return WholeFile(_created(part), part, path, **options)
 
 
 class WholeFile(io.BufferedWriter):
@@ -58,11 +102,8 @@ class WholeFile(io.BufferedWriter):
 
     def write_through(self, data: bytes | memoryview) -> None:
         """Write without a copy in between; not to be mixed with `write`."""
-        view = memoryview(data)
-        while len(view):
-            count = self.raw.write(view) or 0
-            view = view[count:]
-            self._sync_ahead(count)
+        write_all(self.raw, data)
+        self._sync_ahead(len(data))
 
     def _sync_ahead(self, count: int) -> None:
         """Have the disk work while the rest is still coming, so that the end need not wait for all of it."""
@@ -108,18 +149,12 @@ class WholeFile(io.BufferedWriter):
 
     def commit(self) -> None:
         """Take the name. Raises FileExistsError when `exclusive` and it has been taken meanwhile."""
-        try:
-            self._rename()
-        except FileNotFoundError:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._rename()
-
-    def _rename(self) -> None:
-        if self.exclusive:
-            self.path.hardlink_to(self.growing)
-            self.growing.unlink()
-        else:
-            self.growing.replace(self.path)
+        if not self.exclusive:
+            _renamed(self.growing, self.path)
+            return
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.path.hardlink_to(self.growing)
+        self.growing.unlink()
 
     def discard(self) -> None:
         """Drop what was written; `path` stays as it was."""
@@ -139,6 +174,7 @@ class DiskFileSystem(LocalFileSystem):  # type: ignore[misc]
     def __init__(self, root: str, **options: Any) -> None:
         super().__init__(auto_mkdir=True, **options)
         self.scratch = Path(root) / SCRATCH
+        sweep(self.scratch)
 
     def _open(self, path: str, mode: str = "rb", block_size: int | None = None, **options: Any) -> Any:
         if mode in ("wb", "xb"):

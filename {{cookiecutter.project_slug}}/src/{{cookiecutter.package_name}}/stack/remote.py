@@ -15,7 +15,7 @@ from urllib3 import BaseHTTPResponse
 from urllib3.exceptions import HTTPError
 
 from .connection import ATTEMPTS, Connection, wait
-from .disk import CHUNK, WholeFile
+from .disk import CHUNK, WholeFile, write_all
 from .sums import SUMS, read_digest
 
 FAST = "xxh3-128"  # the checksum that costs next to nothing
@@ -128,6 +128,18 @@ class Download(io.RawIOBase):
                 errno.EIO, f"the bytes received do not have the server's {self.kind}", self.path
             )
         self.total = None
+
+    def buffered(self) -> io.BufferedReader:
+        """The same, to read from in pieces of any size."""
+        return io.BufferedReader(self, CHUNK)
+
+    def copy_to(self, file: Any, callback: Any) -> None:
+        """Write it all to an open file in constant memory."""
+        callback.set_size(self.size)
+        buffer = memoryview(bytearray(max(1, min(CHUNK, self.size) if self.size >= 0 else CHUNK)))
+        while count := self.readinto(buffer):
+            write_all(file, buffer[:count])
+            callback.relative_update(count)
 
     def close(self) -> None:
         """Drop the connection if there is something left on it."""

@@ -114,7 +114,8 @@ def _copy_all(
     elif isinstance(target.fs, LocalFileSystem) and hasattr(source.fs, "sha256"):
         sizes = {f"{source.path}/{name}": info["size"] for name, info in missing.items()}
         places = [f"{target.path}/{name}" for name in names]
-        source.get(names, places, sizes=sizes, callback=Together(done))
+        scratch = getattr(target.fs, "scratch", None)
+        source.get(names, places, sizes=sizes, scratch=scratch, callback=Together(done))
     else:
         with InFlight(AT_ONCE) as calls:
             for name in names:

@@ -4,7 +4,6 @@ import os
 import shutil
 import stat
 import tempfile
-import time
 import uuid
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -15,11 +14,10 @@ from typing import Any, BinaryIO
 from fsspec import AbstractFileSystem
 from fsspec.implementations.local import LocalFileSystem
 
-from ..disk import CHUNK, SCRATCH, WholeFile, open_whole
+from ..disk import CHUNK, SCRATCH, WholeFile, open_whole, sweep
 
 KEEP = ".keep"  # stands for an empty folder in a store that has none
 RACY = 0.1  # seconds; a file younger than that may change without its time changing
-STALE = 24 * 3600  # seconds after which a file in the making has been given up
 
 
 @dataclass(frozen=True)
@@ -40,9 +38,7 @@ class StoreTree:
 
     def __init__(self, store: AbstractFileSystem, scratch: Path) -> None:
         self.store, self.scratch = store, scratch
-        for file in scratch.glob("*"):  # what uploads left whose server was killed
-            if time.time() - file.stat().st_mtime > STALE:
-                file.unlink(missing_ok=True)
+        sweep(scratch)
 
     def stat(self, path: str) -> Entry:
         """What is at a path. Raises FileNotFoundError."""
