@@ -46,7 +46,7 @@ def create_app(
     """
     owner, _, name = algorithm.partition("/")
     models = Models(project, predictor, limits.queue, poll_seconds)
-    call_log = CallLog(project, predictor)
+    call_log = CallLog(project, name, predictor)
     calls = Calls(owner, models, call_log, limits)
     management = Management(owner, name, models, Repository(repository, store) if repository else None)
     return Gateway(user, keys, name, calls, management, DataAPI(store))

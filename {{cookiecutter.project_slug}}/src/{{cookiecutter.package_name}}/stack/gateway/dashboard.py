@@ -88,7 +88,7 @@ class Dashboard:
             "series": series(counts, int(time.time())),
             "drift": drift,
             "insights": counts.insights,
-            "recent": [*counts.recent][:-21:-1],
+            "recent": counts.latest()[:-21:-1],
         }
 
     def drift(self, counts: Counts) -> dict[str, Any] | None:
@@ -99,7 +99,7 @@ class Dashboard:
         if not model or not model.reference:
             return None
         mine = [
-            entry for entry in counts.recent if entry["version"] == model.build.version and "label" in entry
+            entry for entry in counts.latest() if entry["version"] == model.build.version and "label" in entry
         ]
         try:
             return drift(model.reference, mine, [entry.get("summary", {}) for entry in mine])

@@ -24,19 +24,22 @@ FOLDER = "logs"
 FILE_BYTES = 16 << 20
 FILES = 64  # kept of each algorithm
 CHUNK = 64  # calls that are written down together
+KEPT = 1000  # chunks, while the store takes none
 ANSWERED = ("label", "confidence")  # what is kept of an answer
 Summary = Callable[[Any], dict[str, float]]
 Summaries = Callable[[list[Any]], list[dict[str, float]]]
 
 
 class CallLog:
-    """Writes each call down in `logs/<name>/` of the store, and counts it.
+    """Writes each call down in `logs/<name>/` of the store, and counts those of the algorithm `name`.
 
     A local file is appended to within the second; another store gets a new file every half minute.
     """
 
-    def __init__(self, store: AbstractFileSystem, predictor: Predictor, seconds: float = 0.0) -> None:
-        self.store = store
+    def __init__(
+        self, store: AbstractFileSystem, name: str, predictor: Predictor, seconds: float = 0.0
+    ) -> None:
+        self.store, self.name = store, name
         self.summary: Summary | None = getattr(predictor, "summary", None)
         self.summary_batch: Summaries | None = getattr(predictor, "summary_batch", None)
         self.appends = isinstance(getattr(store, "fs", store), LocalFileSystem)
@@ -72,9 +75,13 @@ class CallLog:
             answered, self._summaries([pending[place][2] for place in answered]), strict=False
         ):
             entries[place]["summary"] = summary
-        for entry, call in zip(entries, pending, strict=True):
-            self.write_down(call[1].algorithm, entry)
-        self.statistics.counts.add(entries, [call[4] for call in pending])
+        for name in {call[1].algorithm for call in pending}:
+            mine = [place for place, call in enumerate(pending) if call[1].algorithm == name]
+            lines = self.write_down(name, [entries[place] for place in mine])
+            if name == self.name:
+                self.statistics.counts.add(
+                    [entries[place] for place in mine], [pending[place][4] for place in mine], lines
+                )
 
     def _summaries(self, payloads: list[Any]) -> list[dict[str, float]]:
         if self.summary_batch and payloads:
@@ -89,14 +96,17 @@ class CallLog:
             log.debug("an input could not be summarised: %s", error)
             return {}
 
-    def write_down(self, name: str, entry: dict[str, Any]) -> None:
-        """Put a line into the file of `logs/<name>/`."""
-        self.lines.setdefault(name, []).append(orjson.dumps(entry, default=repr, option=JSON_OPTIONS))
+    def write_down(self, name: str, entries: list[dict[str, Any]]) -> bytes:
+        """Put lines into the file of `logs/<name>/`, and return them."""
+        options = JSON_OPTIONS | orjson.OPT_APPEND_NEWLINE
+        lines = b"".join(orjson.dumps(entry, default=repr, option=options) for entry in entries)
+        self.lines.setdefault(name, []).append(lines)
+        return lines
 
     def report(self, name: str, insights: dict[str, float]) -> None:
         """Note what an algorithm says of itself."""
         self.statistics.counts.insights |= insights
-        self.write_down(f"{name}/insights", {"time": datetime.now(UTC), **insights})
+        self.write_down(f"{name}/insights", [{"time": datetime.now(UTC), **insights}])
 
     async def watch(self) -> None:
         """Write down for ever."""
@@ -117,10 +127,10 @@ class CallLog:
             lines, self.lines = self.lines, {}
             for name, those in lines.items():
                 try:
-                    await asyncio.to_thread(self._write, name, b"\n".join([*those, b""]))
+                    await asyncio.to_thread(self._write, name, b"".join(those))
                 except OSError as error:
                     log.warning("calls could not be logged yet: %s", error)
-                    self.lines[name] = those[-FILE_BYTES // 256 :] + self.lines.get(name, [])
+                    self.lines[name] = those[-KEPT:] + self.lines.get(name, [])
 
     def _write(self, name: str, text: bytes) -> None:
         path, size = self.files.get(name, ("", FILE_BYTES))

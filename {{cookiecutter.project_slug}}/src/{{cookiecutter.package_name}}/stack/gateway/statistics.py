@@ -32,10 +32,13 @@ class Counts:
     latency_sum: float = 0.0  # seconds
     seconds: dict[str, list[Any]] = field(default_factory=dict)  # [calls, errors, {latency class: calls}]
     insights: dict[str, float] = field(default_factory=dict)
-    recent: deque[dict[str, Any]] = field(default_factory=lambda: deque(maxlen=RECENT))
+    recent: deque[str] = field(
+        default_factory=deque
+    )  # lines of the log, many in a piece; smaller than what they say
+    recent_calls: int = 0
 
-    def add(self, entries: Sequence[dict[str, Any]], latencies: Sequence[float]) -> None:
-        """Count calls, as they were logged."""
+    def add(self, entries: Sequence[dict[str, Any]], latencies: Sequence[float], lines: bytes) -> None:
+        """Count calls, as they were logged in `lines`."""
         second = self.second(str(int(time.time())))
         for place, calls in Counter(map(latency_class, latencies)).items():
             second[2][str(place)] = second[2].get(str(place), 0) + calls
@@ -48,7 +51,20 @@ class Counts:
         self.errors.update(errors)
         for label, calls in Counter(str(entry["label"]) for entry in entries if "label" in entry).items():
             self.answers[label if label in self.answers or len(self.answers) < LABELS else "others"] += calls
-        self.recent.extend(entries)
+        self.keep(lines.decode())
+
+    def keep(self, lines: str) -> None:
+        """Remember the latest lines."""
+        self.recent.append(lines)
+        self.recent_calls += lines.count("\n")
+        while self.recent_calls - (oldest := self.recent[0].count("\n")) >= RECENT:
+            self.recent.popleft()
+            self.recent_calls -= oldest
+
+    def latest(self) -> list[dict[str, Any]]:
+        """The latest calls, oldest first."""
+        calls = [orjson.loads(line) for lines in self.recent for line in lines.splitlines()]
+        return sorted(calls, key=lambda call: str(call["time"]))[-RECENT:]
 
     def second(self, name: str) -> list[Any]:
         """The figures of one second; those that have left the window are dropped."""
@@ -72,8 +88,7 @@ class Counts:
             second = self.second(name)
             second[:] = second[0] + calls, second[1] + errors, Counter(second[2]) + Counter(places)
         self.insights |= other["insights"]
-        entries = [*self.recent, *other["recent"]]
-        self.recent = deque(sorted(entries, key=lambda entry: str(entry["time"])), maxlen=RECENT)
+        self.recent.extend(other["recent"])
 
 
 class Statistics:
