@@ -1,0 +1,22 @@
+"""The model on onnxruntime, for the frameworks that bring a server."""
+
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+
+
+class Classifier:
+    """A session, and the answer to one image or to many."""
+
+    def __init__(self, folder: str) -> None:
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = 1
+        self.session = onnxruntime.InferenceSession(str(Path(folder) / "model.onnx"), options)
+
+    def __call__(self, image):
+        scores = self.session.run(None, {"image": np.asarray(image, np.float32).reshape(1, 8, 8)})[0][0]
+        powers = np.exp(scores - scores.max())
+        probabilities = (powers / powers.sum()).tolist()
+        label = int(scores.argmax())
+        return {"label": label, "confidence": probabilities[label], "probabilities": probabilities}
