@@ -76,6 +76,7 @@ class TestFiles:
     def test_text_keeps_its_characters(self, collection):
         assert collection.file("a.txt").put("Grüße, 世界").getString() == "Grüße, 世界"
 
+    @pytest.mark.filterwarnings("ignore:'pkgutil.find_loader' is deprecated")  # the client's own
     def test_json_and_arrays(self, collection):
         assert collection.file("a.json").putJson({"a": [1, None, "ä"]}).getJson() == {"a": [1, None, "ä"]}
         array = np.arange(6.0).reshape(2, 3)

@@ -143,7 +143,7 @@ class Download(io.RawIOBase):
 
     def close(self) -> None:
         """Drop the connection if there is something left on it."""
-        if not self.closed and self.position != self.end:
+        if not self.closed and self.position != self.end and hasattr(self, "answer"):
             self.answer.close()
         super().close()
 
@@ -193,7 +193,7 @@ class RemoteFile(io.RawIOBase):
 
     def close(self) -> None:
         """Drop the connection."""
-        if not self.closed:
+        if not self.closed and hasattr(self, "download"):
             self.download.close()
         super().close()
 
@@ -206,7 +206,7 @@ class ReadFile(io.BufferedReader):
         super().__init__(raw, CHUNK)
         self.fs, self.path, self.size = fs, path, raw.size
 
-    def __reduce__(self) -> Any:
+    def __reduce_ex__(self, protocol: Any) -> Any:
         return _reopen, (self.fs, self.path, self.tell())
 
 
