@@ -2,7 +2,6 @@
 
 import argparse
 import dataclasses
-import difflib
 import json
 import math
 from collections.abc import Mapping
@@ -64,6 +63,8 @@ def convert(cls: type, name: str, value: Any) -> Any:
 
 def unknown(name: str, known: list[str]) -> str:
     """The line that refuses `name`, with the nearest of the known names."""
+    import difflib  # help should not wait for what only mistakes need
+
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     return f"unknown setting {name!r}" + (
         f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(known)}"

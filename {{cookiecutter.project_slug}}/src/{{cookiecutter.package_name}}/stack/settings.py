@@ -1,13 +1,12 @@
 """The settings of a project, read once: stack.toml < .env < environment < flags."""
 
 import os
-import tomllib
 from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from . import StackError, credentials
+from . import StackError
 from .flags import convert, flag, read, unknown
 
 FILE = "stack.toml"
@@ -79,6 +78,8 @@ def load(flags: Mapping[str, Any], start: Path, environ: MutableMapping[str, str
     Names from `.env` are put into `environ` unless set there, so that every tool sees the same.
     Raises StackError for a missing project, unreadable TOML, an unknown name or a bad value.
     """
+    from . import credentials  # help should not wait for it
+
     root = find_root(start)
     dotenv = credentials.read_env_file(root / ".env")
     for name, value in dotenv.items():
@@ -114,6 +115,8 @@ def find_root(start: Path) -> Path:
 
 def read_toml(path: Path) -> dict[str, Any]:
     """The table in a TOML file; StackError names the line that does not parse."""
+    import tomllib
+
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
