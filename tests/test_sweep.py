@@ -110,7 +110,9 @@ def test_a_trial_whose_process_dies_is_told_and_the_sweep_goes_on(project: Path)
 
 def workers(parent: int) -> list[int]:
     """The processes that train: the children of the fork server."""
-    table = subprocess.run(["ps", "-eww", "-o", "pid,ppid,args"], capture_output=True, text=True, check=True).stdout
+    table = subprocess.run(
+        ["ps", "-eww", "-o", "pid,ppid,args"], capture_output=True, text=True, check=True
+    ).stdout
     rows = [line.split(None, 2) for line in table.splitlines()[1:]]
     servers = [pid for pid, ppid, args in rows if int(ppid) == parent and "forkserver" in args]
     return [int(pid) for pid, ppid, _ in rows if ppid in servers]
