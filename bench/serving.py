@@ -225,7 +225,9 @@ def make_project(folder: Path) -> Path:
 def serve_gateway(project: Path, *options: str) -> Iterator[tuple[float, Server]]:
     """The project's own `serve`, and the seconds until it was ready."""
     port = free_port()
-    environment = os.environ | {
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    environment |= {"PYTHONPYCACHEPREFIX": str(ROOT / "build" / "pycache")}  # compiled, as an installation is
+    environment |= {
         "PYTHONPATH": str(conftest.SOURCE),
         "ALGORITHMIA_API_KEY": KEY,
         "HOME": str(project),

@@ -37,16 +37,19 @@ def create_app(
     limits: Limits = Limits(),  # noqa: B008
     poll_seconds: float = 1.0,
     repository: str = "",
+    logs: AbstractFileSystem | None = None,
+    log_seconds: float = 0.0,
 ) -> "Gateway":
     """The ASGI application.
 
     `store` holds the Data API's tree (`<user>/<collection>/…`), `project` the deployments and logs: usually a
     collection of that tree. Each of `keys` makes its bearer the `user`. `algorithm` is `owner/name`.
     `repository` is the git address that algorithms are pushed to, with `{name}` in it, where there is one.
+    `logs` is where calls are logged, if not in `project`, each `log_seconds`, if not as fits the store.
     """
     owner, _, name = algorithm.partition("/")
     models = Models(project, predictor, limits.queue, poll_seconds)
-    call_log = CallLog(project, name, predictor)
+    call_log = CallLog(logs or project, name, predictor, log_seconds)
     calls = Calls(owner, models, call_log, limits)
     management = Management(owner, name, models, Repository(repository, store) if repository else None)
     return Gateway(user, keys, name, calls, management, DataAPI(store))

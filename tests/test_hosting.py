@@ -1,0 +1,149 @@
+"""Hosting on a Space: each rung of the ladder, uploaded by the Hub's own client, started, and called."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import Algorithmia
+import pytest
+import requests
+from baking import SKELETON
+from deployed import KEY
+from huggingface_hub import HfApi
+from serving import serving
+from skeleton import predict
+from skeleton.stack import StackError
+from skeleton.stack.deploy import close
+from skeleton.stack.hosting import Hosted, Project, host
+from skeleton.stack.storage import write_manifest
+from spaces_hub import Spaces, as_json
+from test_page import browse
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The project's digits model, untrained, as a model folder."""
+    import torch
+    from skeleton import model as net
+    from skeleton.config import TrainConfig
+    from skeleton.stack.export import write_onnx
+
+    folder = tmp_path_factory.mktemp("model") / "run"
+    folder.mkdir()
+    torch.manual_seed(1)
+    images = {"image": torch.tensor(SAMPLES, dtype=torch.uint8)}
+    write_onnx(net.build(TrainConfig()).eval(), images, folder / "model.onnx")
+    (folder / "labels.json").write_text(json.dumps(list(range(10))))
+    (folder / "README.md").write_text("# Digits\n\nWhat it can and can't do.\n")
+    image = SAMPLES[0]
+    answer = predict.apply(image, predict.load(folder))
+    (folder / "sample.json").write_text(json.dumps({"input": image, "output": answer}))
+    write_manifest(folder)
+    return folder
+
+
+SAMPLES = [[[(row * column + number) % 17 for column in range(8)] for row in range(8)] for number in range(5)]
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where onnxruntime-web is kept."""
+    return tmp_path_factory.mktemp("cache")
+
+
+@contextmanager
+def hub(root: Path, *granted: str, refusal: int = 402) -> Iterator[tuple[Spaces, HfApi]]:
+    spaces = Spaces(root, set(granted), refusal)
+    with serving(spaces.app) as url:
+        spaces.hub = url
+        try:
+            yield spaces, HfApi(endpoint=url, token="hf_of_a_test")
+        finally:
+            spaces.stop()
+
+
+def ship(api: HfApi, model: Path, cache: Path, rung: str = "auto") -> tuple[Hosted, list[str]]:
+    said: list[str] = []
+    project = Project(
+        title="Digits & more",
+        root=SKELETON,
+        package=Path(predict.__file__).parent,
+        algorithm="me/Digits",
+        collection="digits",
+        cache=cache,
+        samples=SAMPLES,
+    )
+    done = host(
+        model, project, predict, api, "me/digits", KEY, "hf_of_a_test", rung, say=said.append, seconds=90
+    )
+    return done, said
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("rung", "granted"), [("zerogpu", "zero-a10g"), ("docker", "docker")])
+def test_what_is_uploaded_is_started_and_answers(
+    tmp_path: Path, model: Path, cache: Path, rung: str, granted: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_DISABLE_XET", "1")
+    with hub(tmp_path, granted) as (spaces, api):
+        done, _ = ship(api, model, cache)
+        assert (done.rung, done.version) == (rung, "0.1.0")
+        assert spaces.readme()["sdk"] == ("gradio" if rung == "zerogpu" else "docker")
+        assert spaces.secrets == {"ALGORITHMIA_API_KEY": KEY, "HF_TOKEN": "hf_of_a_test"}
+        assert KEY not in "".join(spaces.variables.values())
+        for path in spaces.tree.rglob("*"):
+            assert not path.is_file() or KEY.encode() not in path.read_bytes()
+        client = Algorithmia.client(KEY, done.url)
+        expected = json.loads((model / "sample.json").read_text())
+        assert close(client.algo("me/Digits").pipe(expected["input"]).result, expected["output"])
+        assert Algorithmia.client("hf_other", f"{done.url}/k/{KEY}").algo("me/Digits").exists()
+        client.file("data://.my/digits/note.txt").put("kept on the Hub")
+        assert (tmp_path / "datasets/me/digits-store/me/digits/note.txt").read_text() == "kept on the Hub"
+        assert requests.get(f"{done.url}/v1/algorithms/me/Digits", timeout=10).status_code == 401
+        assert f'Algorithmia.client("YOUR KEY", "{done.url}")' in done.calls
+    logs = list((tmp_path / "datasets/me/digits-store/me/digits/logs/Digits").glob("*.jsonl"))
+    assert len(logs) == 1
+    assert json.loads(logs[0].read_text())["version"] == "0.1.0"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("refusal", [402, 403])
+def test_the_last_rung_is_free_for_everyone(tmp_path: Path, model: Path, cache: Path, refusal: int) -> None:
+    """The page computes what predict.py computes, with nothing from elsewhere and no secret."""
+    with hub(tmp_path, "static", refusal=refusal) as (spaces, api):
+        done, said = ship(api, model, cache)
+        assert done.rung == "static"
+        assert [line.split()[1] for line in said[:2]] == ["zerogpu", "docker"]
+        assert spaces.secrets == {}
+        assert [space.get("hardware") for space in spaces.created] == ["zero-a10g", None, None]
+        page = browse(done.url, tmp_path / "profile")
+        loaded = predict.load(model)
+        for found, sample in zip(as_json(page), SAMPLES, strict=True):
+            expected = predict.apply(sample, loaded)
+            assert found["label"] == expected["label"]
+            assert found["probabilities"] == pytest.approx(expected["probabilities"], abs=1e-5)
+        assert "What it can and can't do." in page
+        for file in ("index.html", "ort.wasm.min.mjs"):
+            text = (spaces.tree / file).read_text()
+            assert "https://cdn" not in text
+
+
+def test_an_account_without_any_rung_is_told_so(tmp_path: Path, model: Path, cache: Path) -> None:
+    with (
+        hub(tmp_path) as (_, api),
+        pytest.raises(StackError, match="can't have a Space of this kind: docker"),
+    ):
+        ship(api, model, cache, "docker")
+
+
+def test_an_unknown_rung_is_refused(tmp_path: Path, model: Path, cache: Path) -> None:
+    with hub(tmp_path) as (_, api), pytest.raises(StackError, match="kubernetes is no kind of Space"):
+        ship(api, model, cache, "kubernetes")
+
+
+def test_the_image_holds_no_torch_and_no_root() -> None:
+    dockerfile = (SKELETON / "space" / "docker" / "Dockerfile").read_text()
+    assert "USER user" in dockerfile
+    assert "--uid 1000" in dockerfile
+    assert "torch" not in (SKELETON / "space" / "requirements.txt").read_text()
