@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 WEB = "1.30.0"  # of onnxruntime-web, which is checked against the sum below
 WEB_URL = f"https://registry.npmjs.org/onnxruntime-web/-/onnxruntime-web-{WEB}.tgz"
-WEB_SHA512 = "q0y+JrrtukXSzsBWEMccVfqX25LRmosXHF+CaRJmg8pZClzcV7svNc4rKY3jL02Vb7QmRMDs1SigqR4CXAfKYQ=="
+WEB_SHA512 = "q0y+JrrtukXSzsBWEMccVfqX25LRmosXHF+CaRJmg8pZClzcV7svNc4rKY3jL02Vb7QmRMDs1SigqR4CXAfKYQ=="  # pragma: allowlist secret
 WEB_FILES = ("ort.wasm.min.mjs", "ort-wasm-simd-threaded.mjs", "ort-wasm-simd-threaded.wasm")
 GRADIO = "6.31.0"
 WAIT_SECONDS = 900.0
