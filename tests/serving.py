@@ -12,6 +12,7 @@ import uvicorn
 @contextmanager
 def serving(app: Any, **options: Any) -> Iterator[str]:
     """The URL at which a thread serves `app`, which is stopped on leaving; `options` are uvicorn's."""
+    options = {"timeout_keep_alive": 75, **options}  # as the gateway does it
     with socket.create_server(("127.0.0.1", 0)) as listener:  # connections queue here until the server runs
         server = uvicorn.Server(uvicorn.Config(app, log_level="warning", **options))
         thread = threading.Thread(target=server.run, args=([listener],))

@@ -113,6 +113,8 @@ def outcome(step, store):
     """A step's value, or the kind of its failure."""
     try:
         return step(store)
+    except ConnectionError:
+        raise
     except FileNotFoundError:
         return "missing"
     except OSError:

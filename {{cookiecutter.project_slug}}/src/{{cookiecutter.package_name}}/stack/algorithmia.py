@@ -145,25 +145,28 @@ class AlgorithmiaFileSystem(AbstractFileSystem):  # type: ignore[misc]
 
     def mkdir(self, path: str, create_parents: bool = True, **options: Any) -> None:
         """Make a folder. Raises FileExistsError."""
+        self._make(self._strip_protocol(path), create_parents)
+
+    def makedirs(self, path: str, exist_ok: bool = False) -> None:
+        """Make a folder and those above it."""
         path = self._strip_protocol(path)
+        try:
+            self._make(path, repeatable=exist_ok)
+        except FileExistsError:
+            if not exist_ok or not self.isdir(path):
+                raise
+
+    def _make(self, path: str, create_parents: bool = True, repeatable: bool = False) -> None:
         parent, _, name = path.rpartition("/")
         if not parent:
             raise FileExistsError(errno.EEXIST, "a user's folder is there from the beginning", path)
         try:
-            self.connection.json("POST", parent, {"name": name})
+            self.connection.json("POST", parent, {"name": name}, repeatable=repeatable)
         except FileNotFoundError:
             if not create_parents or "/" not in parent:
                 raise
             self.makedirs(parent, exist_ok=True)
-            self.connection.json("POST", parent, {"name": name})
-
-    def makedirs(self, path: str, exist_ok: bool = False) -> None:
-        """Make a folder and those above it."""
-        try:
-            self.mkdir(path)
-        except FileExistsError:
-            if not exist_ok or not self.isdir(path):
-                raise
+            self.connection.json("POST", parent, {"name": name}, repeatable=repeatable)
 
     def rmdir(self, path: str) -> None:
         """Remove an empty folder."""

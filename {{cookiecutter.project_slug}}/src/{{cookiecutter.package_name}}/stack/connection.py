@@ -79,11 +79,14 @@ class Connection:
         self.prefix = (self.host if through_proxy else "") + parts.path.rstrip("/")
         self.process = os.getpid()
 
-    def json(self, method: str, path: str, value: Any = None, query: str = "") -> Any:
+    def json(
+        self, method: str, path: str, value: Any = None, query: str = "", repeatable: bool = False
+    ) -> Any:
         """What a call answers in JSON, None for nothing."""
         body = json.dumps(value).encode()
         headers = {"Content-Type": "application/json"} if value is not None else {}
-        answer = self.send(method, path, headers, query, body=(lambda: body) if value is not None else None)
+        content = (lambda: body) if value is not None else None
+        answer = self.send(method, path, headers, query, content, repeatable=repeatable)
         return None if answer.status == 404 else read_json(answer)
 
     def send(
