@@ -11,13 +11,13 @@ import requests
 from baking import SKELETON
 from deployed import KEY
 from huggingface_hub import HfApi
-from serving import serving
+from services.hub_server import serving
+from services.spaces import Spaces, as_json
 from skeleton import predict
 from skeleton.stack import StackError
 from skeleton.stack.deploy import close
 from skeleton.stack.hosting import Hosted, Project, host
 from skeleton.stack.storage import write_manifest
-from spaces_hub import Spaces, as_json
 from test_page import browse
 
 
@@ -55,8 +55,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @contextmanager
 def hub(root: Path, *granted: str, refusal: int = 402) -> Iterator[tuple[Spaces, HfApi]]:
     spaces = Spaces(root, set(granted), refusal)
-    with serving(spaces.app) as url:
-        spaces.hub = url
+    with serving(spaces) as url:
         try:
             yield spaces, HfApi(endpoint=url, token="hf_of_a_test")
         finally:
@@ -83,28 +82,28 @@ def ship(api: HfApi, model: Path, cache: Path, rung: str = "auto") -> tuple[Host
 @pytest.mark.slow
 @pytest.mark.parametrize(("rung", "granted"), [("zerogpu", "zero-a10g"), ("docker", "docker")])
 def test_what_is_uploaded_is_started_and_answers(
-    tmp_path: Path, model: Path, cache: Path, rung: str, granted: str, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, model: Path, cache: Path, rung: str, granted: str
 ) -> None:
-    monkeypatch.setenv("HF_HUB_DISABLE_XET", "1")
     with hub(tmp_path, granted) as (spaces, api):
         done, _ = ship(api, model, cache)
         assert (done.rung, done.version) == (rung, "0.1.0")
         assert spaces.readme()["sdk"] == ("gradio" if rung == "zerogpu" else "docker")
-        assert spaces.secrets == {"ALGORITHMIA_API_KEY": KEY, "HF_TOKEN": "hf_of_a_test"}
-        assert KEY not in "".join(spaces.variables.values())
-        for path in spaces.tree.rglob("*"):
+        assert spaces.space.secrets == {"ALGORITHMIA_API_KEY": KEY, "HF_TOKEN": "hf_of_a_test"}
+        assert KEY not in "".join(spaces.space.variables.values())
+        for path in spaces.uploaded.rglob("*"):
             assert not path.is_file() or KEY.encode() not in path.read_bytes()
         client = Algorithmia.client(KEY, done.url)
         expected = json.loads((model / "sample.json").read_text())
         assert close(client.algo("me/Digits").pipe(expected["input"]).result, expected["output"])
         assert Algorithmia.client("hf_other", f"{done.url}/k/{KEY}").algo("me/Digits").exists()
         client.file("data://.my/digits/note.txt").put("kept on the Hub")
-        assert (tmp_path / "datasets/me/digits-store/me/digits/note.txt").read_text() == "kept on the Hub"
+        stored = spaces.files("dataset", "me/digits-store")
+        assert stored["me/digits/note.txt"] == b"kept on the Hub"
         assert requests.get(f"{done.url}/v1/algorithms/me/Digits", timeout=10).status_code == 401
         assert f'Algorithmia.client("YOUR KEY", "{done.url}")' in done.calls
-    logs = list((tmp_path / "datasets/me/digits-store/me/digits/logs/Digits").glob("*.jsonl"))
-    assert len(logs) == 1
-    assert json.loads(logs[0].read_text())["version"] == "0.1.0"
+    stored = spaces.files("dataset", "me/digits-store")
+    [log] = [stored[path] for path in stored if path.startswith("me/digits/logs/Digits/")]
+    assert json.loads(log)["version"] == "0.1.0"
 
 
 @pytest.mark.slow
@@ -115,8 +114,8 @@ def test_the_last_rung_is_free_for_everyone(tmp_path: Path, model: Path, cache: 
         done, said = ship(api, model, cache)
         assert done.rung == "static"
         assert [line.split()[1] for line in said[:2]] == ["zerogpu", "docker"]
-        assert spaces.secrets == {}
-        assert [space.get("hardware") for space in spaces.created] == ["zero-a10g", None, None]
+        assert spaces.space.secrets == {}
+        assert [asked.get("hardware") for asked in spaces.asked_for] == ["zero-a10g", None, None]
         page = browse(done.url, tmp_path / "profile")
         loaded = predict.load(model)
         for found, sample in zip(as_json(page), SAMPLES, strict=True):
@@ -125,7 +124,7 @@ def test_the_last_rung_is_free_for_everyone(tmp_path: Path, model: Path, cache: 
             assert found["probabilities"] == pytest.approx(expected["probabilities"], abs=1e-5)
         assert "What it can and can't do." in page
         for file in ("index.html", "ort.wasm.min.mjs"):
-            text = (spaces.tree / file).read_text()
+            text = (spaces.uploaded / file).read_text()
             assert "https://cdn" not in text
 
 

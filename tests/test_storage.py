@@ -10,8 +10,8 @@ import pytest
 import requests
 from fsspec.implementations.dirfs import DirFileSystem
 from fsspec.implementations.memory import MemoryFileSystem
-from hubbing import hub_app
 from requests.adapters import HTTPAdapter
+from services import hub_server
 from serving import serving
 from skeleton.stack import StackError, connection
 from skeleton.stack.settings import Settings
@@ -200,18 +200,19 @@ def work(folder: Path, url: str, service: str, **environ: str) -> None:
 
 
 def test_a_repository_on_the_hub_is_a_store(tmp_path: Path):
-    commits: list[int] = []
-    with serving(hub_app(tmp_path / "hub", commits)) as url:
+    hub = hub_server.Hub(tmp_path / "hub")
+    with hub_server.serving(hub) as url:
         home = str(tmp_path / "home")
         work(
             tmp_path,
             "hf://datasets/me/things/sub",
             "huggingface",
             HF_ENDPOINT=url,
-            HF_TOKEN="hf_x",
+            HF_TOKEN="hf_write",
             HF_HOME=home,
         )
-    assert commits == [3, 1, 1]  # as many files as were missing, each time in one commit
+    commits = [len(commit.changed) for commit in hub.repo("dataset", "me/things").commits]
+    assert commits == [1, 3, 1, 1]  # .gitattributes; as many files as were missing, each time in one commit
 
 
 @pytest.mark.slow

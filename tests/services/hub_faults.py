@@ -1,0 +1,97 @@
+"""A server that can be told to fail: at which requests, how, and whether it does what was asked before it fails."""
+
+import asyncio
+import json
+import socket
+import struct
+from collections.abc import Container
+from dataclasses import dataclass
+from typing import Any
+
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+
+@dataclass
+class Fault:
+    """What goes wrong with the requests whose `METHOD /path` has `match` in it: all of them, or those that `at` counts.
+
+    `kind` is a status, "reset", "slow" (`seconds` late) or "html" (a page with status 200, as of a captive portal).
+    With `after` the request is obeyed first, so that only its answer is lost.
+    """
+
+    kind: int | str
+    at: Container[int] | None = None
+    match: str = ""
+    after: bool = False
+    seconds: float = 1.0
+    seen: int = 0
+
+    def strikes(self, call: str) -> bool:
+        """Whether this request is one of them."""
+        self.seen += self.match in call
+        return self.match in call and (self.at is None or self.seen in self.at)
+
+
+class Faulty:
+    """An app behind its faults. Every request is noted in `calls`, as `METHOD /path`."""
+
+    def __init__(self, app: Any) -> None:
+        self.app = app
+        self.faults: list[Fault] = []
+        self.calls: list[str] = []
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] != "http":
+            return await self.app(scope, receive, send)
+        call = f"{scope['method']} {scope['path']}"
+        self.calls.append(call)
+        struck = [fault for fault in self.faults if fault.strikes(call)]  # each counts each request
+        if not struck:
+            return await self.app(scope, receive, send)
+        fault = struck[0]
+        if fault.after:
+            await self.app(scope, receive, nowhere)
+        if fault.kind == "slow":
+            await asyncio.sleep(fault.seconds)
+            return await self.app(scope, receive, send)
+        if fault.kind == "reset":
+            reset(scope["extensions"]["transport"])
+            while (await receive())["type"] != "http.disconnect":
+                pass
+            return None
+        return await answer(fault.kind, send)
+
+
+async def answer(kind: int | str, send: Any) -> None:
+    """An answer that is none."""
+    page = kind == "html"
+    body = (
+        b"<html><body>Welcome to our Wi-Fi</body></html>"
+        if page
+        else json.dumps({"error": "told to fail"}).encode()
+    )
+    headers = [(b"content-type", b"text/html" if page else b"application/json")]
+    headers += [(b"content-length", str(len(body)).encode())]
+    headers += [(b"ratelimit", b'"api";r=0;t=1')] if kind == 429 else []
+    await send({"type": "http.response.start", "status": 200 if page else kind, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
+
+
+async def nowhere(message: Any) -> None:
+    """Where an answer goes that is lost."""
+
+
+def reset(transport: asyncio.Transport) -> None:
+    """End a connection as a machine that has gone does."""
+    end: socket.socket = transport.get_extra_info("socket")
+    end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    transport.abort()
+
+
+class Protocol(HttpToolsProtocol):
+    """uvicorn's protocol, which lets the app reach its connection."""
+
+    def on_message_begin(self) -> None:
+        """Begin a request."""
+        super().on_message_begin()
+        self.scope["extensions"] = {"transport": self.transport}  # type: ignore[typeddict-item]
