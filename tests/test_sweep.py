@@ -12,6 +12,7 @@ import pytest
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
+from skeleton.stack.pids import alive
 
 GRID = """
 method: grid
@@ -105,6 +106,22 @@ def test_a_trial_whose_process_dies_is_told_and_the_sweep_goes_on(project: Path)
     printed, _ = process.communicate(timeout=300)
     assert process.returncode == 0
     assert "the process died" in printed
+    assert len(finished(project)) == 3
+
+
+@pytest.mark.slow
+def test_a_sweep_that_is_stopped_ends_at_once_and_goes_on_later(project: Path) -> None:
+    (project / "sweep.yaml").write_text(GRID.replace("epochs: {value: 1}", "epochs: {value: 6}"))
+    process = projects.start(project, "sweep", "--trials", "3")
+    assert process.stdout
+    next(line for line in process.stdout if line.startswith("Trial"))  # so that others are training now
+    crew = workers(process.pid)
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert crew
+    assert not [pid for pid in crew if alive(pid)]
+    projects.run(project, "sweep", "--trials", "3")
     assert len(finished(project)) == 3
 
 

@@ -4,6 +4,7 @@ import multiprocessing
 import sys
 import traceback
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from .science import Science
     from .settings import Settings
 
+GRACE = 10  # seconds in which a trial that is told to end writes its checkpoint
 Event = tuple[int, str, Any]  # trial, what happened (value, done, stopped, failed), its value or text
 
 
@@ -70,23 +72,26 @@ def work(
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the sweep's to handle
     connection.send(f"{science.package}.train" in sys.modules)
+    from .checkpoint import Interrupted
     from .training import train
 
-    while True:
-        try:
+    with suppress(EOFError, ConnectionError):  # the sweep is no more
+        while True:
             job: Job = connection.recv()
-        except EOFError:
-            return
-        reporter = Reporter(connection, job.trial, metric)
-        try:
-            train(science, read(science.config, job.config), settings, job.run, folder, reporter)
-            connection.send((job.trial, "done", reporter.result()))
-        except TrialStopped:
-            connection.send((job.trial, "stopped", reporter.result()))
-        except StackError as error:
-            connection.send((job.trial, "failed", str(error)))
-        except Exception:
-            connection.send((job.trial, "failed", traceback.format_exc()))
+            reporter = Reporter(connection, job.trial, metric)
+            try:
+                train(science, read(science.config, job.config), settings, job.run, folder, reporter)
+                connection.send((job.trial, "done", reporter.result()))
+            except TrialStopped:
+                connection.send((job.trial, "stopped", reporter.result()))
+            except Interrupted:  # told to end; a checkpoint is written
+                return
+            except StackError as error:
+                connection.send((job.trial, "failed", str(error)))
+            except (EOFError, ConnectionError):
+                raise
+            except Exception:
+                connection.send((job.trial, "failed", traceback.format_exc()))
 
 
 class Workers:
@@ -101,7 +106,8 @@ class Workers:
         self.context: Any = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
         if "forkserver" in methods:
             self.context.set_forkserver_preload(
-                [f"{science.package}.train", f"{science.package}.stack.training"]
+                # an optimizer's first step would import the last in each worker: seconds
+                [f"{science.package}.train", f"{science.package}.stack.training", "torch._dynamo"]
             )
         self.free = [self._start() for _ in range(count)]
         self.busy: dict[Connection, tuple[Any, Job]] = {}
@@ -110,10 +116,14 @@ class Workers:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for connection, process in [*self.free, *((c, p) for c, (p, _) in self.busy.items())]:
-            process.terminate()  # before its connection closes, which it would complain of
-            process.join()
+        crew = [*self.free, *((connection, process) for connection, (process, _) in self.busy.items())]
+        for connection, process in crew:
+            process.terminate()  # training answers with a checkpoint, and then finds that nobody listens
             connection.close()
+        for _, process in crew:
+            process.join(GRACE)
+            process.kill()
+            process.join()
 
     def submit(self, job: Job) -> None:
         """Give a job to a free worker."""
