@@ -1,8 +1,6 @@
-"""Checkpoints that appear whole or not at all, and training that goes on from them as if never stopped."""
+"""Checkpoints in the background, and training that goes on from them as if never stopped."""
 
-import hashlib
 import json
-import os
 import shutil
 import time
 from collections.abc import Mapping
@@ -12,17 +10,31 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
-from safetensors.torch import load, save
 
 from . import StackError
 from .console import say
+from .process import Process
+from .snapshot import (
+    FILES,
+    LOG,
+    STATE,
+    TENSORS,
+    DamagedCheckpoint,
+    check,
+    clear,
+    parsed,
+    serialized,
+    whole,
+    write,
+)
 from .state import generators, joined, restore_generators, split
 
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
 
-STATE, TENSORS, SUMS, LOG = "state.json", "state.safetensors", "sums.json", "metrics.jsonl"
-FILES = (TENSORS, STATE, LOG, SUMS)  # the sums last: a folder without them is no checkpoint
+TOGETHER = 8  # steps after which processes that train together ask each other whether to stop
+
+Found = tuple[str, dict[str, bytes]]  # a checkpoint's name and its files
 
 
 class Stateful(Protocol):
@@ -56,14 +68,11 @@ class Interrupted(StackError):  # noqa: N818 - an order, not a fault
     """Training was told to stop, and has written a checkpoint to go on from."""
 
 
-class DamagedCheckpoint(StackError):  # noqa: N818 - it is named, not raised to the user
-    """A checkpoint whose files are not those that were written."""
-
-
 class Checkpoints:
-    """The checkpoints of one run: the newest few on disk, written in the background, and copied to a store.
+    """The checkpoints of one run: the newest few on disk, and copied to a store, both in the background.
 
-    Each holds the parts as they are, those that did best, the random generators, and the record so far.
+    Each holds the parts as they are, those that did best, the random generators, and the record so far. A disk or
+    a store that fails, is full or is slow costs checkpoints, never the run.
     """
 
     def __init__(
@@ -75,49 +84,52 @@ class Checkpoints:
         steps: int = 0,
         keep: int = 2,
         store: "AbstractFileSystem | None" = None,
-        writes: bool = True,
+        process: Process | None = None,
     ) -> None:
         self.folder, self.log, self.config = folder, log, dict(config)
-        self.seconds, self.steps, self.keep, self.store, self.writes = seconds, steps, keep, store, writes
+        self.seconds, self.steps, self.keep, self.store = seconds, steps, keep, store
+        self.process = process or Process(torch.device("cpu"))
         self.parts: dict[str, Stateful] = {}
         self.at = Position()
         self.best_states: dict[str, Any] = {}
         self.stopping = False
         self.saved_at = time.monotonic()
         self.buffers: dict[str, torch.Tensor] = {}
-        self.writer = ThreadPoolExecutor(1, "checkpoint")
+        self.writer, self.sender = ThreadPoolExecutor(1, "checkpoint"), ThreadPoolExecutor(1, "upload")
         self.writing: Future[None] | None = None
-        self.warned = False
+        self.sending: Future[None] | None = None
+        self.written = self.sent = (
+            ""  # the newest name on disk, and the one that the store has or is being given
+        )
+        self.warned: set[str] = set()
 
     def resume(self, parts: Mapping[str, Stateful]) -> Position:
         """Put `parts` (and the random generators) where the newest whole checkpoint left them.
 
-        Returns the position to go on from; the start if there is no checkpoint. Raises StackError, naming the
-        field, if the run was started with another configuration.
+        The first process reads it and hands it to the others, who may be on other machines. Returns the position to go
+        on from; the start if there is no checkpoint. Raises StackError, naming the field, if the run was started with
+        another configuration.
         """
         self.parts = dict(parts)
-        if self.writes:
-            self._fetch()
-        for folder in reversed(self._folders()):
-            try:
-                state, tensors, record = read(folder)
-            except DamagedCheckpoint as error:
-                say(f"{error}; using the one before it")
-                continue
-            self._refuse_other(state["config"])
-            self.at = Position(**state["at"])
-            for name, part in self.parts.items():
-                part.load_state_dict(joined(state["parts"][name], tensors))
-            self.best_states = joined(state["best"], tensors)
-            restore_generators(joined(state["random"], tensors))
-            self.log.restore(record)
+        found = self.process.agree(self._newest() if self.process.first else None)
+        if found is None:
+            self.log.restore(b"")
             return self.at
-        self.log.restore(b"")
+        state, tensors, record = parsed(*found)
+        self._refuse_other(state["config"])
+        self.at = Position(**state["at"])
+        for name, part in self.parts.items():
+            part.load_state_dict(joined(state["parts"][name], tensors))
+        self.best_states = joined(state["best"], tensors)
+        restore_generators(joined(state["random"], tensors))
+        self.log.restore(record)
+        if self.process.first:
+            say(f"Going on after step {self.at.step}.")
         return self.at
 
     def step(self) -> None:
         """Save if it is time to; raises Interrupted once a checkpoint is written, if told to stop."""
-        if self.stopping:
+        if self._told_to_stop():
             self.finish()
             raise Interrupted(f"stopped after step {self.at.step}")
         due = time.monotonic() - self.saved_at >= self.seconds
@@ -136,7 +148,7 @@ class Checkpoints:
 
     def save(self) -> None:
         """Stage this moment and write it in the background; left out while the last one is still being written."""
-        if not self.writes or (self.writing and not self.writing.done()):
+        if not self.process.first or (self.writing and not self.writing.done()):
             return
         tensors: dict[str, torch.Tensor] = {}
         state = {
@@ -156,52 +168,96 @@ class Checkpoints:
         if self.writing:
             self.writing.result()
         self.save()
-        if self.writing:
-            self.writing.result()
         self.writer.shutdown()
+        if self.sending:
+            self.sending.result()
+        if self.written != self.sent:
+            self._send(self.written)
+        self.sender.shutdown()
+
+    def _told_to_stop(self) -> bool:
+        """Whether a signal came; to processes that train together it may come at different steps."""
+        if self.process.size == 1:
+            return self.stopping
+        return self.at.step % TOGETHER == 0 and self.process.any(self.stopping)
 
     def _stage(self, tensors: Mapping[str, torch.Tensor]) -> None:
         """Copy the tensors into buffers that are used again, so that training may go on meanwhile."""
         for name, tensor in tensors.items():
             buffer = self.buffers.get(name)
             if buffer is None or buffer.shape != tensor.shape or buffer.dtype != tensor.dtype:
-                buffer = self.buffers[name] = torch.empty(tensor.shape, dtype=tensor.dtype)
+                buffer = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
+                self.buffers[name] = buffer
             buffer.copy_(tensor.detach())
 
     def _write(self, name: str, files: dict[str, bytes], tensors: set[str]) -> None:
-        files[TENSORS] = save({key: self.buffers[key] for key in tensors})
+        staged = {TENSORS: serialized({key: self.buffers[key] for key in tensors})}
         try:
-            write(self.folder / name, files)
+            write(self.folder / name, {**staged, **files})
+            self.written = name
             for old in self._folders()[: -self.keep]:
-                shutil.rmtree(old)
-            self._upload(name)
+                if old.name != self.sent or not self.sending or self.sending.done():
+                    shutil.rmtree(old)
         except OSError as error:
-            if not self.warned:
-                say(f"A checkpoint could not be kept ({error}); training goes on.")
-            self.warned = True
+            self._warn("A checkpoint could not be written", error)
+            return
+        if not self.sending or self.sending.done():
+            self._send(name)
+
+    def _send(self, name: str) -> None:
+        """Begin to copy a checkpoint to the store; while that lasts, newer ones stay on disk alone."""
+        if self.store is not None:
+            self.sending = self.sender.submit(self._upload, name)
+        self.sent = name
 
     def _upload(self, name: str) -> None:
-        if self.store is None:
-            return
-        for file in FILES:
-            self.store.put_file(str(self.folder / name / file), f"{name}/{file}")
-        for old in self._stored()[: -self.keep]:
-            self.store.rm(old, recursive=True)
+        assert self.store is not None
+        try:
+            for file in FILES:
+                self.store.put_file(str(self.folder / name / file), f"{name}/{file}")
+            for old in self._stored()[: -self.keep]:
+                self.store.rm(old, recursive=True)
+        except Exception as error:  # each kind of store has errors of its own, and none may end the run
+            self.sent = ""
+            self._warn("The store did not take a checkpoint", error)
 
-    def _fetch(self) -> None:
-        """Bring the store's newest checkpoint here where it is newer than those on disk."""
-        stored = self._stored() if self.store else []
-        local = self._folders()
-        if self.store is None or not stored or (local and local[-1].name >= stored[-1]):
-            return
-        for name in stored[-self.keep :]:
-            files = {
-                file: self.store.cat_file(f"{name}/{file}")
-                for file in FILES
-                if self.store.exists(f"{name}/{file}")
-            }
-            if SUMS in files:
-                write(self.folder / name, files)
+    def _warn(self, what: str, error: Exception) -> None:
+        if what not in self.warned:
+            say(f"{what} ({error}); training goes on, and the next one is tried.")
+        self.warned.add(what)
+
+    def _newest(self) -> Found | None:
+        """The newest whole checkpoint, from disk or the store; damaged ones are named and, on disk, removed."""
+        clear(self.folder)
+        local = self._newest_here()
+        for name in reversed(self._stored()):
+            if local and name <= local[0]:
+                break
+            try:
+                self._fetch(name)
+                return name, whole(self.folder / name)
+            except DamagedCheckpoint as error:
+                say(f"{error} in the store; using the one before it")
+        return local
+
+    def _newest_here(self) -> Found | None:
+        for folder in reversed(self._folders()):
+            try:
+                return folder.name, whole(folder)
+            except DamagedCheckpoint as error:
+                say(f"{error}; using the one before it")
+                shutil.rmtree(folder)
+        return None
+
+    def _fetch(self, name: str) -> None:
+        """Bring a checkpoint of the store here; DamagedCheckpoint if it is not what was written."""
+        assert self.store is not None
+        try:
+            files: dict[str, bytes] = {file: self.store.cat_file(f"{name}/{file}") for file in FILES}
+        except FileNotFoundError:
+            raise DamagedCheckpoint(f"checkpoint {name} is not whole") from None
+        check(name, files)
+        write(self.folder / name, files)
 
     def _stored(self) -> list[str]:
         if self.store is None or not self.store.exists(""):
@@ -219,42 +275,3 @@ class Checkpoints:
                     f"{name} was {config.get(name)!r} when this run started and is {self.config.get(name)!r} now; "
                     "set it back to resume, or start a new run"
                 )
-
-
-def write(folder: Path, files: Mapping[str, bytes]) -> None:
-    """Write a checkpoint under a temporary name on the same file system, synced, then give it its own.
-
-    Sums are made unless they are among `files`. A crash at any moment leaves the old folder or the new one.
-    """
-    if folder.exists():
-        return
-    scratch = folder.with_name(f".{folder.name}-{os.getpid()}")
-    shutil.rmtree(scratch, ignore_errors=True)
-    scratch.mkdir(parents=True)
-    sums = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
-    for name, content in {**files, SUMS: files.get(SUMS) or json.dumps(sums).encode()}.items():
-        with (scratch / name).open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-    scratch.rename(folder)
-    if hasattr(os, "O_DIRECTORY"):  # Windows keeps names of folders safe by itself
-        parent = os.open(folder.parent, os.O_DIRECTORY)
-        try:
-            os.fsync(parent)
-        finally:
-            os.close(parent)
-
-
-def read(folder: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor], bytes]:
-    """State, tensors and record of a checkpoint; DamagedCheckpoint if a file is missing, torn or changed."""
-    try:
-        sums = json.loads((folder / SUMS).read_bytes())
-        files = {name: (folder / name).read_bytes() for name in (STATE, TENSORS, LOG)}
-    except (OSError, ValueError) as error:
-        raise DamagedCheckpoint(f"checkpoint {folder.name} is not whole ({error})") from None
-    for name, content in files.items():
-        if not isinstance(sums, dict) or hashlib.sha256(content).hexdigest() != sums.get(name):
-            raise DamagedCheckpoint(f"checkpoint {folder.name}: {name} is not what was written")
-    state: dict[str, Any] = json.loads(files[STATE])
-    return state, load(files[TENSORS]), files[LOG]

@@ -24,6 +24,10 @@ class Process:
     device: torch.device
     rank: int = 0
     size: int = 1
+    local_rank: int = 0
+
+    def __str__(self) -> str:
+        return f"{self.size} {'process' if self.size == 1 else 'processes'} on {self.device.type}"
 
     @property
     def first(self) -> bool:
@@ -34,7 +38,7 @@ class Process:
         """This process's share of a batch: every `size`-th row."""
         return rows[self.rank :: self.size]
 
-    def agree(self, value: str) -> str:
+    def agree(self, value: T) -> T:
         """The first process's value, on each of them once all are here."""
         values = [value]
         if self.size > 1:
@@ -42,10 +46,14 @@ class Process:
         return values[0]
 
     def first_then_all(self, work: Callable[[], T]) -> T:
-        """What `work` returns: done by the first process alone, then by the others, who find its files."""
-        result = work() if self.first else None
+        """What `work` returns: done by one process of each machine, then by the others, who find its files."""
+        result = work() if self.local_rank == 0 else None
         self.agree("")
         return work() if result is None else result
+
+    def any(self, mine: bool) -> bool:
+        """Whether any of the processes says yes, on each of them."""
+        return bool(self.total(torch.tensor(float(mine), device=self.device)).item())
 
     def total(self, values: torch.Tensor) -> torch.Tensor:
         """The sum of `values` over all processes, on each of them."""
@@ -68,7 +76,7 @@ def join(settings: "Settings", device: str, threads: int) -> Iterator[Process]:
         return
     distributed.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
     try:
-        yield Process(chosen, distributed.get_rank(), distributed.get_world_size())
+        yield Process(chosen, distributed.get_rank(), distributed.get_world_size(), settings.local_rank)
     finally:
         distributed.destroy_process_group()
 

@@ -45,6 +45,7 @@ class Settings(Options):
     rank: int = 0
     local_rank: int = 0
     world_size: int = 1
+    restarts: int = 0
 
     @property
     def user(self) -> str:
@@ -102,6 +103,7 @@ def load(flags: Mapping[str, Any], start: Path, environ: MutableMapping[str, str
         rank=int(environ.get("RANK", 0)),
         local_rank=int(environ.get("LOCAL_RANK", 0)),
         world_size=int(environ.get("WORLD_SIZE", 1)),
+        restarts=int(environ.get("TORCHELASTIC_RESTART_COUNT", 0)),
     )
 
 

@@ -1,12 +1,13 @@
 """One training run from data to weights: opens what the loop needs, and keeps what comes of it."""
 
 import json
+import os
 import secrets
 import signal
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,9 +17,11 @@ from fsspec.implementations.dirfs import DirFileSystem
 from safetensors.torch import save_file
 
 from . import StackError, dataset, evaluation, provenance
-from .checkpoint import STATE, Checkpoints, Interrupted
+from .checkpoint import Checkpoints, Interrupted
+from .console import say
 from .flags import read_json
 from .process import Process, join
+from .snapshot import STATE, replace
 from .storage import open_store
 from .tracking import PREEMPTED, NoRecord, Run, Tracker, Untracked, open_run
 
@@ -55,10 +58,16 @@ def train(
     runs = folder or settings.runs
     store = open_store(settings.storage, settings)
     with join(settings, config.device, config.threads) as process:
-        run_id = process.agree(run_id or new_id())
+        if config.batch_size % process.size:
+            raise StackError(
+                f"batch_size: must be a multiple of the {process.size} processes, is {config.batch_size}"
+            )
+        run_id = process.agree(run_id or (_new_run(runs, settings) if process.first else ""))
         splits, facts = process.first_then_all(
             lambda: dataset.read(store, settings.private / "cache", settings.command)
         )
+        if process.first and folder is None:
+            say(f"Run {run_id}: {process}.")
         values = asdict(config)
         run = _open(settings, runs / run_id, {**values, "data": dataset.fingerprint(facts)}, process, tracker)
         checkpoints = Checkpoints(
@@ -68,10 +77,10 @@ def train(
             config.checkpoint_seconds,
             config.checkpoint_steps,
             store=DirFileSystem(f"checkpoints/{run_id}", fs=store) if folder is None else None,
-            writes=process.first,
+            process=process,
         )
         started = time.perf_counter()
-        model = _fit(science, config, splits, run, checkpoints, process)
+        model = _fit(science, config, splits, run, checkpoints, process, settings.command)
         result = {
             "run": run_id,
             "config": values,
@@ -87,7 +96,7 @@ def train(
         if process.first:
             result |= _keep(science, model, splits, run, result)
     if process.first and folder is None:
-        (runs / LATEST).write_text(run_id, encoding="utf-8")
+        replace(runs / LATEST, run_id.encode())
     return result
 
 
@@ -98,7 +107,7 @@ def _open(
     if not process.first:
         return Run(folder.name, folder, Untracked(), NoRecord())
     run = open_run(settings, folder.name, "train", folder, config, tracker)
-    (folder / CONFIG).write_text(json.dumps(config, indent=1), encoding="utf-8")
+    replace(folder / CONFIG, json.dumps(config, indent=1).encode())
     return run
 
 
@@ -109,30 +118,28 @@ def _fit(
     run: Run,
     checkpoints: Checkpoints,
     process: Process,
+    command: str,
 ) -> "torch.nn.Module":
     """Run the loop; whatever ends it, the run is ended too."""
     try:
-        with stoppable(checkpoints, process):
+        with stoppable(checkpoints):
             return science.train.fit(config, splits, run, checkpoints, process)
-    except Interrupted:
+    except Interrupted as stop:
         run.finish(exit_code=RESUME)
-        raise
+        raise Interrupted(f"{stop}. Go on with: `{command} train --run {run.id}`") from None
     except BaseException:
         run.finish(exit_code=1)
         raise
 
 
 @contextmanager
-def stoppable(checkpoints: Checkpoints, process: Process) -> Iterator[None]:
-    """Let SIGTERM and Ctrl-C end training after a step and a checkpoint, instead of at once.
-
-    Processes that train together would not stop at the same step, so there the signals keep their meaning.
-    """
+def stoppable(checkpoints: Checkpoints) -> Iterator[None]:
+    """Let SIGTERM and Ctrl-C end training after a step and a checkpoint, instead of at once."""
 
     def stop(*_: object) -> None:
         checkpoints.stopping = True
 
-    if process.size > 1 or threading.current_thread() is not threading.main_thread():
+    if threading.current_thread() is not threading.main_thread():
         yield
         return
     heard = [
@@ -155,7 +162,7 @@ def _keep(
     scores = {name: evaluation.metrics(evaluation.softmax(outputs[name]), labels[name]) for name in outputs}
     save_file(model.state_dict(), run.folder / WEIGHTS)
     np.savez(run.folder / PREDICTIONS, validation_logits=outputs["validation"], test_logits=outputs["test"])
-    (run.folder / RESULT).write_text(json.dumps({**result, **scores}, indent=1), encoding="utf-8")
+    replace(run.folder / RESULT, json.dumps({**result, **scores}, indent=1).encode())
     run.summary(**{f"{split}_{name}": value for split in scores for name, value in scores[split].items()})
     return {**scores, "tracked": run.finish()}
 
@@ -168,11 +175,11 @@ def saved_config(settings: "Settings", run_id: str) -> dict[str, Any]:
         config.pop("data", None)
         return config
     store = open_store(settings.storage, settings)
-    states = sorted(store.glob(f"checkpoints/{run_id}/step-*/{STATE}"))
-    if not states:
-        raise StackError(f"no run {run_id} here or in {settings.storage}; leave --run out to start a new one")
-    found: dict[str, Any] = json.loads(store.cat_file(states[-1]))["config"]
-    return found
+    for state in sorted(store.glob(f"checkpoints/{run_id}/step-*/{STATE}"), reverse=True):
+        with suppress(ValueError):  # torn: the one before it says the same
+            found: dict[str, Any] = json.loads(store.cat_file(state))["config"]
+            return found
+    raise StackError(f"no run {run_id} here or in {settings.storage}; leave --run out to start a new one")
 
 
 def find_run(settings: "Settings", run_id: str = "") -> Path:
@@ -184,6 +191,18 @@ def find_run(settings: "Settings", run_id: str = "") -> Path:
     if not (folder / RESULT).exists():
         raise StackError(f"{folder.name} is no finished run; see {settings.runs}")
     return folder
+
+
+def _new_run(runs: Path, settings: "Settings") -> str:
+    """The id of a new run; of the one that the processes were at before their launcher started them again."""
+    runs.mkdir(parents=True, exist_ok=True)
+    note = runs / f".launched-{os.getppid()}"
+    if settings.restarts and note.exists():
+        return note.read_text(encoding="utf-8")
+    run_id = new_id()
+    if settings.world_size > 1:
+        replace(note, run_id.encode())
+    return run_id
 
 
 def new_id() -> str:
