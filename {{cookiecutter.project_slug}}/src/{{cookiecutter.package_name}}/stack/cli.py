@@ -44,17 +44,17 @@ def data(science: "Science", settings: Settings, args: Arguments) -> int:
 def train(science: "Science", settings: Settings, args: Arguments) -> int:
     """Train a model; every field of TrainConfig is a flag."""
     from .checkpoint import Interrupted
-    from .training import RESUME, new_id, saved_config, train
+    from .training import RESUME, saved_config, train
 
     layers = [saved_config(settings, args.run)] if args.run else []
     layers += [read_json(args.config)] if args.config else []
     names = {field.name for field in dataclasses.fields(science.config)}
     flags = {name: value for name, value in vars(args).items() if name in names}
-    run_id = args.run or new_id()
     try:
-        result = train(science, read(science.config, *layers, flags), settings, run_id)
+        result = train(science, read(science.config, *layers, flags), settings, args.run or args.name)
     except Interrupted as stop:
-        say(f"{stop}. Go on with: `{settings.command} train --run {run_id}`")
+        if settings.rank == 0:
+            say(str(stop))
         return RESUME
     if settings.rank == 0:
         say(
@@ -208,6 +208,12 @@ def add_arguments(name: str, parser: argparse.ArgumentParser, science: "Science"
     elif name == "train":
         add("--config", type=Path, metavar="FILE", help="JSON file of settings; flags win over it")
         add("--run", default="", metavar="ID", help="go on with this run; default: start a new one")
+        add(
+            "--name",
+            default="",
+            metavar="ID",
+            help="start this run, or go on with it if it was started before",
+        )
         add_flags(parser, science.config)
     elif name == "sweep":
         add("--file", type=Path, help="the sweep (default: sweep.yaml)")
