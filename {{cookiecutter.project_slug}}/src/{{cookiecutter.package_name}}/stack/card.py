@@ -1,11 +1,17 @@
 """The model card: metadata and text made from the run, nothing that was not measured."""
 
-from collections.abc import Mapping
+import hashlib
+import math
+import re
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
+import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from . import StackError
 from .evaluation import NAMES
+from .vocabulary import DATE, LICENSES, TASKS
 
 if TYPE_CHECKING:
     from .science import Science
@@ -14,6 +20,10 @@ if TYPE_CHECKING:
 HUB_LICENSES = {"MIT": "mit", "Apache-2.0": "apache-2.0", "BSD-3-Clause": "bsd-3-clause"}
 KEPT = ("Intended use", "Limits")
 PLACES = 4  # digits shown in the text; the metadata has them all
+MARK = re.compile(r"\n*<!-- generated ([0-9a-f]{12}): .*-->\s*$")
+GAP = "More Information Needed"
+ID = re.compile(r"[a-z0-9][a-z0-9.+-]*")
+REPOSITORY = re.compile(r"([\w.-]+/)?[\w.-]+")
 
 
 def card(
@@ -26,12 +36,13 @@ def card(
 
 
 def metadata(settings: "Settings", science: "Science", result: Mapping[str, Any]) -> ModelCardData:
-    """The block that the Hub reads: license, task, data and results."""
+    """The block that the Hub reads: license, task, data, what it started from, and results."""
     license_id = HUB_LICENSES.get(settings.license, "other")
+    data_id = repository(settings.storage, "datasets/") or science.data.NAME
     results = [
         EvalResult(
             task_type=science.model.TASK,
-            dataset_type=science.data.NAME,
+            dataset_type=data_id,
             dataset_name=science.data.NAME,
             dataset_split="test",
             metric_type=name,
@@ -44,6 +55,10 @@ def metadata(settings: "Settings", science: "Science", result: Mapping[str, Any]
     extra: dict[str, Any] = {}
     if license_id == "other":
         extra = {"license_name": settings.license.lower(), "license_link": "LICENSE"}
+    if "/" in data_id:
+        extra["datasets"] = [data_id]
+    if started := repository(result["config"].get("init", "")):
+        extra |= {"base_model": started, "base_model_relation": "finetune"}
     return ModelCardData(
         model_name=settings.title or settings.project,
         license=license_id,
@@ -54,6 +69,12 @@ def metadata(settings: "Settings", science: "Science", result: Mapping[str, Any]
         eval_results=results,
         **extra,
     )
+
+
+def repository(url: str, kind: str = "") -> str:
+    """The `user/name` in a URL of the Hub, empty for any other URL."""
+    path = url.removeprefix(f"hf://{kind}").partition("@")[0]
+    return "/".join(path.split("/")[:2]) if url.startswith(f"hf://{kind}") else ""
 
 
 def text(
@@ -67,19 +88,21 @@ def text(
         for name, value in result["test"].items()
         if name in NAMES
     )
-    changed = "\n".join(f"| `{name}` | {value} |" for name, value in result["config"].items())
+    changed = "\n".join(f"| `{name}` | {value or '-'} |" for name, value in result["config"].items())
     versions = ", ".join(f"{name} {version}" for name, version in result["environment"].items())
+    started = result["config"].get("init")
+    tracked = result.get("url")
     return f"""# {settings.title or settings.project}
 
 {settings.description}
 
-- Model: `{model}`, {result["parameters"]:,} parameters
+- Model: `{model}`, {result["parameters"]:,} parameters{f", started from {started}" if started else ""}
 - By: {settings.author}
 - License: {settings.license}
 
 ## Intended use
 
-{kept.get("Intended use", _intended(science))}
+{kept.get("Intended use") or marked(_intended(science))}
 
 ## How to use
 
@@ -91,13 +114,14 @@ from {science.package}.model import {model}
 model = {model}.from_pretrained("{settings.model_repo or "."}", strict=True).eval()
 ```
 
-Without torch, on ONNX Runtime (`model.onnx` is the same model):
+Without torch, on ONNX Runtime (`model.onnx` is the same model), in a folder with this repository's files:
 
 ```python
+import json
 from pathlib import Path
 from {science.package}.predict import apply, load
 
-answer = apply([[0] * 8] * 8, load(Path(".")))
+answer = apply(json.loads(Path("sample.json").read_text())["input"], load(Path(".")))
 ```
 
 ## Data
@@ -106,8 +130,9 @@ answer = apply([[0] * 8] * 8, load(Path(".")))
 
 ## Training
 
-{result["steps"]:,} steps in {result["seconds"]:.1f} s on {machine["device"]} ({machine["system"]},
-{machine["processor"]}), processes: {result["processes"]}. The weights are those with the lowest validation loss.
+{result["steps"]:,} steps in {result["seconds"]:.1f} s on {machine.get("accelerator") or machine["device"]}
+({machine["system"]}, {machine["processor"]}), processes: {result["processes"]}.
+The weights are those with the lowest validation loss.
 
 | setting | value |
 | --- | --- |
@@ -125,22 +150,91 @@ answer = apply([[0] * 8] * 8, load(Path(".")))
 
 ## Limits
 
-{kept.get("Limits", _limits(science, data))}
+{kept.get("Limits") or marked(_limits(science, data))}
 
 ## Reproduce
 
-Run `{result["run"]}`, commit `{result["commit"] or "not under git"}`. {versions}.
+Run `{result["run"]}`{f" ([its curves]({tracked}))" if tracked else ""}, commit `{result["commit"] or "not under git"}`.
+{versions}; all packages are in `requirements.txt`, the settings in `stack.toml`.
 """
 
 
+def marked(body: str) -> str:
+    """A section of which nobody wrote anything yet: the mark tells whether someone has since."""
+    return f"{body}\n\n<!-- generated {_digest(body)}: edit the text above, and your words stay -->"
+
+
 def sections(card: str) -> dict[str, str]:
-    """The sections of an earlier card that a person may have edited, to be kept."""
+    """The sections of an earlier card that a person has edited, to be kept."""
     found = {}
     for part in card.split("\n## ")[1:]:
-        title, _, body = part.partition("\n")
-        if title.strip() in KEPT:
-            found[title.strip()] = body.strip()
+        title, _, rest = part.partition("\n")
+        body = MARK.sub("", rest.strip())
+        mark = MARK.search(rest.strip())
+        if title.strip() in KEPT and body and not (mark and mark[1] == _digest(body)):
+            found[title.strip()] = body
     return found
+
+
+def check(card: str) -> list[str]:
+    """What the Hub may remark of a card; StackError for what it would refuse, and for a gap in the text."""
+    parts = card.split("---\n", 2)
+    try:
+        front = yaml.safe_load(parts[1]) if card.startswith("---\n") else None
+    except yaml.YAMLError as error:
+        raise StackError(f"README.md: its metadata is no YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(front, dict):
+        raise StackError("README.md: it must begin with a block of metadata between two lines of ---")
+    if faults := [*_malformed(front), *([f"it says {GAP!r}"] if GAP in card else [])]:
+        raise StackError(f"README.md: {'; '.join(faults)}")
+    known = (("license", LICENSES), ("pipeline_tag", TASKS))
+    return [
+        f"README.md: {name} {front[name]!r} was not among the Hub's on {DATE}"
+        for name, ids in known
+        if front.get(name, next(iter(ids))) not in ids
+    ]
+
+
+def _malformed(front: Mapping[str, Any]) -> Iterable[str]:
+    for name in ("license", "pipeline_tag"):
+        if name in front and not (isinstance(front[name], str) and ID.fullmatch(front[name])):
+            yield f"{name} must be one of the Hub's ids, is {front[name]!r}"
+    if front.get("license") == "other" and not front.get("license_name"):
+        yield "license 'other' needs a license_name"
+    for name in ("tags", "metrics", "datasets"):
+        if not all(isinstance(item, str) and item for item in _list(front.get(name, []))):
+            yield f"{name} must be a list of words, is {front[name]!r}"
+    for name in ("base_model", "datasets"):
+        values = front.get(name, [])
+        for value in [values] if isinstance(values, str) else _list(values):
+            if not REPOSITORY.fullmatch(str(value)):
+                yield f"{name} must name repositories as USER/NAME, is {value!r}"
+    for entry in _list(front.get("model-index", [])):
+        for result in _list(entry.get("results", []) if isinstance(entry, dict) else [None]):
+            yield from _malformed_result(result)
+
+
+def _malformed_result(result: Any) -> Iterable[str]:
+    if not isinstance(result, dict) or not all(
+        (result.get(name) or {}).get(key)
+        for name, key in (("task", "type"), ("dataset", "type"), ("dataset", "name"))
+    ):
+        yield "a result in model-index needs task.type, dataset.type and dataset.name"
+        return
+    for metric in _list(result.get("metrics", [None])):
+        value = metric.get("value") if isinstance(metric, dict) else None
+        if not isinstance(metric, dict) or not metric.get("type") or value is None:
+            yield "a metric in model-index needs a type and a value"
+        elif isinstance(value, float) and not math.isfinite(value):
+            yield f"the metric {metric['type']} is {value}"
+
+
+def _list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [None]
+
+
+def _digest(body: str) -> str:
+    return hashlib.sha256(body.strip().encode()).hexdigest()[:12]
 
 
 def _intended(science: "Science") -> str:

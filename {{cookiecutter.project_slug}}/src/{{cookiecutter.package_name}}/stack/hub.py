@@ -1,46 +1,284 @@
-"""Publishing: the model folder to the store, and to the Hub where there is a token."""
+"""Publishing on the Hugging Face Hub: one commit with all files of a version, then its tag."""
 
+import json
+import re
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from .storage import open_store
+from . import StackError
+from .console import say
+from .storage import MANIFEST, open_store, verify
 
 if TYPE_CHECKING:
+    from huggingface_hub import HfApi
+
     from .settings import Settings
 
-FOLDER = "models"
+T = TypeVar("T")
+
+FOLDER, CARD = "models", "README.md"
+WAITS = (1.0, 2.0, 4.0, 8.0)  # seconds before each new attempt
+PASSING = (409, 412, 429, 500, 502, 503, 504)  # another writer, too many requests, a server in trouble
+MISSING, UNKNOWN_KEY = 404, 401
+VERSION = re.compile(r"v(\d+)\.(\d+)\.(\d+)")
+
+
+@dataclass(frozen=True)
+class Change:
+    """What publishing does to a file: "+" adds, "~" replaces, "-" removes, "=" leaves it."""
+
+    sign: str
+    name: str
+    size: int = 0
+
+
+@dataclass(frozen=True)
+class Place:
+    """A repository on the Hub, as its client names it."""
+
+    id: str
+    kind: str = "model"
+
+    @property
+    def page(self) -> str:
+        """Its path on the Hub's site."""
+        return self.id if self.kind == "model" else f"{self.kind}s/{self.id}"
 
 
 @dataclass(frozen=True)
 class Published:
-    """Where a model folder has gone: a path in the store, and its page on the Hub or an empty text."""
+    """Where a model folder has gone: a path in the store, and its page and version on the Hub or empty texts."""
 
     folder: Path
     stored: str
     url: str
+    version: str = ""
 
 
 def publish(settings: "Settings", folder: Path, public: bool = False) -> Published:
-    """Copy a model folder to the store, and commit it to the Hub if the project has a token and a repository."""
-    store = open_store(settings.storage, settings)
-    for path in sorted(path for path in folder.iterdir() if path.is_file()):
-        store.put_file(str(path), f"{FOLDER}/{folder.name}/{path.name}")
-    url = (
-        upload(settings, folder, public)
-        if "huggingface" in settings.credentials and settings.model_repo
-        else ""
-    )
-    return Published(folder, f"{settings.storage}/{FOLDER}/{folder.name}", url)
+    """Copy a model folder to the store, and commit it to the Hub if the project has a token and a repository.
+
+    Raises StackError where the Hub fails; the folder and the store have everything then.
+    """
+    store, target = open_store(settings.storage, settings), f"{FOLDER}/{folder.name}"
+    for name in [
+        *sorted(verify(folder)["files"]),
+        MANIFEST,
+    ]:  # a reader goes by the manifest, so it comes last
+        store.put_file(str(folder / name), f"{target}/{name}")
+    url, version = "", ""
+    if place := place_of(settings):
+        try:
+            url, version = upload(client(), place, folder, f"Publish {folder.name}", public)
+        except StackError as error:
+            raise StackError(
+                f"{error}. Model and card are in {folder}; `{settings.command} publish` goes on"
+            ) from None
+    return Published(folder, f"{settings.storage}/{target}", url, version)
 
 
-def upload(settings: "Settings", folder: Path, public: bool) -> str:
-    """Commit a model folder to the Hub, in a new private repository if there is none; returns its page."""
+def place_of(settings: "Settings") -> Place | None:
+    """The project's repository on the Hub; None where it has none or no token."""
+    online = "huggingface" in settings.credentials and settings.model_repo
+    return Place(settings.model_repo) if online else None
+
+
+def client() -> "HfApi":
+    """The Hub's client; it shows progress only where somebody watches."""
     from huggingface_hub import HfApi
+    from huggingface_hub.utils import disable_progress_bars
 
-    api = HfApi()
-    repo = api.create_repo(settings.model_repo, private=not public, exist_ok=True)
-    api.upload_folder(
-        repo_id=settings.model_repo, folder_path=folder, commit_message=f"Publish {folder.name}"
-    )
-    return str(repo)
+    if not sys.stderr.isatty():
+        disable_progress_bars()
+    return HfApi()
+
+
+def upload(api: "HfApi", place: Place, folder: Path, message: str, public: bool = False) -> tuple[str, str]:
+    """Bring a folder with a manifest to the Hub, in a new private repository if there is none.
+
+    Returns its page and version. What is there already is not sent. Stopped anywhere, the repository shows the
+    version before or this one, and the same call goes on. Raises StackError.
+    """
+    from .card import check
+
+    verify(folder)
+    for remark in check((folder / CARD).read_text(encoding="utf-8")):
+        say(f"Note: {remark}")
+    private = not public
+    patiently(lambda: api.create_repo(place.id, repo_type=place.kind, private=private, exist_ok=True))
+    commit = patiently(lambda: commit_once(api, place, folder, message))
+    version = patiently(lambda: tag_once(api, place, commit))
+    return f"{api.endpoint}/{place.page}", version
+
+
+def commit_once(api: "HfApi", place: Place, folder: Path, message: str) -> str:
+    """Make the repository show a folder, unless it does; returns the commit that shows it.
+
+    It builds on the state that was compared with: should another have written since, or the answer to an attempt
+    been lost, the Hub refuses and the next call compares anew.
+    """
+    from huggingface_hub import CommitOperationAdd, CommitOperationDelete
+
+    head, changes = compare(api, place, folder)
+    operations: list[CommitOperationAdd | CommitOperationDelete] = [
+        CommitOperationAdd(change.name, folder / change.name) for change in changes if change.sign in "+~"
+    ]
+    operations += [CommitOperationDelete(change.name) for change in changes if change.sign == "-"]
+    if not operations:
+        return head
+    try:
+        done = api.create_commit(
+            place.id, operations, commit_message=message, repo_type=place.kind, parent_commit=head
+        )
+    except ValueError as error:
+        if "metadata" not in str(error):
+            raise
+        raise StackError(f"the Hub refuses the card: {' '.join(str(error).split())}") from None
+    return str(done.oid)
+
+
+def compare(api: "HfApi", place: Place, folder: Path) -> tuple[str, list[Change]]:
+    """The repository's latest commit, and what would make it show a folder; the manifest last.
+
+    Of what the folder lacks, only the files of the version before are removed. A repository that is not there is
+    an empty one.
+    """
+    from huggingface_hub.errors import RepositoryNotFoundError
+    from huggingface_hub.hf_api import RepoFile
+
+    try:
+        head = str(api.repo_info(place.id, repo_type=place.kind).sha)
+    except RepositoryNotFoundError as error:
+        if error.response.status_code == UNKNOWN_KEY:
+            raise
+        return "", [Change("+", name, (folder / name).stat().st_size) for name in names(folder)]
+    tree = api.list_repo_tree(place.id, recursive=True, revision=head, repo_type=place.kind)
+    there = {item.path: item for item in tree if isinstance(item, RepoFile)}
+    changes = [change(folder, name, there.get(name)) for name in names(folder)]
+    before = earlier(api, place, head) if MANIFEST in there else {}
+    gone = sorted((set(before) & set(there)) - set(names(folder)))
+    return head, [Change("-", name) for name in gone] + changes
+
+
+def change(folder: Path, name: str, there: Any) -> Change:
+    """What publishing does to a file that is `there` on the Hub, or is not (None)."""
+    from .sums import git_sum, sum_of
+
+    path = folder / name
+    size = path.stat().st_size
+    if there is None or there.size != size:
+        return Change("+" if there is None else "~", name, size)
+    with path.open("rb") as file:
+        same = (
+            sum_of(file, "sha-256").hex() == there.lfs.sha256
+            if there.lfs
+            else git_sum(file, size) == there.blob_id
+        )
+    return Change("=" if same else "~", name, size)
+
+
+def names(folder: Path) -> list[str]:
+    """The files of a folder's version, by its manifest, which is the last of them."""
+    content = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    return [*sorted(content["files"]), MANIFEST]
+
+
+def earlier(api: "HfApi", place: Place, head: str) -> Mapping[str, Any]:
+    """The files that the manifest on the Hub names; none where it is not one of ours."""
+    path = api.hf_hub_download(place.id, MANIFEST, revision=head, repo_type=place.kind)
+    try:
+        files = json.loads(Path(path).read_text(encoding="utf-8"))["files"]
+    except (ValueError, KeyError, TypeError):
+        return {}
+    return files if isinstance(files, dict) else {}
+
+
+def tag_once(api: "HfApi", place: Place, commit: str) -> str:
+    """The version of a commit: the tag that it has, else a new one above all others, from v0.1.0 on."""
+    tags = {tag.name: tag.target_commit for tag in api.list_repo_refs(place.id, repo_type=place.kind).tags}
+    versions = {name: found for name in tags if (found := VERSION.fullmatch(name))}
+    if here := [name for name in versions if tags[name] == commit]:
+        return here[0]
+    last = max((tuple(map(int, found.groups())) for found in versions.values()), default=(0, 0, 0))
+    version = f"v{last[0]}.{last[1] + 1}.0"
+    api.create_tag(place.id, tag=version, revision=commit, repo_type=place.kind)
+    return version
+
+
+def edited(api: "HfApi", place: Place) -> dict[str, str]:
+    """The sections of the card on the Hub that a person has edited there."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    from .card import sections
+
+    try:
+        path = patiently(lambda: api.hf_hub_download(place.id, CARD, repo_type=place.kind))
+    except HfHubHTTPError:  # there is none
+        return {}
+    return sections(Path(path).read_text(encoding="utf-8"))
+
+
+def patiently(work: Callable[[], T]) -> T:
+    """What `work` returns, tried again while the Hub or the way there is in trouble.
+
+    What is missing is the caller's business. Raises StackError with one line where it stays in trouble or refuses.
+    """
+    from huggingface_hub.errors import HfHubHTTPError
+    from huggingface_hub.utils import httpx
+
+    for wait in (*WAITS, None):
+        try:
+            return work()
+        except HfHubHTTPError as error:
+            status = error.response.status_code
+            if status == MISSING:
+                raise
+            if wait is None or status not in PASSING:
+                raise StackError(told(status, error.server_message or str(error))) from None
+            time.sleep(max(wait, reset(error.response.headers.get("ratelimit", ""))))
+        except (httpx.HTTPError, OSError, RuntimeError) as error:  # the latter from hf_xet
+            if wait is None:
+                raise StackError(f"the Hub can't be reached: {first_line(error)}") from None
+            time.sleep(wait)
+        except ValueError as error:
+            raise StackError(f"that was no answer of the Hub: {first_line(error)}") from None
+    raise AssertionError
+
+
+def told(status: int, message: str) -> str:
+    """One line on a refusal, with its remedy."""
+    reason = " ".join(message.split())[:200]
+    if status in (401, 403):
+        return f"the Hub refuses the key ({status}): {reason}; it must be one that may write, see `doctor`"
+    return f"the Hub answers {status}: {reason}"
+
+
+def reset(header: str) -> float:
+    """The seconds that a `RateLimit` header asks to wait."""
+    found = re.search(r"\bt=(\d+)", header)
+    return float(found[1]) if found else 0.0
+
+
+def first_line(error: BaseException) -> str:
+    """An error in one line."""
+    return next(iter(str(error).splitlines()), "") or type(error).__name__
+
+
+def difference(changes: Iterable[Change]) -> list[str]:
+    """Lines that show changes, the manifest left out."""
+    words = {"+": "new", "~": "changed", "-": "removed", "=": "the same"}
+    shown = [change for change in changes if change.name != MANIFEST]
+    return [f"{change.sign} {change.name}  {change.size:,} bytes, {words[change.sign]}" for change in shown]
+
+
+def preview(place: Place | None, folder: Path) -> list[str]:
+    """Lines that say what publishing a folder would do, or why it can't be said."""
+    if not place:
+        return ["Not for the Hub yet: needs HF_TOKEN and model_repo."]
+    api = client()
+    _, changes = patiently(lambda: compare(api, place, folder))
+    return [f"{api.endpoint}/{place.page}:", *difference(changes)]

@@ -1,8 +1,10 @@
 """Where a result comes from: commit, versions, machine."""
 
+import os
 import platform
+import re
 import subprocess
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 from typing import Any
 
@@ -35,9 +37,49 @@ def environment() -> dict[str, str]:
     return found
 
 
+def requirements(project: str) -> list[str]:
+    """Every package that the project needs, as `name==version` of what is installed."""
+    found: dict[str, str] = {}
+    try:
+        waiting = list(requires(project) or [])
+    except PackageNotFoundError:
+        waiting = list(PACKAGES)  # run from its sources
+    while waiting:
+        name = re.split(r"[^\w.-]", wanted := waiting.pop(), maxsplit=1)[0]
+        key = re.sub(r"[-_.]+", "-", name).lower()
+        if key in found or "extra ==" in wanted:
+            continue
+        try:
+            found[key] = version(name)
+            waiting += requires(name) or []
+        except PackageNotFoundError:  # for another system or Python
+            continue
+    return [f"{name}=={found[name]}" for name in sorted(found)]
+
+
 def machine(device: str) -> dict[str, Any]:
-    """System, processor and the device that was used."""
-    return {"system": platform.system(), "processor": platform.machine(), "device": device}
+    """System, processor and the device that was used, by its name where it is a GPU."""
+    return {
+        "system": platform.system(),
+        "processor": _processor(),
+        "device": device,
+        "accelerator": _gpu(device),
+    }
+
+
+def _processor() -> str:
+    """The processor as its maker calls it where the system tells, with its cores; else its architecture."""
+    told = Path("/proc/cpuinfo")
+    names = re.findall(r"model name\s*:\s*(.+)", told.read_text(encoding="utf-8")) if told.exists() else []
+    return f"{next(iter(names), platform.processor() or platform.machine())}, {os.cpu_count()} cores"
+
+
+def _gpu(device: str) -> str:
+    if not device.startswith("cuda"):
+        return ""
+    import torch
+
+    return torch.cuda.get_device_name(device)
 
 
 def _git(root: Path, *arguments: str) -> str:

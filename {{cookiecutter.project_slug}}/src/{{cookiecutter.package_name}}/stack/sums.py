@@ -26,6 +26,14 @@ def sum_of(file: BinaryIO, kind: str) -> bytes:
     return digest
 
 
+def git_sum(file: BinaryIO, size: int) -> str:
+    """git's name for a file of `size` bytes, in hexadecimal."""
+    total = hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False)
+    while chunk := file.read(CHUNK):
+        total.update(chunk)
+    return total.hexdigest()
+
+
 def digest_field(kind: str, digest: bytes) -> str:
     """The value of `Repr-Digest`."""
     return f"{kind}=:{base64.b64encode(digest).decode()}:"

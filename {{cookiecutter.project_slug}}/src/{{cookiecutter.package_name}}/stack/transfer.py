@@ -1,6 +1,5 @@
 """Move files between two stores: only what differs, several in flight, and on from where it was cut off."""
 
-import hashlib
 import sys
 import tempfile
 import time
@@ -18,7 +17,7 @@ from fsspec.implementations.local import LocalFileSystem
 from . import StackError
 from .disk import CHUNK
 from .inflight import InFlight
-from .sums import sum_of
+from .sums import git_sum, sum_of
 
 AT_ONCE = 8
 COMMIT = 200  # files in one commit to the Hub
@@ -97,10 +96,7 @@ def _sum(store: AbstractFileSystem, name: str, info: dict[str, Any], kind: str) 
     with store.open(name, "rb") as file:
         if kind != "git":
             return sum_of(file, kind).hex()
-        total = hashlib.sha1(b"blob %d\0" % info["size"], usedforsecurity=False)
-        while chunk := file.read(CHUNK):
-            total.update(chunk)
-        return total.hexdigest()
+        return git_sum(file, info["size"])
 
 
 def _copy_all(

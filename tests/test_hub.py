@@ -1,0 +1,201 @@
+"""Publishing: one version or the other, never half of one, whatever fails and wherever; and back from the Hub."""
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from huggingface_hub import HfApi
+from huggingface_hub.utils import disable_progress_bars
+from services.hub_faults import Fault
+from services.hub_server import Hub, serving
+from skeleton.stack import StackError
+from skeleton.stack import hub as hubbing
+from skeleton.stack.hub import Place, compare, upload
+from skeleton.stack.storage import write_manifest
+
+CARD = "---\nlicense: mit\npipeline_tag: image-classification\n---\n# A model\n"
+PLACE = Place("me/model")
+
+
+@pytest.fixture
+def hub(tmp_path: Path) -> Iterator[Hub]:
+    hub = Hub(tmp_path / "hub")
+    with serving(hub):
+        yield hub
+
+
+@pytest.fixture
+def api(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> HfApi:
+    monkeypatch.setattr(hubbing, "WAITS", (0.01, 0.01))
+    disable_progress_bars()
+    return HfApi(endpoint=hub.url, token="hf_write")
+
+
+def version(folder: Path, **files: bytes) -> Path:
+    """A model folder, small."""
+    folder.mkdir()
+    for name, content in {"README.md": CARD.encode(), "config.json": b"{}", **files}.items():
+        (folder / name).write_bytes(content)
+    write_manifest(folder)
+    return folder
+
+
+@pytest.fixture
+def old(tmp_path: Path) -> Path:
+    return version(tmp_path / "old", **{"model.safetensors": b"\0old" * 500, "gone.png": b"\x89PNG\0"})
+
+
+@pytest.fixture
+def new(tmp_path: Path) -> Path:
+    return version(tmp_path / "new", **{"model.safetensors": b"\0new" * 500, "more.txt": b"more"})
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+
+
+def shown(hub: Hub, revision: str = "main", place: Place = PLACE) -> dict[str, bytes]:
+    """What the Hub shows, apart from what it made itself."""
+    return {
+        name: data
+        for name, data in hub.files("model", place.id, revision).items()
+        if name != ".gitattributes"
+    }
+
+
+def test_a_version_is_one_commit_and_a_tag(hub: Hub, api: HfApi, old: Path, new: Path) -> None:
+    assert upload(api, PLACE, old, "first") == (f"{hub.url}/me/model", "v0.1.0")
+    assert hub.repo("model", "me/model").private
+    assert shown(hub) == content(old)
+    assert upload(api, PLACE, new, "second")[1] == "v0.2.0"
+    assert shown(hub) == content(new)
+    assert shown(hub, "v0.1.0") == content(old)
+    commits = hub.repo("model", "me/model").commits
+    assert [commit.title for commit in commits] == ["initial commit", "first", "second"]
+    assert set(commits[-1].changed) == {"model.safetensors", "more.txt", "gone.png", "manifest.json"}
+
+
+def test_what_is_there_is_not_sent_again(hub: Hub, api: HfApi, old: Path) -> None:
+    first = upload(api, PLACE, old, "first")
+    sent, calls = hub.sent, len(hub.calls)
+    assert upload(api, PLACE, old, "again") == first
+    assert hub.sent == sent
+    assert not [call for call in hub.calls[calls:] if call.startswith("POST") and "create" not in call]
+
+
+def test_a_file_that_somebody_else_put_there_stays(hub: Hub, api: HfApi, old: Path, new: Path) -> None:
+    upload(api, PLACE, old, "first")
+    api.upload_file(path_or_fileobj=b"theirs", path_in_repo="theirs.txt", repo_id="me/model")
+    upload(api, PLACE, new, "second")
+    assert shown(hub) == {**content(new), "theirs.txt": b"theirs"}
+
+
+def test_a_new_repository_is_private_unless_told(hub: Hub, api: HfApi, old: Path) -> None:
+    upload(api, PLACE, old, "first", public=True)
+    assert not hub.repo("model", "me/model").private
+
+
+def test_the_difference_is_shown_before(hub: Hub, api: HfApi, old: Path, new: Path) -> None:
+    assert {change.sign for change in compare(api, PLACE, old)[1]} == {"+"}
+    assert hub.repos == {}
+    upload(api, PLACE, old, "first")
+    signs = {change.name: change.sign for change in compare(api, PLACE, new)[1]}
+    assert signs == {
+        "README.md": "=",
+        "config.json": "=",
+        "gone.png": "-",
+        "manifest.json": "~",
+        "model.safetensors": "~",
+        "more.txt": "+",
+    }
+
+
+def test_refused_at_any_call_it_shows_one_version_or_the_other(hub: Hub, api: HfApi, tmp_path: Path) -> None:
+    """From the n-th call on all fail, for each n: a clear line, and the next attempt completes."""
+    told, number, calls = [], 0, 99
+    while number <= calls:
+        old, new = (
+            version(
+                tmp_path / f"{name}-{number}",
+                **{"model.safetensors": f"\0{name} {number}".encode() * 500, name: b"x"},
+            )
+            for name in ("old", "new")
+        )
+        place = Place(f"me/model-{number}")
+        upload(api, place, old, "first")
+        before = len(hub.calls)
+        hub.app.faults = [Fault(403, at=range(number, 10**6))] if number else []
+        try:
+            upload(api, place, new, "second")
+        except StackError as error:
+            told.append(str(error))
+        calls = calls if number else len(hub.calls) - before
+        assert shown(hub, place=place) in (content(old), content(new))
+        hub.app.faults = []
+        assert upload(api, place, new, "second")[1] == "v0.2.0"
+        assert shown(hub, "v0.2.0", place) == content(new)
+        number += 1
+    assert calls >= 10
+    assert calls - 3 <= len(told) <= calls  # what hf_xet asks for to save work, it can do without
+    assert not [line for line in told if "\n" in line]
+
+
+@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
+@pytest.mark.parametrize("kind", [429, 503, "reset"])
+def test_trouble_at_any_call_is_got_over(
+    hub: Hub, api: HfApi, old: Path, new: Path, kind: int | str, after: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each of our own calls fails once, before or after the Hub has obeyed; the version is there all the same, once."""
+    monkeypatch.setattr(hubbing, "reset", lambda header: 0.0)
+    for match in ("repos/create", "/commit/", "/refs", "/tag/", "GET /api/models/me/model"):
+        hub.repos.clear()
+        hub.app.faults = []
+        upload(api, PLACE, old, "first")
+        hub.app.faults = [Fault(kind, at=[1], match=match, after=after)]
+        assert upload(api, PLACE, new, "second")[1] == "v0.2.0"
+        repo = hub.repo("model", "me/model")
+        assert [commit.title for commit in repo.commits] == ["initial commit", "first", "second"]
+        assert set(repo.tags) == {"v0.1.0", "v0.2.0"}
+        assert shown(hub, "v0.2.0") == content(new)
+
+
+def test_two_who_publish_at_the_same_time_do_not_mix(hub: Hub, api: HfApi, old: Path, new: Path) -> None:
+    upload(api, PLACE, old, "first")
+    head, _ = compare(api, PLACE, new)
+    api.upload_file(path_or_fileobj=b"theirs", path_in_repo="theirs.txt", repo_id="me/model")
+    upload(api, PLACE, new, "second")
+    assert head != hub.repo("model", "me/model").head.oid
+    assert shown(hub) == {**content(new), "theirs.txt": b"theirs"}
+
+
+@pytest.mark.parametrize(
+    ("key", "words"), [("hf_read", "may write"), ("hf_unknown", "refuses the key"), ("hf_other", "may write")]
+)
+def test_a_key_that_may_not_is_told_in_one_line(
+    hub: Hub, api: HfApi, old: Path, key: str, words: str
+) -> None:
+    with pytest.raises(StackError, match=words) as refusal:
+        upload(HfApi(endpoint=hub.url, token=key), PLACE, old, "first")
+    assert "\n" not in str(refusal.value)
+    assert key not in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"), [("html", "no answer of the Hub"), (500, "answers 500"), ("reset", "can't be reached")]
+)
+def test_a_hub_that_stays_in_trouble_is_told_in_one_line(
+    hub: Hub, api: HfApi, old: Path, kind: int | str, words: str
+) -> None:
+    hub.app.faults = [Fault(kind)]
+    with pytest.raises(StackError, match=words) as refusal:
+        upload(api, PLACE, old, "first")
+    assert "\n" not in str(refusal.value)
+
+
+def test_a_card_that_the_hub_would_refuse_is_not_sent(hub: Hub, api: HfApi, old: Path) -> None:
+    (old / "README.md").write_text("---\nlicense: [mit]\n---\n")
+    write_manifest(old)
+    with pytest.raises(StackError, match="license"):
+        upload(api, PLACE, old, "first")
+    assert hub.calls == []
