@@ -77,14 +77,20 @@ def sweep(science: "Science", settings: Settings, args: Arguments) -> int:
 
 def publish(science: "Science", settings: Settings, args: Arguments) -> int:
     """Make the model folder with its card; send it to the store, and to the Hub where there is a token."""
+    from . import hub
     from .export import export
-    from .hub import publish
     from .training import find_run
 
-    published = publish(settings, export(science, settings, find_run(settings, args.run)), args.public)
+    place, run = hub.place_of(settings), find_run(settings, args.run)
+    kept, trouble = hub.edited(place)
+    folder = export(science, settings, run, kept)
+    if args.dry_run:
+        say(*hub.preview(place, folder), "Nothing was sent.")
+        return 0
+    published = hub.publish(settings, folder, args.public, trouble)
     say(f"Model and card are in {published.folder}, and in {published.stored}.")
     say(
-        f"Published at {published.url}."
+        f"Published at {published.url} as {published.version}."
         if published.url
         else "Not on the Hub yet: needs HF_TOKEN and model_repo."
     )
@@ -107,11 +113,28 @@ def deploy(science: "Science", settings: Settings, args: Arguments) -> int:
         build = deploy.rollback(store, name, args.rollback)
         say(f"{settings.algorithm} is back at version {build.version}.")
         return _next(settings, "predict")
+    if args.target != "gateway":
+        return _deploy_elsewhere(science, settings, args)
     build = deploy.deploy(_model(settings, args.model), store, name, science.predict, args.bump)
     say(
         f"{settings.algorithm} is at version {build.version}: copied, checked, and it answers its sample as recorded."
     )
     return _next(settings, "serve", "predict")
+
+
+def _deploy_elsewhere(science: "Science", settings: Settings, args: Arguments) -> int:
+    from .targets import RECORD, to_installation, to_space
+
+    model = _model(settings, args.model)
+    if args.target == "algorithmia":
+        version = to_installation(science, settings, model, args.bump)
+        say(f"{settings.algorithm} is published as version {version} at {settings.algorithmia_api}.")
+        return _next(settings, "predict")
+    hosted = to_space(science, settings, model, args.bump, args.space)
+    say(f"The {hosted.rung} Space {hosted.page} answers at {hosted.url}")
+    if hosted.calls:
+        say(f"Its key is in {settings.private / RECORD}. To call it from Python:", hosted.calls)
+    return 0
 
 
 def serve(science: "Science", settings: Settings, args: Arguments) -> int:
@@ -221,7 +244,8 @@ def add_arguments(name: str, parser: argparse.ArgumentParser, science: "Science"
         add("--trials", type=int, default=0, help="trials at most (default: run_cap of the file)")
     elif name == "publish":
         add("--run", default="", metavar="ID", help="the run to publish (default: the latest)")
-        add("--public", action="store_true", help="make the repository on the Hub public")
+        add("--public", action="store_true", help="make a new repository on the Hub public")
+        add("--dry-run", action="store_true", help="show what would be sent to the Hub, and send nothing")
     elif name == "deploy":
         add("--model", default="", metavar="ID", help="the published model (default: the latest)")
         add(
@@ -231,6 +255,18 @@ def add_arguments(name: str, parser: argparse.ArgumentParser, science: "Science"
             help="part of the version that rises",
         )
         add("--list", action="store_true", help="list the versions")
+        add(
+            "--target",
+            choices=("gateway", "algorithmia", "space"),
+            default="gateway",
+            help="the project's own gateway (default), an installation of Algorithmia, or a Hugging Face Space",
+        )
+        add(
+            "--space",
+            choices=("auto", "zerogpu", "docker", "static"),
+            default="auto",
+            help="kind of Space (default: the best that the account can have)",
+        )
         add(
             "--rollback",
             nargs="?",

@@ -1,0 +1,107 @@
+"""Where `deploy` can put a model besides the project's own store: an installation of Algorithmia, or a Space."""
+
+import json
+import os
+import secrets
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from . import StackError
+from .console import say
+from .versions import Bump
+
+if TYPE_CHECKING:
+    from .hosting import Hosted
+    from .science import Science
+    from .settings import Settings
+
+RECORD = "space.json"
+SAMPLES = 10
+PACKAGE = Path(__file__).resolve().parents[1]
+
+
+def to_installation(science: "Science", settings: "Settings", model_dir: Path, bump: Bump) -> str:
+    """Publish a model at the installation that ALGORITHMIA_API names; returns the version. Raises StackError."""
+    import Algorithmia
+    from requests import RequestException
+
+    from .installation import deploy_to_installation
+
+    if not (settings.algorithmia_api and settings.algorithmia_api_key):
+        raise StackError("no installation is named: set ALGORITHMIA_API and ALGORITHMIA_API_KEY")
+    client = Algorithmia.client(settings.algorithmia_api_key, settings.algorithmia_api)
+    sources, predict = settings.root / "algorithm", PACKAGE / "predict.py"
+    try:
+        return deploy_to_installation(model_dir, sources, predict, client, settings.algorithm, bump, say=say)
+    except RequestException as error:
+        raise StackError(f"{settings.algorithmia_api} does not answer: {error}") from None
+
+
+def to_space(
+    science: "Science", settings: "Settings", model_dir: Path, bump: Bump, rung: str, key: str = ""
+) -> "Hosted":
+    """Host a model on a Space of the account; where it is and its key are kept in `.stack/space.json`.
+
+    `key` guards the gateway there; by default the one it had, else a new one. Raises StackError.
+    """
+    from httpx import HTTPError
+    from huggingface_hub import HfApi, get_token
+    from huggingface_hub.errors import HfHubHTTPError
+
+    from .hosting import Project, host
+
+    token = get_token()
+    if not token:
+        raise StackError(
+            "no key for Hugging Face: set HF_TOKEN to a token that can write, or run `hf auth login`"
+        )
+    record = settings.private / RECORD
+    project = Project(
+        title=settings.title or settings.project,
+        root=settings.root,
+        package=PACKAGE,
+        algorithm=settings.algorithm,
+        collection=settings.project,
+        cache=settings.private / "cache",
+        samples=test_samples(settings, model_dir),
+    )
+    api = HfApi(token=token)
+    try:
+        space = settings.model_repo or f"{api.whoami()['name']}/{settings.project}"
+        key = key or remembered(record) or secrets.token_urlsafe(24)
+        hosted = host(model_dir, project, science.predict, api, space, key, token, rung, bump, say)
+    except HfHubHTTPError as error:
+        raise StackError(f"the Hub refuses: {error.server_message or error}") from None
+    except HTTPError as error:
+        raise StackError(f"{api.endpoint} does not answer: {error}") from None
+    if hosted.calls:
+        keep(record, {"url": hosted.url, "key": key})
+    return hosted
+
+
+def test_samples(settings: "Settings", model_dir: Path) -> list[object]:
+    """Some inputs to try: of the test split where the data is at hand, else the model's own sample."""
+    from . import dataset
+    from .storage import open_store
+
+    try:
+        store = open_store(settings.storage, settings)
+        splits, _ = dataset.read(store, settings.private / "cache", settings.command)
+    except StackError:
+        return [json.loads((model_dir / "sample.json").read_text(encoding="utf-8"))["input"]]
+    images: list[object] = splits["test"]["image"][:SAMPLES].tolist()
+    return images
+
+
+def remembered(record: Path) -> str:
+    """The key of the Space that was made before, or nothing."""
+    return str(json.loads(record.read_text(encoding="utf-8"))["key"]) if record.exists() else ""
+
+
+def keep(record: Path, content: dict[str, str]) -> None:
+    """Write a file that only its owner can read."""
+    record.parent.mkdir(parents=True, exist_ok=True)
+    with os.fdopen(
+        os.open(record, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="utf-8"
+    ) as file:
+        json.dump(content, file)
