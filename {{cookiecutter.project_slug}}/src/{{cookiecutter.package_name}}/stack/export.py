@@ -1,6 +1,7 @@
 """The model folder: everything that a reader, the Hub and the gateway need of a trained model."""
 
 import json
+import shutil
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,10 +10,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from safetensors.torch import load_file
+from torch.jit._trace import TracerWarning
 
-from . import StackError, dataset, evaluation, pictures
+from . import StackError, dataset, evaluation, pictures, provenance
 from .card import card, sections
 from .drift import reference
+from .settings import FILE
 from .storage import open_store, write_manifest
 from .tracking import METRICS
 from .training import PREDICTIONS, RESULT, WEIGHTS
@@ -27,11 +30,13 @@ REFERENCE = 5000  # training examples at most that say what normal calls look li
 ROWS = 256  # test examples on which the exported model is held against the trained one
 
 
-def export(science: "Science", settings: "Settings", run: Path) -> Path:
+def export(
+    science: "Science", settings: "Settings", run: Path, kept: Mapping[str, str] | None = None
+) -> Path:
     """Make the model folder of a finished run, `models/<run>`, and return it.
 
-    Sections of its card that a person edited are kept. Raises StackError if the exported model does not answer as
-    the trained one does.
+    Sections of its card, of the card before it or of `kept` that a person edited are kept, in this order. Raises
+    StackError if the exported model does not answer as the trained one does.
     """
     result = json.loads((run / RESULT).read_text(encoding="utf-8"))
     folder = settings.models / run.name
@@ -40,8 +45,8 @@ def export(science: "Science", settings: "Settings", run: Path) -> Path:
         open_store(settings.storage, settings), settings.private / "cache", settings.command
     )
     model = trained(science, run, result["config"])
-    kept = sections((folder / CARD).read_text(encoding="utf-8")) if (folder / CARD).exists() else {}
-    card(settings, science, result, type(model).__name__, kept).save(folder / CARD)
+    written = {**(kept or {}), **edited(settings.models, folder)}
+    card(settings, science, result, type(model).__name__, written).save(folder / CARD)
     model.save_pretrained(folder)
     write_onnx(model, splits["test"], folder / ONNX)
     _json(folder / "labels.json", science.data.LABELS)
@@ -55,8 +60,27 @@ def export(science: "Science", settings: "Settings", run: Path) -> Path:
     answers = science.predict.apply_batch(images, predictor)
     _json(folder / "reference.json", reference(answers, [science.predict.summary(image) for image in images]))
     draw(run, splits["test"]["label"].numpy().astype(np.int64), science.data.LABELS, folder)
+    origins(settings, folder)
     write_manifest(folder)
     return folder
+
+
+def edited(models: Path, folder: Path) -> dict[str, str]:
+    """The sections that a person wrote into a folder's card, else into the latest card of another."""
+    cards = sorted(models.glob(f"*/{CARD}"), key=lambda path: (path.parent == folder, path.stat().st_mtime))
+    found: dict[str, str] = {}
+    for path in cards:
+        found |= sections(path.read_text(encoding="utf-8"))
+    return found
+
+
+def origins(settings: "Settings", folder: Path) -> None:
+    """What the model was made with: the packages as they are installed, the settings, the license."""
+    lines = "\n".join(provenance.requirements(settings.project))
+    (folder / "requirements.txt").write_text(f"{lines}\n", encoding="utf-8")
+    for name in (FILE, "LICENSE"):
+        if (settings.root / name).exists():
+            shutil.copyfile(settings.root / name, folder / name)
 
 
 def trained(science: "Science", run: Path, config: Mapping[str, Any]) -> Any:
@@ -73,6 +97,8 @@ def write_onnx(model: torch.nn.Module, split: "dataset.Split", path: Path) -> No
     with warnings.catch_warnings():
         # The newer exporter takes 13 s for this model and needs two more packages; this one takes 0.1 s.
         warnings.filterwarnings("ignore", category=DeprecationWarning)
+        # It warns of each check of a shape; what it exports is held against the model below.
+        warnings.filterwarnings("ignore", category=TracerWarning)
         torch.onnx.export(
             model,
             (example[:2],),
