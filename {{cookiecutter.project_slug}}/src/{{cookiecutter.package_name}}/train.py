@@ -54,7 +54,9 @@ def fit(
         while at.batch < steps:
             chosen = rows[at.batch * config.batch_size : (at.batch + 1) * config.batch_size]
             batch = train.take(process.mine(chosen), device)
-            images = shifted(batch["image"], process.mine(offsets(config, at.step)).to(device), config.shift)
+            images = batch["image"]
+            if config.shift:
+                images = shifted(images, process.mine(offsets(config, at.step)).to(device), config.shift)
             with torch.autocast(device.type, kind, enabled=kind is not torch.float32):
                 loss = cross_entropy(
                     net(images), batch["label"].long(), label_smoothing=config.label_smoothing
