@@ -19,7 +19,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -172,6 +172,8 @@ def wrk(server: Server, connections: int, seconds: int) -> Load:
         str(connections),
         "--duration",
         f"{seconds}s",
+        "--timeout",
+        "30s",
         "--latency",
     ]
     done = subprocess.run(
@@ -290,11 +292,10 @@ def running(
     try:
         yield process
     finally:
-        os.killpg(process.pid, 15)
-        try:
-            process.wait(20)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, 9)
+        for number in (15, 9):
+            with suppress(ProcessLookupError, subprocess.TimeoutExpired):
+                os.killpg(process.pid, number)
+                process.wait(20)
         log.close()
 
 

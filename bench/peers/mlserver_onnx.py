@@ -13,7 +13,8 @@ if __name__ == "__main__":
     model = {"name": "digits", "implementation": "mlserver_onnx.Digits", "parameters": {"uri": sys.argv[1]}}
     (folder / "model-settings.json").write_text(json.dumps(model))
     os.environ["PYTHONPATH"] = str(Path(__file__).parent)
-    os.execv(sys.executable, [sys.executable, "-m", "mlserver.cli", "start", str(folder)])
+    program = str(Path(sys.executable).parent / "mlserver")
+    os.execv(program, [program, "start", str(folder)])
 
 from classifier import Classifier
 from mlserver import MLModel
