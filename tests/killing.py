@@ -5,7 +5,6 @@ A server that has imported torch once forks them, so that twenty starts cost wha
 
 import contextlib
 import functools
-import io
 import multiprocessing
 import os
 import time
@@ -43,7 +42,7 @@ def showing(busy: Any, moment: str) -> Iterator[None]:
         busy[MOMENTS.index(moment)] = 0
 
 
-def work(folder: Path, arguments: tuple[str, ...], busy: Any, told: Path) -> None:
+def work(folder: Path, arguments: tuple[str, ...], busy: Any, told: Path, extra: dict[str, str]) -> None:
     """Run a command of the project; the real code, with flags around the moments that a kill may hit."""
     from skeleton import __main__ as project
     from skeleton import train
@@ -61,7 +60,7 @@ def work(folder: Path, arguments: tuple[str, ...], busy: Any, told: Path) -> Non
         setattr(owner, name, shown(getattr(owner, name), busy, moment))
     os.chdir(folder)
     os.environ.clear()
-    os.environ.update(projects.environment(folder))
+    os.environ.update(projects.environment(folder, **extra))
     with (
         told.open("a", buffering=1) as file,
         contextlib.redirect_stdout(file),
@@ -74,10 +73,10 @@ def work(folder: Path, arguments: tuple[str, ...], busy: Any, told: Path) -> Non
 class Training:
     """A command of a project under way."""
 
-    def __init__(self, folder: Path, *arguments: str) -> None:
+    def __init__(self, folder: Path, *arguments: str, **extra: str) -> None:
         self.busy = CONTEXT.Array("b", len(MOMENTS), lock=False)
         self.told = folder / "printed.txt"
-        self.process = CONTEXT.Process(target=work, args=(folder, arguments, self.busy, self.told))
+        self.process = CONTEXT.Process(target=work, args=(folder, arguments, self.busy, self.told, extra))
         self.process.start()
 
     def during(self, moment: str, seconds: float = 60) -> bool:
@@ -104,4 +103,4 @@ class Training:
 
     def printed(self) -> str:
         """All that the project's commands have printed so far."""
-        return self.told.read_text() if self.told.exists() else io.StringIO().getvalue()
+        return self.told.read_text() if self.told.exists() else ""

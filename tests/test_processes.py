@@ -1,0 +1,164 @@
+"""Several processes that train together: the same curve, one writer, and a way back from any kill."""
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import projects
+import pytest
+import torch
+from killing import Training
+from skeleton.stack.process import Process
+
+NAME = "one"
+CURVE = ("--epochs", "4", "--log-every", "1", "--dropout", "0", "--checkpoint-steps", "7", "--name", NAME)
+TRAIN = ("train", *CURVE)
+WHOLE_RUN = 4 * 19  # steps
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A project whose run one process has trained."""
+    folder = projects.make(tmp_path_factory.mktemp("alone"))
+    assert Training(folder, *TRAIN).end() == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def pair(alone: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A project whose run two processes have trained."""
+    folder = new(alone, tmp_path_factory.mktemp("pair") / "project")
+    assert [training.end() for training in together(folder, *TRAIN)] == [0, 0]
+    return folder
+
+
+@pytest.fixture
+def project(alone: Path, tmp_path: Path) -> Path:
+    return new(alone, tmp_path / "project")
+
+
+def new(alone: Path, folder: Path) -> Path:
+    projects.make(folder, alone)
+    shutil.rmtree(next((folder / ".stack" / "data").glob("*/*/checkpoints")))
+    return folder
+
+
+def together(folder: Path, *arguments: str, size: int = 2) -> list[Training]:
+    """Processes that are told of each other by the variables that torchrun sets, as by any launcher."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        place = {
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(free.getsockname()[1]),
+            "WORLD_SIZE": str(size),
+        }
+    return [
+        Training(folder, *arguments, **place, RANK=str(rank), LOCAL_RANK=str(rank)) for rank in range(size)
+    ]
+
+
+def curve(folder: Path) -> list[dict[str, float]]:
+    """The record of a run; StackError of the run is shown where it has none."""
+    assert (folder / "runs" / NAME / "result.json").exists(), (folder / "printed.txt").read_text()
+    return [json.loads(line) for line in (folder / "runs" / NAME / "metrics.jsonl").read_text().splitlines()]
+
+
+def same(one: Path, other: Path) -> bool:
+    """Whether two runs have the same curve to 1e-5, step by step."""
+    pairs = list(zip(curve(one), curve(other), strict=True))
+    return all(a.keys() == b.keys() and all(abs(a[key] - b[key]) < 1e-5 for key in a) for a, b in pairs)
+
+
+def newest(folder: Path) -> str:
+    return max((path.name for path in folder.glob(f"runs/{NAME}/checkpoints/step-*")), default="")
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.002)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 7])
+@pytest.mark.parametrize("rows", [1, 64, 181])
+def test_each_row_belongs_to_one_process(size: int, rows: int) -> None:
+    shares = [Process(torch.device("cpu"), rank, size).mine(torch.arange(rows)) for rank in range(size)]
+    assert sorted(torch.cat(shares).tolist()) == list(range(rows))
+
+
+def test_two_processes_give_the_curve_of_one(alone: Path, pair: Path) -> None:
+    assert same(alone, pair)
+    assert [line["step"] for line in curve(pair) if "loss" in line] == list(range(1, WHOLE_RUN + 1))
+
+
+def test_one_of_them_writes_and_says_how_many_there_are(pair: Path) -> None:
+    printed = (pair / "printed.txt").read_text()
+    assert printed.count(f"Run {NAME}: 2 processes on cpu.") == 1
+    assert printed.count("Test accuracy") == 1
+    assert [path.name for path in (pair / "runs").iterdir() if path.is_dir()] == [NAME]
+    result = json.loads((pair / "runs" / NAME / "result.json").read_text())
+    assert result["processes"] == 2
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_with_another_number_of_processes(alone: Path, project: Path) -> None:
+    for size, until in ((2, 14), (1, 35), (2, WHOLE_RUN)):
+        trainings = together(project, *TRAIN, size=size)
+        if until < WHOLE_RUN:
+            wait_until(lambda: newest(project) >= f"step-{until:09d}")  # noqa: B023
+            for training in trainings:
+                training.kill()
+        else:
+            assert [training.end() for training in trainings] == [0, 0]
+    assert (project / "printed.txt").read_text().count("Going on after step") == 2
+    assert same(alone, project)
+
+
+@pytest.mark.slow
+def test_told_to_stop_they_stop_at_the_same_step(pair: Path, project: Path) -> None:
+    trainings = together(project, *TRAIN)
+    wait_until(lambda: newest(project) > "")
+    trainings[1].process.terminate()  # one of them is enough
+    assert [training.end() for training in trainings] == [75, 75]
+    assert trainings[0].printed().count("train --run one") == 1
+    assert [training.end() for training in together(project, *TRAIN)] == [0, 0]
+    assert (project / "runs" / NAME / "model.safetensors").read_bytes() == (
+        pair / "runs" / NAME / "model.safetensors"
+    ).read_bytes()
+
+
+def test_a_batch_that_cannot_be_shared_is_refused(project: Path) -> None:
+    trainings = together(project, "train", "--batch-size", "63")
+    assert [training.end() for training in trainings] == [1, 1]
+    assert "batch_size: must be a multiple of the 2 processes, is 63" in trainings[0].printed()
+
+
+@pytest.mark.slow
+def test_a_killed_worker_is_back_with_the_same_weights(pair: Path, project: Path) -> None:
+    command = ("torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--max-restarts", "1")
+    process = subprocess.Popen(
+        [sys.executable, "-m", *command, "-m", "skeleton", "train", *CURVE[:-2]],  # the run has no name
+        cwd=project,
+        env=projects.environment(project),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    wait_until(lambda: any(project.glob("runs/*/checkpoints/step-*")))
+    workers = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    os.kill(int(workers[-1]), signal.SIGKILL)
+    printed, complaint = process.communicate(timeout=120)
+    assert process.returncode == 0, complaint
+    assert "Going on after step" in printed
+    [result] = project.glob("runs/*/result.json")
+    assert (result.parent / "model.safetensors").read_bytes() == (
+        pair / "runs" / NAME / "model.safetensors"
+    ).read_bytes()
