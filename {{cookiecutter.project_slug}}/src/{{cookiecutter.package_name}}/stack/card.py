@@ -88,7 +88,9 @@ def text(
         for name, value in result["test"].items()
         if name in NAMES
     )
-    changed = "\n".join(f"| `{name}` | {value or '-'} |" for name, value in result["config"].items())
+    changed = "\n".join(
+        f"| `{name}` | {value if value != '' else '-'} |" for name, value in result["config"].items()
+    )
     versions = ", ".join(f"{name} {version}" for name, version in result["environment"].items())
     started = result["config"].get("init")
     tracked = result.get("url")

@@ -59,10 +59,10 @@ class Published:
     version: str = ""
 
 
-def publish(settings: "Settings", folder: Path, public: bool = False) -> Published:
+def publish(settings: "Settings", folder: Path, public: bool = False, trouble: str = "") -> Published:
     """Copy a model folder to the store, and commit it to the Hub if the project has a token and a repository.
 
-    Raises StackError where the Hub fails; the folder and the store have everything then.
+    Raises StackError where the Hub fails, or is in `trouble` already; the folder and the store have everything then.
     """
     store, target = open_store(settings.storage, settings), f"{FOLDER}/{folder.name}"
     for name in [
@@ -73,6 +73,8 @@ def publish(settings: "Settings", folder: Path, public: bool = False) -> Publish
     url, version = "", ""
     if place := place_of(settings):
         try:
+            if trouble:
+                raise StackError(trouble)
             url, version = upload(client(), place, folder, f"Publish {folder.name}", public)
         except StackError as error:
             raise StackError(
@@ -90,7 +92,7 @@ def place_of(settings: "Settings") -> Place | None:
 def client() -> "HfApi":
     """The Hub's client; it shows progress only where somebody watches."""
     from huggingface_hub import HfApi
-    from huggingface_hub.utils import disable_progress_bars
+    from huggingface_hub.utils.tqdm import disable_progress_bars
 
     if not sys.stderr.isatty():
         disable_progress_bars()
@@ -209,17 +211,21 @@ def tag_once(api: "HfApi", place: Place, commit: str) -> str:
     return version
 
 
-def edited(api: "HfApi", place: Place) -> dict[str, str]:
-    """The sections of the card on the Hub that a person has edited there."""
+def edited(place: Place | None) -> tuple[dict[str, str], str]:
+    """The sections of the card on the Hub that a person has edited there, and what kept it from being read."""
     from huggingface_hub.errors import HfHubHTTPError
 
     from .card import sections
 
+    if not place:
+        return {}, ""
     try:
-        path = patiently(lambda: api.hf_hub_download(place.id, CARD, repo_type=place.kind))
+        path = patiently(lambda: client().hf_hub_download(place.id, CARD, repo_type=place.kind))
     except HfHubHTTPError:  # there is none
-        return {}
-    return sections(Path(path).read_text(encoding="utf-8"))
+        return {}, ""
+    except StackError as error:
+        return {}, str(error)
+    return sections(Path(path).read_text(encoding="utf-8")), ""
 
 
 def patiently(work: Callable[[], T]) -> T:
@@ -228,7 +234,7 @@ def patiently(work: Callable[[], T]) -> T:
     What is missing is the caller's business. Raises StackError with one line where it stays in trouble or refuses.
     """
     from huggingface_hub.errors import HfHubHTTPError
-    from huggingface_hub.utils import httpx
+    from huggingface_hub.utils import httpx  # type: ignore[attr-defined]
 
     for wait in (*WAITS, None):
         try:

@@ -54,7 +54,8 @@ def requirements(project: str) -> list[str]:
             waiting += requires(name) or []
         except PackageNotFoundError:  # for another system or Python
             continue
-    return [f"{name}=={found[name]}" for name in sorted(found)]
+    # without the +cpu of a build, which no index of packages has
+    return [f"{name}=={found[name].partition('+')[0]}" for name in sorted(found)]
 
 
 def machine(device: str) -> dict[str, Any]:
