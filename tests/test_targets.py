@@ -59,7 +59,7 @@ def test_a_space_is_made_called_and_made_again_with_the_same_key(tmp_path: Path,
         client = Algorithmia.client(kept["key"], kept["url"])
         assert close(client.algo("me/Skeleton").pipe(sample["input"]).result, sample["output"])
         projects.run(project, *arguments, **online)
-        assert spaces.secrets["ALGORITHMIA_API_KEY"] == kept["key"]
+        assert spaces.space.secrets["ALGORITHMIA_API_KEY"] == kept["key"]
 
 
 @pytest.mark.slow
@@ -67,7 +67,7 @@ def test_a_static_page_gets_images_of_the_test_split(tmp_path: Path, project: Pa
     with hub(tmp_path / "hub", "static") as (spaces, api):
         online = {"HF_ENDPOINT": api.endpoint, "HF_TOKEN": "hf_of_a_test", "STACK_MODEL_REPO": "me/digits"}
         projects.run(project, "deploy", "--target", "space", "--model", "run", "--space", "static", **online)
-        samples = json.loads((spaces.tree / "samples.json").read_text())["samples"]
+        samples = json.loads((spaces.uploaded / "samples.json").read_text())["samples"]
         assert len(samples) == 10
         assert samples[0] != SAMPLES[0]
 

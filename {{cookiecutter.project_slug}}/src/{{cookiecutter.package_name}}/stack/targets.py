@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 RECORD = "space.json"
 SAMPLES = 10
-PACKAGE = Path(__file__).resolve().parents[1]
+PACKAGE = Path(__file__).absolute().parents[1]
 
 
 def to_installation(science: "Science", settings: "Settings", model_dir: Path, bump: Bump) -> str:
