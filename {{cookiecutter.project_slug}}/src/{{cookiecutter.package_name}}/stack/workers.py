@@ -120,7 +120,7 @@ class Workers:
         for connection, process in crew:
             process.terminate()  # training answers with a checkpoint, and then finds that nobody listens
             connection.close()
-        for _, process in crew:
+        for process in [process for _, process in crew]:
             process.join(GRACE)
             process.kill()
             process.join()

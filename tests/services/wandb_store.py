@@ -1,0 +1,211 @@
+"""What the loopback W&B server keeps: runs, sweeps with their agents, and artifacts."""
+
+import itertools
+import json
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import yaml
+
+CREATED = "2026-01-01T00:00:00Z"
+
+
+@dataclass
+class Run:
+    """A run, its files by name, and the lines of its streams."""
+
+    name: str
+    entity: str
+    project: str
+    facts: dict[str, Any] = field(default_factory=dict)
+    config: dict[str, Any] = field(default_factory=dict)
+    summary: dict[str, Any] = field(default_factory=dict)
+    streams: dict[str, list[str]] = field(default_factory=dict)
+    files: dict[str, bytes] = field(default_factory=dict)
+    used: list[str] = field(default_factory=list)
+    state: str = "running"
+    started: bool = False
+    preempting: bool = False
+    stopped: bool = False
+    exit_code: int | None = None
+
+    @property
+    def id(self) -> str:
+        """The server's own id of the run."""
+        return f"run:{self.entity}/{self.project}/{self.name}"
+
+    @property
+    def history(self) -> list[dict[str, Any]]:
+        """The rows that were logged, in their order."""
+        return [json.loads(line) for line in self.streams.get("wandb-history.jsonl", [])]
+
+    @property
+    def values(self) -> dict[str, Any]:
+        """The configuration as the user gave it."""
+        return {key: entry["value"] for key, entry in self.config.items() if key != "_wandb"}
+
+    def stream(self, body: dict[str, Any]) -> None:
+        """Take a request of the file stream: lines at offsets, and how the run stands."""
+        for name, chunk in (body.get("files") or {}).items():
+            lines = self.streams.setdefault(name, [])
+            offset = chunk.get("offset", 0)
+            lines[offset : offset + len(chunk["content"])] = chunk["content"]
+            if name == "wandb-summary.json":
+                self.summary = json.loads(chunk["content"][-1])
+        self.preempting |= bool(body.get("preempting"))
+        if body.get("complete"):
+            self.exit_code = body.get("exitcode", 0)
+            ended = "preempted" if self.preempting else "failed"
+            self.state = ended if self.exit_code else "finished"
+
+
+@dataclass
+class Sweep:
+    """A sweep and the runs that its agents were given."""
+
+    name: str
+    entity: str
+    project: str
+    config: dict[str, Any]
+    state: str = "RUNNING"
+    runs: list[str] = field(default_factory=list)
+    waiting: list[str] = field(default_factory=list)  # preempted, to be given out again
+    points: Iterator[dict[str, Any]] = iter(())
+
+    def __post_init__(self) -> None:
+        cap = self.config.get("run_cap")
+        found = grid(self.config["parameters"]) if self.config["method"] == "grid" else draws(self.config)
+        self.points = itertools.islice(found, cap) if cap else found
+
+
+def grid(parameters: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Every point of a grid, nested parameters as nested values."""
+    choices = [
+        list(grid(spec["parameters"])) if "parameters" in spec else spec.get("values", [spec.get("value")])
+        for spec in parameters.values()
+    ]
+    for point in itertools.product(*choices):
+        yield dict(zip(parameters, point, strict=True))
+
+
+def draws(config: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Random points without end: also for bayes, whose model is the real server's own."""
+    chance = random.Random(0)
+    while True:
+        yield drawn(config["parameters"], chance)
+
+
+def drawn(parameters: dict[str, Any], chance: random.Random) -> dict[str, Any]:
+    """One random point."""
+    point: dict[str, Any] = {}
+    for name, spec in parameters.items():
+        if "parameters" in spec:
+            point[name] = drawn(spec["parameters"], chance)
+        elif "value" in spec:
+            point[name] = spec["value"]
+        elif "values" in spec:
+            point[name] = chance.choice(spec["values"])
+        elif isinstance(spec["min"], int) and isinstance(spec["max"], int):
+            point[name] = chance.randint(spec["min"], spec["max"])
+        else:
+            point[name] = chance.uniform(spec["min"], spec["max"])
+    return point
+
+
+@dataclass
+class Artifact:
+    """A version of an artifact, with where its files were put."""
+
+    id: str
+    collection: str
+    kind: str
+    entity: str
+    project: str
+    digest: str
+    run: str
+    metadata: str | None = None
+    description: str | None = None
+    aliases: set[str] = field(default_factory=set)
+    state: str = "PENDING"
+    index: int | None = None
+    manifest: str = ""
+    files: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass
+class Store:
+    """All that was sent."""
+
+    runs: dict[tuple[str, str, str], Run] = field(default_factory=dict)
+    sweeps: dict[str, Sweep] = field(default_factory=dict)
+    agents: dict[str, str] = field(default_factory=dict)
+    artifacts: dict[str, Artifact] = field(default_factory=dict)
+    blobs: dict[str, bytes] = field(default_factory=dict)
+
+    def run(self, name: str) -> Run:
+        """The one run of this name; KeyError without one."""
+        return {run.name: run for run in self.runs.values()}[name]
+
+    def sweep(self, config: str, entity: str, project: str) -> Sweep:
+        """A new sweep from its YAML."""
+        name = f"sweep{len(self.sweeps)}"
+        self.sweeps[name] = Sweep(name, entity, project, yaml.safe_load(config))
+        return self.sweeps[name]
+
+    def next_command(self, sweep: Sweep) -> dict[str, Any]:
+        """What an agent that is free is told: a run that was preempted, the next point, or to exit."""
+        if sweep.state != "RUNNING":
+            return {"type": "exit"}
+        if sweep.waiting:
+            run = self.runs[sweep.entity, sweep.project, sweep.waiting.pop(0)]
+            return {"type": "resume", "run_id": run.name, "args": run.config, **program(sweep)}
+        point = next(sweep.points, None)
+        if point is None:
+            sweep.state = "FINISHED"
+            return {"type": "exit"}
+        name = f"{sweep.name}-run{len(sweep.runs)}"
+        args = {key: {"value": value} for key, value in point.items()}
+        run = Run(name, sweep.entity, sweep.project, {"sweep": sweep.name}, args)
+        self.runs[sweep.entity, sweep.project, name] = run
+        sweep.runs.append(name)
+        return {"type": "run", "run_id": name, "args": args, **program(sweep)}
+
+    def ended(self, run: Run) -> None:
+        """Queue a preempted run of a sweep again (W&B: guides/runs/resuming, "preemptible sweeps")."""
+        sweep = self.sweeps.get(run.facts.get("sweep") or "")
+        if sweep and run.state == "preempted":
+            sweep.waiting.append(run.name)
+            run.preempting = False
+
+    def versions(self, entity: str, project: str, collection: str) -> list[Artifact]:
+        """The committed versions of an artifact, oldest first."""
+        return [
+            one
+            for one in self.artifacts.values()
+            if (one.entity, one.project, one.collection) == (entity, project, collection)
+            and one.state == "COMMITTED"
+        ]
+
+    def commit(self, id: str) -> Artifact:
+        """Make a version visible; the aliases that it takes are taken from the others."""
+        artifact = self.artifacts[id]
+        if artifact.state == "PENDING":
+            others = self.versions(artifact.entity, artifact.project, artifact.collection)
+            artifact.state, artifact.index = "COMMITTED", len(others)
+            artifact.aliases |= {"latest"}
+            for other in others:
+                other.aliases -= artifact.aliases
+        return artifact
+
+    def version(self, entity: str, project: str, name: str) -> Artifact | None:
+        """The version that `collection:alias` or `collection:v3` names."""
+        collection, _, alias = name.partition(":")
+        found = self.versions(entity, project, collection)
+        return next((one for one in found if alias in (*one.aliases, f"v{one.index}", one.digest)), None)
+
+
+def program(sweep: Sweep) -> dict[str, Any]:
+    """What a command says of the program."""
+    return {"program": sweep.config.get("program", ""), "logs": []}

@@ -1,0 +1,43 @@
+"""A W&B service for tests, and the environment in which a user's program finds it."""
+
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import projects
+from services.wandb_server import KEY, Wandb, serving
+
+
+@contextmanager
+def wandb_service() -> Iterator[Wandb]:
+    """W&B on loopback."""
+    service = Wandb()
+    with serving(service):
+        yield service
+
+
+def account(home: Path, service: Wandb, **extra: str) -> dict[str, str]:
+    """The environment of a user with a key, who has used W&B on this machine never before."""
+    own = {f"WANDB_{name}_DIR": str(home / f"wandb-{name}".lower()) for name in ("CACHE", "DATA", "CONFIG")}
+    own |= {"WANDB_BASE_URL": service.url, "WANDB_API_KEY": KEY, "WANDB_ERROR_REPORTING": "false"}
+    return {**own, "STACK_TRACKER": "wandb", **extra}
+
+
+def program(service: Wandb, text: str, code: int = 0) -> str:
+    """What a program prints that uses the real client, in a process and a home of its own."""
+    with tempfile.TemporaryDirectory() as folder:
+        environment = projects.environment(Path(folder), **account(Path(folder), service))
+        done = subprocess.run(
+            [sys.executable, "-c", text],
+            cwd=folder,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+    assert done.returncode == code, done.stdout + done.stderr
+    return done.stdout
