@@ -36,7 +36,7 @@ USER, TEAM = "me", "team"
 Variables = dict[str, Any]
 
 
-class Refusal(Exception):
+class Refused(Exception):  # noqa: N818 - an answer, not a fault
     """What the server answers instead of data: a status and its words."""
 
     def __init__(self, status: int, text: str) -> None:
@@ -81,7 +81,7 @@ class Wandb:
             return error(400, f"unknown operation {operation}")
         try:
             return JSONResponse({"data": OPERATIONS[operation](self, variables)})
-        except Refusal as refusal:
+        except Refused as refusal:
             return error(refusal.status, refusal.text)
         except (KeyError, TypeError) as fault:  # the client would repeat what fails with a 5xx for minutes
             return error(400, f"{operation}: {fault!r}")
@@ -156,11 +156,11 @@ class Wandb:
         }
 
     def entity_of(self, variables: Variables) -> str:
-        """The account that a call is about; the caller's own unless named. Raises Refusal for a strange one."""
+        """The account that a call is about; the caller's own unless named. Raises Refused for a strange one."""
         entity = variables.get("entity") or variables.get("entityName") or USER
         if entity not in (USER, TEAM):
             # wandb#2484: what the service says
-            raise Refusal(404, f"entity {entity} not found during upsertBucket")
+            raise Refused(404, f"entity {entity} not found during upsertBucket")
         return str(entity)
 
     def project(self, entity: str, name: str) -> dict[str, Any]:
@@ -291,7 +291,7 @@ class Wandb:
         """core: CreateRunFiles."""
         run = self.found(variables)
         if run is None:
-            raise Refusal(404, "run not found")
+            raise Refused(404, "run not found")
         base = f"{self.url}/storage/run/{run.entity}/{run.project}/{run.name}"
         files = [{"name": name, "uploadUrl": f"{base}/{name}"} for name in variables["files"]]
         return {"createRunFiles": {"runID": run.id, "uploadHeaders": [], "files": files}}
@@ -346,7 +346,7 @@ class Wandb:
     def create_agent(self, variables: Variables) -> Any:
         """client: create_agent in apis/public/sweeps.py."""
         if variables["sweep"] not in self.store.sweeps:
-            raise Refusal(404, f"sweep {variables['sweep']} not found")
+            raise Refused(404, f"sweep {variables['sweep']} not found")
         agent = f"agent{len(self.store.agents)}"
         self.store.agents[agent] = variables["sweep"]
         return {"createAgent": {"agent": {"id": agent}}}
@@ -371,10 +371,10 @@ class Wandb:
         earlier = self.store.versions(entity, project, names[0])
         artifact = next((one for one in earlier if one.digest == given["digest"]), None)
         if artifact is None:
-            id, kind = f"artifact{len(self.store.artifacts)}", given["artifactTypeName"]
+            name, kind = f"artifact{len(self.store.artifacts)}", given["artifactTypeName"]
             run = given.get("runName") or ""
-            artifact = Artifact(id, names[0], kind, entity, project, given["digest"], run)
-            self.store.artifacts[id] = artifact
+            artifact = Artifact(name, names[0], kind, entity, project, given["digest"], run)
+            self.store.artifacts[name] = artifact
         artifact.metadata, artifact.description = given.get("metadata"), given.get("description")
         aliases = {alias["alias"] for alias in given.get("aliases") or []}
         for other in earlier if artifact.state == "COMMITTED" else []:
@@ -426,10 +426,14 @@ class Wandb:
 
     def create_manifest(self, variables: Variables) -> Any:
         """core: CreateArtifactManifest, UpdateArtifactManifest."""
-        id = variables.get("artifactID") or variables["artifactManifestID"].removeprefix("manifest:")
-        self.store.artifacts[id].manifest = f"manifest/{id}"
-        file = {"id": f"manifest:{id}", "uploadUrl": f"{self.url}/storage/manifest/{id}", "uploadHeaders": []}
-        node = {"artifactManifest": {"id": f"manifest:{id}", "file": file}}
+        name = variables.get("artifactID") or variables["artifactManifestID"].removeprefix("manifest:")
+        self.store.artifacts[name].manifest = f"manifest/{name}"
+        file = {
+            "id": f"manifest:{name}",
+            "uploadUrl": f"{self.url}/storage/manifest/{name}",
+            "uploadHeaders": [],
+        }
+        node = {"artifactManifest": {"id": f"manifest:{name}", "file": file}}
         return {"createArtifactManifest": node, "updateArtifactManifest": node}
 
     def artifact_files(self, variables: Variables) -> Any:
@@ -509,7 +513,7 @@ class Wandb:
         """client: RunInputArtifacts."""
         run = self.found(variables)
         assert run
-        used = [self.artifact_node(self.store.artifacts[id]) for id in run.used]
+        used = [self.artifact_node(self.store.artifacts[name]) for name in run.used]
         return {"project": {"run": {"artifacts": connection(used), "inputArtifacts": connection(used)}}}
 
     def no_digest(self, _: Variables) -> Any:

@@ -72,7 +72,7 @@ class Sweep:
     state: str = "RUNNING"
     runs: list[str] = field(default_factory=list)
     waiting: list[str] = field(default_factory=list)  # preempted, to be given out again
-    points: Iterator[dict[str, Any]] = iter(())
+    points: Iterator[dict[str, Any]] = field(init=False)
 
     def __post_init__(self) -> None:
         cap = self.config.get("run_cap")
