@@ -10,6 +10,7 @@ from .stack.flags import flag
 class TrainConfig:
     """The configuration of one training run; without torch, so that `train --help` answers at once."""
 
+    init: str = flag("", "model on the Hub to start from, hf://USER/NAME[@REVISION]; empty: random weights")
     epochs: int = flag(15, "passes over the training split")
     batch_size: int = flag(64, "images in a step, over all processes")
     lr: float = flag(0.006, "peak learning rate of the one-cycle schedule")

@@ -1,5 +1,7 @@
 """The model: a small convolutional network. Edit me."""
 
+from collections.abc import Mapping
+
 from huggingface_hub import PyTorchModelHubMixin
 from torch import Tensor, nn
 
@@ -34,6 +36,11 @@ class DigitsNet(nn.Module, PyTorchModelHubMixin, library_name="pytorch", pipelin
         """Grey values (n, 8, 8), 0 to 16 -> logits (n, 10)."""
         logits: Tensor = self.net(image.float().unsqueeze(1) / LEVELS)
         return logits
+
+
+def begin(model: DigitsNet, weights: Mapping[str, Tensor]) -> None:
+    """Take the weights of a model on the Hub (`train --init`): here all of them, from one of the same sizes."""
+    model.load_state_dict(dict(weights), strict=True)
 
 
 def build(config: TrainConfig) -> DigitsNet:

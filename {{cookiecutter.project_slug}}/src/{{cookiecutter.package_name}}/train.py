@@ -11,10 +11,11 @@ from torch.nn.parallel import DistributedDataParallel
 
 from .config import TrainConfig as TrainConfig
 from .data import shifted
-from .model import DigitsNet, build
+from .model import DigitsNet, begin, build
 from .stack import StackError
 from .stack.checkpoint import Checkpoints, Stateful
 from .stack.dataset import Split
+from .stack.library import start
 from .stack.process import Process, number_format
 from .stack.tracking import Run
 
@@ -29,7 +30,9 @@ def fit(
     torch.manual_seed(config.seed)
     device = process.device
     train, validation = splits["train"].on(device), splits["validation"].on(device)
-    model = build(config).to(device)
+    model = build(config)
+    start(model, config.init, begin)
+    model = model.to(device)
     net = DistributedDataParallel(model) if process.size > 1 else model
     steps = train.rows // config.batch_size
     if not steps:

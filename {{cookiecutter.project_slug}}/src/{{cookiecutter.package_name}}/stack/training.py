@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
+from dataclasses import replace as replace_fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,7 @@ from . import StackError, dataset, evaluation, provenance
 from .checkpoint import Checkpoints, Interrupted
 from .console import say
 from .flags import read_json
+from .library import pinned
 from .process import Process, join
 from .snapshot import STATE, replace
 from .storage import open_store
@@ -68,6 +70,8 @@ def train(
         )
         if process.first and folder is None:
             say(f"Run {run_id}: {process}.")
+        if init := process.agree(pinned(getattr(config, "init", "")) if process.first else ""):
+            config = replace_fields(config, init=init)
         values = asdict(config)
         run = _open(settings, runs / run_id, {**values, "data": dataset.fingerprint(facts)}, process, tracker)
         checkpoints = Checkpoints(

