@@ -14,7 +14,7 @@ export PYTHONDONTWRITEBYTECODE := 1
 export RUFF_CACHE_DIR := $(CURDIR)/build/ruff
 export MYPY_CACHE_DIR := $(CURDIR)/build/mypy
 
-.PHONY: help setup demo test lint bake bench size browser clean
+.PHONY: help setup demo demo-online test lint bake bench size browser clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
@@ -35,6 +35,9 @@ build/.ready: pyproject.toml $(wildcard $(SKELETON)/pyproject.toml)
 demo: setup ## generate the default project and take it through the whole loop, with no account
 	@.venv/bin/cookiecutter . --no-input --overwrite-if-exists --output-dir build/demo check_credentials=skip
 	@cd $(DEMO) && "$(BIN)/python" -m my_ml_project demo
+
+demo-online: setup ## the same, online: the real clients against every service on loopback
+	@"$(BIN)/python" tests/services/online.py build/demo-online
 
 test: setup browser ## run every test
 	@"$(BIN)/python" -m pytest -n 2 --dist worksteal

@@ -312,6 +312,18 @@ def run(science: "Science", arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         return 130
+    except Exception as error:
+        if not from_outside(error):
+            raise
+        print(f"error: {type(error).__name__}: {' '.join(str(error).split())}", file=sys.stderr)
+        print("What was made so far is kept; run the same command again.", file=sys.stderr)
+        return 1
+
+
+def from_outside(error: Exception) -> bool:
+    """Whether an error is the disk's, the network's or a service's: a line is enough for it."""
+    clients = ("botocore", "httpx", "requests", "urllib3", "huggingface_hub")
+    return isinstance(error, OSError) or type(error).__module__.partition(".")[0] in clients
 
 
 def overrides(pairs: Sequence[str]) -> dict[str, str]:

@@ -15,7 +15,7 @@ from .calling import RECORD, address, call
 from .console import say, table
 from .deploy import versions
 from .hub import FOLDER
-from .monitor import Monitoring, monitor
+from .monitor import Monitoring, monitor, read_calls
 from .report import report
 from .storage import open_store
 from .sweep import sweep_folder
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from .science import Science
     from .settings import Settings
 
-START = 60  # seconds that the gateway gets to start
+START = 60  # seconds that a gateway gets to start, and to write its log
 SUMMARY, SWEEP = "demo.json", "sweep.yaml"
 
 
@@ -42,7 +42,10 @@ def demo(science: "Science", settings: "Settings") -> int:
     say("", "== predict ==")
     with gateway(science, settings):
         url, _ = address(settings)
+        before = logged(settings)
         answers = call(settings, test_images(settings))
+        if settings.algorithmia_api:
+            wait_for_log(settings, before + len(answers))
         say(
             f"{len(answers)} calls through Algorithmia's client, the first answer: {json.dumps(answers[0])[:60]}…"
         )
@@ -66,7 +69,10 @@ def arguments(command: str, science: "Science") -> Namespace:
 
 @contextmanager
 def gateway(science: "Science", settings: "Settings") -> Iterator[None]:
-    """A gateway in a process of its own, as `serve` starts it, stopped in the end."""
+    """A gateway in a process of its own, as `serve` starts it, stopped in the end; none where one is configured."""
+    if settings.algorithmia_api:
+        yield
+        return
     record = settings.private / RECORD
     process = subprocess.Popen(
         [sys.executable, "-m", science.package, "serve"], cwd=settings.root, stdout=subprocess.PIPE, text=True
@@ -80,6 +86,18 @@ def gateway(science: "Science", settings: "Settings") -> Iterator[None]:
     finally:
         process.terminate()
         process.wait(START)
+
+
+def logged(settings: "Settings") -> int:
+    """How many calls are in the log."""
+    return len(read_calls(open_store(settings.storage, settings), settings.algorithm.partition("/")[2]))
+
+
+def wait_for_log(settings: "Settings", calls: int) -> None:
+    """Wait for a gateway that runs elsewhere, which writes its log in pauses, to have written down `calls`."""
+    end = time.monotonic() + START
+    while logged(settings) < calls and time.monotonic() < end:
+        time.sleep(0.2)
 
 
 def test_images(settings: "Settings") -> list[Any]:
@@ -110,6 +128,7 @@ def facts(settings: "Settings", url: str, answer: Any, seen: Monitoring) -> dict
             0
         ].version,
         "gateway": url,
+        "remote": bool(settings.algorithmia_api),
         "prediction": {key: answer[key] for key in ("label", "confidence") if key in answer},
         "calls": seen.calls,
         "median_ms": seen.median_ms,
@@ -131,7 +150,7 @@ def rows(found: dict[str, Any]) -> list[tuple[str, object]]:
         ("Model card", found["card"]),
         ("In the store", found["stored"]),
         ("Deployed", f"version {found['version']}"),
-        ("Gateway", f"{found['gateway']} (stopped; `serve` starts it again)"),
+        ("Gateway", found["gateway"] + ("" if found["remote"] else " (stopped; `serve` starts it again)")),
         (
             "Prediction",
             f"{found['prediction'].get('label')} with confidence {found['prediction'].get('confidence', 0):.2f}",

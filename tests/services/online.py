@@ -1,0 +1,154 @@
+"""Every service on loopback at once, and a project whose answers name accounts there: `make demo-online`.
+
+    python tests/services/online.py [FOLDER]
+
+generates a project into FOLDER with its keys checked by the services, takes it through its demo with the four real
+clients, and says what each service was sent.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from baking import template
+from services import hub_server, wandb_server
+from services.hub_server import Hub, Token
+from services.wandb_server import Wandb
+
+ANSWERS = {
+    "project_name": "Digits Online",
+    "algorithmia_username": "me",
+    "wandb_entity": "me",
+    "huggingface_username": "me",
+    "check_credentials": "require",
+}
+SLUG, PACKAGE = "digits-online", "digits_online"
+KEYS = {
+    "ALGORITHMIA_API_KEY": "sim0online0123456789abcdefgh",
+    "WANDB_API_KEY": "online0123456789abcdef0123456789abcdef01",
+    "HF_TOKEN": "hf_onlineABCDEFGHIJKLMNOPQRSTUVWXYZabcd",
+}
+SERVICES = ("WANDB", "HF_", "HUGGING", "ALGORITHMIA", "AWS", "STACK_")
+
+
+@dataclass
+class Online:
+    """The services, the project, and the environment in which its commands reach them."""
+
+    hub: Hub
+    wandb: Wandb
+    project: Path
+    environment: dict[str, str]
+    printed: str = field(default="", repr=False)
+
+    def start(self, *arguments: str) -> subprocess.Popen[str]:
+        """Start a command of the project; what it prints is one stream."""
+        return subprocess.Popen(
+            [sys.executable, "-m", PACKAGE, *arguments],
+            cwd=self.project,
+            env=self.environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    def run(self, *arguments: str) -> str:
+        """What a command of the project prints; it must end well."""
+        process = self.start(*arguments)
+        printed, _ = process.communicate(timeout=600)
+        self.printed += printed
+        if process.returncode:
+            raise RuntimeError(f"{' '.join(arguments)} ended with {process.returncode}:\n{printed}")
+        return printed
+
+
+@contextmanager
+def online(folder: Path) -> Iterator[Online]:
+    """A project in `folder`, generated with its keys checked, and every service that it uses."""
+    hub, wandb = Hub(folder / "hub"), Wandb()
+    hub.tokens = {KEYS["HF_TOKEN"]: Token()}
+    home = folder / "home"
+    home.mkdir(parents=True, exist_ok=True)
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(SERVICES)}
+    environment |= {"HOME": str(home), "PYTHONDONTWRITEBYTECODE": "1"}
+    with ExitStack() as stack:
+        elsewhere = folder / "elsewhere"
+        generate(elsewhere, environment, check_credentials="skip")
+        gateway = stack.enter_context(serve(elsewhere / SLUG, environment))
+        environment |= KEYS | {
+            "ALGORITHMIA_API": gateway,
+            "WANDB_BASE_URL": stack.enter_context(wandb_server.serving(wandb)),
+            "HF_ENDPOINT": stack.enter_context(hub_server.serving(hub)),
+        }
+        printed = generate(folder, environment)
+        project = folder / SLUG
+        yield Online(hub, wandb, project, environment | {"PYTHONPATH": str(project / "src")}, printed)
+
+
+def generate(folder: Path, environment: dict[str, str], **answers: str) -> str:
+    """Generate the project anew as a user does; returns what is printed."""
+    shutil.rmtree(folder / SLUG, ignore_errors=True)
+    given = [f"{name}={value}" for name, value in {**ANSWERS, **answers}.items()]
+    command = [str(Path(sys.executable).with_name("cookiecutter")), str(template()), "--no-input", *given]
+    command += ["--output-dir", str(folder)]
+    done = subprocess.run(command, env=environment, stdout=-1, stderr=-2, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"the project can't be generated:\n{done.stdout}")
+    return str(done.stdout)
+
+
+@contextmanager
+def serve(project: Path, environment: dict[str, str]) -> Iterator[str]:
+    """The address of the gateway that a project serves, in the part of the installation of Algorithmia."""
+    own = {"PYTHONPATH": str(project / "src"), "ALGORITHMIA_API_KEY": KEYS["ALGORITHMIA_API_KEY"]}
+    process = subprocess.Popen(
+        [sys.executable, "-m", PACKAGE, "serve"],
+        cwd=project,
+        env=environment | own,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert process.stdout
+        addresses = (line.split()[-1] for line in process.stdout if line.startswith("Serving on"))
+        yield next(addresses)
+    finally:
+        process.terminate()
+        process.wait(60)
+        process.stdout.close()  # type: ignore[union-attr]
+
+
+def main() -> None:
+    """Run the demo against the services and tell what they were sent."""
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(sys.argv[1] if len(sys.argv) > 1 else scratch).resolve()
+        shutil.rmtree(folder, ignore_errors=True)
+        with online(folder) as services:
+            print(services.printed)
+            process = services.start("demo")
+            assert process.stdout
+            for line in process.stdout:
+                print(line, end="", flush=True)
+            if process.wait():
+                sys.exit(process.returncode)
+            print("\nWhat the services were sent:")
+            for run in services.wandb.store.runs.values():
+                print(f"  W&B  run {run.name}: {run.state}, {len(run.history)} rows")
+            for artifact in services.wandb.store.artifacts.values():
+                print(f"  W&B  {artifact.kind} {artifact.collection}: {', '.join(sorted(artifact.aliases))}")
+            for (kind, name), repo in services.hub.repos.items():
+                print(f"  Hub  {kind} {name}: {len(repo.head.tree)} files")
+            print(f"  Algorithmia  {services.environment['ALGORITHMIA_API']}: data, models, calls")
+
+
+if __name__ == "__main__":
+    main()
