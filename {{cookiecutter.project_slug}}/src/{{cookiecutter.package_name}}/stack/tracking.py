@@ -137,6 +137,7 @@ class WandbTracker:
             mode="online" if self.online else "offline",
             settings=wandb.Settings(init_timeout=60, finish_timeout=120, silent=True, console="off"),
         )
+        self.url = self.run.url or "" if self.online else ""
 
     def log(self, step: int, values: Values) -> None:
         """Send numbers of a step."""

@@ -164,9 +164,10 @@ def _keep(
     outputs = {name: science.train.predict(model, splits[name]).numpy() for name in ("validation", "test")}
     labels = {name: splits[name]["label"].cpu().numpy().astype(np.int64) for name in outputs}
     scores = {name: evaluation.metrics(evaluation.softmax(outputs[name]), labels[name]) for name in outputs}
+    seen = {"url": getattr(run.tracker, "url", "")}  # the page of the run, for its model's card
     save_file(model.state_dict(), run.folder / WEIGHTS)
     np.savez(run.folder / PREDICTIONS, validation_logits=outputs["validation"], test_logits=outputs["test"])
-    replace(run.folder / RESULT, json.dumps({**result, **scores}, indent=1).encode())
+    replace(run.folder / RESULT, json.dumps({**result, **scores, **seen}, indent=1).encode())
     run.summary(**{f"{split}_{name}": value for split in scores for name, value in scores[split].items()})
     return {**scores, "tracked": run.finish()}
 

@@ -1,0 +1,162 @@
+"""The model card: what was measured, what people wrote, and nothing that the Hub would refuse."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from skeleton.config import TrainConfig
+from skeleton.stack import StackError
+from skeleton.stack.card import card, check, sections
+from skeleton.stack.export import edited
+from skeleton.stack.science import Science
+from skeleton.stack.settings import Settings
+from skeleton.stack.vocabulary import LICENSES, TASKS
+
+SCIENCE = Science("skeleton", TrainConfig)
+RESULT: dict[str, Any] = {
+    "run": "20260101-000000-abcd",
+    "config": {"init": "", "epochs": 3, "seed": 0},
+    "data": {"name": "digits", "sha256": "ab" * 32, "rows": {"train": 1258, "validation": 269, "test": 270}},
+    "steps": 57,
+    "seconds": 3.25,
+    "processes": 1,
+    "parameters": 38378,
+    "commit": "cd" * 20,
+    "environment": {"python": "3.12.1", "torch": "2.9.0"},
+    "machine": {"system": "Linux", "processor": "A CPU, 2 cores", "device": "cuda", "accelerator": "A GPU"},
+    "validation": {"accuracy": 0.92, "f1": 0.91, "loss": 0.3},
+    "test": {"accuracy": np.float64(0.9037037037037037), "f1": 1 / 3, "loss": 0.1 + 0.2},
+    "url": "https://wandb.example/runs/abcd",
+}
+
+
+def text(kept: dict[str, str] | None = None, result: dict[str, Any] | None = None, **settings: Any) -> str:
+    named = {"title": "Digits", "description": "Reads digits.", "author": "Ann", "license": "MIT", **settings}
+    return str(card(Settings(**named), SCIENCE, {**RESULT, **(result or {})}, "DigitsNet", kept or {}))
+
+
+def front(text: str) -> dict[str, Any]:
+    found: dict[str, Any] = yaml.safe_load(text.split("---\n")[1])
+    return found
+
+
+def test_metrics_are_the_evaluations_to_the_last_digit() -> None:
+    metrics = front(text())["model-index"][0]["results"][0]["metrics"]
+    assert {metric["type"]: metric["value"] for metric in metrics} == {
+        "accuracy": 0.9037037037037037,
+        "f1": 1 / 3,
+    }
+
+
+def test_it_tells_where_the_model_is_from() -> None:
+    made = text()
+    for fact in (
+        "ab" * 32,
+        "cd" * 20,
+        "https://wandb.example/runs/abcd",
+        "torch 2.9.0",
+        "3.2 s",
+        "A GPU",
+        "A CPU",
+    ):
+        assert fact in made
+    assert "![Learning curves](learning_curves.png)" in made
+    assert "| `seed` | 0 |" in made
+
+
+def test_what_it_started_from_is_its_base_model() -> None:
+    made = text(result={"config": {"init": "hf://you/model@abc"}})
+    assert front(made)["base_model"] == "you/model"
+    assert "started from hf://you/model@abc" in made
+    assert "base_model" not in front(text())
+
+
+def test_a_data_set_on_the_hub_is_linked() -> None:
+    assert front(text(storage="hf://datasets/me/digits/sub"))["datasets"] == ["me/digits"]
+    assert "datasets" not in front(text(storage="algorithmia://.my/digits"))
+
+
+@pytest.mark.parametrize("license", ["MIT", "Apache-2.0", "BSD-3-Clause", "Proprietary"])
+def test_every_card_passes_the_check_without_a_remark(license: str) -> None:
+    made = text(license=license)
+    assert check(made) == []
+    assert "More Information Needed" not in made
+
+
+def test_what_a_person_wrote_stays_and_the_rest_is_made_anew() -> None:
+    first = text()
+    assert sections(first) == {}  # nobody wrote anything yet
+    changed = first.replace("Measured on the test split", "Only grey images. Measured on the test split")
+    kept = sections(changed)
+    assert kept.keys() == {"Limits"}
+    rows = {**RESULT["data"], "rows": {"train": 1, "validation": 1, "test": 9}}
+    again = text(kept, {"data": rows})
+    assert "Only grey images. Measured" in again
+    assert sections(again) == kept  # and so on, for ever
+    assert "(9 examples)" in text({}, {"data": rows})
+
+
+def test_what_was_written_goes_on_to_the_next_run(tmp_path: Path) -> None:
+    for run, words in (("first", "My words."), ("second", "")):
+        (tmp_path / run).mkdir()
+        made = text({"Intended use": words} if words else None)
+        (tmp_path / run / "README.md").write_text(made, encoding="utf-8")
+    assert edited(tmp_path, tmp_path / "third") == {"Intended use": "My words."}
+    second = tmp_path / "second" / "README.md"
+    second.write_text(text({"Intended use": "Newer words."}), encoding="utf-8")
+    assert edited(tmp_path, tmp_path / "second") == {"Intended use": "Newer words."}
+    assert edited(tmp_path, tmp_path / "first") == {"Intended use": "My words."}
+
+
+MALFORMED = {
+    "no metadata": ("# A model", "must begin with a block of metadata"),
+    "no YAML": ("---\nlicense: [\n---\n", "no YAML"),
+    "a list": ("---\n- license\n---\n", "must begin with a block"),
+    "license": ("---\nlicense: [mit]\n---\n", "license must be one of the Hub's ids"),
+    "license text": ("---\nlicense: MIT License\n---\n", "license must be one of the Hub's ids"),
+    "other": ("---\nlicense: other\n---\n", "needs a license_name"),
+    "task": ("---\npipeline_tag: 5\n---\n", "pipeline_tag must be one"),
+    "tags": ("---\ntags: digits\n---\n", "tags must be a list of words"),
+    "null": ("---\ndatasets: [null]\n---\n", "datasets must be a list of words"),
+    "data set": ("---\ndatasets: ['a b']\n---\n", "datasets must name repositories"),
+    "base": ("---\nbase_model: https://hub/x/y\n---\n", "base_model must name repositories"),
+    "no task": ("---\nmodel-index: [{results: [{dataset: {type: a, name: a}}]}]\n---\n", "needs task.type"),
+    "gap": ("---\nlicense: mit\n---\n[More Information Needed]", "it says 'More Information Needed'"),
+}
+RESULTS = "---\nmodel-index: [{{name: a, results: [{{task: {{type: t}}, dataset: {{type: d, name: d}}, metrics: [{}]}}]}}]\n---\n"
+
+
+@pytest.mark.parametrize("name", MALFORMED)
+def test_what_is_malformed_is_refused_in_one_line(name: str) -> None:
+    made, words = MALFORMED[name]
+    with pytest.raises(StackError, match=words) as refusal:
+        check(made)
+    assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("metric", "words"),
+    [
+        ("{type: f1}", "needs a type and a value"),
+        ("{value: 1}", "needs a type"),
+        ("{type: f1, value: .nan}", "f1 is nan"),
+    ],
+)
+def test_a_metric_without_a_number_is_refused(metric: str, words: str) -> None:
+    with pytest.raises(StackError, match=words):
+        check(RESULTS.format(metric))
+    assert check(RESULTS.format("{type: f1, value: 0.5}")) == []
+
+
+def test_an_id_that_is_not_known_yet_is_only_remarked() -> None:
+    remarks = check("---\nlicense: mit-2040\npipeline_tag: smell-classification\n---\n")
+    assert len(remarks) == 2
+    assert "'mit-2040' was not among the Hub's on 20" in remarks[0]
+    assert check("---\nlicense: openrail++\npipeline_tag: image-classification\n---\n") == []
+
+
+def test_the_vocabulary_has_what_the_project_can_say() -> None:
+    assert {"mit", "apache-2.0", "bsd-3-clause", "other"} <= LICENSES
+    assert SCIENCE.model.TASK in TASKS
