@@ -66,7 +66,7 @@ def test_wandb_has_the_run_with_every_number(done: Done) -> None:
     rows = [json.loads(line) for line in (Path(found["run"]) / "metrics.jsonl").read_text().splitlines()]
     assert run.state == "finished"
     losses = {row["step"]: row["loss"] for row in rows if "loss" in row}
-    sent = {row["_step"]: row["loss"] for row in run.history if "loss" in row}
+    sent = {row["step"]: row["loss"] for row in run.history if "loss" in row}
     assert sent == losses
     assert run.values["lr"] > 0
 

@@ -77,7 +77,7 @@ def sweep(science: "Science", settings: Settings, args: Arguments) -> int:
 
 def publish(science: "Science", settings: Settings, args: Arguments) -> int:
     """Make the model folder with its card; send it to the store, and to the Hub where there is a token."""
-    from . import hub
+    from . import hub, lineage
     from .export import export
     from .training import find_run
 
@@ -88,7 +88,8 @@ def publish(science: "Science", settings: Settings, args: Arguments) -> int:
         say(*hub.preview(place, folder), "Nothing was sent.")
         return 0
     published = hub.publish(settings, folder, args.public, trouble)
-    say(f"Model and card are in {published.folder}, and in {published.stored}.")
+    tracked = lineage.published(settings, folder, {"run": run.name, "url": published.url})
+    say(f"Model and card are in {published.folder}, and in {published.stored}.", *filter(None, [tracked]))
     say(
         f"Published at {published.url} as {published.version}."
         if published.url
@@ -99,7 +100,7 @@ def publish(science: "Science", settings: Settings, args: Arguments) -> int:
 
 def deploy(science: "Science", settings: Settings, args: Arguments) -> int:
     """Make the published model the algorithm's next version; list the versions; roll back."""
-    from . import deploy
+    from . import deploy, lineage
     from .storage import open_store
 
     store, name = open_store(settings.storage, settings), settings.algorithm.partition("/")[2]
@@ -115,9 +116,12 @@ def deploy(science: "Science", settings: Settings, args: Arguments) -> int:
         return _next(settings, "predict")
     if args.target != "gateway":
         return _deploy_elsewhere(science, settings, args)
-    build = deploy.deploy(_model(settings, args.model), store, name, science.predict, args.bump)
+    model = _model(settings, args.model)
+    build = deploy.deploy(model, store, name, science.predict, args.bump)
+    tracked = lineage.deployed(settings, model, build.version)
     say(
-        f"{settings.algorithm} is at version {build.version}: copied, checked, and it answers its sample as recorded."
+        f"{settings.algorithm} is at version {build.version}: copied, checked, and it answers its sample as recorded.",
+        *filter(None, [tracked]),
     )
     return _next(settings, "serve", "predict")
 
@@ -196,6 +200,18 @@ def monitor(science: "Science", settings: Settings, args: Arguments) -> int:
     return 0
 
 
+def sync(science: "Science", settings: Settings, args: Arguments) -> int:
+    """Send what was tracked offline to Weights & Biases."""
+    from .sync import sync
+
+    count = 0
+    for name, seen in sync(settings):
+        count += 1
+        say(f"{name}: {seen}")
+    say(f"{count} runs." if count else "Nothing to send: W&B has all of it.")
+    return 0
+
+
 def demo(science: "Science", settings: Settings, args: Arguments) -> int:
     """All of it, one step after the other, with a report at the end."""
     from .demo import demo
@@ -216,7 +232,7 @@ def storage(science: "Science", settings: Settings, args: Arguments) -> int:
 
 COMMANDS: dict[str, Callable[["Science", Settings, Arguments], int]] = {
     command.__name__: command
-    for command in (doctor, data, train, sweep, publish, deploy, serve, predict, monitor, demo, storage)
+    for command in (doctor, data, train, sweep, publish, deploy, serve, predict, monitor, sync, demo, storage)
 }
 
 

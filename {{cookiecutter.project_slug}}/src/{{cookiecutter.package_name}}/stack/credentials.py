@@ -56,6 +56,11 @@ def check(
     return [(absent | late | reports)[service] for service in keys]
 
 
+def check_here(service: str, account: str, env_file: Path) -> Report:
+    """Check one service's key as this process has it."""
+    return check(os.environ, {service: account}, read_env_file(env_file), [service])[0]
+
+
 def _check_key(key: Key, expected: str, seconds: float) -> Report:
     if not _is_address(key.address):
         return report(key, "address")

@@ -26,6 +26,11 @@ def commit(root: Path) -> str:
     return _git(root, "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*")
 
 
+def changes(root: Path) -> str:
+    """What differs from the commit, as git shows it; empty without git."""
+    return _git(root, "diff", "HEAD", "--no-color", "--no-ext-diff")
+
+
 def environment() -> dict[str, str]:
     """Versions of Python and of the packages that matter."""
     found = {"python": platform.python_version()}

@@ -42,6 +42,9 @@ class Settings(Options):
     algorithmia_api: str = ""
     algorithmia_api_key: str = field(default="", repr=False)
     wandb_base_url: str = ""
+    wandb_mode: str = ""
+    wandb_run: str = ""  # the trial that an agent of W&B has started this process for
+    wandb_sweep: str = ""
     rank: int = 0
     local_rank: int = 0
     world_size: int = 1
@@ -100,6 +103,9 @@ def load(flags: Mapping[str, Any], start: Path, environ: MutableMapping[str, str
         algorithmia_api=environ.get("ALGORITHMIA_API", key.address if key else ""),
         algorithmia_api_key=key.value if key else "",
         wandb_base_url=environ.get("WANDB_BASE_URL", ""),
+        wandb_mode=environ.get("WANDB_MODE", ""),
+        wandb_run=environ.get("WANDB_RUN_ID", "") if environ.get("WANDB_SWEEP_ID") else "",
+        wandb_sweep=environ.get("WANDB_SWEEP_ID", ""),
         rank=int(environ.get("RANK", 0)),
         local_rank=int(environ.get("LOCAL_RANK", 0)),
         world_size=int(environ.get("WORLD_SIZE", 1)),

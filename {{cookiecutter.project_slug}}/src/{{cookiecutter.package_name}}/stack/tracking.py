@@ -1,45 +1,89 @@
 """One record of a run: a plain metrics.jsonl always, and the same numbers to Weights & Biases or Trackio."""
 
 import json
-from collections.abc import Mapping
+import os
+import socket
+import time
+from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
+
+from . import provenance
+from .console import say
 
 if TYPE_CHECKING:
     from .settings import Settings
 
 METRICS = "metrics.jsonl"
+TOLD = "tracked.jsonl"  # all that a tracker was told besides the metrics, so that it can be told again
+CHANGES = "changes.patch"  # what differs from the commit
 PREEMPTED = 75  # the exit code of a run that goes on later
-Values = Mapping[str, float]
+Values = Mapping[str, Any]
 
 
 class Tracker(Protocol):
-    """Where a run's numbers go besides the record on disk."""
+    """Where a run's numbers go besides the record on disk. Paths are relative to the run's folder or absolute."""
 
-    def log(self, step: int, values: Values) -> None: ...
+    def log(self, row: int, values: Mapping[str, float]) -> None: ...
 
-    def summary(self, values: Mapping[str, Any]) -> None: ...
+    def summary(self, values: Values) -> None: ...
 
-    def picture(self, name: str, path: Path) -> None: ...
+    def picture(self, name: str, path: str) -> None: ...
+
+    def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None: ...
+
+    def confusion(self, labels: Sequence[int], predicted: Sequence[int], names: Sequence[str]) -> None: ...
+
+    def uses(self, name: str, alias: str) -> None: ...
+
+    def made(
+        self, name: str, kind: str, files: Sequence[str], alias: str, facts: Values, used: bool
+    ) -> None: ...
+
+    def file(self, path: str) -> None: ...
 
     def finish(self, exit_code: int) -> str: ...
+
+    @property
+    def complete(self) -> bool: ...
 
 
 class Untracked:
     """The tracker that keeps nothing, so that no caller needs to ask."""
 
-    def log(self, step: int, values: Values) -> None:
+    def log(self, row: int, values: Mapping[str, float]) -> None:
         """Keep nothing."""
 
-    def summary(self, values: Mapping[str, Any]) -> None:
+    def summary(self, values: Values) -> None:
         """Keep nothing."""
 
-    def picture(self, name: str, path: Path) -> None:
+    def picture(self, name: str, path: str) -> None:
+        """Keep nothing."""
+
+    def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+        """Keep nothing."""
+
+    def confusion(self, labels: Sequence[int], predicted: Sequence[int], names: Sequence[str]) -> None:
+        """Keep nothing."""
+
+    def uses(self, name: str, alias: str) -> None:
+        """Keep nothing."""
+
+    def made(self, name: str, kind: str, files: Sequence[str], alias: str, facts: Values, used: bool) -> None:
+        """Keep nothing."""
+
+    def file(self, path: str) -> None:
         """Keep nothing."""
 
     def finish(self, exit_code: int) -> str:
         """Say nothing."""
         return ""
+
+    @property
+    def complete(self) -> bool:
+        """Whether all has arrived elsewhere."""
+        return False
 
 
 class Record:
@@ -49,11 +93,13 @@ class Record:
         self.path = path
         path.parent.mkdir(parents=True, exist_ok=True)
         self.file = path.open("ab")
+        self.rows = self.content().count(b"\n")
 
-    def write(self, values: Mapping[str, Any]) -> None:
+    def write(self, values: Values) -> None:
         """Append one line; it survives the end of this process, however it ends."""
         self.file.write(json.dumps(values).encode() + b"\n")
         self.file.flush()
+        self.rows += 1
 
     def content(self) -> bytes:
         """All that was written."""
@@ -64,6 +110,7 @@ class Record:
         self.file.truncate(0)
         self.file.write(content)
         self.file.flush()
+        self.rows = content.count(b"\n")
 
     def close(self) -> None:
         """Write no more."""
@@ -74,9 +121,9 @@ class NoRecord(Record):
     """The record of a process that another one writes for."""
 
     def __init__(self) -> None:
-        pass
+        self.rows = 0
 
-    def write(self, values: Mapping[str, Any]) -> None:
+    def write(self, values: Values) -> None:
         """Keep nothing."""
 
     def content(self) -> bytes:
@@ -93,76 +140,77 @@ class NoRecord(Record):
 class Run:
     """One run: its id, its folder, its record and its tracker."""
 
-    def __init__(self, id: str, folder: Path, tracker: Tracker, record: Record | None = None) -> None:
+    def __init__(
+        self,
+        id: str,
+        folder: Path,
+        tracker: Tracker,
+        record: Record | None = None,
+        told: Record | None = None,
+    ) -> None:
         self.id, self.folder, self.tracker = id, folder, tracker
-        self.record = record or Record(folder / METRICS)
+        self.record, self.told = record or Record(folder / METRICS), told or NoRecord()
 
     def log(self, step: int, **values: float) -> None:
         """Record numbers of a step; never of the clock, so that equal runs have equal records."""
-        self.record.write({"step": step, **values})
-        self.tracker.log(step, values)
+        row = {"step": step, **values}
+        self.record.write(row)
+        self.tracker.log(self.record.rows - 1, row)
 
     def summary(self, **values: Any) -> None:
         """Set final numbers of the run."""
-        self.tracker.summary(values)
+        self._tell("summary", values=values)
 
     def picture(self, name: str, path: Path) -> None:
         """Show a picture with the run."""
-        self.tracker.picture(name, path)
+        self._tell("picture", name=name, path=self._relative(path))
+
+    def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+        """Show a table with the run; a Path in it is a picture."""
+        cells = [[self._relative(cell) if isinstance(cell, Path) else cell for cell in row] for row in rows]
+        self._tell("table", name=name, columns=list(columns), rows=cells)
+
+    def confusion(self, labels: Sequence[int], predicted: Sequence[int], names: Sequence[Any]) -> None:
+        """Show how often each class is taken for which."""
+        named = [str(name) for name in names]
+        self._tell("confusion", labels=list(labels), predicted=list(predicted), names=named)
+
+    def uses(self, name: str, alias: str) -> None:
+        """Say that this run starts from a version of an artifact that another one made."""
+        self._tell("uses", name=name, alias=alias)
+
+    def made(
+        self, name: str, kind: str, files: Sequence[Path], alias: str, used: bool = False, **facts: Any
+    ) -> None:
+        """Keep files as the version `alias` of an artifact: this run's output, or its input if `used`."""
+        paths = [self._relative(path) for path in files]
+        self._tell("made", name=name, kind=kind, files=paths, alias=alias, facts=facts, used=used)
+
+    def file(self, path: Path) -> None:
+        """Keep a file with the run."""
+        self._tell("file", path=self._relative(path))
+
+    @property
+    def tracked(self) -> bool:
+        """Whether anything but the metrics is kept, so that it is worth making."""
+        return not isinstance(self.told, NoRecord)
 
     def finish(self, exit_code: int = 0) -> str:
         """End the run; returns the line that says where it can be seen, or how it gets there later."""
         self.record.close()
-        return self.tracker.finish(exit_code)
-
-
-class WandbTracker:
-    """Weights & Biases through its own client."""
-
-    def __init__(
-        self, settings: "Settings", id: str, kind: str, folder: Path, config: Mapping[str, Any]
-    ) -> None:
-        import wandb
-
-        self.online = "wandb" in settings.credentials
-        self.command = settings.command
-        self.run = wandb.init(
-            project=settings.wandb_project or settings.project,
-            entity=settings.wandb_entity or None,
-            id=id,
-            job_type=kind,
-            dir=folder,
-            config=dict(config),
-            resume="allow" if self.online else None,
-            mode="online" if self.online else "offline",
-            settings=wandb.Settings(init_timeout=60, finish_timeout=120, silent=True, console="off"),
-        )
-        self.url = self.run.url or "" if self.online else ""
-
-    def log(self, step: int, values: Values) -> None:
-        """Send numbers of a step."""
-        self.run.log(dict(values), step=step)
-
-    def summary(self, values: Mapping[str, Any]) -> None:
-        """Set final numbers."""
-        self.run.summary.update(dict(values))
-
-    def picture(self, name: str, path: Path) -> None:
-        """Send a picture."""
-        import wandb
-
-        self.run.log({name: wandb.Image(str(path))})
-
-    def finish(self, exit_code: int) -> str:
-        """End the run; returns its address, or how to send it later."""
-        folder = Path(self.run.dir).parent
-        seen = (
-            f"W&B: {self.run.url}" if self.online else f"W&B: offline; to send it later: wandb sync {folder}"
-        )
-        if exit_code == PREEMPTED:
-            self.run.mark_preempting()
-        self.run.finish(exit_code=exit_code)
+        self.told.write({"call": "finish", "exit_code": exit_code})
+        seen = self.tracker.finish(exit_code)
+        if self.tracker.complete:
+            self.told.write({"call": "sent", "rows": self.record.rows})
+        self.told.close()
         return seen
+
+    def _tell(self, call: str, **arguments: Any) -> None:
+        self.told.write({"call": call, **arguments})
+        getattr(self.tracker, call)(**arguments)
+
+    def _relative(self, path: Path) -> str:
+        return path.relative_to(self.folder).as_posix() if path.is_relative_to(self.folder) else str(path)
 
 
 def open_run(
@@ -170,14 +218,48 @@ def open_run(
     id: str,
     kind: str,
     folder: Path,
-    config: Mapping[str, Any],
+    config: Values,
     tracker: Tracker | None = None,
 ) -> Run:
-    """Open the run `id` of a kind (train, sweep, publish, monitor), new or to be continued.
+    """Open the run `id` of a kind (train, sweep, publish, deploy, monitor), new or to be continued.
 
     Its record is `folder`/metrics.jsonl. `tracker` replaces the configured one.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    if tracker is None and settings.tracker == "wandb":
-        tracker = WandbTracker(settings, id, kind, folder, config)
-    return Run(id, folder, tracker or Untracked())
+    if tracker or settings.tracker == "none" or settings.wandb_mode == "disabled":
+        return Run(id, folder, tracker or Untracked())
+    if settings.tracker == "trackio":
+        from .trackio_tracker import TrackioTracker
+
+        return Run(id, folder, TrackioTracker(settings, id, kind, folder, config))
+    from .wandb_tracker import open_tracker
+
+    opened = {"call": "open", "id": id, "kind": kind, "time": time.time(), "pid": os.getpid()}
+    opened |= {"host": socket.gethostname(), "sweep": settings.wandb_sweep}
+    opened["config"] = {
+        **config,
+        "commit": provenance.commit(settings.root),
+        "environment": provenance.environment(),
+    }
+    told = Record(folder / TOLD)
+    told.write(opened)
+    online = settings.wandb_mode != "offline" and reachable(settings)
+    run = Run(id, folder, open_tracker(settings, opened, folder, online), told=told)
+    if changes := provenance.changes(settings.root):
+        (folder / CHANGES).write_text(changes, encoding="utf-8")
+        run.file(folder / CHANGES)
+    return run
+
+
+@cache
+def reachable(settings: "Settings") -> bool:
+    """Whether there is a key for W&B that works: one call of at most 5 s. What is wrong with one is said."""
+    from . import credentials
+
+    if "wandb" not in settings.credentials:
+        return False
+    report = credentials.check_here("wandb", settings.wandb_entity, settings.root / ".env")
+    good = report.outcome == "ok" or report.reason == "exchanged"
+    if not good:
+        say(f"W&B: {report.text}. Tracked offline. {report.remedy[:1].upper()}{report.remedy[1:]}")
+    return good

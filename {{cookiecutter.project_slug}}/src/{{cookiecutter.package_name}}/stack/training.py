@@ -17,7 +17,7 @@ import numpy as np
 from fsspec.implementations.dirfs import DirFileSystem
 from safetensors.torch import save_file
 
-from . import StackError, dataset, evaluation, provenance
+from . import StackError, dataset, evaluation, lineage, provenance
 from .checkpoint import Checkpoints, Interrupted
 from .console import say
 from .flags import read_json
@@ -41,6 +41,7 @@ RESULT, WEIGHTS, PREDICTIONS, CONFIG, LATEST = (
     "config.json",
     "latest",
 )
+DATA = "data.json"
 RESUME = PREEMPTED  # EX_TEMPFAIL of sysexits.h: start me again
 
 
@@ -74,6 +75,9 @@ def train(
             config = replace_fields(config, init=init)
         values = asdict(config)
         run = _open(settings, runs / run_id, {**values, "data": dataset.fingerprint(facts)}, process, tracker)
+        if run.tracked:
+            (run.folder / DATA).write_text(json.dumps(facts, indent=1), encoding="utf-8")
+            lineage.data(run, run.folder / DATA, dataset.fingerprint(facts))
         checkpoints = Checkpoints(
             runs / run_id / "checkpoints",
             run.record,
@@ -169,6 +173,8 @@ def _keep(
     np.savez(run.folder / PREDICTIONS, validation_logits=outputs["validation"], test_logits=outputs["test"])
     replace(run.folder / RESULT, json.dumps({**result, **scores, **seen}, indent=1).encode())
     run.summary(**{f"{split}_{name}": value for split in scores for name, value in scores[split].items()})
+    files = [run.folder / name for name in (WEIGHTS, CONFIG, RESULT)]
+    lineage.trained(run, files, outputs["test"], labels["test"], splits["test"]["image"], science.data.LABELS)
     return {**scores, "tracked": run.finish()}
 
 

@@ -1,0 +1,261 @@
+"""Tracking with the real client: online, offline, and with a service that fails on the way."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import projects
+import pytest
+from services.hub_faults import Fault
+from services.wandb_server import KEY, Wandb
+from services.wandb_store import Run
+from tracking_service import account, wandb_service
+
+PROGRAM = """
+import os, sys, time
+from pathlib import Path
+from skeleton.stack.settings import load
+from skeleton.stack.tracking import open_run
+settings = load({}, Path.cwd())
+print("opening", os.getpid(), flush=True)
+started = time.perf_counter()
+run = open_run(settings, "one", "train", settings.runs / "one", {"lr": 0.1})
+print("opened", time.perf_counter() - started, flush=True)
+"""
+STEPS = "for step in range(5): run.log(10 * step, loss=1 / (step + 1))\n"
+END = "run.summary(accuracy=0.5)\nprint(run.finish())\n"
+
+
+@pytest.fixture
+def service() -> Iterator[Wandb]:
+    with wandb_service() as served:
+        yield served
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    (tmp_path / "stack.toml").write_text('project = "p"\n')
+    return tmp_path
+
+
+def start(project: Path, text: str, service: Wandb, **extra: str) -> subprocess.Popen[str]:
+    """Start a program that tracks a run."""
+    environment = projects.environment(project, **account(project, service, **extra))
+    return subprocess.Popen(
+        [sys.executable, "-c", PROGRAM + text],
+        cwd=project,
+        env={name: value for name, value in environment.items() if value},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def track(project: Path, text: str, service: Wandb, **extra: str) -> str:
+    """What a program prints that tracks a run; nothing of the client is left when it has ended."""
+    process = start(project, text, service, **extra)
+    printed, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, printed
+    assert not services_of(process.pid)
+    return printed
+
+
+def services_of(pid: int) -> list[str]:
+    """The client's service processes that a process has started."""
+    table = subprocess.run(["ps", "-eww", "-o", "args"], capture_output=True, text=True, check=True).stdout
+    return [line for line in table.splitlines() if "wandb-core" in line and f"--pid {pid}" in line]
+
+
+def record(project: Path) -> list[dict[str, float]]:
+    """The run as it is on disk."""
+    return [json.loads(line) for line in (project / "runs/one/metrics.jsonl").read_text().splitlines()]
+
+
+def history(run: Run) -> list[dict[str, float]]:
+    """The run as W&B has it, without what W&B adds."""
+    return [
+        {name: value for name, value in row.items() if not name.startswith("_")}
+        for row in run.history
+        if "loss" in row
+    ]
+
+
+def sync(project: Path, service: Wandb, code: int = 0) -> str:
+    """What `sync` prints."""
+    return projects.run(project, "sync", code=code, **account(project, service))
+
+
+def test_a_run_is_the_same_at_wandb_and_on_disk(project: Path, service: Wandb) -> None:
+    printed = track(project, STEPS + END, service)
+    run = service.store.run("one")
+    assert history(run) == record(project)
+    assert [row["_step"] for row in run.history] == [0, 1, 2, 3, 4]
+    assert (run.state, run.summary["accuracy"], run.values["lr"]) == ("finished", 0.5, 0.1)
+    assert run.values["environment"]["python"]
+    assert f"W&B: {service.url}/me/p/runs/one" in printed
+    assert "Nothing to send" in sync(project, service)
+
+
+def test_without_a_key_it_is_offline_without_a_word_to_anyone(project: Path, service: Wandb) -> None:
+    printed = track(project, STEPS + END, service, WANDB_API_KEY="")
+    assert not service.calls
+    assert printed.count("W&B: offline. `p sync` sends it") == 1
+    assert len(record(project)) == 5
+    assert list(project.glob("runs/one/wandb/offline-run-*/*.wandb"))
+
+
+def test_a_key_that_is_refused_is_told_once(project: Path, service: Wandb) -> None:
+    service.refused.add(KEY)
+    printed = track(project, STEPS + END, service)
+    assert printed.count("refuses the key. Tracked offline.") == 1
+    assert not service.store.runs
+    assert "no key for W&B that works" in sync(project, service, code=1)
+
+
+def test_a_service_that_does_not_answer_costs_five_seconds(project: Path, service: Wandb) -> None:
+    service.faults.append(Fault("slow", None, "Viewer", seconds=30))
+    printed = track(project, STEPS + END, service)
+    assert "in time. Tracked offline." in printed
+    seconds = float(next(line for line in printed.splitlines() if line.startswith("opened")).split()[1])
+    assert seconds < 15  # the five, and the client's start on a busy machine
+    service.faults.clear()
+    sync(project, service)
+    assert history(service.store.run("one")) == record(project)
+
+
+def test_what_was_offline_is_sent_later_and_once(project: Path, service: Wandb) -> None:
+    track(project, STEPS + END, service, WANDB_API_KEY="")
+    assert f"one: {service.url}/me/p/runs/one" in sync(project, service)
+    run = service.store.run("one")
+    assert history(run) == record(project)
+    assert (run.state, run.summary["accuracy"], run.values["lr"]) == ("finished", 0.5, 0.1)
+    calls = len(service.calls)
+    assert "Nothing to send" in sync(project, service)
+    assert len(service.calls) == calls
+
+
+FAULTS = [  # the call that fails, how, and from which one on
+    ("graphql/UpsertBucket", 403, 1),
+    ("graphql/UpsertBucket", 500, 1),
+    ("graphql/RunResumeStatus", "html", 1),
+    ("file_stream", 403, 1),
+    ("file_stream", "reset", 1),
+    ("file_stream", 500, 2),
+    ("graphql/RunHistoryKeys", 500, 1),
+]
+
+
+@pytest.mark.parametrize(("call", "kind", "first"), FAULTS)
+def test_a_service_that_fails_on_the_way_stops_nothing(
+    project: Path, service: Wandb, call: str, kind: int | str, first: int
+) -> None:
+    service.faults.append(Fault(kind, range(first, 10**6), call))
+    printed = track(project, STEPS + END, service, WANDB_FINISH_TIMEOUT="3", WANDB_INIT_TIMEOUT="3")
+    assert len(record(project)) == 5
+    assert 1 <= printed.count("`p sync` sends it") <= 2
+    service.faults.clear()
+    sync(project, service)
+    assert history(service.store.run("one")) == record(project)
+    assert service.store.run("one").summary["accuracy"] == 0.5
+    assert "Nothing to send" in sync(project, service)
+
+
+def test_logging_does_not_wait_for_the_service(project: Path, service: Wandb) -> None:
+    text = "started = time.perf_counter()\nfor step in range(300): run.log(step, loss=0.5)\n"
+    text += "print('logged', time.perf_counter() - started)\n"
+    service.faults.append(Fault("slow", None, "file_stream", seconds=20))
+    printed = track(project, text + END, service, WANDB_FINISH_TIMEOUT="2")
+    assert float(next(line for line in printed.splitlines() if line.startswith("logged")).split()[1]) < 5
+    service.faults.clear()
+    sync(project, service)
+    assert history(service.store.run("one")) == record(project)
+
+
+@pytest.mark.parametrize("key", ["", KEY])
+def test_a_run_that_was_killed_is_filled_in(project: Path, service: Wandb, key: str) -> None:
+    process = start(
+        project, STEPS + "print('logged', flush=True)\ntime.sleep(60)\n", service, WANDB_API_KEY=key
+    )
+    assert process.stdout
+    next(line for line in process.stdout if line.startswith("logged"))
+    assert not key or "is still running" in sync(project, service)
+    process.kill()
+    process.communicate()
+    left_alone(process.pid)
+    sync(project, service)
+    run = service.store.run("one")
+    assert history(run) == record(project)
+    assert len(record(project)) == 5
+    assert run.state == "failed"
+    assert "Nothing to send" in sync(project, service)
+
+
+def left_alone(pid: int) -> None:
+    """Wait until the client's service has noticed that its program is gone."""
+    deadline = time.monotonic() + 30
+    while services_of(pid):
+        assert time.monotonic() < deadline
+        os.sched_yield()
+
+
+def test_a_run_that_goes_on_repeats_and_leaves_out_nothing(project: Path, service: Wandb) -> None:
+    track(project, STEPS + "print(run.finish(75))\n", service)
+    assert service.store.run("one").state == "preempted"
+    lines = (project / "runs/one/metrics.jsonl").read_bytes().splitlines(keepends=True)
+    back = f"run.record.restore({b''.join(lines[:3])!r})\n"  # to the checkpoint, which is older than the last row
+    more = "for step in range(3, 8): run.log(10 * step, loss=1 / (step + 1))\n"
+    track(project, back + more + END, service)
+    run = service.store.run("one")
+    assert [row["step"] for row in run.history] == [0, 10, 20, 30, 40, 50, 60, 70]
+    assert history(run) == record(project)
+    assert run.state == "finished"
+
+
+@pytest.mark.slow
+def test_the_whole_way_leaves_its_lineage(tmp_path: Path, service: Wandb) -> None:
+    folder = projects.make(tmp_path / "project")
+    for command in (("train", "--epochs", "1"), ("publish",), ("deploy",)):
+        projects.run(folder, *command, **account(tmp_path, service))
+    store = service.store
+    run = (folder / "runs/latest").read_text()
+    made = {artifact.kind: artifact for artifact in store.artifacts.values() if artifact.run}
+    [data] = [artifact for artifact in store.artifacts.values() if artifact.kind == "data"]
+    assert store.run(run).used == [data.id]
+    assert made["model"].run == run
+    assert run in made["model"].aliases
+    assert store.run(f"publish-{run}").used == [made["model"].id]
+    assert made["model-card"].run == f"publish-{run}"
+    deployed = store.run(f"deploy-0.1.0-{run}")
+    assert deployed.used == [made["model"].id, made["model-card"].id]
+    assert made["deployment"].run == deployed.name
+    weights = store.blobs[made["model"].files["model.safetensors"]]
+    assert weights == (folder / "runs" / run / "model.safetensors").read_bytes()
+    tables = [name for name in store.run(run).files if name.startswith("media/table/")]
+    assert sorted(name.split("/")[2].split("_")[0] for name in tables) == ["confusion", "worst"]
+    assert (
+        store.run(run).summary["test_accuracy"]
+        == json.loads((folder / "runs" / run / "result.json").read_text())["test"]["accuracy"]
+    )
+
+
+@pytest.mark.slow
+def test_a_training_that_is_stopped_is_preempted_and_goes_on(tmp_path: Path, service: Wandb) -> None:
+    folder = projects.make(tmp_path / "project")
+    process = projects.start(folder, "train", "--epochs", "25", **account(tmp_path, service))
+    while not (rows := [path for path in folder.glob("runs/*/metrics.jsonl") if path.stat().st_size > 2000]):
+        assert process.poll() is None
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=60)
+    run = rows[0].parent.name
+    assert process.returncode == 75
+    assert service.store.run(run).state == "preempted"
+    projects.run(folder, "train", "--run", run, **account(tmp_path, service))
+    assert service.store.run(run).state == "finished"
+    steps = [json.loads(line)["step"] for line in rows[0].read_text().splitlines()]
+    assert [row["step"] for row in service.store.run(run).history if "worst_mistakes" not in row] == steps

@@ -1,0 +1,97 @@
+"""Send to Weights & Biases what it lacks: from our own records, in order, nothing twice."""
+
+import json
+import socket
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from . import StackError
+from .pids import alive
+from .tracking import METRICS, TOLD, Record, reachable
+from .wandb_tracker import WandbTracker, end_service
+
+if TYPE_CHECKING:
+    from .settings import Settings
+
+KILLED = 137  # the exit code of a run that has no end in its record
+MARKS = ("open", "finish", "sent")
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A run as it is kept on disk."""
+
+    folder: Path
+    rows: list[dict[str, Any]]
+    told: list[dict[str, Any]]
+
+    @property
+    def opened(self) -> dict[str, Any]:
+        """How it was opened last."""
+        return next(line for line in reversed(self.told) if line["call"] == "open")
+
+    @property
+    def sent(self) -> bool:
+        """Whether all of it has arrived before."""
+        return bool(self.told[-1]["call"] == "sent") and self.told[-1]["rows"] == len(self.rows)
+
+    @property
+    def running(self) -> bool:
+        """Whether its process, on this machine, is still at it."""
+        here = bool(self.opened["host"] == socket.gethostname())
+        return here and self.told[-1]["call"] not in ("finish", "sent") and alive(self.opened["pid"])
+
+
+def sync(settings: "Settings") -> Iterator[tuple[str, str]]:
+    """Send each run that W&B does not have whole, oldest first; yields its name and what came of it.
+
+    Raises StackError without a key that works, and where W&B fails on the way: what was sent by then is not sent again.
+    """
+    kept = [run for run in runs(settings.runs) if not run.sent]
+    if not kept:
+        return
+    if not reachable(settings):
+        raise StackError(f"no key for W&B that works; `{settings.command} doctor` says more. Nothing is lost")
+    for run in kept:
+        if run.running:
+            yield run.folder.name, "is still running; sync again later"
+        else:
+            yield run.folder.name, send(settings, run)
+
+
+def runs(folder: Path) -> list[Kept]:
+    """All runs that are kept in a folder, oldest first."""
+    found = [
+        Kept(path.parent, lines(path.parent / METRICS), lines(path)) for path in folder.glob(f"*/{TOLD}")
+    ]
+    return sorted((run for run in found if run.told), key=lambda run: run.told[0]["time"])
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    """The lines of a record; one cut short by a kill is none."""
+    text = path.read_bytes() if path.exists() else b""
+    return [json.loads(line) for line in text[: text.rfind(b"\n") + 1].splitlines()]
+
+
+def send(settings: "Settings", run: Kept) -> str:
+    """Send one run; returns its address. Raises StackError if it did not arrive whole."""
+    try:
+        tracker = WandbTracker(settings, run.opened, run.folder, "online")
+    except Exception as error:
+        end_service()
+        raise StackError(f"{run.folder.name} was not sent: {error}; run sync again later") from error
+    for row, values in enumerate(run.rows):
+        tracker.log(row, values)
+    for line in run.told:
+        if line["call"] not in MARKS:
+            getattr(tracker, line["call"])(**{name: value for name, value in line.items() if name != "call"})
+    ends = [line["exit_code"] for line in run.told if line["call"] == "finish"]
+    seen = tracker.finish(ends[-1] if run.told[-1]["call"] in ("finish", "sent") and ends else KILLED)
+    if not tracker.complete:
+        raise StackError(f"{run.folder.name} was not sent whole: {tracker.failure}; run sync again later")
+    record = Record(run.folder / TOLD)
+    record.write({"call": "sent", "rows": len(run.rows)})
+    record.close()
+    return seen.removeprefix("W&B: ")

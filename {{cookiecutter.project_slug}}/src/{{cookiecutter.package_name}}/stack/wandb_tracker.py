@@ -1,0 +1,226 @@
+"""Weights & Biases through its own client: never a prompt, never a reason for a run to stop or to wait for long.
+
+Row n of metrics.jsonl is W&B's step n, so what W&B has of a run is told by one number; `step` is the charts' axis.
+"""
+
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .console import say
+from .tracking import PREEMPTED, Values
+
+if TYPE_CHECKING:
+    from .settings import Settings
+
+INIT, FINISH, LAST = (
+    20,
+    60,
+    10,
+)  # seconds: to open a run, to send its rest, and for the service process to end
+PICTURES = (".png",)
+
+
+def open_tracker(settings: "Settings", opened: Values, folder: Path, online: bool) -> "WandbTracker":
+    """The tracker of a run as it was `opened`; offline where online fails, which is said."""
+    if online:
+        try:
+            return WandbTracker(settings, opened, folder, "online")
+        except Exception as error:  # whatever it is, the run goes on without
+            say(f"W&B: {_line(error)}. Tracked offline; `{settings.command} sync` sends it later.")
+            end_service()
+    return WandbTracker(settings, opened, folder, "offline")
+
+
+class WandbTracker:
+    """One run at W&B, online or in a folder on disk. After a first failure it keeps quiet: all is on disk anyway."""
+
+    def __init__(self, settings: "Settings", opened: Values, folder: Path, mode: str) -> None:
+        import wandb
+
+        self.folder, self.online, self.command = folder, mode == "online", settings.command
+        self.failure = ""
+        own = wandb.setup(
+            wandb.Settings(silent=True)
+        ).settings  # the environment and the user's files; they win
+        options: dict[str, Any] = {"silent": True, "console": "off", "finish_timeout_raises": True}
+        options |= {
+            "init_timeout": min(own.init_timeout, INIT),
+            "finish_timeout": own.finish_timeout or FINISH,
+        }
+        named: dict[str, Any] = {"id": opened["id"], "project": settings.wandb_project or settings.project}
+        named["entity"] = settings.wandb_entity or None
+        if opened.get("sweep"):
+            options["sweep_id"] = opened["sweep"]
+        self.run = wandb.init(
+            **({} if settings.wandb_sweep else named),  # an agent has named them
+            job_type=opened["kind"],
+            dir=folder,
+            config=opened["config"],
+            resume="allow" if self.online else None,
+            mode="online" if self.online else "offline",
+            settings=wandb.Settings(**options),
+        )
+        self.known = self.run.starting_step if self.online else 0  # rows that W&B has already
+        self.rows = self.known
+        self.step = 0.0
+        self.url = (self.run.url or "") if self.online else ""
+        self.pictures: dict[str, Any] = {}
+        self.run.define_metric("step")
+        self.run.define_metric("*", step_metric="step")
+
+    def log(self, row: int, values: Mapping[str, float]) -> None:
+        """Send a row, unless W&B has it."""
+        self.rows, self.step = max(self.rows, row + 1), values.get("step", self.step)
+        if row >= self.known:
+            self._do(self.run.log, dict(values), step=row)
+
+    def summary(self, values: Values) -> None:
+        """Set final numbers."""
+        self._do(self.run.summary.update, dict(values))
+
+    def picture(self, name: str, path: str) -> None:
+        """Show a picture, with the last row."""
+        self._do(self._picture, name, path)
+
+    def _picture(self, name: str, path: str) -> None:
+        import wandb
+
+        self.pictures[name] = wandb.Image(str(self.folder / path))
+
+    def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+        """Show a table, with the last row; a cell that names a picture shows it."""
+        self._do(self._table, name, columns, rows)
+
+    def _table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+        import wandb
+
+        table = wandb.Table(columns=list(columns))
+        for row in rows:
+            cells = (
+                wandb.Image(str(self.folder / cell))
+                if isinstance(cell, str) and cell.endswith(PICTURES)
+                else cell
+                for cell in row
+            )
+            table.add_data(*cells)
+        self.pictures[name] = table
+
+    def confusion(self, labels: Sequence[int], predicted: Sequence[int], names: Sequence[str]) -> None:
+        """Show W&B's own chart of the confusion matrix."""
+        self._do(self._confusion, labels, predicted, names)
+
+    def _confusion(self, labels: Sequence[int], predicted: Sequence[int], names: Sequence[str]) -> None:
+        import wandb
+
+        self.pictures["confusion"] = wandb.plot.confusion_matrix(
+            y_true=list(labels), preds=list(predicted), class_names=list(names), title="Confusion matrix"
+        )
+
+    def uses(self, name: str, alias: str) -> None:
+        """Note an artifact as this run's input; offline there is nothing to look it up in, so `sync` does it."""
+        if self.online:
+            self._do(self.run.use_artifact, f"{name}:{alias}")
+
+    def made(self, name: str, kind: str, files: Sequence[str], alias: str, facts: Values, used: bool) -> None:
+        """Send an artifact as this run's output (or as its input); offline that is left to `sync`."""
+        if self.online:
+            self._do(self._made, name, kind, files, alias, facts, used)
+
+    def _made(
+        self, name: str, kind: str, files: Sequence[str], alias: str, facts: Values, used: bool
+    ) -> None:
+        import wandb
+
+        artifact = wandb.Artifact(name, kind, metadata=dict(facts))
+        for file in files:
+            artifact.add_file(str(self.folder / file))
+        if used:
+            self.run.use_artifact(artifact, aliases=[alias])
+        else:
+            self.run.log_artifact(artifact, aliases=[alias])
+
+    def file(self, path: str) -> None:
+        """Send a file."""
+        self._do(self.run.save, str(self.folder / path), base_path=str(self.folder), policy="now")
+
+    @property
+    def complete(self) -> bool:
+        """Whether W&B has all of the run."""
+        return self.online and not self.failure
+
+    def finish(self, exit_code: int) -> str:
+        """End the run and the client's service process; returns its address, or how to send it later."""
+        if self.pictures and self.known <= self.rows:
+            self._do(self.run.log, {**self.pictures, "step": self.step}, step=self.rows)
+            self.rows += 1
+        if exit_code == PREEMPTED and self.online:
+            self._do(self.run.mark_preempting)
+        self._do(self.run.finish, exit_code=exit_code)
+        if self.online and not self.failure and (had := self._arrived()) < self.rows:
+            self.failure = f"{had} of {self.rows} rows have arrived"
+        end_service()
+        if self.online and not self.failure:
+            return f"W&B: {self.url}"
+        why = f"{self.failure}; all of it is kept here" if self.online else "offline"
+        return (
+            f"W&B: {why}. `{self.command} sync` sends it; `wandb leet {self.folder / 'wandb'}` shows it here."
+        )
+
+    def _arrived(self) -> int:
+        """How many rows W&B has."""
+        found = -1
+
+        def ask() -> None:
+            nonlocal found
+            found = rows_at(f"{self.run.entity}/{self.run.project}/{self.run.id}")
+
+        self._do(ask)
+        return found
+
+    def _do(self, call: Any, *arguments: Any, **named: Any) -> None:
+        """Do it, unless something has failed before."""
+        if self.failure:
+            return
+        try:
+            call(*arguments, **named)
+        except Exception as error:  # whatever it is, the run goes on without
+            self.failure = _line(error)
+
+
+def rows_at(path: str) -> int:
+    """How many rows of `entity/project/run` W&B has; 0 where there is no such run."""
+    import wandb
+    from wandb.errors import CommError
+
+    try:
+        return int(wandb.Api(timeout=LAST).run(path).lastHistoryStep) + 1
+    except (ValueError, CommError) as error:
+        if "not find" in str(error) or "not found" in str(error):
+            return 0
+        raise
+
+
+def end_service() -> None:
+    """End the client's service process; after a few seconds by force, for it would repeat in vain for minutes."""
+    import wandb
+    from wandb.sdk import wandb_setup
+
+    service = getattr(wandb_setup.singleton(), "_connection", None)
+    process = getattr(getattr(service, "_proc", None), "_process", None)
+    late = threading.Timer(LAST, process.kill) if process else None
+    if late:
+        late.start()
+    try:
+        wandb.teardown()
+    except SystemExit:  # how it tells that the process did not end well
+        pass
+    finally:
+        if late:
+            late.cancel()
+
+
+def _line(error: BaseException) -> str:
+    """The first line of an error."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
