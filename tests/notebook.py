@@ -16,7 +16,7 @@ def converted(source: str) -> str:
     notebook.metadata.pop("jupytext", None)
     for number, cell in enumerate(notebook.cells):
         cell["id"] = str(number)
-        cell.setdefault("metadata", {})
+        cell.setdefault("metadata", {}).pop("lines_to_next_cell", None)
     nbformat.validate(notebook)
     return nbformat.writes(notebook, ensure_ascii=False) + "\n"
 
