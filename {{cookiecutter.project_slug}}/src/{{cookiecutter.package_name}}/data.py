@@ -13,6 +13,7 @@ Arrays = dict[str, NDArray[Any]]
 
 NAME = "digits"
 SOURCE = "https://archive.ics.uci.edu/dataset/80/optical+recognition+of+handwritten+digits"
+LICENSE = "cc-by-4.0"  # the Hub's id of it
 LABELS = list(range(10))
 FRACTIONS = {"train": 0.7, "validation": 0.15, "test": 0.15}
 

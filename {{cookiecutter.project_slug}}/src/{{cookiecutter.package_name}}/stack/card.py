@@ -38,12 +38,13 @@ def card(
 def metadata(settings: "Settings", science: "Science", result: Mapping[str, Any]) -> ModelCardData:
     """The block that the Hub reads: license, task, data, what it started from, and results."""
     license_id = HUB_LICENSES.get(settings.license, "other")
-    data_id = repository(settings.storage, "datasets/") or science.data.NAME
+    data_name, sources = result["data"]["name"], (result["data"].get("source", ""), settings.storage)
+    data_id = next(filter(None, (repository(url, "datasets/") for url in sources)), data_name)
     results = [
         EvalResult(
             task_type=science.model.TASK,
             dataset_type=data_id,
-            dataset_name=science.data.NAME,
+            dataset_name=data_name,
             dataset_split="test",
             metric_type=name,
             metric_name=NAMES[name],
@@ -64,7 +65,7 @@ def metadata(settings: "Settings", science: "Science", result: Mapping[str, Any]
         license=license_id,
         library_name="pytorch",
         pipeline_tag=science.model.TASK,
-        tags=[science.data.NAME, "free-ml-stack"],
+        tags=[data_name.rpartition("/")[2], "free-ml-stack"],
         metrics=[name for name in NAMES if name in result["test"]],
         eval_results=results,
         **extra,
@@ -104,7 +105,7 @@ def text(
 
 ## Intended use
 
-{kept.get("Intended use") or marked(_intended(science))}
+{kept.get("Intended use") or marked(_intended(science, data))}
 
 ## How to use
 
@@ -128,7 +129,8 @@ answer = apply(json.loads(Path("sample.json").read_text())["input"], load(Path("
 
 ## Data
 
-{data["name"]}, from {science.data.SOURCE}: {rows} examples. SHA-256 of the data set: `{data["sha256"]}`.
+{data["name"]}, from {data.get("source", science.data.SOURCE)}: {rows} examples.
+SHA-256 of the data set: `{data["sha256"]}`.
 
 ## Training
 
@@ -239,14 +241,14 @@ def _digest(body: str) -> str:
     return hashlib.sha256(body.strip().encode()).hexdigest()[:12]
 
 
-def _intended(science: "Science") -> str:
+def _intended(science: "Science", data: Mapping[str, Any]) -> str:
     task = science.model.TASK.replace("-", " ").capitalize()
     names = ", ".join(str(label) for label in science.data.LABELS)
-    return f"{task} of inputs like those of {science.data.NAME}, into the classes {names}."
+    return f"{task} of inputs like those of {data['name']}, into the classes {names}."
 
 
 def _limits(science: "Science", data: Mapping[str, Any]) -> str:
     return (
-        f"Measured on the test split of {science.data.NAME} only ({data['rows']['test']:,} examples). "
+        f"Measured on the test split of {data['name']} only ({data['rows']['test']:,} examples). "
         "Inputs of another kind were not tried, and the confidence was not calibrated."
     )

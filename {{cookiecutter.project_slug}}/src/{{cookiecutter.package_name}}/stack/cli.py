@@ -28,16 +28,28 @@ def doctor(science: "Science", settings: Settings, args: Arguments) -> int:
 
 def data(science: "Science", settings: Settings, args: Arguments) -> int:
     """Fetch the data set, split it, and write it to the store."""
-    from . import dataset
+    from . import dataset, shards
     from .storage import open_store
 
-    source = science.data
-    facts = {"name": source.NAME, "source": source.SOURCE, "labels": source.LABELS, "split_seed": args.seed}
-    written = dataset.write(
-        open_store(settings.storage, settings), source.split(source.fetch(), args.seed), facts
-    )
+    source, store = science.data, open_store(settings.storage, settings)
+    if args.source:
+        written = shards.fetch(args.source, store, source.LABELS)
+    else:
+        facts = {
+            "name": source.NAME,
+            "source": source.SOURCE,
+            "labels": source.LABELS,
+            "split_seed": args.seed,
+        }
+        written = dataset.write(store, source.split(source.fetch(), args.seed), facts)
     say(table(list(written["rows"].items()), ("split", "rows")))
     say(f"Data set {written['name']} is in {settings.storage}/{dataset.FOLDER}.")
+    if args.publish:
+        license_id = "unknown" if written["source"].startswith("hf://") else source.LICENSE
+        url, version = shards.publish(
+            args.publish, store, license_id, science.model.TASK, written["name"], args.public
+        )
+        say(f"Published at {url} as {version}.")
     return _next(settings, "train")
 
 
@@ -230,9 +242,30 @@ def storage(science: "Science", settings: Settings, args: Arguments) -> int:
     return 0
 
 
+def remote(science: "Science", settings: Settings, args: Arguments) -> int:
+    """Train on a free GPU of Colab or Kaggle, from this terminal, and fetch the run."""
+    from .sessions import remote
+
+    return remote(settings, science.package, args.place, args.words, args.gpu, args.user)
+
+
 COMMANDS: dict[str, Callable[["Science", Settings, Arguments], int]] = {
     command.__name__: command
-    for command in (doctor, data, train, sweep, publish, deploy, serve, predict, monitor, sync, demo, storage)
+    for command in (
+        doctor,
+        data,
+        train,
+        sweep,
+        publish,
+        deploy,
+        serve,
+        predict,
+        monitor,
+        sync,
+        demo,
+        storage,
+        remote,
+    )
 }
 
 
@@ -244,6 +277,9 @@ def add_arguments(name: str, parser: argparse.ArgumentParser, science: "Science"
         add("--json", action="store_true", help="print one JSON document")
     elif name == "data":
         add("--seed", type=int, default=0, help="seed of the split (default: 0)")
+        add("--from", dest="source", default="", metavar="URL", help="read hf://datasets/USER/NAME instead")
+        add("--publish", default="", metavar="URL", help="publish the data set at hf://datasets/USER/NAME")
+        add("--public", action="store_true", help="make a new repository on the Hub public")
     elif name == "train":
         add("--config", type=Path, metavar="FILE", help="JSON file of settings; flags win over it")
         add("--run", default="", metavar="ID", help="go on with this run; default: start a new one")
@@ -300,6 +336,11 @@ def add_arguments(name: str, parser: argparse.ArgumentParser, science: "Science"
     elif name == "storage":
         add("direction", choices=("push", "pull"), help="push: from the project's store to URL; pull: back")
         add("url", help="the other store")
+    elif name == "remote":
+        add("place", choices=("colab", "kaggle"), help="where: through Google's or Kaggle's own client")
+        add("words", nargs="*", metavar="-- ARGUMENT", help="what `train` gets there, behind two dashes")
+        add("--gpu", default="T4", help="Colab's name of the GPU; empty for none (default: T4)")
+        add("--user", default="", help="your account at Kaggle")
 
 
 def parse(science: "Science", arguments: Sequence[str]) -> Arguments:

@@ -55,16 +55,16 @@ def write(
     `facts` (source, seed, class names) go into the manifest. The same data gives the same bytes; what is there
     and whole is left alone.
     """
-    target = _folder(store)
+    target = in_store(store)
     tables = {
-        name: pa.table({key: _column(values) for key, values in split.items()})
+        name: pa.table({key: as_column(values) for key, values in split.items()})
         for name, split in splits.items()
     }
     written = {f"{name}.parquet": _parquet(table) for name, table in tables.items()}
     content: dict[str, Any] = {
         **facts,
         "rows": {name: table.num_rows for name, table in tables.items()},
-        "columns": {key: _described(values) for key, values in next(iter(splits.values())).items()},
+        "columns": {key: described(values) for key, values in next(iter(splits.values())).items()},
         "files": {name: {"sha256": _sha256(data), "size": len(data)} for name, data in written.items()},
     }
     if _whole(target, content):
@@ -81,7 +81,7 @@ def read(store: AbstractFileSystem, cache: Path, command: str) -> tuple[dict[str
     Each Parquet file is decoded once, row group by row group, into `cache/<sha256>/<column>.npy`. Raises StackError
     where there is no data yet, and DamagedError naming a file that is not the one in the manifest.
     """
-    source = _folder(store)
+    source = in_store(store)
     if not source.exists(MANIFEST):
         raise StackError(f"no data yet: run `{command} data`")
     content: dict[str, Any] = json.loads(source.cat_file(MANIFEST))
@@ -102,18 +102,21 @@ def fingerprint(content: Mapping[str, Any]) -> str:
     return hashlib.sha256("".join(sums).encode()).hexdigest()
 
 
-def _folder(store: AbstractFileSystem) -> AbstractFileSystem:
+def in_store(store: AbstractFileSystem) -> AbstractFileSystem:
+    """The part of a store that holds the data set."""
     store.makedirs(FOLDER, exist_ok=True)
     return DirFileSystem(FOLDER, fs=store)
 
 
-def _column(values: NDArray[Any]) -> pa.Array:
+def as_column(values: NDArray[Any]) -> pa.Array:
+    """An array (rows, …) as a column."""
     if values.ndim == ONE_DIMENSION:
         return pa.array(values)
     return pa.FixedShapeTensorArray.from_numpy_ndarray(np.ascontiguousarray(values))
 
 
-def _described(values: NDArray[Any]) -> dict[str, Any]:
+def described(values: NDArray[Any]) -> dict[str, Any]:
+    """What a manifest says of a column."""
     return {"type": str(values.dtype), "shape": list(values.shape[1:])}
 
 

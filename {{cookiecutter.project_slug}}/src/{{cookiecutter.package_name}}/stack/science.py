@@ -22,6 +22,7 @@ class Data(Protocol):
 
     NAME: str
     SOURCE: str
+    LICENSE: str
     LABELS: list[Any]
 
     def fetch(self) -> "dict[str, NDArray[np.uint8]]": ...

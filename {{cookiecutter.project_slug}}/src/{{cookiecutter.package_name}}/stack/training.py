@@ -92,7 +92,8 @@ def train(
         result = {
             "run": run_id,
             "config": values,
-            "data": {"name": science.data.NAME, "sha256": dataset.fingerprint(facts), "rows": facts["rows"]},
+            "data": {"sha256": dataset.fingerprint(facts)}
+            | {key: facts[key] for key in ("name", "source", "rows")},
             "steps": checkpoints.at.step,
             "seconds": round(time.perf_counter() - started, 3),
             "processes": process.size,

@@ -1,0 +1,184 @@
+"""Data sets go to the Hub with a card, and come from it as a stream of Parquet."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import projects
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import yaml
+from services.hub_faults import Fault
+from services.hub_server import Hub, serving
+
+
+@pytest.fixture(scope="module")
+def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
+    hub = Hub(tmp_path_factory.mktemp("hub"))
+    with serving(hub):
+        yield hub
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return projects.make(tmp_path_factory.mktemp("project"))
+
+
+def run(folder: Path, hub: Hub, *arguments: str, code: int = 0) -> str:
+    environ = {"HF_ENDPOINT": hub.url, "HF_TOKEN": "hf_write", "HF_HUB_DISABLE_TELEMETRY": "1"}
+    return projects.run(folder, *arguments, code=code, **environ)
+
+
+def stored(folder: Path) -> dict[str, bytes]:
+    place = folder / ".stack" / "data" / "me" / "skeleton" / "data"
+    return {path.name: path.read_bytes() for path in place.glob("*.*")}
+
+
+def parquet(table: pa.Table) -> bytes:
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink)
+    return bytes(sink.getvalue())
+
+
+@pytest.mark.slow
+def test_a_data_set_goes_to_the_hub_and_comes_back_the_same(hub: Hub, project: Path, tmp_path: Path) -> None:
+    assert f"Published at {hub.url}/datasets/me/digits as v0.1.0" in run(
+        project, hub, "data", "--publish", "hf://datasets/me/digits"
+    )
+    files = hub.files("dataset", "me/digits")
+    before = stored(project)
+    for split in ("train", "validation", "test"):
+        assert files[f"{split}.parquet"] == before[f"{split}.parquet"]
+    front = yaml.safe_load(files["README.md"].decode().split("---\n")[1])
+    assert front["license"] == "cc-by-4.0"
+    assert front["configs"][0]["data_files"][0] == {"split": "train", "path": "train.parquet"}
+    assert front["size_categories"] == ["1K<n<10K"]
+    manifest = json.loads(before["manifest.json"])
+    assert "More Information Needed" not in files["README.md"].decode()
+
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "stack.toml").write_bytes((project / "stack.toml").read_bytes())
+    run(other, hub, "data", "--from", "hf://datasets/me/digits")
+    found = json.loads(stored(other)["manifest.json"])
+    head = hub.repo("dataset", "me/digits").head.oid
+    assert found["source"] == f"hf://datasets/me/digits@{head}"
+    assert (found["rows"], found["columns"]) == (manifest["rows"], manifest["columns"])
+    for split in found["rows"]:
+        here, there = (
+            pq.read_table(pa.BufferReader(files[f"{split}.parquet"])) for files in (before, stored(other))
+        )
+        assert here.equals(there)
+
+    printed = run(other, hub, "train", "--epochs", "1", "--name", "one")
+    assert "Test accuracy" in printed
+    projects.run(other, "publish", HF_HUB_OFFLINE="1")
+    card = (other / "models" / "one" / "README.md").read_text()
+    assert yaml.safe_load(card.split("---\n")[1])["datasets"] == ["me/digits"]
+
+    calls = len(hub.calls)
+    marks = {path: path.stat().st_mtime_ns for path in (other / ".stack").rglob("*.parquet")}
+    run(other, hub, "data", "--from", "hf://datasets/me/digits")
+    assert len(hub.calls) == calls + 1  # which revision it is now; what is here already is not fetched
+    assert {path: path.stat().st_mtime_ns for path in marks} == marks
+
+
+LISTS = {
+    "image": pa.array([[[1, 2], [3, 4]], [[5, 6], [7, 8]]], pa.list_(pa.list_(pa.uint8()))),
+    "label": pa.array([0, 1], pa.int64()),
+    "seen": pa.array([True, False]),
+}
+FETCH = """
+import json, re, sys
+from pathlib import Path
+from skeleton.stack import StackError, shards
+from skeleton.stack.storage import local_store
+for number, url in enumerate(sys.argv[2:]):
+    try:
+        made = shards.fetch(url, local_store(Path(sys.argv[1], str(number))), [])
+        print(json.dumps([made["rows"], made["columns"]]))
+    except StackError as error:
+        print(error)
+print(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
+"""
+
+
+def fetch(folder: Path, hub: Hub, *urls: str) -> list[str]:
+    environ = projects.environment(folder, HF_ENDPOINT=hub.url, HF_HUB_DISABLE_TELEMETRY="1")
+    command = [sys.executable, "-c", FETCH, str(folder), *urls]
+    done = subprocess.run(command, env=environ, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
+
+
+def shards_of(**columns: Any) -> dict[str, bytes]:
+    table = pa.table({**LISTS, **columns})
+    return {f"data/{split}-00000-of-00001.parquet": parquet(table) for split in ("train", "val", "test")}
+
+
+def test_what_can_not_be_trained_on_is_told_in_one_line(hub: Hub, tmp_path: Path) -> None:
+    ragged, text = pa.array([[1], [1, 2]]), pa.array(["a", "b"])
+    contents = {
+        "lists": shards_of(),
+        "ragged": shards_of(image=ragged),
+        "text": shards_of(label=text),
+        "empty": shards_of(label=pa.array([1, None])),
+        "split": {name: data for name, data in shards_of().items() if "val" not in name},
+        "shapes": {**shards_of(), "data/train-1.parquet": parquet(pa.table({"label": [1]}))},
+    }
+    for name, files in contents.items():
+        hub.put("dataset", f"you/{name}", files)
+    expected = {
+        "hf://datasets/you/lists": '"image": {"type": "uint8", "shape": [2, 2]}',
+        "hf://datasets/you/ragged": "column image has lists of 2 lengths",
+        "hf://datasets/you/text": "column label is string; only numbers",
+        "hf://datasets/you/empty": "column label has empty values",
+        "hf://datasets/you/split": "has no Parquet files of its validation split",
+        "hf://datasets/you/shapes": "differ in their columns",
+        "hf://datasets/you/nothing": "is not on the Hub",
+        "hf://datasets/you/lists@v9": "is not on the Hub",
+        "hf://you/lists": "expected hf://datasets/USER/NAME",
+    }
+    lines = fetch(tmp_path, hub, *expected)
+    assert len(lines) == len(expected) + 1
+    for line, words in zip(lines, expected.values(), strict=False):
+        assert words in line
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_with_the_data(hub: Hub, tmp_path: Path) -> None:
+    """Four times the data (bench/datasets.py has 10 GB of it) in the same memory."""
+    rng, peaks = np.random.default_rng(0), []
+    for name, shards in (("small", 2), ("large", 8)):
+        files = {}
+        for number in range(shards):
+            images = rng.integers(0, 256, (4096, 64, 64), dtype=np.uint8)  # 16 MB that do not compress
+            table = pa.table({"image": pa.FixedShapeTensorArray.from_numpy_ndarray(images)})
+            files[f"train-{number}.parquet"] = parquet(table)
+        files |= {f"{split}-0.parquet": parquet(table.slice(0, 8)) for split in ("validation", "test")}
+        hub.put("dataset", f"you/{name}", files)
+        peaks.append(int(fetch(tmp_path / name, hub, f"hf://datasets/you/{name}")[-1]))
+    assert peaks[1] - peaks[0] < 40_000  # kB; the data grew by 100,000
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [1, 8])
+def test_a_hub_that_fails_is_told_and_later_it_goes_on(
+    hub: Hub, project: Path, tmp_path: Path, number: int
+) -> None:
+    name = f"hf://datasets/me/digits-{number}"
+    hub.app.faults = [Fault(403, at=range(number, 10**6))]
+    try:
+        printed = run(project, hub, "data", "--publish", name, code=1)
+    finally:
+        hub.app.faults = []
+    assert len([line for line in printed.splitlines() if line.startswith("error: ")]) == 1
+    assert "is in algorithmia://.my/skeleton/data" in printed
+    run(project, hub, "data", "--publish", name)
+    published = hub.files("dataset", f"me/digits-{number}")
+    assert published["train.parquet"] == stored(project)["train.parquet"]
