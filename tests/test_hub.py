@@ -1,6 +1,5 @@
 """Publishing: one version or the other, never half of one, whatever fails and wherever; and back from the Hub."""
 
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 

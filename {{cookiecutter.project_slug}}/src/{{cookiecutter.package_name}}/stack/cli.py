@@ -28,11 +28,13 @@ def doctor(science: "Science", settings: Settings, args: Arguments) -> int:
 
 def data(science: "Science", settings: Settings, args: Arguments) -> int:
     """Fetch the data set, split it, and write it to the store."""
-    from . import dataset, shards
+    from . import dataset
     from .storage import open_store
 
     source, store = science.data, open_store(settings.storage, settings)
     if args.source:
+        from . import shards
+
         written = shards.fetch(args.source, store, source.LABELS)
     else:
         facts = {
@@ -45,6 +47,8 @@ def data(science: "Science", settings: Settings, args: Arguments) -> int:
     say(table(list(written["rows"].items()), ("split", "rows")))
     say(f"Data set {written['name']} is in {settings.storage}/{dataset.FOLDER}.")
     if args.publish:
+        from . import shards
+
         license_id = "unknown" if written["source"].startswith("hf://") else source.LICENSE
         url, version = shards.publish(
             args.publish, store, license_id, science.model.TASK, written["name"], args.public
