@@ -181,7 +181,13 @@ def test_a_key_that_may_not_is_told_in_one_line(
 
 
 @pytest.mark.parametrize(
-    ("kind", "words"), [("html", "no answer of the Hub"), (500, "answers 500"), ("reset", "can't be reached")]
+    ("kind", "words"),
+    [
+        ("html", "no answer of the Hub"),
+        (500, "answers 500"),
+        (404, "answers 404"),
+        ("reset", "can't be reached"),
+    ],
 )
 def test_a_hub_that_stays_in_trouble_is_told_in_one_line(
     hub: Hub, api: HfApi, old: Path, kind: int | str, words: str

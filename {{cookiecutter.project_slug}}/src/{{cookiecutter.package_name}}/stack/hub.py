@@ -105,15 +105,20 @@ def upload(api: "HfApi", place: Place, folder: Path, message: str, public: bool 
     Returns its page and version. What is there already is not sent. Stopped anywhere, the repository shows the
     version before or this one, and the same call goes on. Raises StackError.
     """
+    from huggingface_hub.errors import HfHubHTTPError
+
     from .card import check
 
     verify(folder)
     for remark in check((folder / CARD).read_text(encoding="utf-8")):
         say(f"Note: {remark}")
     private = not public
-    patiently(lambda: api.create_repo(place.id, repo_type=place.kind, private=private, exist_ok=True))
-    commit = patiently(lambda: commit_once(api, place, folder, message))
-    version = patiently(lambda: tag_once(api, place, commit))
+    try:
+        patiently(lambda: api.create_repo(place.id, repo_type=place.kind, private=private, exist_ok=True))
+        commit = patiently(lambda: commit_once(api, place, folder, message))
+        version = patiently(lambda: tag_once(api, place, commit))
+    except HfHubHTTPError as error:  # what was there a moment ago is missing
+        raise StackError(told(error.response.status_code, error.server_message or str(error))) from None
     return f"{api.endpoint}/{place.page}", version
 
 
@@ -239,20 +244,28 @@ def patiently(work: Callable[[], T]) -> T:
     for wait in (*WAITS, None):
         try:
             return work()
-        except HfHubHTTPError as error:
-            status = error.response.status_code
-            if status == MISSING:
-                raise
-            if wait is None or status not in PASSING:
-                raise StackError(told(status, error.server_message or str(error))) from None
-            time.sleep(max(wait, reset(error.response.headers.get("ratelimit", ""))))
-        except (httpx.HTTPError, OSError, RuntimeError) as error:  # the latter from hf_xet
-            if wait is None:
-                raise StackError(f"the Hub can't be reached: {first_line(error)}") from None
-            time.sleep(wait)
+        except (HfHubHTTPError, httpx.HTTPError, OSError, RuntimeError) as error:  # the last from hf_xet
+            time.sleep(pause_after(error, wait))
         except ValueError as error:
             raise StackError(f"that was no answer of the Hub: {first_line(error)}") from None
     raise AssertionError
+
+
+def pause_after(error: Exception, wait: float | None) -> float:
+    """The seconds to wait after an error. Raises it where something is missing, StackError where to wait is vain."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    answer = error.__cause__ if isinstance(error.__cause__, HfHubHTTPError) else error  # downloads wrap it
+    if not isinstance(answer, HfHubHTTPError):
+        if wait is None:
+            raise StackError(f"the Hub can't be reached: {first_line(error)}") from None
+        return wait
+    status = answer.response.status_code
+    if status == MISSING:
+        raise answer
+    if wait is None or status not in PASSING:
+        raise StackError(told(status, answer.server_message or str(answer))) from None
+    return max(wait, reset(answer.response.headers.get("ratelimit", "")))
 
 
 def told(status: int, message: str) -> str:
