@@ -1,0 +1,142 @@
+"""Training on Colab and Kaggle from a terminal, with their real clients against loopback services."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from baking import bake
+from conftest import ROOT
+from projects import environment
+from services.sessions import Sessions, clients, serving
+
+SECRET = "hf_this_must_not_travel_0123456789abcdef"
+TRAIN = ("--epochs", "1", "--name", "far")
+
+
+@pytest.fixture(scope="module")
+def services(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sessions]:
+    python = clients(ROOT / "build" / "clients", ROOT / "build" / "tools" / "bin")
+    with serving(tmp_path_factory.mktemp("sessions"), python) as sessions:
+        yield sessions
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return bake(tmp_path_factory.mktemp("bake"), project_slug="ziffern", package_name="ziffern")
+
+
+def start(services: Sessions, project: Path, *words: str) -> subprocess.Popen[str]:
+    """Start `remote` with keys in the environment and in .env."""
+    home = services.folder / "home"
+    home.mkdir(exist_ok=True)
+    (project / ".env").write_text(f"HF_TOKEN={SECRET}\n")
+    given = environment(home, HF_TOKEN=SECRET, WANDB_API_KEY=SECRET, PYTHONPATH=str(project / "src"))
+    given |= {
+        "PATH": f"{services.folder / 'bin'}:{given['PATH']}",
+        "KAGGLE_API_ENVIRONMENT": "LOCALHOST",
+        "KAGGLE_USERNAME": "me",
+        "KAGGLE_KEY": "k",
+    }
+    command = [sys.executable, "-m", "ziffern", "remote", *words]
+    return subprocess.Popen(
+        command, cwd=project, env=given, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+
+
+def run(services: Sessions, project: Path, *words: str) -> tuple[int, str]:
+    process = start(services, project, *words)
+    printed, _ = process.communicate(timeout=300)
+    return process.returncode, printed
+
+
+def no_secret_has_travelled(services: Sessions) -> None:
+    for folder, _, names in os.walk(services.folder):
+        for name in names:
+            path = Path(folder, name)
+            assert not path.is_file() or SECRET.encode() not in path.read_bytes(), path
+
+
+@pytest.mark.slow
+def test_colab_trains_and_the_run_comes_home(services: Sessions, project: Path) -> None:
+    code, printed = run(services, project, "colab", "--train", *TRAIN)
+    assert code == 0, printed
+    assert "Colab's terms" in printed
+    assert "Test accuracy" in printed
+    assert "Fetched far." in printed
+    assert (project / "runs" / "far" / "model.safetensors").exists()
+    assert not services.open
+    no_secret_has_travelled(services)
+
+
+@pytest.mark.slow
+def test_colab_passes_the_exit_code_on(services: Sessions, project: Path) -> None:
+    code, printed = run(services, project, "colab", "--train", "--lr", "-1")
+    assert code == 1, printed
+    assert "lr: must be more than 0" in printed
+    assert not services.open
+
+
+@pytest.mark.slow
+def test_colab_is_stopped_when_the_terminal_is(services: Sessions, project: Path) -> None:
+    process = start(services, project, "colab", "--train", "--epochs", "100000", "--patience", "0")
+    assert process.stdout
+    assert any("1 process on cpu" in line for line in process.stdout)
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=120)
+    assert process.returncode
+    assert not services.open
+
+
+@pytest.mark.slow
+def test_a_refused_session_is_told(services: Sessions, project: Path) -> None:
+    services.refuses = 400
+    try:
+        code, printed = run(services, project, "colab", "--train", *TRAIN)
+    finally:
+        services.refuses = 0
+    assert code == 1
+    assert "You may not have quota" in printed
+    assert "may still run" not in printed
+    assert not services.open
+
+
+@pytest.mark.slow
+def test_kaggle_trains_and_the_run_comes_home(services: Sessions, project: Path) -> None:
+    began = time.monotonic()
+    code, printed = run(
+        services, project, "kaggle", "--user", "me", "--train", "--epochs", "1", "--name", "farther"
+    )
+    assert code == 0, printed
+    assert "Kaggle's terms" in printed
+    assert "Fetched farther." in printed
+    assert (project / "runs" / "farther" / "model.safetensors").exists()
+    assert not services.kernels
+    assert time.monotonic() - began < 120
+    no_secret_has_travelled(services)
+
+
+@pytest.mark.slow
+def test_kaggle_passes_the_exit_code_on(services: Sessions, project: Path) -> None:
+    code, printed = run(services, project, "kaggle", "--user", "me", "--train", "--lr", "-1")
+    assert code == 1, printed
+    assert not services.kernels
+
+
+def test_without_the_client_it_says_how_to_get_it(project: Path, tmp_path: Path) -> None:
+    given = environment(tmp_path, PYTHONPATH=str(project / "src"), PATH="/nowhere")
+    for place, package in (("colab", "google-colab-cli"), ("kaggle", "kaggle")):
+        done = subprocess.run(
+            [sys.executable, "-m", "ziffern", "remote", place],
+            cwd=project,
+            env=given,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 1
+        assert f"uv tool install {package}" in done.stderr
