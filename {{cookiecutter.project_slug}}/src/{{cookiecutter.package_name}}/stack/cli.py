@@ -250,7 +250,7 @@ def remote(science: "Science", settings: Settings, args: Arguments) -> int:
     """Train on a free GPU of Colab or Kaggle, from this terminal, and fetch the run."""
     from .sessions import remote
 
-    return remote(settings, science.package, args.place, args.words, args.gpu, args.user)
+    return remote(settings, science.package, args.place, args.train, args.gpu, args.user)
 
 
 COMMANDS: dict[str, Callable[["Science", Settings, Arguments], int]] = {
@@ -342,9 +342,15 @@ def add_arguments(name: str, parser: argparse.ArgumentParser, science: "Science"
         add("url", help="the other store")
     elif name == "remote":
         add("place", choices=("colab", "kaggle"), help="where: through Google's or Kaggle's own client")
-        add("words", nargs="*", metavar="-- ARGUMENT", help="what `train` gets there, behind two dashes")
         add("--gpu", default="T4", help="Colab's name of the GPU; empty for none (default: T4)")
         add("--user", default="", help="your account at Kaggle")
+        add(
+            "--train",
+            nargs=argparse.REMAINDER,
+            default=[],
+            metavar="ARGUMENT",
+            help="all that follows is for `train`",
+        )
 
 
 def parse(science: "Science", arguments: Sequence[str]) -> Arguments:
