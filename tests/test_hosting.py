@@ -1,6 +1,8 @@
 """Hosting on a Space: each rung of the ladder, uploaded by the Hub's own client, started, and called."""
 
 import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -141,8 +143,16 @@ def test_an_unknown_rung_is_refused(tmp_path: Path, model: Path, cache: Path) ->
         ship(api, model, cache, "kubernetes")
 
 
+def test_the_image_is_built_as_hadolint_asks() -> None:
+    linter = Path(sys.executable).with_name("hadolint")
+    dockerfile = SKELETON / "space" / "docker" / "Dockerfile"
+    done = subprocess.run([str(linter), str(dockerfile)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+    assert done.stdout == ""
+
+
 def test_the_image_holds_no_torch_and_no_root() -> None:
     dockerfile = (SKELETON / "space" / "docker" / "Dockerfile").read_text()
-    assert "USER user" in dockerfile
+    assert "USER 1000" in dockerfile
     assert "--uid 1000" in dockerfile
     assert "torch" not in (SKELETON / "space" / "requirements.txt").read_text()
