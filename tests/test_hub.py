@@ -168,6 +168,15 @@ def test_two_who_publish_at_the_same_time_do_not_mix(hub: Hub, api: HfApi, old: 
     assert shown(hub) == {**content(new), "theirs.txt": b"theirs"}
 
 
+def test_storage_that_refuses_is_told_in_one_line_and_at_once(hub: Hub, api: HfApi, old: Path) -> None:
+    hub.app.faults = [Fault(403, match="/v1/xorbs")]
+    with pytest.raises(StackError, match="403 Forbidden") as refusal:
+        upload(api, PLACE, old, "first")
+    assert "\n" not in str(refusal.value)
+    assert len([call for call in hub.calls if "/v1/xorbs" in call]) == 1
+    assert shown(hub) == {}
+
+
 @pytest.mark.parametrize(
     ("key", "words"), [("hf_read", "may write"), ("hf_unknown", "refuses the key"), ("hf_other", "may write")]
 )

@@ -244,7 +244,7 @@ def patiently(work: Callable[[], T]) -> T:
     for wait in (*WAITS, None):
         try:
             return work()
-        except (HfHubHTTPError, httpx.HTTPError, OSError, RuntimeError) as error:  # the last from hf_xet
+        except (HfHubHTTPError, httpx.HTTPError, OSError, RuntimeError) as error:
             time.sleep(pause_after(error, wait))
         except ValueError as error:
             raise StackError(f"that was no answer of the Hub: {first_line(error)}") from None
@@ -254,10 +254,12 @@ def patiently(work: Callable[[], T]) -> T:
 def pause_after(error: Exception, wait: float | None) -> float:
     """The seconds to wait after an error. Raises it where something is missing, StackError where to wait is vain."""
     from huggingface_hub.errors import HfHubHTTPError
+    from huggingface_hub.utils import httpx  # type: ignore[attr-defined]
 
-    answer = error.__cause__ if isinstance(error.__cause__, HfHubHTTPError) else error  # downloads wrap it
+    wrapped = not isinstance(error, httpx.HTTPError) and isinstance(error.__cause__, httpx.HTTPError)
+    answer = error.__cause__ if wrapped else error  # downloads wrap it
     if not isinstance(answer, HfHubHTTPError):
-        if wait is None:
+        if wait is None or not isinstance(answer, httpx.HTTPError):  # hf_xet has tried for minutes by itself
             raise StackError(f"the Hub can't be reached: {first_line(error)}") from None
         return wait
     status = answer.response.status_code
