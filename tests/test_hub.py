@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from huggingface_hub import HfApi
+from huggingface_hub import HfApi, constants
 from huggingface_hub.utils import disable_progress_bars
 from services.hub_faults import Fault
 from services.hub_server import Hub, serving
@@ -110,8 +110,13 @@ def test_the_difference_is_shown_before(hub: Hub, api: HfApi, old: Path, new: Pa
     }
 
 
-def test_refused_at_any_call_it_shows_one_version_or_the_other(hub: Hub, api: HfApi, tmp_path: Path) -> None:
+@pytest.mark.filterwarnings("ignore:Use 'content=<...>':DeprecationWarning")  # the client's own, with LFS
+@pytest.mark.parametrize("xet", [True, False], ids=["xet", "lfs"])
+def test_refused_at_any_call_it_shows_one_version_or_the_other(
+    hub: Hub, api: HfApi, tmp_path: Path, xet: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """From the n-th call on all fail, for each n: a clear line, and the next attempt completes."""
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", not xet)
     told, number, calls = [], 0, 99
     while number <= calls:
         old, new = (
@@ -135,6 +140,8 @@ def test_refused_at_any_call_it_shows_one_version_or_the_other(hub: Hub, api: Hf
         assert upload(api, place, new, "second")[1] == "v0.2.0"
         assert shown(hub, "v0.2.0", place) == content(new)
         number += 1
+    assert any("/xorbs/" in call for call in hub.calls) == xet
+    assert any("/lfs/" in call for call in hub.calls) != xet
     assert calls >= 10
     assert calls - 3 <= len(told) <= calls  # what hf_xet asks for to save work, it can do without
     assert not [line for line in told if "\n" in line]
