@@ -43,6 +43,8 @@ def test_predict_says_that_no_gateway_runs(empty: Path) -> None:
         (("train", "--set", "storage"), "expected NAME=VALUE"),
         (("data", "--set", "storage=ftp://x/y"), "unknown storage"),
         (("sweep",), "no file"),
+        (("serve", "--port", "99999"), "a port is a number from 0 to 65535"),
+        (("serve", "--host", "no.such.host.invalid"), "can't be opened"),
     ],
 )
 def test_a_mistake_is_told_in_one_line(empty: Path, arguments: tuple[str, ...], words: str) -> None:

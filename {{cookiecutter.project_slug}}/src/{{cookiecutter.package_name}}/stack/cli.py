@@ -182,8 +182,11 @@ def serve(science: "Science", settings: Settings, args: Arguments) -> int:
 
     keys = [settings.algorithmia_api_key] if settings.algorithmia_api_key else []
     record = settings.private / RECORD
-    say(f"The key is in {record}. Stop with Ctrl-C.")
-    serve(app, keys=keys, host=args.host, port=args.port, workers=args.workers, record=record, say=say)
+
+    def told(text: str) -> None:
+        say(text, f"The key is in {record}. Stop with Ctrl-C.")
+
+    serve(app, keys=keys, host=args.host, port=args.port, workers=args.workers, record=record, say=told)
     return 0
 
 

@@ -68,9 +68,10 @@ def open_port(host: str, port: int) -> socket.socket:
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listening.bind((host, port))
-    except OSError as error:
+    except (OSError, OverflowError) as error:
         listening.close()
-        raise StackError(f"{host}:{port} can't be opened: {error.strerror}; choose another port") from None
+        reason = getattr(error, "strerror", None) or "a port is a number from 0 to 65535"
+        raise StackError(f"{host}:{port} can't be opened: {reason}; choose another port") from None
     listening.listen(2048)
     return listening
 
