@@ -44,9 +44,9 @@ def to_space(
 
     `key` guards the gateway there; by default the one it had, else a new one. Raises StackError.
     """
-    from httpx import HTTPError
     from huggingface_hub import HfApi, get_token
     from huggingface_hub.errors import HfHubHTTPError
+    from huggingface_hub.utils import httpx  # type: ignore[attr-defined]
 
     from .hosting import Project, host
 
@@ -72,7 +72,7 @@ def to_space(
         hosted = host(model_dir, project, science.predict, api, space, key, token, rung, bump, say)
     except HfHubHTTPError as error:
         raise StackError(f"the Hub refuses: {error.server_message or error}") from None
-    except HTTPError as error:
+    except httpx.HTTPError as error:
         raise StackError(f"{api.endpoint} does not answer: {error}") from None
     if hosted.calls:
         keep(record, {"url": hosted.url, "key": key})
