@@ -125,7 +125,7 @@ def test_a_run_goes_on_with_another_number_of_processes(alone: Path, project: Pa
 @pytest.mark.slow
 def test_told_to_stop_they_stop_at_the_same_step(pair: Path, project: Path) -> None:
     trainings = together(project, *TRAIN)
-    wait_until(lambda: newest(project) > "")
+    assert trainings[1].during("step")
     trainings[1].process.terminate()  # one of them is enough
     assert [training.end() for training in trainings] == [75, 75]
     assert trainings[0].printed().count("train --run one") == 1
