@@ -15,7 +15,7 @@ import projects
 import pytest
 import torch
 from killing import Training
-from skeleton.stack.process import Process
+from skeleton.stack.process import PORT, Process
 
 NAME = "one"
 CURVE = ("--epochs", "4", "--log-every", "1", "--dropout", "0", "--checkpoint-steps", "7", "--name", NAME)
@@ -139,6 +139,32 @@ def test_a_batch_that_cannot_be_shared_is_refused(project: Path) -> None:
     trainings = together(project, "train", "--batch-size", "63")
     assert [training.end() for training in trainings] == [1, 1]
     assert "batch_size: must be a multiple of the 2 processes, is 63" in trainings[0].printed()
+
+
+@pytest.mark.slow
+def test_nobody_waits_where_the_dead_have_listened(pair: Path, project: Path) -> None:
+    """torchrun's store outlives a restart: a process that is early finds the address of one that was killed."""
+    store = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    with socket.create_server(("127.0.0.1", 0)) as dead:
+        store.set(PORT, str(dead.getsockname()[1]))
+    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port), "WORLD_SIZE": "2"}
+    place |= {"TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RESTART_COUNT": "1"}
+    early = Training(project, *TRAIN, **place, RANK="1", LOCAL_RANK="1")
+    early.process.join(5)  # it comes long before the other, and does not give up
+    first = Training(project, *TRAIN, **place, RANK="0", LOCAL_RANK="0")
+    assert [first.end(), early.end()] == [0, 0], first.printed()
+    assert same(pair, project)
+
+
+@pytest.mark.slow
+def test_a_process_that_is_left_alone_says_so_in_a_line(project: Path) -> None:
+    trainings = together(project, *TRAIN)
+    assert trainings[1].during("step")
+    trainings[1].kill()
+    assert trainings[0].end() == 1
+    printed = trainings[0].printed()
+    assert "another process of this run is gone; start them again" in printed
+    assert "Traceback" not in printed
 
 
 @pytest.mark.slow

@@ -1,8 +1,10 @@
 """This process's place among the processes of one training run, and its device."""
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import TYPE_CHECKING, TypeVar
 
 import torch
@@ -15,6 +17,8 @@ if TYPE_CHECKING:
 
 
 T = TypeVar("T")
+PORT = "port of the first process"
+MEETING = 300  # seconds
 
 
 @dataclass(frozen=True)
@@ -55,6 +59,11 @@ class Process:
         """Whether any of the processes says yes, on each of them."""
         return bool(self.total(torch.tensor(float(mine), device=self.device)).item())
 
+    def lost(self, error: BaseException) -> bool:
+        """Whether an error tells that another process is gone; gloo's have no type of their own."""
+        told = isinstance(error, distributed.DistError) or "gloo/" in str(error)
+        return self.size > 1 and isinstance(error, RuntimeError) and told
+
     def total(self, values: torch.Tensor) -> torch.Tensor:
         """The sum of `values` over all processes, on each of them."""
         if self.size > 1:
@@ -74,11 +83,38 @@ def join(settings: "Settings", device: str, threads: int) -> Iterator[Process]:
     if settings.world_size == 1:
         yield Process(chosen)
         return
-    distributed.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
+    store = meet(settings)
+    backend = "nccl" if chosen.type == "cuda" else "gloo"
+    distributed.init_process_group(backend, store=store, rank=settings.rank, world_size=settings.world_size)
     try:
-        yield Process(chosen, distributed.get_rank(), distributed.get_world_size(), settings.local_rank)
+        yield Process(chosen, settings.rank, settings.world_size, settings.local_rank)
     finally:
         distributed.destroy_process_group()
+
+
+def meet(settings: "Settings") -> distributed.Store:
+    """The store in which the processes tell each other where they listen; one of their own where torchrun has one.
+
+    torchrun keeps its store over a restart, and in it where the processes listened that are dead by now. So the first
+    process opens a new one and leaves only its port there; to an old port nobody answers, and it is read again.
+    Raises StackError where the first process does not come.
+    """
+    shared, rank, _ = next(distributed.rendezvous("env://"))
+    if not settings.restartable:
+        return shared
+    if rank == 0:
+        own = distributed.TCPStore(settings.master, 0, is_master=True, wait_for_workers=False)
+        shared.set(PORT, str(own.port))
+        return own
+    end = time.monotonic() + MEETING
+    while time.monotonic() < end:
+        try:
+            found = distributed.TCPStore(settings.master, int(shared.get(PORT)), timeout=timedelta(seconds=1))
+        except distributed.DistError:
+            continue
+        found.set_timeout(timedelta(seconds=MEETING))
+        return found
+    raise StackError(f"the first process does not answer at {settings.master} after {MEETING} seconds")
 
 
 def choose_device(name: str, local_rank: int = 0) -> torch.device:

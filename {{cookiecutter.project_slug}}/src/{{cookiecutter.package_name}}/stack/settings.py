@@ -49,6 +49,8 @@ class Settings(Options):
     local_rank: int = 0
     world_size: int = 1
     restarts: int = 0
+    master: str = ""  # the address of the first process
+    restartable: bool = False  # whether the launcher is torchrun, which starts them again where one dies
 
     @property
     def user(self) -> str:
@@ -110,6 +112,8 @@ def load(flags: Mapping[str, Any], start: Path, environ: MutableMapping[str, str
         local_rank=int(environ.get("LOCAL_RANK", 0)),
         world_size=int(environ.get("WORLD_SIZE", 1)),
         restarts=int(environ.get("TORCHELASTIC_RESTART_COUNT", 0)),
+        master=environ.get("MASTER_ADDR", ""),
+        restartable=environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True",
     )
 
 

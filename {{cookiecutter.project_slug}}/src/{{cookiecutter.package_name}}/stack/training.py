@@ -136,8 +136,13 @@ def _fit(
     except Interrupted as stop:
         run.finish(exit_code=RESUME)
         raise Interrupted(f"{stop}. Go on with: `{command} train --run {run.id}`") from None
-    except BaseException:
+    except BaseException as error:
         run.finish(exit_code=1)
+        if process.lost(error):
+            raise StackError(
+                "another process of this run is gone; start them again to go on from the last checkpoint "
+                "(torchrun does with --max-restarts)"
+            ) from None
         raise
 
 
