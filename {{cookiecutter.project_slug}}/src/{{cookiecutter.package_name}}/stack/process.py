@@ -13,6 +13,8 @@ from torch import distributed
 from . import StackError
 
 if TYPE_CHECKING:
+    from torch._C._distributed_c10d import Store
+
     from .settings import Settings
 
 
@@ -92,24 +94,27 @@ def join(settings: "Settings", device: str, threads: int) -> Iterator[Process]:
         distributed.destroy_process_group()
 
 
-def meet(settings: "Settings") -> distributed.Store:
+def meet(settings: "Settings") -> "Store":
     """The store in which the processes tell each other where they listen; one of their own where torchrun has one.
 
     torchrun keeps its store over a restart, and in it where the processes listened that are dead by now. So the first
     process opens a new one and leaves only its port there; to an old port nobody answers, and it is read again.
     Raises StackError where the first process does not come.
     """
-    shared, rank, _ = next(distributed.rendezvous("env://"))
+    from torch._C._distributed_c10d import TCPStore  # where its types are told
+    from torch.distributed.rendezvous import rendezvous
+
+    shared: Store = next(rendezvous("env://"))[0]
     if not settings.restartable:
         return shared
-    if rank == 0:
-        own = distributed.TCPStore(settings.master, 0, is_master=True, wait_for_workers=False)
+    if settings.rank == 0:
+        own = TCPStore(settings.master, 0, is_master=True, wait_for_workers=False)
         shared.set(PORT, str(own.port))
         return own
     end = time.monotonic() + MEETING
     while time.monotonic() < end:
         try:
-            found = distributed.TCPStore(settings.master, int(shared.get(PORT)), timeout=timedelta(seconds=1))
+            found = TCPStore(settings.master, int(shared.get(PORT)), timeout=timedelta(seconds=1))
         except distributed.DistError:
             continue
         found.set_timeout(timedelta(seconds=MEETING))
