@@ -1,19 +1,19 @@
 """Serve an ASGI app on 127.0.0.1, on a port that the system chooses."""
 
-import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import uvicorn
+from services.ports import listening
 
 
 @contextmanager
 def serving(app: Any, **options: Any) -> Iterator[str]:
     """The URL at which a thread serves `app`, which is stopped on leaving; `options` are uvicorn's."""
     options = {"timeout_keep_alive": 75, **options}  # as the gateway does it
-    with socket.create_server(("127.0.0.1", 0)) as listener:  # connections queue here until the server runs
+    with listening() as listener:  # connections queue here until the server runs
         server = uvicorn.Server(uvicorn.Config(app, log_level="warning", **options))
         thread = threading.Thread(target=server.run, args=([listener],))
         thread.start()

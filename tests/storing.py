@@ -4,7 +4,6 @@
 """
 
 import resource
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import uvicorn
+from services.ports import listening
 
 if __name__ == "__main__":
     import conftest  # noqa: F401 - puts the skeleton on the path
@@ -36,7 +36,7 @@ def data_app(folder: Path) -> Any:
 
 def free_port() -> int:
     """A port that is free now."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
+    with listening() as listener:
         port: int = listener.getsockname()[1]
         return port
 
@@ -58,7 +58,7 @@ if __name__ == "__main__":
     limit = int(sys.argv[3])
     if limit >= 0:
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-    with socket.create_server(("127.0.0.1", int(sys.argv[2]))) as listener:
+    with listening(int(sys.argv[2])) as listener:
         print("ready", flush=True)  # connections queue from here on
         config = uvicorn.Config(
             data_app(Path(sys.argv[1])), log_level="warning", lifespan="off", http=DirectProtocol

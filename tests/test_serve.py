@@ -20,6 +20,7 @@ from Algorithmia.algorithm import OutputType
 from deployed import open_app
 from predictors import Echo, echo_folder
 from skeleton.stack.deploy import deploy
+from skeleton.stack.gateway.serve import open_port
 from skeleton.stack.monitor import read_calls
 from test_deploy import until
 
@@ -117,3 +118,11 @@ def test_a_worker_that_dies_is_replaced(root: Path) -> None:
 def children(pid: int) -> list[int]:
     """The processes that a process has started."""
     return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def test_small_answers_leave_at_once() -> None:
+    """Without the option an answer in two pieces waits for the client's delayed acknowledgement, 40 ms."""
+    with open_port("127.0.0.1", 0) as listening, socket.create_connection(listening.getsockname()):
+        accepted, _ = listening.accept()
+        with accepted:
+            assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)

@@ -30,6 +30,7 @@ from starlette.routing import Route
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).parent.parent))
 
+from services import ports
 from services.hub_faults import Faulty, Protocol
 from services.hub_store import ATTRIBUTES, CREATED, Commit, Contents, Entry, Repo
 from services.hub_xet import Blocks
@@ -632,7 +633,7 @@ def serving(hub: Hub) -> Iterator[str]:
 @contextmanager
 def listening(hub: Hub) -> Iterator[list[socket.socket]]:
     """The sockets of a Hub: its own, and one that stands for its network of mirrors."""
-    with socket.create_server(("127.0.0.1", 0)) as near, socket.create_server(("127.0.0.1", 0)) as far:
+    with ports.listening() as near, ports.listening() as far:
         hub.url, hub.far = (f"http://127.0.0.1:{place.getsockname()[1]}" for place in (near, far))
         yield [near, far]
 

@@ -10,7 +10,6 @@ import base64
 import hashlib
 import json
 import re
-import socket
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import uvicorn
+from services.ports import listening
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -606,7 +606,7 @@ def named(app: Any) -> Any:
 @contextmanager
 def serving(service: Wandb) -> Iterator[str]:
     """The URL at which a thread serves W&B, on a port that the system chooses; stopped on leaving."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
+    with listening() as listener:
         service.url = f"http://127.0.0.1:{listener.getsockname()[1]}"
         server = uvicorn.Server(config(service))
         thread = threading.Thread(target=server.run, args=([listener],))
@@ -628,7 +628,7 @@ def config(service: Wandb) -> uvicorn.Config:
 def main() -> None:
     """Serve W&B until Ctrl-C."""
     service = Wandb()
-    with socket.create_server(("127.0.0.1", 0)) as listener:
+    with listening() as listener:
         service.url = f"http://127.0.0.1:{listener.getsockname()[1]}"
         print(service.url, flush=True)
         uvicorn.Server(config(service)).run([listener])
