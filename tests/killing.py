@@ -7,6 +7,8 @@ import contextlib
 import functools
 import multiprocessing
 import os
+import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -22,11 +24,15 @@ CONTEXT.set_forkserver_preload(
 )
 
 
-def shown(function: Callable[..., Any], busy: Any, moment: str) -> Callable[..., Any]:
-    """`function`, which raises a flag while it runs."""
+def shown(
+    function: Callable[..., Any], busy: Any, moment: str, dies: tuple[str, float] | None
+) -> Callable[..., Any]:
+    """`function`, which raises a flag while it runs, and has the process killed soon after where it is to die then."""
 
     @functools.wraps(function)
     def run(*arguments: Any, **options: Any) -> Any:
+        if dies and dies[0] == moment:
+            threading.Timer(dies[1], os.kill, (os.getpid(), signal.SIGKILL)).start()
         with showing(busy, moment):
             return function(*arguments, **options)
 
@@ -42,7 +48,14 @@ def showing(busy: Any, moment: str) -> Iterator[None]:
         busy[MOMENTS.index(moment)] = 0
 
 
-def work(folder: Path, arguments: tuple[str, ...], busy: Any, told: Path, extra: dict[str, str]) -> None:
+def work(
+    folder: Path,
+    arguments: tuple[str, ...],
+    busy: Any,
+    told: Path,
+    extra: dict[str, str],
+    dies: tuple[str, float] | None,
+) -> None:
     """Run a command of the project; the real code, with flags around the moments that a kill may hit."""
     from skeleton import __main__ as project
     from skeleton import train
@@ -57,7 +70,7 @@ def work(folder: Path, arguments: tuple[str, ...], busy: Any, told: Path, extra:
         (train, "evaluate", "validation"),
         (training, "_keep", "bookkeeping"),
     ):
-        setattr(owner, name, shown(getattr(owner, name), busy, moment))
+        setattr(owner, name, shown(getattr(owner, name), busy, moment, dies))
     os.chdir(folder)
     os.environ.clear()
     os.environ.update(projects.environment(folder, **extra))
@@ -71,12 +84,16 @@ def work(folder: Path, arguments: tuple[str, ...], busy: Any, told: Path, extra:
 
 
 class Training:
-    """A command of a project under way."""
+    """A command of a project under way; `dies` is a moment, and the seconds after its begin when it is killed."""
 
-    def __init__(self, folder: Path, *arguments: str, **extra: str) -> None:
+    def __init__(
+        self, folder: Path, *arguments: str, dies: tuple[str, float] | None = None, **extra: str
+    ) -> None:
         self.busy = CONTEXT.Array("b", len(MOMENTS), lock=False)
         self.told = folder / "printed.txt"
-        self.process = CONTEXT.Process(target=work, args=(folder, arguments, self.busy, self.told, extra))
+        self.process = CONTEXT.Process(
+            target=work, args=(folder, arguments, self.busy, self.told, extra, dies)
+        )
         self.process.start()
 
     def during(self, moment: str, seconds: float = 60) -> bool:

@@ -75,10 +75,8 @@ def finish(folder: Path) -> str:
 def test_twenty_kills_change_nothing(whole: Path, project: Path) -> None:
     chance = random.Random(0)
     for moment in [*MOMENTS[:4] * 4, *MOMENTS[4:] * 4]:  # the last of them is when the model is written
-        training = Training(project, *TRAIN)
-        assert training.during(moment)
-        time.sleep(chance.choice((0, chance.uniform(0, 0.005))))
-        training.kill()
+        training = Training(project, *TRAIN, dies=(moment, chance.choice((0, chance.uniform(0, 0.005)))))
+        assert training.end() == -signal.SIGKILL
     finish(project)
     assert results(project) == results(whole)
 
