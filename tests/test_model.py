@@ -122,6 +122,6 @@ def outcome(step, store):
 
 
 Twins.TestCase.settings = settings(
-    max_examples=12, stateful_step_count=20, deadline=None, suppress_health_check=list(HealthCheck)
+    max_examples=40, stateful_step_count=25, deadline=None, suppress_health_check=list(HealthCheck)
 )
 TestTwins = pytest.mark.slow(Twins.TestCase)

@@ -9,7 +9,8 @@ import optuna
 import pytest
 from scipy import stats
 from skeleton.stack import StackError
-from skeleton.stack.space import Hyperband, Sweep, read_sweep
+from skeleton.stack.space import Hyperband, Sweep
+from skeleton.stack.sweep_file import read_sweep
 
 HEAD = "method: random\nmetric: {name: loss}\nparameters:\n"
 

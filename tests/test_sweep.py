@@ -39,9 +39,8 @@ def project(data: Path, tmp_path: Path) -> Path:
 def trials(project: Path) -> list[optuna.trial.FrozenTrial]:
     """All trials in the sweep's journal."""
     journal = next(project.glob("runs/sweep-*/journal.log"))
-    return optuna.load_study(
-        study_name="sweep", storage=JournalStorage(JournalFileBackend(str(journal)))
-    ).get_trials()
+    storage = JournalStorage(JournalFileBackend(str(journal)))
+    return optuna.load_study(study_name=journal.parent.name, storage=storage).get_trials()
 
 
 def finished(project: Path) -> list[tuple[float, int]]:
@@ -98,7 +97,7 @@ def test_a_killed_sweep_goes_on_where_it_was(project: Path) -> None:
 @pytest.mark.slow
 def test_a_trial_whose_process_dies_is_told_and_the_sweep_goes_on(project: Path) -> None:
     (project / "sweep.yaml").write_text(GRID.replace("epochs: {value: 1}", "epochs: {value: 8}"))
-    process = projects.start(project, "sweep", "--workers", "1", "--trials", "3")
+    process = projects.start(project, "sweep", "--agents", "1", "--trials", "3")
     assert process.stdout
     next(line for line in process.stdout if line.startswith("Trial"))
     for worker in workers(process.pid):
@@ -107,6 +106,98 @@ def test_a_trial_whose_process_dies_is_told_and_the_sweep_goes_on(project: Path)
     assert process.returncode == 0
     assert "the process died" in printed
     assert len(finished(project)) == 3
+
+    assert "it is begun again" in printed
+
+
+@pytest.mark.slow
+def test_two_sweeps_share_the_trials_of_one_folder(project: Path, data: Path, tmp_path: Path) -> None:
+    """As two machines do that see the same disk."""
+    other = projects.make(tmp_path / "other", data)
+    (other / "sweep.yaml").write_text(GRID)
+    place = tmp_path / "shared"
+    sweeps = [
+        projects.start(one, "sweep", "--study", str(place), "--agents", "1") for one in (project, other)
+    ]
+    printed = [process.communicate(timeout=300) for process in sweeps]
+    assert [process.returncode for process in sweeps] == [0, 0], printed
+    tables = [json.loads(next(one.glob("runs/sweep-*/trials.json")).read_text()) for one in (project, other)]
+    assert tables[0] == tables[1]
+    assert sorted((trial["config"]["lr"], trial["config"]["seed"]) for trial in tables[0]) == POINTS
+
+
+PROGRAM = """
+import json, os, sys
+import wandb
+assert os.environ["WANDB_SWEEP_ID"] == os.environ["WANDB_RUN_ID"].rpartition("-")[0]
+run = wandb.init(project="p")
+assert dict(run.config) == json.loads(sys.argv[1]), dict(run.config)
+run.log({"loss": run.config["deep"]["lr"] ** 2})
+if run.config["deep"]["lr"] == 3:
+    sys.exit("it does not converge")
+run.finish()
+"""
+COMMAND = """
+method: grid
+metric: {name: loss}
+program: other.py
+parameters: {deep: {parameters: {lr: {values: [3, 2, 1]}}}}
+command: ["${env}", "${interpreter}", "${program}", "${args_json}"]
+"""
+
+
+@pytest.mark.slow
+def test_a_command_may_be_any_program_that_logs_to_wandb(tmp_path: Path) -> None:
+    """It finds what W&B's agent would give it, nested parameters whole, and needs no account."""
+    (tmp_path / "stack.toml").write_text('project = "p"\n')
+    (tmp_path / "sweep.yaml").write_text(COMMAND)
+    (tmp_path / "other.py").write_text(PROGRAM)
+    printed = projects.run(tmp_path, "sweep")
+    folder = next(tmp_path.glob("runs/sweep-*"))
+    assert json.loads((folder / "best.json").read_text()) == {"deep": {"lr": 1}}
+    assert "Trial 0 failed: the program ended with code 1" in printed
+    assert "it does not converge" in printed
+    assert "1 of 3 trials failed" in printed
+
+
+@pytest.mark.slow
+def test_a_command_may_start_train_in_its_own_way(project: Path) -> None:
+    """Here by another program, which trains with a flag more; its trials are stopped early like any other."""
+    (project / "start.sh").write_text('exec "$@" --width 8\n')
+    text = GRID.replace("epochs: {value: 1}", "epochs: {value: 4}").replace(
+        "[0.001, 0.006]", "[0.006, 0.0000001]"
+    )
+    text += "early_terminate: {type: hyperband, min_iter: 2, eta: 1.5}\n"
+    text += 'command: [sh, start.sh, "${interpreter}", -m, skeleton, train, "${args}"]\n'
+    (project / "sweep.yaml").write_text(text)
+    printed = projects.run(project, "sweep", "--agents", "1")
+    table = json.loads(next(project.glob("runs/sweep-*/trials.json")).read_text())
+    assert sorted((trial["config"]["lr"], trial["config"]["seed"]) for trial in table) == sorted(
+        (lr, seed) for lr in (0.006, 0.0000001) for seed in (0, 1, 2)
+    )
+    assert "stopped early" in printed
+    assert json.loads(next(project.glob("runs/sweep-*-0000/result.json")).read_text())["config"]["width"] == 8
+    assert not (project / "runs" / "latest").exists()
+
+
+@pytest.mark.slow
+def test_flags_of_the_command_hold_for_every_trial(project: Path) -> None:
+    text = GRID.replace("[0, 1, 2]", "[0]")
+    text += 'command: ["${env}", "${interpreter}", "-m", "skeleton", "train", "--width", "8", "${args}"]\n'
+    (project / "sweep.yaml").write_text(text)
+    projects.run(project, "sweep")
+    results = [json.loads(path.read_text()) for path in project.glob("runs/sweep-*/trials/*/result.json")]
+    assert [result["config"]["width"] for result in results] == [8, 8]
+
+
+@pytest.mark.slow
+def test_a_trial_that_takes_too_long_is_ended_and_counted(project: Path) -> None:
+    text = GRID.replace("epochs: {value: 1}", "epochs: {values: [1, 100000]}").replace("[0, 1, 2]", "[0]")
+    (project / "sweep.yaml").write_text(text + "early_terminate: {type: hyperband, min_iter: 90000}\n")
+    printed = projects.run(project, "sweep", "--timeout", "20", "--agents", "1")
+    assert printed.count("it took more than 20 seconds") == 2
+    assert "2 of 4 trials failed" in printed
+    assert len(finished(project)) == 2
 
 
 @pytest.mark.slow

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import uvicorn
-from services.ports import listening
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -28,6 +27,7 @@ if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from services.hub_faults import Faulty, Protocol
+from services.ports import listening
 from services.wandb_queries import ordered, wanted
 from services.wandb_store import CREATED, Artifact, Run, Store, Sweep
 

@@ -60,18 +60,19 @@ def data(science: "Science", settings: Settings, args: Arguments) -> int:
 def train(science: "Science", settings: Settings, args: Arguments) -> int:
     """Train a model; every field of TrainConfig is a flag."""
     from .checkpoint import Interrupted
-    from .training import RESUME, saved_config, train
+    from .tracking import Stopped
+    from .training import RESUME, train
 
-    layers = [saved_config(settings, args.run)] if args.run else []
-    layers += [read_json(args.config)] if args.config else []
-    names = {field.name for field in dataclasses.fields(science.config)}
-    flags = {name: value for name, value in vars(args).items() if name in names}
+    run = args.run or args.name or settings.wandb_run  # an agent of W&B has named its trial
     try:
-        result = train(science, read(science.config, *layers, flags), settings, args.run or args.name)
+        result = train(science, configured(science, settings, args), settings, run)
     except Interrupted as stop:
         if settings.rank == 0:
             say(str(stop))
         return RESUME
+    except Stopped as stop:
+        say(f"{stop}.")
+        return 0
     if settings.rank == 0:
         say(
             f"Test accuracy {result['test']['accuracy']:.4f}; {result['steps']} steps in {result['seconds']:.1f} s."
@@ -81,11 +82,23 @@ def train(science: "Science", settings: Settings, args: Arguments) -> int:
     return 0
 
 
-def sweep(science: "Science", settings: Settings, args: Arguments) -> int:
-    """Search for a better configuration, as sweep.yaml says."""
-    from .sweep import sweep
+def configured(science: "Science", settings: Settings, args: Arguments) -> Any:
+    """The configuration that the arguments of `train` ask for."""
+    from .training import saved_config
 
-    found = sweep(science, settings, args.file or settings.root / "sweep.yaml", args.workers, args.trials)
+    layers = [saved_config(settings, args.run)] if args.run else []
+    layers += [read_json(args.config)] if args.config else []
+    names = {field.name for field in dataclasses.fields(science.config)}
+    flags = {name: value for name, value in vars(args).items() if name in names}
+    return read(science.config, *layers, flags)
+
+
+def sweep(science: "Science", settings: Settings, args: Arguments) -> int:
+    """Search for a better configuration, as sweep.yaml says: by W&B where a key works, else here."""
+    from .sweep import Options, sweep
+
+    options = Options(args.agents, args.trials, args.join, args.study, args.sampler, args.timeout)
+    found = sweep(science, settings, args.file or settings.root / "sweep.yaml", options)
     say(table(found.rows(), found.header()), f"Pictures and trials are in {found.folder}.", found.tracked)
     say(f"Best: {found.metric} {found.best_value:.4f}, written to {found.best_config}.")
     return _next(settings, f"train --config {found.best_config}", "publish")
@@ -299,8 +312,19 @@ def add_arguments(name: str, parser: argparse.ArgumentParser, science: "Science"
         add_flags(parser, science.config)
     elif name == "sweep":
         add("--file", type=Path, help="the sweep (default: sweep.yaml)")
-        add("--workers", type=int, default=2, help="trials at the same time (default: 2)")
-        add("--trials", type=int, default=0, help="trials at most (default: run_cap of the file)")
+        add("--agents", type=int, default=2, metavar="N", help="trials at the same time (default: 2)")
+        add(
+            "--trials", type=int, default=0, metavar="N", help="trials at most (default: run_cap of the file)"
+        )
+        add("--join", default="", metavar="ID", help="run agents of the sweep ENTITY/PROJECT/ID at W&B")
+        add(
+            "--study",
+            default="",
+            metavar="PLACE",
+            help="keep the trials there, for several machines: a folder that they share, or a database's URL",
+        )
+        add("--sampler", choices=("tpe", "gp"), default="tpe", help="of a bayes sweep here (default: tpe)")
+        add("--timeout", type=float, default=0.0, metavar="S", help="seconds that a trial here may take")
     elif name == "publish":
         add("--run", default="", metavar="ID", help="the run to publish (default: the latest)")
         add("--public", action="store_true", help="make a new repository on the Hub public")

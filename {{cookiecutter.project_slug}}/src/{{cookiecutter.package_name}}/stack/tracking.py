@@ -22,6 +22,10 @@ PREEMPTED = 75  # the exit code of a run that goes on later
 Values = Mapping[str, Any]
 
 
+class Stopped(Exception):  # noqa: N818 - an order, not a fault
+    """A sweep, or somebody at the tracker's page, has ended this run: raised by `log`."""
+
+
 class Tracker(Protocol):
     """Where a run's numbers go besides the record on disk. Paths are relative to the run's folder or absolute."""
 
@@ -44,6 +48,8 @@ class Tracker(Protocol):
     def file(self, path: str) -> None: ...
 
     def finish(self, exit_code: int) -> str: ...
+
+    def over(self) -> bool: ...
 
     @property
     def complete(self) -> bool: ...
@@ -79,6 +85,10 @@ class Untracked:
     def finish(self, exit_code: int) -> str:
         """Say nothing."""
         return ""
+
+    def over(self) -> bool:
+        """Whether a run that the system stops is not to go on later."""
+        return False
 
     @property
     def complete(self) -> bool:

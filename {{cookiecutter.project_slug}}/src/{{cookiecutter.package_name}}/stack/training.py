@@ -25,7 +25,7 @@ from .library import pinned
 from .process import Process, join
 from .snapshot import STATE, replace
 from .storage import open_store
-from .tracking import PREEMPTED, NoRecord, Run, Tracker, Untracked, open_run
+from .tracking import PREEMPTED, NoRecord, Run, Stopped, Tracker, Untracked, open_run
 
 if TYPE_CHECKING:
     import torch
@@ -56,7 +56,7 @@ def train(
     """Train with `config` and return the run's result, as written to `<folder>/<run>/result.json`.
 
     `run_id` names a run to go on with; without it a new one starts. `folder` is where runs are kept,
-    `tracker` follows the run instead of the configured one. Raises Interrupted after SIGTERM or Ctrl-C.
+    `tracker` follows the run instead of the configured one. Raises Interrupted after SIGTERM or Ctrl-C, and Stopped.
     """
     runs = folder or settings.runs
     store = open_store(settings.storage, settings)
@@ -104,7 +104,7 @@ def train(
         }
         if process.first:
             result |= _keep(science, model, splits, run, result)
-    if process.first and folder is None:
+    if process.first and folder is None and not settings.wandb_sweep:  # a trial is not what is published next
         replace(runs / LATEST, run_id.encode())
     return result
 
@@ -133,7 +133,13 @@ def _fit(
     try:
         with stoppable(checkpoints):
             return science.train.fit(config, splits, run, checkpoints, process)
+    except Stopped:
+        run.finish()
+        raise
     except Interrupted as stop:
+        if run.tracker.over():
+            run.finish()
+            raise Stopped("the sweep has stopped this trial") from None
         run.finish(exit_code=RESUME)
         raise Interrupted(f"{stop}. Go on with: `{command} train --run {run.id}`") from None
     except BaseException as error:

@@ -9,16 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .console import say
-from .tracking import PREEMPTED, Values
+from .tracking import PREEMPTED, Stopped, Values
 
 if TYPE_CHECKING:
     from .settings import Settings
 
-INIT, FINISH, LAST = (
-    20,
-    60,
-    10,
-)  # seconds: to open a run, to send its rest, and for the service process to end
+# Seconds: to open a run, to send its rest, for the service process to end, and until the client asks for orders again.
+INIT, FINISH, LAST, ORDERS = 20, 60, 10, 16
 PICTURES = (".png",)
 
 
@@ -40,7 +37,7 @@ class WandbTracker:
         import wandb
 
         self.folder, self.online, self.command = folder, mode == "online", settings.command
-        self.failure = ""
+        self.failure, self.sweep, self.stopped = "", settings.wandb_sweep, threading.Event()
         own = wandb.setup(
             wandb.Settings(silent=True)
         ).settings  # the environment and the user's files; they win
@@ -51,6 +48,9 @@ class WandbTracker:
         }
         named: dict[str, Any] = {"id": opened["id"], "project": settings.wandb_project or settings.project}
         named["entity"] = settings.wandb_entity or None
+        options["stop_fn"] = (
+            self.stopped.set
+        )  # instead of an interrupt, which would save the run to go on later
         if opened.get("sweep"):
             options["sweep_id"] = opened["sweep"]
         self.run = wandb.init(
@@ -75,6 +75,8 @@ class WandbTracker:
         self.rows, self.step = max(self.rows, row + 1), values.get("step", self.step)
         if row >= self.known:
             self._do(self.run.log, dict(values), step=row)
+        if self.stopped.is_set():
+            raise Stopped("W&B has stopped this run")
 
     def summary(self, values: Values) -> None:
         """Set final numbers."""
@@ -144,6 +146,16 @@ class WandbTracker:
     def file(self, path: str) -> None:
         """Send a file."""
         self._do(self.run.save, str(self.folder / path), base_path=str(self.folder), policy="now")
+
+    def over(self) -> bool:
+        """Whether a trial that the system stops is one that the sweep has ended: its agent hands that on as a SIGTERM.
+
+        W&B is told first that it may go on elsewhere, in case the system does not wait.
+        """
+        if not (self.sweep and self.online):
+            return False
+        self._do(self.run.mark_preempting)
+        return self.stopped.wait(ORDERS)
 
     @property
     def complete(self) -> bool:

@@ -1,7 +1,12 @@
-"""Processes that train one trial after the other; a trial that dies takes nothing else with it."""
+"""Processes that run one trial after the other; a trial that dies takes nothing else with it."""
 
+import contextlib
+import io
+import math
 import multiprocessing
+import signal
 import sys
+import time
 import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
@@ -11,15 +16,32 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import StackError
-from .flags import read
-from .tracking import Untracked
+from .command import Call, call, own_arguments, variables
+from .tracking import Stopped, Untracked
 
 if TYPE_CHECKING:
     from .science import Science
     from .settings import Settings
+    from .space import Sweep
 
 GRACE = 10  # seconds in which a trial that is told to end writes its checkpoint
-Event = tuple[int, str, Any]  # trial, what happened (value, done, stopped, failed), its value or text
+STARTS = 5  # attempts to start a worker
+Event = tuple[int, str, Any]  # trial, what happened (value, done, stopped, failed, died), its value or text
+
+
+@dataclass(frozen=True)
+class Task:
+    """What all trials of a sweep have in common."""
+
+    science: "Science"
+    settings: "Settings"
+    plan: "Sweep"
+    folder: Path
+
+    @property
+    def trials(self) -> Path:
+        """The folder of the trials."""
+        return self.folder / "trials"
 
 
 @dataclass(frozen=True)
@@ -31,10 +53,6 @@ class Job:
     run: str
 
 
-class TrialStopped(Exception):  # noqa: N818 - an order, not a fault
-    """The sweep has stopped this trial early."""
-
-
 class Reporter(Untracked):
     """The tracker of a trial: sends each value of the metric to the sweep, which may answer with stop."""
 
@@ -43,14 +61,14 @@ class Reporter(Untracked):
         self.names: set[str] = set()
         self.value: float | None = None
 
-    def log(self, step: int, values: Mapping[str, float]) -> None:
-        """Report the metric if it is among `values`; raises TrialStopped when told to."""
+    def log(self, row: int, values: Mapping[str, float]) -> None:
+        """Report the metric if it is among `values`; raises Stopped when told to."""
         self.names |= set(values)
         if self.metric in values:
             self.value = values[self.metric]
             self.connection.send((self.trial, "value", self.value))
             if self.connection.recv() == "stop":
-                raise TrialStopped
+                raise Stopped
 
     def summary(self, values: Mapping[str, Any]) -> None:
         """Take the metric's final value where there is one."""
@@ -58,31 +76,29 @@ class Reporter(Untracked):
         self.value = values.get(self.metric, self.value)
 
     def result(self) -> float:
-        """The trial's value; StackError if the metric never came."""
+        """The trial's value; StackError if the metric never came, or is no number."""
         if self.value is None:
             raise StackError(f"training logs no {self.metric!r}; it logs {', '.join(sorted(self.names))}")
+        if not math.isfinite(self.value):
+            raise StackError(f"{self.metric} is {self.value} in the end")
         return float(self.value)
 
 
-def work(
-    connection: "Connection", science: "Science", settings: "Settings", folder: Path, metric: str
-) -> None:
-    """The loop of a worker: take a job, train, report, until the other side hangs up."""
-    import signal
-
+def work(connection: "Connection", task: Task) -> None:
+    """The loop of a worker: take a job, run it, report, until the other side hangs up."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the sweep's to handle
-    connection.send(f"{science.package}.train" in sys.modules)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that a program of the trial's is ended, too
+    connection.send(f"{task.science.package}.train" in sys.modules)
     from .checkpoint import Interrupted
-    from .training import train
 
     with suppress(EOFError, ConnectionError):  # the sweep is no more
         while True:
             job: Job = connection.recv()
-            reporter = Reporter(connection, job.trial, metric)
+            reporter = Reporter(connection, job.trial, task.plan.metric)
             try:
-                train(science, read(science.config, job.config), settings, job.run, folder, reporter)
+                perform(task, job, reporter)
                 connection.send((job.trial, "done", reporter.result()))
-            except TrialStopped:
+            except Stopped:
                 connection.send((job.trial, "stopped", reporter.result()))
             except Interrupted:  # told to end; a checkpoint is written
                 return
@@ -94,29 +110,59 @@ def work(
                 connection.send((job.trial, "failed", traceback.format_exc()))
 
 
-class Workers:
-    """A fixed number of workers; one that dies is replaced, and its trial reported as failed."""
+def perform(task: Task, job: Job, reporter: Reporter) -> None:
+    """Run a trial as the sweep's command says: in this process where that is the project's own `train`."""
+    sweep, package = task.folder.name, task.science.package
+    called = call(task.plan, sweep, job.run, job.config, package, task.trials)
+    arguments = own_arguments(called.words, package)
+    if arguments is None:
+        run_elsewhere(task, job, called, reporter)
+        return
+    from .cli import configured, parse
+    from .training import train
 
-    def __init__(
-        self, science: "Science", settings: "Settings", folder: Path, metric: str, count: int
-    ) -> None:
-        self.arguments = (science, settings, folder, metric)
+    with contextlib.redirect_stderr(io.StringIO()) as complaint:
+        try:
+            args = parse(task.science, ["train", *arguments])
+        except SystemExit:
+            raise StackError(complaint.getvalue().strip().split("\n")[-1]) from None
+    with variables(called.variables):
+        config = configured(task.science, task.settings, args)
+        train(task.science, config, task.settings, job.run, task.trials, reporter)
+
+
+def run_elsewhere(task: Task, job: Job, called: Call, reporter: Reporter) -> None:
+    """Run a trial whose command is another program."""
+    from .program import run_program
+
+    record = task.settings.runs / called.variables["WANDB_RUN_ID"]
+    scratch = task.trials / job.run
+    run_program(called.words, called.variables, task.settings.root, record, scratch, reporter)
+
+
+class Workers:
+    """A fixed number of workers; one that dies, or whose trial takes longer than `seconds`, is replaced."""
+
+    def __init__(self, task: Task, count: int, seconds: float = 0.0) -> None:
+        self.task, self.seconds = task, seconds or math.inf
         methods = multiprocessing.get_all_start_methods()
         # A server that has torch imported once forks workers in milliseconds; Windows has none.
         self.context: Any = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
         if "forkserver" in methods:
+            package = task.science.package
             self.context.set_forkserver_preload(
                 # an optimizer's first step would import the last in each worker: seconds
-                [f"{science.package}.train", f"{science.package}.stack.training", "torch._dynamo"]
+                [f"{package}.train", f"{package}.stack.training", f"{package}.stack.cli", "torch._dynamo"]
             )
         self.free = [self._start() for _ in range(count)]
-        self.busy: dict[Connection, tuple[Any, Job]] = {}
+        self.busy: dict[Connection, tuple[Any, Job, float]] = {}
 
     def __enter__(self) -> "Workers":
         return self
 
     def __exit__(self, *_: object) -> None:
-        crew = [*self.free, *((connection, process) for connection, (process, _) in self.busy.items())]
+        busy = [(connection, process) for connection, (process, _, _) in self.busy.items()]
+        crew = [*self.free, *busy]
         for connection, process in crew:
             process.terminate()  # training answers with a checkpoint, and then finds that nobody listens
             connection.close()
@@ -126,37 +172,67 @@ class Workers:
             process.join()
 
     def submit(self, job: Job) -> None:
-        """Give a job to a free worker."""
-        connection, process = self.free.pop()
-        self.busy[connection] = (process, job)
-        connection.send(job)
+        """Give a job to a free worker; to the next one where that has died meanwhile."""
+        while True:
+            connection, process = self.free.pop()
+            try:
+                connection.send(job)
+            except ConnectionError:
+                process.join()
+                self.free.append(self._start())
+                continue
+            self.busy[connection] = (process, job, time.monotonic() + self.seconds)
+            return
 
-    def events(self) -> Iterator[Event]:
-        """What has happened, as soon as something has."""
-        for ready in wait(list(self.busy)):
+    def events(self, seconds: float) -> Iterator[Event]:
+        """What has happened, as soon as something has; nothing after `seconds`."""
+        until = min((end for _, _, end in self.busy.values()), default=math.inf)
+        for ready in wait(list(self.busy), max(0.0, min(seconds, until - time.monotonic()))):
             assert isinstance(ready, Connection)
-            process, job = self.busy[ready]
+            process, job, _ = self.busy[ready]
             try:
                 event: Event = ready.recv()
             except (EOFError, ConnectionError):
-                del self.busy[ready]
-                process.join()
-                self.free.append(self._start())
-                event = (job.trial, "failed", f"the process died (exit code {process.exitcode})")
-            if event[1] in ("done", "stopped") or (event[1] == "failed" and ready in self.busy):
+                event = (job.trial, "died", f"the process died (exit code {self._replace(ready)})")
+            if event[1] in ("done", "stopped", "failed"):
                 self.free.append((ready, self.busy.pop(ready)[0]))
             yield event
+        for connection, (process, job, end) in list(self.busy.items()):
+            if time.monotonic() > end:
+                process.terminate()
+                self._replace(connection)
+                yield job.trial, "failed", f"it took more than {self.seconds:g} seconds"
 
     def answer(self, trial: int, order: str) -> None:
-        """Tell a trial that has reported a value to go on or to stop."""
-        next(connection for connection, (_, job) in self.busy.items() if job.trial == trial).send(order)
+        """Tell a trial that has reported a value to go on or to stop; one that has died meanwhile is told nothing."""
+        connection = next(connection for connection, (_, job, _) in self.busy.items() if job.trial == trial)
+        with suppress(ConnectionError):
+            connection.send(order)
+
+    def _replace(self, connection: Connection) -> int | None:
+        """Start another worker in the place of one that ends; returns its exit code."""
+        process = self.busy.pop(connection)[0]
+        connection.close()
+        process.join(GRACE)
+        process.kill()
+        process.join()
+        self.free.append(self._start())
+        code: int | None = process.exitcode
+        return code
 
     def _start(self) -> tuple[Connection, Any]:
-        here, there = self.context.Pipe()
-        process = self.context.Process(target=work, args=(there, *self.arguments), daemon=True)
-        process.start()
-        there.close()
-        preloaded = here.recv()
-        if not preloaded and self.context.get_start_method() == "forkserver":
-            raise StackError("the workers could not import the training code; run `train` to see why")
-        return here, process
+        for _ in range(STARTS):
+            here, there = self.context.Pipe()
+            process = self.context.Process(target=work, args=(there, self.task), daemon=True)
+            process.start()
+            there.close()
+            try:
+                preloaded = here.recv()
+            except (EOFError, ConnectionError):
+                process.join()
+                here.close()
+                continue
+            if not preloaded and self.context.get_start_method() == "forkserver":
+                raise StackError("the workers could not import the training code; run `train` to see why")
+            return here, process
+        raise StackError(f"a worker can't be started (exit code {process.exitcode}); run `train` to see why")
