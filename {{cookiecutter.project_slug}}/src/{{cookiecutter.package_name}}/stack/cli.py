@@ -61,7 +61,7 @@ def train(science: "Science", settings: Settings, args: Arguments) -> int:
     """Train a model; every field of TrainConfig is a flag."""
     from .checkpoint import Interrupted
     from .tracking import Stopped
-    from .training import RESUME, train
+    from .training import RESUME, failed_early, train
 
     run = args.run or args.name or settings.wandb_run  # an agent of W&B has named its trial
     try:
@@ -73,6 +73,10 @@ def train(science: "Science", settings: Settings, args: Arguments) -> int:
     except Stopped as stop:
         say(f"{stop}.")
         return 0
+    except StackError:
+        if settings.wandb_run and settings.rank == 0:
+            failed_early(settings, run)
+        raise
     if settings.rank == 0:
         say(
             f"Test accuracy {result['test']['accuracy']:.4f}; {result['steps']} steps in {result['seconds']:.1f} s."

@@ -109,6 +109,12 @@ def train(
     return result
 
 
+def failed_early(settings: "Settings", run_id: str) -> None:
+    """Tell the tracker of a trial that failed before it was opened: its sweep would wait for it."""
+    if not (settings.runs / run_id / CONFIG).exists():
+        open_run(settings, run_id, "train", settings.runs / run_id, {}).finish(exit_code=1)
+
+
 def _open(
     settings: "Settings", folder: Path, config: Mapping[str, Any], process: Process, tracker: Tracker | None
 ) -> Run:

@@ -1,0 +1,143 @@
+"""Sweeps at Weights & Biases: made, run by its real agents, and fetched back."""
+
+import json
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import projects
+import pytest
+from services.hub_faults import Fault
+from services.wandb_server import Wandb
+from skeleton.stack.pids import alive
+from tracking_service import account, wandb_service
+
+SWEEP = """
+method: grid
+metric: {name: validation_accuracy, goal: maximize}
+parameters:
+  lr: {values: [0.000001, 0.006]}
+  dropout: {values: [0.1, 2.0]}
+  epochs: {value: 1}
+command: ["${env}", "${interpreter}", -m, skeleton, train, --config, "${args_json_file}"]
+"""
+
+
+@pytest.fixture
+def service() -> Iterator[Wandb]:
+    with wandb_service() as served:
+        yield served
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return projects.make(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture
+def project(data: Path, tmp_path: Path) -> Path:
+    folder = projects.make(tmp_path / "project", data)
+    (folder / "sweep.yaml").write_text(SWEEP)
+    return folder
+
+
+@pytest.mark.slow
+def test_a_sweep_is_run_by_agents_and_its_best_comes_back(project: Path, service: Wandb) -> None:
+    printed = projects.run(project, "sweep", **account(project, service))
+    [sweep] = service.store.sweeps.values()
+    runs = [service.store.run(name) for name in sweep.runs]
+    assert sweep.state == "FINISHED"
+    assert len(service.store.agents) == 2
+    points = {(run.config["lr"]["value"], run.config["dropout"]["value"]) for run in runs}
+    assert points == {(lr, dropout) for lr in (0.000001, 0.006) for dropout in (0.1, 2.0)}
+    assert "sweep --join me/skeleton/sweep0`" in printed
+    assert "/sweeps/sweep0" in printed
+    folder = next(project.glob("runs/sweep-????????"))
+    assert json.loads((folder / "best.json").read_text()) == {"lr": 0.006, "dropout": 0.1, "epochs": 1}
+    table = json.loads((folder / "trials.json").read_text())
+    assert [trial["state"] for trial in table] == ["finished", "finished", "failed", "failed"]
+    assert "2 of 4 trials failed" in printed
+    assert service.store.run(table[0]["run"]).summary["validation_accuracy"] == table[0]["value"]
+    assert (folder / "sweep.png").read_bytes().startswith(b"\x89PNG")
+    assert not (project / "runs" / "latest").exists()  # a trial is not what is published next
+    [told] = [run for run in service.store.runs.values() if run.facts.get("jobType") == "sweep"]
+    assert told.summary["trials"] == 4
+
+    # Started again, it makes another sweep, for this one is over; an agent that joins it has nothing to do.
+    again = projects.run(
+        project, "sweep", "--join", "me/skeleton/sweep0", "--agents", "1", **account(project, service)
+    )
+    assert "Best: validation_accuracy" in again
+    assert len(service.store.runs) == 4 + 2
+
+
+@pytest.mark.slow
+def test_a_trial_that_the_sweep_stops_is_not_begun_again(project: Path, service: Wandb) -> None:
+    """The agent hands the order on as a SIGTERM, which elsewhere means: go on later."""
+    text = SWEEP.replace("[0.1, 2.0]", "[0.1]").replace("[0.000001, 0.006]", "[0.006]")
+    (project / "sweep.yaml").write_text(text.replace("epochs: {value: 1}", "epochs: {value: 100000}"))
+    process = projects.start(project, "sweep", "--agents", "1", **account(project, service))
+    wait_until(lambda: any(run.history for run in service.store.runs.values()))
+    service.store.run("sweep0-run0").stopped = True
+    printed, complaint = process.communicate(timeout=120)
+    assert process.returncode == 0, printed + complaint
+    run = service.store.run("sweep0-run0")
+    assert run.state == "finished"
+    assert next(iter(service.store.sweeps.values())).runs == [run.name]
+    assert "Best: validation_accuracy" in printed
+
+
+@pytest.mark.slow
+def test_a_sweep_that_is_interrupted_goes_on_with_the_same_trial(project: Path, service: Wandb) -> None:
+    text = SWEEP.replace("[0.1, 2.0]", "[0.1]").replace("[0.000001, 0.006]", "[0.006]")
+    (project / "sweep.yaml").write_text(
+        text.replace("epochs: {value: 1}", "epochs: {value: 500}\n  patience: {value: 0}")
+    )
+    process = projects.start(project, "sweep", "--agents", "1", **account(project, service))
+    wait_until(lambda: any(run.history for run in service.store.runs.values()))
+    process.send_signal(signal.SIGINT)
+    printed, complaint = process.communicate(timeout=120)
+    assert process.returncode == 130, printed + complaint
+    run = service.store.run("sweep0-run0")
+    assert run.state == "preempted"
+    assert not alive(process.pid)
+    before = len(run.history)
+    printed = projects.run(project, "sweep", "--agents", "1", **account(project, service))
+    assert "Going on after step" in printed
+    assert len(service.store.sweeps) == 1
+    assert run.state == "finished"
+    assert len(run.history) > before
+    steps = [row["step"] for row in run.history if "loss" in row]
+    assert steps == sorted(set(steps))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("operation", ["UpsertSweep", "CreateAgent"])
+def test_where_wandb_makes_no_sweep_it_is_run_here(project: Path, service: Wandb, operation: str) -> None:
+    (project / "sweep.yaml").write_text(SWEEP.replace("[0.1, 2.0]", "[0.1]"))
+    service.faults.append(Fault(403, match=operation))
+    printed = projects.run(project, "sweep", **account(project, service))
+    assert "The sweep goes on here." in printed
+    folder = next(project.glob("runs/sweep-????????"))
+    assert json.loads((folder / "best.json").read_text())["lr"] == 0.006
+
+
+def test_to_join_needs_a_key(project: Path) -> None:
+    assert "--join needs a key for W&B that works" in projects.run(
+        project, "sweep", "--join", "me/p/s", code=1
+    )
+
+
+@pytest.mark.slow
+def test_a_sweep_that_is_not_there_is_told(project: Path, service: Wandb) -> None:
+    printed = projects.run(project, "sweep", "--join", "me/p/nosuch", code=1, **account(project, service))
+    assert "W&B has no sweep me/p/nosuch" in printed
+
+
+def wait_until(condition: object, seconds: float = 90) -> None:
+    assert callable(condition)
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.05)

@@ -1,0 +1,150 @@
+"""The trials of a sweep that several processes share: none lost, none twice, whoever dies."""
+
+import threading
+import time
+from pathlib import Path
+
+import optuna
+import pytest
+from optuna.trial import TrialState
+from skeleton.stack import StackError, trials
+from skeleton.stack.sweep_file import parse_sweep
+from skeleton.stack.trials import LEASE, Trials, lock_of, open_storage, open_study
+
+GRID = "method: grid\nmetric: {name: loss}\nparameters: {x: {values: [0, 1, 2, 3, 4, 5, 6, 7]}}\n"
+BAYES = "method: bayes\nmetric: {name: loss}\nparameters: {x: {min: 0.0, max: 1.0}}\n"
+
+
+def shared(place: str, text: str = GRID, sampler: str = "tpe") -> Trials:
+    """One of the processes' views on the trials that are kept at a place."""
+    plan = parse_sweep(text, "sweep.yaml")
+    storage = open_storage(place, Path("nowhere"), "s")
+    return Trials(plan, open_study(plan, storage, "s", sampler), lock_of(place))
+
+
+def states(crew: Trials) -> list[TrialState]:
+    return [trial.state for trial in crew.all()]
+
+
+@pytest.mark.parametrize("kind", ["folder", "database"])
+def test_many_at_once_take_each_point_once(tmp_path: Path, kind: str) -> None:
+    place = str(tmp_path) if kind == "folder" else f"sqlite:///{tmp_path / 'trials.db'}"
+    crews = [shared(place) for _ in range(4)]
+    taken: list[int] = []
+
+    def work(crew: Trials) -> None:
+        while len(crew.ended()) < len(crew.points):
+            if job := crew.next(len(crew.points)):
+                taken.append(job.config["x"])
+                crew.end(job.trial, float(job.config["x"]), stopped=False)
+
+    threads = [threading.Thread(target=work, args=(crew,)) for crew in crews]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert sorted(taken) == list(range(8))
+    assert states(crews[0]).count(TrialState.COMPLETE) == 8
+    assert TrialState.RUNNING not in states(crews[0])
+
+
+def test_no_more_than_the_limit_are_begun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    one = shared(str(tmp_path), BAYES)
+    monkeypatch.setattr(trials, "ME", "elsewhere:1")
+    other = shared(str(tmp_path), BAYES)
+    first, second = one.next(2), other.next(2)
+    assert first and second and first.config != second.config
+    assert one.next(2) is None
+    one.end(first.trial, 0.5, stopped=False)
+    assert other.next(2) is None
+    assert len(one.ended()) == 1
+
+
+def test_a_trial_of_another_machine_is_taken_when_its_lease_is_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trials, "ME", "elsewhere:1")
+    dead = shared(str(tmp_path), BAYES)
+    job = dead.next(1)
+    assert job
+    monkeypatch.undo()
+    heir = shared(str(tmp_path), BAYES)
+    heir.reclaim()
+    assert states(heir) == [TrialState.RUNNING]
+    dead.mine[job.trial].set_user_attr("until", time.time() - 1)
+    heir.reclaim()
+    assert states(heir) == [TrialState.FAIL, TrialState.WAITING]
+    again = heir.next(1)
+    assert again and (again.config, again.run) == (job.config, job.run)  # it goes on from its checkpoint
+    heir.end(again.trial, 0.25, stopped=False)
+    dead.end(job.trial, 0.5, stopped=False)  # it was only slow: the result comes too late, and does not count
+    assert [trial.value for trial in heir.ended()] == [0.25]
+
+
+def test_a_lease_is_renewed_while_a_trial_runs(tmp_path: Path) -> None:
+    crew = shared(str(tmp_path), BAYES)
+    job = crew.next(1)
+    assert job
+    crew.mine[job.trial].set_user_attr("until", 0.0)
+    crew.renewed -= LEASE
+    crew.renew()
+    assert crew.running()[0].user_attrs["until"] > time.time() + LEASE / 2
+
+
+def test_a_trial_without_an_owner_is_the_dead_ones(tmp_path: Path) -> None:
+    """Killed between asking for a trial and putting a name to it."""
+    crew = shared(str(tmp_path), BAYES)
+    crew.study.ask()
+    crew.reclaim()
+    assert states(crew) == [TrialState.FAIL, TrialState.WAITING]
+
+
+def test_a_point_that_was_lost_on_the_way_is_queued_again(tmp_path: Path) -> None:
+    """Killed between taking a dead process's trial and queueing it anew."""
+    crew = shared(str(tmp_path))
+    job = crew.next(8)
+    assert job
+    crew.study.tell(job.trial, state=TrialState.FAIL)
+    seen = []
+    while (found := crew.next(8)) is not None:
+        seen.append(found.config["x"])
+        crew.end(found.trial, 0.0, stopped=False)
+    assert sorted(seen) == list(range(8))
+
+
+def test_a_trial_whose_process_dies_again_and_again_is_given_up(tmp_path: Path) -> None:
+    crew = shared(str(tmp_path), BAYES)
+    runs = set()
+    for last in (False, False, True):
+        job = crew.next(1)
+        assert job
+        runs.add(job.run)
+        assert crew.again(job.trial) is not last
+    assert len(runs) == 1
+    crew.fail(job.trial, "it died")
+    assert [trial.user_attrs["error"] for trial in crew.ended()] == ["it died"]
+    assert crew.next(1) is None
+
+
+def test_a_journal_whose_last_line_is_torn_is_read(tmp_path: Path) -> None:
+    crew = shared(str(tmp_path), BAYES)
+    job = crew.next(1)
+    assert job
+    crew.end(job.trial, 0.5, stopped=False)
+    with (tmp_path / "s.log").open("ab") as journal:
+        journal.write(b'{"op_code": 5, "wor')
+    again = shared(str(tmp_path), BAYES)
+    assert [trial.value for trial in again.ended()] == [0.5]
+    assert again.next(2)
+
+
+def test_gp_is_a_choice(tmp_path: Path) -> None:
+    assert isinstance(shared(str(tmp_path), BAYES, "gp").study.sampler, optuna.samplers.GPSampler)
+    assert isinstance(shared(str(tmp_path), BAYES).study.sampler, optuna.samplers.TPESampler)
+
+
+@pytest.mark.parametrize("place", ["nosuch://host/db", "sqlite:////proc/none/trials.db"])
+def test_a_place_that_is_none_is_told_in_a_line(place: str) -> None:
+    with pytest.raises(StackError, match="--study") as raised:
+        shared(place)
+    assert "\n" not in str(raised.value)

@@ -1,0 +1,217 @@
+"""A sweep at Weights & Biases: made through its own client, run by its own agents, and what they found fetched back."""
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from threading import Thread
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from . import StackError
+from .command import default
+from .console import say
+from .snapshot import replace
+from .space import Sweep, nested
+from .wandb_tracker import LAST, end_service
+
+if TYPE_CHECKING:
+    from .settings import Settings
+
+RECORD = "wandb.json"
+UNDER_WAY = ("running", "pending", "preempting", "preempted")
+OVER = ("FINISHED", "CANCELED", "CANCELLED", "STOPPED")
+PATIENCE = 60  # seconds that a trial gets to write its checkpoint when the sweep is stopped
+FIRST_FAILURES = 3  # trials that may all fail in the beginning before an agent gives up
+
+
+def make(settings: "Settings", plan: Sweep, package: str, folder: Path, cap: int) -> str:
+    """The sweep's `entity/project/id`: as it was made before for this file, unless it is over; else a new one.
+
+    Raises ConnectionError where W&B does not make it.
+    """
+    record = folder / RECORD
+    with asking_wandb() as wandb:
+        if record.exists():
+            path = str(json.loads(record.read_text(encoding="utf-8"))["path"])
+            if state(path) not in OVER:
+                return path
+        content = dict(plan.whole)
+        content.setdefault("command", list(default(plan.program, package)))
+        if cap:
+            content["run_cap"] = cap
+        entity = settings.wandb_entity or wandb.Api(timeout=LAST).default_entity
+        project = settings.wandb_project or settings.project
+        path = f"{entity}/{project}/{wandb.sweep(content, entity=entity, project=project)}"
+    replace(record, json.dumps({"path": path}).encode())
+    return path
+
+
+def state(path: str) -> str:
+    """The state of a sweep at W&B, that of one that is over where there is none."""
+    import wandb
+
+    found = at_wandb(wandb, path)
+    return str(found.state) if found else OVER[0]
+
+
+def at_wandb(wandb: Any, path: str) -> Any:
+    """A sweep, as W&B's public interface gives it; None where there is none that the key may see."""
+    try:
+        return wandb.Api(timeout=LAST).sweep(path)
+    except (ValueError, wandb.Error) as error:
+        if "could not find" not in str(error).lower():
+            raise
+        return None
+
+
+def definition(path: str) -> str:
+    """The sweep file of a sweep at W&B. Raises StackError where there is none, ConnectionError."""
+    with asking_wandb() as wandb:
+        found = at_wandb(wandb, path)
+    if not found:
+        raise StackError(f"W&B has no sweep {path} that this key may see; name it as ENTITY/PROJECT/ID")
+    return str(yaml.safe_dump(dict(found.config)))
+
+
+@contextmanager
+def asking_wandb() -> Iterator[Any]:
+    """W&B's client, silent; what goes wrong there is a ConnectionError, and its service process is ended."""
+    import wandb
+
+    try:
+        wandb.setup(wandb.Settings(silent=True))
+        yield wandb
+    except (wandb.Error, OSError, RuntimeError, ValueError) as error:
+        raise ConnectionError(
+            (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+        ) from error
+    finally:
+        end_service()
+
+
+def run_agents(settings: "Settings", path: str, folder: Path, count: int) -> list[int]:
+    """Run `count` of W&B's agents until the sweep is over; returns their exit codes. Stopped, it stops the trials."""
+    environ = {name: value for name, value in os.environ.items() if name != "WANDB_SERVICE"}
+    environ |= {
+        "PATH": os.pathsep.join(
+            (str(Path(sys.executable).parent), os.environ.get("PATH", ""))
+        ),  # its `python`
+        "PYTHONUNBUFFERED": "1",
+        "WANDB_DIR": str(folder),
+        "WANDB_AGENT_DISABLE_FLAPPING": "true",  # three failures in the first minute would end it without a word
+        "WANDB_AGENT_MAX_INITIAL_FAILURES": str(FIRST_FAILURES),
+    }
+    words = [
+        sys.executable,
+        "-m",
+        "wandb",
+        "agent",
+        "--forward-signals",
+        "--term-timeout",
+        str(PATIENCE),
+        path,
+    ]
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    agents: list[subprocess.Popen[str]] = []
+    try:
+        for number in range(count):
+            agent = subprocess.Popen(
+                words,
+                cwd=settings.root,
+                env=environ,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                start_new_session=True,  # Ctrl-C is ours to hand on, once
+            )
+            agents.append(agent)
+            Thread(target=_show, args=(agent, f"[{number + 1}] " if count > 1 else ""), daemon=True).start()
+        return [agent.wait() for agent in agents]
+    finally:
+        for agent in agents:
+            if agent.poll() is None:
+                agent.terminate()
+        for agent in agents:
+            try:
+                agent.wait(PATIENCE + LAST)
+            except subprocess.TimeoutExpired:
+                agent.kill()
+                agent.wait()
+        signal.signal(signal.SIGTERM, before)
+
+
+def _show(agent: "subprocess.Popen[str]", mark: str) -> None:
+    """Print what an agent and its trials print."""
+    for line in agent.stdout or ():
+        if line.strip():
+            say(mark + line.rstrip())
+
+
+def results(path: str, plan: Sweep) -> tuple[str, list[dict[str, Any]]]:
+    """The state of a sweep, and its trials that have ended. Raises ConnectionError."""
+    with asking_wandb() as wandb:
+        found = at_wandb(wandb, path)
+        runs = sorted(found.runs, key=lambda run: str(run.created_at))
+        ended = [run for run in runs if run.state not in UNDER_WAY]
+        return str(found.state), [entry(number, run, plan) for number, run in enumerate(ended)]
+
+
+def entry(number: int, run: Any, plan: Sweep) -> dict[str, Any]:
+    """A run of a sweep, for the table."""
+    value = looked_up(run.summary, plan.metric.split("."))
+    good = run.state == "finished" and isinstance(value, int | float) and math.isfinite(value)
+    error = (
+        ""
+        if good
+        else f"{run.state} at W&B" + ("" if run.state != "finished" else f", without {plan.metric}")
+    )
+    return {
+        "trial": number,
+        "state": "finished" if good else "failed",
+        "value": float(value) if good else None,
+        "config": nested({one.path: looked_up(run.config, one.path) for one in plan.parameters}),
+        "error": error,
+        "run": run.id,
+    }
+
+
+def looked_up(table: Any, path: Any) -> Any:
+    """What stands at a place of nested tables; None for nothing."""
+    for name in path:
+        try:
+            table = table[name]
+        except (KeyError, TypeError, IndexError):
+            return None
+    return table
+
+
+def sweep_at_wandb(
+    settings: "Settings", plan: Sweep, path: str, folder: Path, agents: int
+) -> list[dict[str, Any]]:
+    """Run agents on a sweep at W&B, and return its trials. Raises ConnectionError where W&B is lost on the way."""
+    url = address(path)
+    say(
+        f"Sweep: {url}",
+        f"Another agent, on any machine with this project: `{settings.command} sweep --join {path}`",
+    )
+    codes = run_agents(settings, path, folder, agents)
+    last, trials = results(path, plan)
+    if not trials and any(codes):
+        raise ConnectionError("the agents ended before a trial did")
+    if last not in OVER:
+        say(f"The agents have ended, the sweep has not: `{settings.command} sweep` goes on with it.")
+    return trials
+
+
+def address(path: str) -> str:
+    """The page of a sweep."""
+    with asking_wandb() as wandb:
+        return str(at_wandb(wandb, path).url)
