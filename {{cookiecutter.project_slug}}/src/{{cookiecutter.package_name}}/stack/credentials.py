@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from .keys import Key, find, present, read_env_file
+from .keys import Key, find, present, read_env_file, renewable
 from .verdict import SERVICES, SETTINGS, Report, as_json, report, show
 
 if TYPE_CHECKING:
@@ -69,6 +69,8 @@ def _check_key(key: Key, expected: str, seconds: float) -> Report:
     if rule := _broken_rule(key):
         return report(key, "malformed", rule=rule)
     status, body, failure = _ask(key, seconds)
+    if failure == "refused" and renewable(key):
+        failure = "ended"
     if failure:
         return report(key, failure, status)
     judge = {"algorithmia": _judge_algorithmia, "wandb": _judge_wandb, "huggingface": _judge_huggingface}
@@ -82,21 +84,25 @@ def _is_address(url: str) -> bool:
     try:
         parts = urlsplit(url)
         port = parts.port  # raises where it is no number
+        (parts.hostname or "").encode("idna")  # raises where no such host can be
     except ValueError:
         return False
     known = parts.scheme in ("http", "https") and parts.hostname and port != 0
-    return bool(known and re.fullmatch(r"[!-~]+", url))
+    return bool(known and re.fullmatch(r"[!-~]+", url) and not re.search(r"[?#\\]", url))
 
 
 def _broken_rule(key: Key) -> str:
     """Name the rule of the clients that a value breaks, or nothing (W&B: wandb/sdk/lib/wbauth)."""
+    characters = "it holds spaces, quotes or other characters that no key has"
     if not re.fullmatch(r"[!-~]+", key.value) or re.match(r"['\"]|\w+=", key.value):
-        return "it holds spaces, quotes or other characters that no key has"
-    if key.service == "wandb" and not re.fullmatch(
-        r"(?:[^-]*-)?[\w-]{40,}|[\w-]+\.[\w-]+\.[\w-]+", key.value
-    ):
-        return f"W&B's have 40 letters and digits or more, this has {len(key.value)}"
-    return ""
+        return characters
+    if key.service != "wandb" or re.fullmatch(r"[\w-]+\.[\w-]+\.[\w-]+", key.value):
+        return ""
+    first, dash, rest = key.value.partition("-")  # what stands before a dash names the server
+    secret = rest if dash else first
+    if not re.fullmatch(r"[\w-]*", secret):
+        return characters
+    return "" if len(secret) >= 40 else f"W&B's have 40 letters and digits or more, this has {len(secret)}"
 
 
 def _ask(key: Key, seconds: float) -> tuple[int, Any, str]:
@@ -106,21 +112,26 @@ def _ask(key: Key, seconds: float) -> tuple[int, Any, str]:
     import urllib.error
     import urllib.request
 
-    class NoRedirect(urllib.request.HTTPRedirectHandler):
-        def redirect_request(self, *_: Any) -> None:
-            return None  # a key stays with the host that it was meant for
+    class AsAnswered(urllib.request.HTTPErrorProcessor):
+        """Every status is an answer, and no redirect is followed: a key stays with its host."""
+
+        def http_response(self, request: Any, response: Any) -> Any:
+            return response
+
+        https_response = http_response
 
     try:
         bundle = os.environ.get("REQUESTS_CA_BUNDLE") or os.environ.get("CURL_CA_BUNDLE")  # as the clients do
         context = ssl.create_default_context(cafile=bundle if bundle and Path(bundle).is_file() else None)
-        opener = urllib.request.build_opener(NoRedirect, urllib.request.HTTPSHandler(context=context))
+        opener = urllib.request.build_opener(AsAnswered, urllib.request.HTTPSHandler(context=context))
         with opener.open(_request(key), timeout=seconds) as answer:
             return _sort(answer.status, answer.read(ANSWER_LIMIT))
-    except urllib.error.HTTPError as error:
-        with error:
-            return _sort(error.code, error.read(ANSWER_LIMIT))
-    except (OSError, http.client.HTTPException) as error:
-        reason = getattr(error, "reason", error)
+    except (
+        OSError,
+        http.client.HTTPException,
+        UnicodeError,
+    ) as error:  # the last: a proxy's name that is none
+        reason = error.reason if isinstance(error, urllib.error.URLError) else error
         if isinstance(reason, ssl.SSLError):
             return 0, None, "tls"
         if "407" in str(reason):  # the proxy of a tunnel asks who we are
@@ -150,15 +161,17 @@ def _request(key: Key) -> "urllib.request.Request":
 def _sort(status: int, raw: bytes) -> tuple[int, Any, str]:
     """Tell an answer of the service, which is JSON, from all that may come in its place."""
     reasons = {429: "rate-limit", 407: "proxy", 401: "refused", 403: "refused"}
+    if status == 511:  # the network, not the service, wants a log-in
+        return status, None, "proxy"
     if status >= 500 or 300 <= status < 400:
         return status, None, "server-error" if status >= 500 else "redirect"
-    if raw.lstrip().startswith(b"<") and status != 429:
+    if raw.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"<") and status != 429:
         return status, None, "proxy"
     if status != 200:
         return status, None, reasons.get(status, "unexpected")
     try:
         return status, json.loads(raw), ""
-    except ValueError:
+    except (ValueError, RecursionError):
         return status, None, "unexpected"
 
 

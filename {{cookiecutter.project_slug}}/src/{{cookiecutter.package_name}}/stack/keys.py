@@ -1,5 +1,6 @@
 """Find the services' keys where their own clients find them. Standard library only; nothing is sent."""
 
+import os
 import re
 import sys
 from collections.abc import Iterator, Mapping
@@ -32,11 +33,17 @@ class Key:
 
 
 def read_env_file(path: Path) -> dict[str, str]:
-    """Read NAME=value lines, with `export `, quotes and comments; names without a value are left out."""
+    """Read NAME=value lines, with `export `, quotes and comments; names without a value are left out.
+
+    Raises ValueError for what is no text in UTF-8, as an older Windows writes it, and OSError.
+    """
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         return {}
+    if "\0" in text:
+        raise ValueError("it holds a null character")
+    lines = text.splitlines()
     found = (re.match(r"\s*(?:export\s+)?([A-Za-z_]\w*)\s*=\s*(.*?)\s*$", line) for line in lines)
     values = {match[1]: _unquote(match[2]) for match in found if match}
     return {name: value for name, value in values.items() if value}
@@ -86,7 +93,8 @@ def host(url: str) -> str:
 
 
 def _merged(environ: Mapping[str, str], dotenv: Mapping[str, str] | None) -> dict[str, str]:
-    return {name: value for source in (dotenv or {}, environ) for name, value in source.items() if value}
+    both = (dotenv or {}, environ)
+    return {name: value for source in both for name, value in source.items() if value.strip()}
 
 
 def _candidates(service: str, values: Mapping[str, str]) -> Iterator[tuple[str, str]]:
@@ -98,7 +106,7 @@ def _candidates(service: str, values: Mapping[str, str]) -> Iterator[tuple[str, 
 
 
 def _home(values: Mapping[str, str]) -> Path:
-    return Path(values.get("HOME") or values.get("USERPROFILE") or Path.home())
+    return Path(values.get("HOME") or values.get("USERPROFILE") or os.path.expanduser("~"))  # noqa: PTH111 - never fails
 
 
 def _text(path: Path) -> str:
@@ -114,8 +122,10 @@ def _algorithmia_profile(values: Mapping[str, str], name: str) -> str:
     text = _text(folder / "config")
     if not text:
         return ""
-    import tomllib  # here, since the hook may run on a Python that does not have it yet
-
+    try:
+        import tomllib  # the hook may run on a Python that does not have it yet
+    except ImportError:
+        return ""
     try:
         return str(tomllib.loads(text)["profiles"]["default"].get(name, ""))
     except (tomllib.TOMLDecodeError, KeyError, AttributeError, TypeError):
@@ -123,6 +133,9 @@ def _algorithmia_profile(values: Mapping[str, str], name: str) -> str:
 
 
 def _algorithmia_files(values: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+    server = _algorithmia_profile(values, "api_server").rstrip("/")
+    if server and server != address("algorithmia", values):
+        return  # a profile's key is for the profile's server
     for name in ("api_key", "bearer_token"):
         yield _algorithmia_profile(values, name), f"{name} in Algorithmia's config file"
 
@@ -144,7 +157,8 @@ def _wandb_files(values: Mapping[str, str]) -> Iterator[tuple[str, str]]:
     import netrc
 
     server, home = host(address("wandb", values)), _home(values)
-    paths = (Path(values["NETRC"]).expanduser(),) if "NETRC" in values else (home / ".netrc", home / "_netrc")
+    named = values.get("NETRC")
+    paths = (Path(os.path.expanduser(named)),) if named else (home / ".netrc", home / "_netrc")  # noqa: PTH111
     path = next((path for path in paths if path.is_file()), None)
     # Keys made before the service moved stand under its old host.
     hosts = (server, "api.wandb.ai") if server == host(ADDRESSES["wandb"][1]) else (server,)
@@ -161,8 +175,22 @@ def _wandb_files(values: Mapping[str, str]) -> Iterator[tuple[str, str]]:
 def _huggingface_files(values: Mapping[str, str]) -> Iterator[tuple[str, str]]:
     cache = Path(values.get("XDG_CACHE_HOME") or _home(values) / ".cache")
     folder = Path(values.get("HF_HOME") or cache / "huggingface")
-    path = Path(values.get("HF_TOKEN_PATH") or folder / "token").expanduser()
-    yield _text(path).strip(), str(path)
+    path = str(values.get("HF_TOKEN_PATH") or folder / "token")
+    path = os.path.expandvars(os.path.expanduser(path))  # noqa: PTH111 - as the client does
+    yield _text(Path(path)).strip(), path
+
+
+def renewable(key: Key) -> bool:
+    """Whether a log-in in the browser left a key that the Hub's client trades for a new one once it has ended."""
+    import configparser
+
+    parser = configparser.ConfigParser(interpolation=None, strict=False)
+    try:
+        parser.read_string(_text(Path(key.source).with_name("stored_tokens")))
+    except (configparser.Error, ValueError):  # the latter: no path
+        return False
+    sections = [parser[name] for name in parser.sections()]
+    return any(one.get("hf_token") == key.value and "refresh_token" in one for one in sections)
 
 
 def _colab_secret(name: str) -> Iterator[tuple[str, str]]:

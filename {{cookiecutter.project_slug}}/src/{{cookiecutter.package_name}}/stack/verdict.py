@@ -23,6 +23,7 @@ SETTINGS = {
     "wandb": "wandb_entity",
     "huggingface": "huggingface_username",
 }
+NAMED = {"huggingface": "huggingface_username and the owner in model_repo"}
 REASONS = {  # reason: (outcome, what is so, how to mend it)
     "valid": ("ok", "valid, as {account}; {rights}", ""),
     "missing": (
@@ -48,6 +49,11 @@ REASONS = {  # reason: (outcome, what is so, how to mend it)
     ),
     "rights": ("rejected", "valid, as {account}; {rights}", "make a key that may write, at {page}"),
     "rights-untold": ("unknown", "valid, as {account}; {rights}", "publishing will tell"),
+    "ended": (
+        "unknown",
+        "the log-in at {host} has ended; its client renews it when needed",
+        "if publishing fails, log in again with `hf auth login`",
+    ),
     "exchanged": ("unknown", "a key is made from it when needed; not checked", "publishing will tell"),
     "unreachable": (
         "unknown",
@@ -98,7 +104,7 @@ def report(key: Key, reason: str, status: int = 0, account: str = "", plan: str 
     name, page = key.service, PAGES[key.service]
     facts |= {"account": account, "page": page, "host": host(key.address), "status": str(status)}
     facts |= {"variable": ADDRESSES[name][0], "secret": SECRET[name], "title": SERVICES[name]}
-    facts |= {"without": WITHOUT[name], "setting": SETTINGS[name]}
+    facts |= {"without": WITHOUT[name], "setting": NAMED.get(name, SETTINGS[name])}
     last_four = key.value[-4:] if len(key.value) >= 16 and reason != "malformed" else ""
     text, remedy = _printable(text.format(**facts)), _printable(remedy.format(**facts))
     return Report(name, outcome, reason, text, remedy, page, key.source, last_four, _printable(account), plan)
