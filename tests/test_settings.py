@@ -98,3 +98,30 @@ def test_text_and_numbers_become_the_type_of_the_field(value: object, name: str,
 def test_a_value_of_another_type_is_refused_by_name(name: str, value: object) -> None:
     with pytest.raises(StackError, match=name):
         flags.convert(TrainConfig, name, value)
+
+
+@pytest.mark.parametrize("content", [b"HF_TOKEN=\xff\n", "HF_TOKEN=x\n".encode("utf-16"), b"HF_TOKEN=a\0b\n"])
+def test_a_dotenv_that_is_no_text_is_told_in_one_line(project: Path, content: bytes) -> None:
+    (project / ".env").write_bytes(content)
+    with pytest.raises(StackError, match=r"^\.env: .*; save it as plain text in UTF-8$"):
+        load({}, project, {})
+
+
+def test_an_empty_variable_gives_way_to_dotenv_for_the_tools_too(project: Path) -> None:
+    (project / ".env").write_text("HF_TOKEN=from-dotenv\n")
+    environ = {"HF_TOKEN": "", "HOME": str(project)}
+    load({}, project, environ)
+    assert environ["HF_TOKEN"] == "from-dotenv"
+
+
+def test_a_windows_editors_mark_is_no_mistake_and_another_encoding_is(project: Path) -> None:
+    (project / "stack.toml").write_text('project = "p"\n', encoding="utf-8-sig")
+    assert load({}, project, {}).project == "p"
+    (project / "stack.toml").write_text('project = "p"\n', encoding="utf-16")
+    with pytest.raises(StackError, match=r"stack\.toml: .*; save it as plain text in UTF-8"):
+        load({}, project, {})
+
+
+def test_a_launchers_number_that_is_none_is_told_by_name(project: Path) -> None:
+    with pytest.raises(StackError, match="WORLD_SIZE in the environment: expected a number, got 'two'"):
+        load({}, project, {"WORLD_SIZE": "two"})

@@ -87,9 +87,13 @@ def load(flags: Mapping[str, Any], start: Path, environ: MutableMapping[str, str
     from . import credentials  # help should not wait for it
 
     root = find_root(start)
-    dotenv = credentials.read_env_file(root / ".env")
+    try:
+        dotenv = credentials.read_env_file(root / ".env")
+    except (OSError, ValueError) as error:
+        raise StackError(f".env: {error}; save it as plain text in UTF-8") from None
     for name, value in dotenv.items():
-        environ.setdefault(name, value)
+        if not environ.get(name, "").strip():  # an empty variable counts as absent
+            environ[name] = value
     names = {PREFIX + option.name.upper(): option.name for option in fields(Options)}
     layers = (
         _named(FILE, read_toml(root / FILE)),
@@ -108,10 +112,10 @@ def load(flags: Mapping[str, Any], start: Path, environ: MutableMapping[str, str
         wandb_mode=environ.get("WANDB_MODE", ""),
         wandb_run=environ.get("WANDB_RUN_ID", "") if environ.get("WANDB_SWEEP_ID") else "",
         wandb_sweep=environ.get("WANDB_SWEEP_ID", ""),
-        rank=int(environ.get("RANK", 0)),
-        local_rank=int(environ.get("LOCAL_RANK", 0)),
-        world_size=int(environ.get("WORLD_SIZE", 1)),
-        restarts=int(environ.get("TORCHELASTIC_RESTART_COUNT", 0)),
+        rank=_number(environ, "RANK", 0),
+        local_rank=_number(environ, "LOCAL_RANK", 0),
+        world_size=_number(environ, "WORLD_SIZE", 1),
+        restarts=_number(environ, "TORCHELASTIC_RESTART_COUNT", 0),
         master=environ.get("MASTER_ADDR", ""),
         restartable=environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True",
     )
@@ -130,9 +134,20 @@ def read_toml(path: Path) -> dict[str, Any]:
     import tomllib
 
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(
+            path.read_text(encoding="utf-8-sig")
+        )  # with the mark that Windows' editors put first
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise StackError(f"{path.name}: {error}") from None
+        hint = "; save it as plain text in UTF-8" if isinstance(error, UnicodeDecodeError) else ""
+        raise StackError(f"{path.name}: {error}{hint}") from None
+
+
+def _number(environ: Mapping[str, str], name: str, default: int) -> int:
+    """A number that a launcher puts into the environment."""
+    try:
+        return int(environ.get(name) or default)
+    except ValueError:
+        raise StackError(f"{name} in the environment: expected a number, got {environ[name]!r}") from None
 
 
 def _named(source: str, values: Mapping[str, Any]) -> Mapping[str, Any]:
