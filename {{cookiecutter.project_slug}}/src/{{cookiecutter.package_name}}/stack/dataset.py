@@ -16,12 +16,13 @@ from numpy.lib.format import open_memmap
 from numpy.typing import NDArray
 
 from . import StackError
-from .storage import MANIFEST, DamagedError, verify
+from .storage import MANIFEST, DamagedError, read_manifest, verify
 
 FOLDER = "data"
 VERIFIED = "verified.json"
 ROWS = 8192  # rows of a row group: what is in memory at once
 ONE_DIMENSION = 1
+SPLITS = {"train", "validation", "test"}
 
 Columns = Mapping[str, NDArray[Any]]
 
@@ -84,7 +85,9 @@ def read(store: AbstractFileSystem, cache: Path, command: str) -> tuple[dict[str
     source = in_store(store)
     if not source.exists(MANIFEST):
         raise StackError(f"no data yet: run `{command} data`")
-    content: dict[str, Any] = json.loads(source.cat_file(MANIFEST))
+    content = read_manifest(source)
+    if absent := SPLITS - {Path(name).stem for name in content["files"]}:
+        raise StackError(f"the data set has no {', '.join(sorted(absent))}: run `{command} data`")
     folders = {name: cache / entry["sha256"] for name, entry in content["files"].items()}
     if not all((folder / MANIFEST).exists() for folder in folders.values()) or not _seen(
         source, content, cache
@@ -179,7 +182,11 @@ def _numpy(column: pa.Array) -> NDArray[Any]:
 def _open(folder: Path) -> Split:
     names = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
     # Copy-on-write: torch wants memory it may write to, and the file must stay as it is.
-    return Split({name: torch.from_numpy(np.load(folder / f"{name}.npy", mmap_mode="c")) for name in names})
+    try:
+        arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="c") for name in names}
+    except (ValueError, EOFError, FileNotFoundError) as error:
+        raise DamagedError(f"{folder} is damaged, and only a copy: remove it ({error})") from None
+    return Split({name: torch.from_numpy(array) for name, array in arrays.items()})
 
 
 def _sha256(data: bytes) -> str:

@@ -1,6 +1,7 @@
 """Open a project's store by its URL, and move folders between stores."""
 
 import json
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 SERVICES = {"algorithmia": "algorithmia", "data": "algorithmia", "hf": "huggingface", "s3": "s3"}
 FOLDERS = {"algorithmia": "data", "huggingface": "hf", "s3": "s3"}
 MANIFEST = "manifest.json"
+PLACE = "name a place to store in, such as algorithmia://.my/my_project"
 
 
 class DamagedError(StackError):
@@ -30,20 +32,29 @@ def open_store(url: str, settings: "Settings") -> AbstractFileSystem:
     `url` is `algorithmia://.my/<collection>` (or `data://…`), `hf://…`, `s3://…`, `file://…` or a path, taken
     from the project's folder. Raises StackError for an URL that names no store.
     """
-    scheme, separator, path = url.rpartition("://")
-    if not separator or scheme == "file":
-        return local_store(settings.root / Path(path).expanduser())
-    if scheme not in SERVICES:
-        raise StackError(f"{url}: unknown storage; use algorithmia://, hf://, s3://, file:// or a path")
-    segments = path.strip("/").split("/")
-    if ".." in segments or len(segments) < (1 if scheme == "s3" else 2) or not all(segments):
-        raise StackError(f"{url}: name a place to store in, such as algorithmia://.my/my_project")
-    service = SERVICES[scheme]
+    service, segments = parse(url)
+    if not service:
+        return local_store(settings.root / Path(*segments).expanduser())
     if connected(service, settings):
         if service == "huggingface" and url == settings.storage:
             _make_repository("/".join(segments))
         return DirFileSystem("/".join(segments), fs=_remote(service, settings))
     return embedded_store(service, segments, settings)
+
+
+def parse(url: str) -> tuple[str, list[str]]:
+    """The service and the path's segments that a store's URL names; for a folder "" and its path."""
+    scheme, separator, path = url.rpartition("://")
+    if not path.strip() or re.search(r"[\x00-\x1f]", url):
+        raise StackError(f"storage {url!r}: {PLACE}, or ./store for a folder")
+    if not separator or scheme == "file":
+        return "", [path]
+    if scheme not in SERVICES:
+        raise StackError(f"{url}: unknown storage; use algorithmia://, hf://, s3://, file:// or a path")
+    segments = path.strip("/").split("/")
+    if ".." in segments or len(segments) < (1 if scheme == "s3" else 2) or not all(segments):
+        raise StackError(f"{url}: {PLACE}")
+    return SERVICES[scheme], segments
 
 
 def connected(service: str, settings: "Settings") -> bool:
@@ -115,17 +126,29 @@ def verify(folder: Path | AbstractFileSystem) -> dict[str, Any]:
     Raises DamagedError naming the first file that is missing, truncated or changed; further files are allowed.
     """
     store = _as_store(folder)
-    place = getattr(store, "path", folder)
+    content = read_manifest(store)
+    for name, entry in content["files"].items():
+        if fault := _fault(store, name, entry):
+            raise DamagedError(f"{getattr(store, 'path', folder)}: {name} {fault}; fetch or make it again")
+    return content
+
+
+def read_manifest(store: AbstractFileSystem) -> dict[str, Any]:
+    """The `manifest.json` of a store's folder; DamagedError where it is missing or is none.
+
+    Its names and sums become paths, so none of them may lead out of a folder.
+    """
+    place = getattr(store, "path", store)
     try:
         content: dict[str, Any] = json.loads(store.cat_file(MANIFEST))
-        expected = content["files"].items()
+        for name, entry in content["files"].items():
+            inside = not {"", ".", ".."} & set(name.split("/")) and "\\" not in name
+            if not inside or not re.fullmatch("[0-9a-f]{64}", entry["sha256"]) or entry["size"] < 0:
+                raise ValueError
     except FileNotFoundError:
         raise DamagedError(f"{place}: {MANIFEST} is missing") from None
     except (ValueError, KeyError, TypeError, AttributeError):
-        raise DamagedError(f"{place}: {MANIFEST} is not a manifest") from None
-    for name, entry in expected:
-        if fault := _fault(store, name, entry):
-            raise DamagedError(f"{place}: {name} {fault}; fetch or make it again")
+        raise DamagedError(f"{place}: {MANIFEST} is not a manifest; fetch or make it again") from None
     return content
 
 

@@ -1,0 +1,61 @@
+"""A data set whose manifest or local copy is out of order: one line that names the file."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from skeleton.stack import StackError, dataset
+from skeleton.stack.storage import DamagedError, local_store
+
+SPLITS = {name: {"label": np.arange(4)} for name in ("train", "validation", "test")}
+
+
+@pytest.fixture
+def store(tmp_path: Path):
+    made = local_store(tmp_path / "store")
+    dataset.write(made, SPLITS, {"name": "four"})
+    return made
+
+
+def entry(**changed):
+    return {"sha256": "0" * 64, "size": 1, **changed}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{",
+        "[]",
+        "\xff",
+        '{"files": []}',
+        json.dumps({"files": {"../../train.parquet": entry()}}),
+        json.dumps({"files": {"/train.parquet": entry()}}),
+        json.dumps({"files": {"..\\train.parquet": entry()}}),
+        json.dumps({"files": {"train.parquet": entry(sha256="../../elsewhere")}}),
+        json.dumps({"files": {"train.parquet": entry(size="1")}}),
+        json.dumps({"files": {"train.parquet": None}}),
+    ],
+)
+def test_a_manifest_that_is_none_is_told_and_mended_by_writing_again(store, tmp_path, text):
+    store.pipe_file("data/manifest.json", text.encode("latin-1"))
+    with pytest.raises(DamagedError, match=r"data: manifest\.json is not a manifest; fetch or make it again"):
+        dataset.read(store, tmp_path / "cache", "digits")
+    dataset.write(store, SPLITS, {"name": "four"})
+    splits, _ = dataset.read(store, tmp_path / "cache", "digits")
+    assert splits["train"]["label"].tolist() == [0, 1, 2, 3]
+
+
+def test_a_data_set_without_a_split_is_told(store, tmp_path):
+    dataset.write(store, {"train": SPLITS["train"]}, {"name": "four"})
+    with pytest.raises(StackError, match="the data set has no test, validation: run `digits data`"):
+        dataset.read(store, tmp_path / "cache", "digits")
+
+
+@pytest.mark.parametrize("size", [None, 0, 10, 130])
+def test_a_local_copy_that_is_damaged_is_named(store, tmp_path, size):
+    dataset.read(store, tmp_path / "cache", "digits")
+    for path in (tmp_path / "cache").rglob("label.npy"):
+        path.write_bytes(path.read_bytes()[:size]) if size is not None else path.unlink()
+    with pytest.raises(DamagedError, match=r"cache.* is damaged, and only a copy: remove it"):
+        dataset.read(store, tmp_path / "cache", "digits")
