@@ -15,14 +15,14 @@ from test_credentials import HF_KEY, WANDB_KEY, environment, serving, viewer, wh
 def examine(tmp_path, monkeypatch, capsys):
     """Run doctor on a new project; return its exit code and what it printed."""
 
-    def run(storage="algorithmia", as_json=False, environ=None, **answers):
+    def run(storage="algorithmia", as_json=False, environ=None, flags=None, **answers):
         project = bake(tmp_path, hooks=False, storage=storage, **answers)
         for name in list(os.environ):
             if name.startswith(("WANDB_", "HF_", "ALGORITHMIA_", "AWS_")):
                 monkeypatch.delenv(name)
         for name, value in environment(tmp_path, **(environ or {})).items():
             monkeypatch.setenv(name, value)
-        code = doctor.doctor(settings.load({}, project), as_json)
+        code = doctor.doctor(settings.load(flags or {}, project), as_json)
         return code, capsys.readouterr().out
 
     return run
@@ -67,6 +67,36 @@ def test_the_accounts_of_the_settings_are_held_to_the_keys(examine):
     found = json.loads(text)
     assert code == 1 and found["wrong"] == ["Weights & Biases: valid, as ada, who has no access to elsewhere"]
     assert "which you have" in next(cost["text"] for cost in found["costs"] if cost["part"] == "hosting")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("storage", "nope://x", "nope://x: unknown storage"),
+        ("storage", "hf://x", "hf://x: name a place to store in"),
+        ("storage", "", "storage '': name a place to store in"),
+        ("storage", "a\0b", "name a place to store in"),
+        ("algorithm", "Digits", "algorithm in stack.toml is 'Digits': give it as OWNER/NAME"),
+        ("model_repo", "a/b/c", "model_repo in stack.toml is 'a/b/c': give it as OWNER/NAME"),
+    ],
+)
+def test_a_setting_that_no_step_can_work_with_is_wrong(examine, name, value, words):
+    code, text = examine(flags={name: value})
+    assert code == 1 and "wrong: " in text.splitlines()[-1] and words in text.splitlines()[-1]
+
+
+def test_a_key_for_what_the_project_does_not_use_is_not_wrong(examine):
+    with serving(status=401) as server:
+        environ = {"WANDB_API_KEY": WANDB_KEY, "WANDB_BASE_URL": server.url}
+        code, text = examine(flags={"tracker": "none"}, environ=environ)
+    assert code == 0 and "Weights & Biases: rejected" in text
+
+
+def test_a_token_must_write_where_the_model_goes(examine):
+    with serving(body=whoami()) as hub:
+        environ = {"HF_TOKEN": HF_KEY, "HF_ENDPOINT": hub.url}
+        code, text = examine(flags={"model_repo": "lab/digits"}, environ=environ, huggingface_username="ada")
+    assert code == 1 and "wrong: Hugging Face: valid, as ada, who has no access to lab" in text
 
 
 @pytest.mark.slow

@@ -3,14 +3,15 @@
 import json
 import os
 import platform
+import re
 import shutil
 import sys
 from dataclasses import dataclass
 from importlib import metadata, util
 from typing import Any
 
-from . import credentials
-from .settings import Settings
+from . import StackError, credentials, storage
+from .settings import FILE, Settings
 
 PACKAGES = ("torch", "numpy", "pyarrow", "safetensors", "onnxruntime", "fsspec", "optuna")
 CLIENTS = ("algorithmia", "wandb", "huggingface_hub", "s3fs", "trackio")
@@ -30,6 +31,7 @@ class Cost:
 def doctor(settings: Settings, as_json: bool = False) -> int:
     """Print what is found, as text or JSON; return 1 when something the project is set to use is wrong."""
     accounts = {service: getattr(settings, name) for service, name in credentials.SETTINGS.items()}
+    accounts["huggingface"] = settings.model_repo.rpartition("/")[0] or accounts["huggingface"]
     dotenv = credentials.read_env_file(settings.root / ".env")
     reports = credentials.check(os.environ, accounts, dotenv)
     plan = next((report.plan for report in reports if report.service == "huggingface"), "")
@@ -44,7 +46,7 @@ def doctor(settings: Settings, as_json: bool = False) -> int:
     wrong = [
         f"{credentials.SERVICES[report.service]}: {report.text}"
         for report in reports
-        if report.outcome == "rejected"
+        if report.outcome == "rejected" and (report.service != "wandb" or settings.tracker == "wandb")
     ]
     wrong += _wrong(settings, found)
     if as_json:
@@ -108,6 +110,14 @@ def _device() -> str:
 def _wrong(settings: Settings, found: dict[str, Any]) -> list[str]:
     wrong = []
     versions = found["versions"]
+    try:
+        storage.parse(settings.storage)
+    except StackError as error:
+        wrong.append(str(error))
+    for name, optional in (("algorithm", False), ("model_repo", True)):
+        value = getattr(settings, name)
+        if not re.fullmatch(r"[\w.-]+/[\w.-]+", value) and (value or not optional):
+            wrong.append(f"{name} in {FILE} is {value!r}: give it as OWNER/NAME")
     if settings.storage.startswith("s3://") and "s3" in settings.credentials and not versions["s3fs"]:
         wrong.append(
             "storage is on S3, but s3fs is not installed: add it, or choose another storage in stack.toml"
