@@ -6,6 +6,7 @@ import pytest
 from skeleton.config import TrainConfig
 from skeleton.stack import StackError, flags
 from skeleton.stack.settings import load
+from skeleton.stack.storage import open_store
 
 
 @pytest.fixture
@@ -125,3 +126,29 @@ def test_a_windows_editors_mark_is_no_mistake_and_another_encoding_is(project: P
 def test_a_launchers_number_that_is_none_is_told_by_name(project: Path) -> None:
     with pytest.raises(StackError, match="WORLD_SIZE in the environment: expected a number, got 'two'"):
         load({}, project, {"WORLD_SIZE": "two"})
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("WANDB_BASE_URL", "nonsense", "WANDB_BASE_URL in the environment is not a server's address"),
+        (
+            "ALGORITHMIA_API",
+            "https://ada:secret@a..b",
+            "ALGORITHMIA_API in the environment is not a server's",
+        ),
+        ("HF_ENDPOINT", "ftp://hub", "HF_ENDPOINT in the environment is not a server's address"),
+        ("WANDB_MODE", "nonsense", "WANDB_MODE in the environment: expected one of online, offline"),
+    ],
+)
+def test_what_the_clients_would_tell_by_a_traceback_is_told_in_one_line(
+    project: Path, name: str, value: str, words: str
+) -> None:
+    with pytest.raises(StackError) as raised:
+        load({}, project, {name: value})
+    assert str(raised.value).startswith(words) and "secret" not in str(raised.value)
+
+
+def test_the_home_of_a_user_who_is_none_is_told_in_one_line(project: Path) -> None:
+    with pytest.raises(StackError, match="no such user's home"):
+        open_store("~nobody-of-that-name/x", load({}, project, {}))

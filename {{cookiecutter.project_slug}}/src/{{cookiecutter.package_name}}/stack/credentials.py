@@ -13,9 +13,8 @@ import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
-from .keys import Key, find, present, read_env_file, renewable
+from .keys import Key, find, is_address, present, read_env_file, renewable
 from .verdict import SERVICES, SETTINGS, Report, as_json, report, show
 
 if TYPE_CHECKING:
@@ -62,7 +61,7 @@ def check_here(service: str, account: str, env_file: Path) -> Report:
 
 
 def _check_key(key: Key, expected: str, seconds: float) -> Report:
-    if not _is_address(key.address):
+    if not is_address(key.address):
         return report(key, "address")
     if key.source.startswith(EXCHANGED):
         return report(key, "exchanged")
@@ -78,17 +77,6 @@ def _check_key(key: Key, expected: str, seconds: float) -> Report:
         return judge[key.service](key, expected, body)
     except (AttributeError, KeyError, IndexError, TypeError):  # JSON, but not of the service's shape
         return report(key, "unexpected", status)
-
-
-def _is_address(url: str) -> bool:
-    try:
-        parts = urlsplit(url)
-        port = parts.port  # raises where it is no number
-        (parts.hostname or "").encode("idna")  # raises where no such host can be
-    except ValueError:
-        return False
-    known = parts.scheme in ("http", "https") and parts.hostname and port != 0
-    return bool(known and re.fullmatch(r"[!-~]+", url) and not re.search(r"[?#\\]", url))
 
 
 def _broken_rule(key: Key) -> str:
@@ -155,7 +143,7 @@ def _request(key: Key) -> "urllib.request.Request":
         "Content-Type": "application/json",
         "User-Agent": "free-ml-stack",
     }
-    return urllib.request.Request(key.address + path, data, headers)  # noqa: S310 (http or https: _is_address)
+    return urllib.request.Request(key.address + path, data, headers)  # noqa: S310 (http or https: is_address)
 
 
 def _sort(status: int, raw: bytes) -> tuple[int, Any, str]:

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from urllib.parse import urlsplit
 
 # The variables that hold a key, in the client's order; the one that names the server, and its default.
 VARIABLES = {
@@ -85,6 +86,18 @@ def address(service: str, values: Mapping[str, str]) -> str:
     }
     named = values.get(variable) or stored.get(service, str)()
     return (named or default).rstrip("/")
+
+
+def is_address(url: str) -> bool:
+    """Whether an URL can be a server's address."""
+    try:
+        parts = urlsplit(url)
+        port = parts.port  # raises where it is no number
+        (parts.hostname or "").encode("idna")  # raises where no such host can be
+    except ValueError:
+        return False
+    known = parts.scheme in ("http", "https") and parts.hostname and port != 0
+    return bool(known and re.fullmatch(r"[!-~]+", url) and not re.search(r"[?#\\]", url))
 
 
 def host(url: str) -> str:

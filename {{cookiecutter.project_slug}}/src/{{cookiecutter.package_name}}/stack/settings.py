@@ -12,6 +12,7 @@ from .flags import convert, flag, read, unknown
 FILE = "stack.toml"
 PREFIX = "STACK_"
 LOCAL_USER = "me"
+WANDB_MODES = ("online", "offline", "shared", "disabled", "dryrun", "run")
 
 
 @dataclass(frozen=True)
@@ -100,6 +101,7 @@ def load(flags: Mapping[str, Any], start: Path, environ: MutableMapping[str, str
         {names[name]: environ[name] for name in names if name in environ},
     )
     _refuse_unknown(environ, names)
+    _refuse_for_clients(environ)
     options = read(Options, *layers, flags)
     key = credentials.find("algorithmia", environ, dotenv)
     return Settings(
@@ -158,6 +160,20 @@ def _named(source: str, values: Mapping[str, Any]) -> Mapping[str, Any]:
         except StackError as error:
             raise StackError(f"{source}: {error}") from None
     return values
+
+
+def _refuse_for_clients(environ: Mapping[str, str]) -> None:
+    """Tell in one line what the services' clients would tell by a traceback."""
+    from .keys import ADDRESSES, is_address
+
+    for name, _ in ADDRESSES.values():
+        if environ.get(name) and not is_address(environ[name]):
+            raise StackError(f"{name} in the environment is not a server's address: give it as https://HOST")
+    mode = environ.get("WANDB_MODE")
+    if mode and mode not in WANDB_MODES:
+        raise StackError(
+            f"WANDB_MODE in the environment: expected one of {', '.join(WANDB_MODES)}, got {mode!r}"
+        )
 
 
 def _refuse_unknown(environ: Mapping[str, str], names: Mapping[str, str]) -> None:

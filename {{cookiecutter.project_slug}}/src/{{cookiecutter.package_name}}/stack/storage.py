@@ -34,7 +34,10 @@ def open_store(url: str, settings: "Settings") -> AbstractFileSystem:
     """
     service, segments = parse(url)
     if not service:
-        return local_store(settings.root / Path(*segments).expanduser())
+        try:
+            return local_store(settings.root / Path(*segments).expanduser())
+        except RuntimeError:  # ~USER, of whom the system knows nothing
+            raise StackError(f"{url}: no such user's home; give the folder's full path") from None
     if connected(service, settings):
         if service == "huggingface" and url == settings.storage:
             _make_repository("/".join(segments))
