@@ -24,6 +24,13 @@ def empty(tmp_path: Path) -> Path:
     return tmp_path
 
 
+def test_a_pipe_of_another_code_page_takes_a_foreign_name(empty: Path) -> None:
+    told = projects.run(
+        empty, "data", "--set", "storage=./\u05e9\u05dc\u05d5\u05dd", PYTHONIOENCODING="cp1252"
+    )
+    assert "Data set digits is in ./\\u05e9\\u05dc\\u05d5\\u05dd/data." in told
+
+
 @pytest.mark.parametrize("command", EARLY)
 def test_a_step_that_comes_too_early_says_what_is_missing(empty: Path, command: str) -> None:
     assert projects.run(empty, command, code=1).strip() == f"error: {EARLY[command]}"
