@@ -17,7 +17,7 @@ SWEEP = """
 method: grid
 metric: {name: validation_accuracy, goal: maximize}
 parameters:
-  lr: {values: [0.000001, 0.006]}
+  lr: {values: [0.00001, 0.006]}
   dropout: {values: [0.1, 2.0]}
   epochs: {value: 1}
 command: ["${env}", "${interpreter}", -m, skeleton, train, --config, "${args_json_file}"]
@@ -50,7 +50,7 @@ def test_a_sweep_is_run_by_agents_and_its_best_comes_back(project: Path, service
     assert sweep.state == "FINISHED"
     assert len(service.store.agents) == 2
     points = {(run.config["lr"]["value"], run.config["dropout"]["value"]) for run in runs}
-    assert points == {(lr, dropout) for lr in (0.000001, 0.006) for dropout in (0.1, 2.0)}
+    assert points == {(lr, dropout) for lr in (0.00001, 0.006) for dropout in (0.1, 2.0)}
     assert "sweep --join me/skeleton/sweep0`" in printed
     assert "/sweeps/sweep0" in printed
     folder = next(project.glob("runs/sweep-????????"))
@@ -75,7 +75,7 @@ def test_a_sweep_is_run_by_agents_and_its_best_comes_back(project: Path, service
 @pytest.mark.slow
 def test_a_trial_that_the_sweep_stops_is_not_begun_again(project: Path, service: Wandb) -> None:
     """The agent hands the order on as a SIGTERM, which elsewhere means: go on later."""
-    text = SWEEP.replace("[0.1, 2.0]", "[0.1]").replace("[0.000001, 0.006]", "[0.006]")
+    text = SWEEP.replace("[0.1, 2.0]", "[0.1]").replace("[0.00001, 0.006]", "[0.006]")
     (project / "sweep.yaml").write_text(text.replace("epochs: {value: 1}", "epochs: {value: 100000}"))
     process = projects.start(project, "sweep", "--agents", "1", **account(project, service))
     wait_until(lambda: any(run.history for run in service.store.runs.values()))
@@ -90,7 +90,7 @@ def test_a_trial_that_the_sweep_stops_is_not_begun_again(project: Path, service:
 
 @pytest.mark.slow
 def test_a_sweep_that_is_interrupted_goes_on_with_the_same_trial(project: Path, service: Wandb) -> None:
-    text = SWEEP.replace("[0.1, 2.0]", "[0.1]").replace("[0.000001, 0.006]", "[0.006]")
+    text = SWEEP.replace("[0.1, 2.0]", "[0.1]").replace("[0.00001, 0.006]", "[0.006]")
     (project / "sweep.yaml").write_text(
         text.replace("epochs: {value: 1}", "epochs: {value: 500}\n  patience: {value: 0}")
     )

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
 RECORD = "wandb.json"
 UNDER_WAY = ("running", "pending", "preempting", "preempted")
+NOISE = re.compile(r"wandb: (?!ERROR)|\t|.* - wandb\.wandb_agent - INFO - ")  # of an agent, about itself
 OVER = ("FINISHED", "CANCELED", "CANCELLED", "STOPPED")
 PATIENCE = 60  # seconds that a trial gets to write its checkpoint when the sweep is stopped
 FIRST_FAILURES = 3  # trials that may all fail in the beginning before an agent gives up
@@ -151,7 +153,7 @@ def run_agents(settings: "Settings", path: str, folder: Path, count: int) -> lis
 def _show(agent: "subprocess.Popen[str]", mark: str) -> None:
     """Print what an agent and its trials print."""
     for line in agent.stdout or ():
-        if line.strip():
+        if line.strip() and not NOISE.match(line):
             say(mark + line.rstrip())
 
 

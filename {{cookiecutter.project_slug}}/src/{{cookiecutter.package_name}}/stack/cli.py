@@ -88,10 +88,14 @@ def train(science: "Science", settings: Settings, args: Arguments) -> int:
 
 def configured(science: "Science", settings: Settings, args: Arguments) -> Any:
     """The configuration that the arguments of `train` ask for."""
+    from .tracking import FACTS
     from .training import saved_config
 
     layers = [saved_config(settings, args.run)] if args.run else []
-    layers += [read_json(args.config)] if args.config else []
+    given = read_json(args.config) if args.config else {}
+    if settings.wandb_run:  # an agent that goes on with a trial hands back all that W&B knows of it
+        given = {name: value for name, value in given.items() if name not in FACTS and name[:1] != "_"}
+    layers += [given]
     names = {field.name for field in dataclasses.fields(science.config)}
     flags = {name: value for name, value in vars(args).items() if name in names}
     return read(science.config, *layers, flags)

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 METRICS = "metrics.jsonl"
 TOLD = "tracked.jsonl"  # all that a tracker was told besides the metrics, so that it can be told again
 CHANGES = "changes.patch"  # what differs from the commit
+FACTS = ("commit", "environment", "data")  # what a tracker is told with a run's configuration
 PREEMPTED = 75  # the exit code of a run that goes on later
 Values = Mapping[str, Any]
 
