@@ -8,17 +8,17 @@ from contextlib import contextmanager
 from typing import Any, BinaryIO
 
 import httptools
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
 from ..disk import CHUNK
-from .request import Disconnected
+from .guarded import GuardedProtocol
+from .request import PATIENCE, Disconnected
 
 LARGEST = 1 << 24  # bytes handed to the kernel at once; the socket takes what it can
-PATIENCE = 60.0  # seconds without a byte after which the other side has gone
 EXTENSION = "files"  # in an ASGI scope's extensions
 
 
-class DirectProtocol(HttpToolsProtocol):
+class DirectProtocol(GuardedProtocol):
     """For `uvicorn.Config(http=…)`; puts a `Direct` into the scope's extensions where the connection has no TLS."""
 
     def on_headers_complete(self) -> None:
@@ -37,7 +37,7 @@ class DirectProtocol(HttpToolsProtocol):
 class Direct:
     """One request's way to the socket. Both calls raise Disconnected when the client is gone."""
 
-    def __init__(self, protocol: HttpToolsProtocol, cycle: RequestResponseCycle) -> None:
+    def __init__(self, protocol: GuardedProtocol, cycle: RequestResponseCycle) -> None:
         self.protocol, self.cycle = protocol, cycle
         self.loop = protocol.loop
 

@@ -12,7 +12,7 @@ from typing import BinaryIO
 
 from ..disk import CHUNK, WholeFile
 from ..sums import SUMS, digest_field, read_digest, read_wish, sum_of
-from .request import Disconnected, Refusal, Request
+from .request import Refusal, Request
 from .tree import RACY, Entry, StoreTree, version_of
 
 SUMMED = 1 << 24  # bytes; the ETag of a file up to this size is its MD5, beyond that its version
@@ -132,13 +132,8 @@ async def _receive(request: Request, take: Callable[[bytes | memoryview], None])
     if request.direct and length.isdecimal() and int(length) > BRIEF:
         await request.direct.receive(int(length), take)
         return
-    more = True
-    while more:
-        message = await request.receive()
-        if message["type"] == "http.disconnect":
-            raise Disconnected
-        take(message.get("body", b""))
-        more = message.get("more_body", False)
+    async for piece in request.pieces():
+        take(piece)
 
 
 def _content_type(head: bytes, size: int) -> str:

@@ -1,9 +1,10 @@
 """One HTTP request: where it points, who sends it, and how it is answered."""
 
+import asyncio
 import json
 import re
 import uuid
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import parse_qsl
@@ -15,6 +16,7 @@ Send = Callable[[Message], Awaitable[None]]
 ADDRESS = re.compile(r"/+v1/+(?:data|connector/+(?P<connector>[^/]*))(?:/+(?P<path>.*))?", re.DOTALL)
 USER = re.compile(r"\w[\w.-]*")
 LIMIT = 1 << 20  # bytes of a JSON body
+PATIENCE = 60.0  # seconds without a byte after which the other side has gone
 
 
 class Refusal(Exception):  # noqa: N818 - an answer, not a fault
@@ -60,15 +62,25 @@ class Request:
         """Whether the query says that something is true."""
         return self.query.get(name, "").lower() == "true"
 
-    async def body(self, limit: int) -> bytearray:
-        """The whole body. Raises Refusal when it is larger than `limit` bytes, and Disconnected."""
-        body, more = bytearray(), True
+    async def pieces(self) -> AsyncIterator[bytes]:
+        """The body as it comes. Raises Refusal when it stops coming, and Disconnected."""
+        more = True
         while more:
-            message = await self.receive()
+            try:
+                async with asyncio.timeout(PATIENCE):
+                    message = await self.receive()
+            except TimeoutError:
+                raise Refusal(408, f"nothing came for {PATIENCE:g} seconds", 2015) from None
             if message["type"] == "http.disconnect":
                 raise Disconnected
-            body += message.get("body", b"")
+            yield message.get("body", b"")
             more = message.get("more_body", False)
+
+    async def body(self, limit: int) -> bytearray:
+        """The whole body. Raises Refusal when it is larger than `limit` bytes, and as `pieces` does."""
+        body = bytearray()
+        async for piece in self.pieces():
+            body += piece
             if len(body) > limit:
                 raise Refusal(413, f"the request is larger than {limit} bytes", 2015)
         return body

@@ -1,0 +1,92 @@
+"""Strangers who send requests that never become whole."""
+
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import requests
+from deployed import KEY, Deployed, deployed
+from skeleton.stack.gateway import guarded
+from skeleton.stack.gateway import request as request_module
+
+HEAD = b"PUT /v1/data/.my/slow/file HTTP/1.1\r\nHost: x\r\nAuthorization: %b\r\n" % KEY.encode()
+
+
+@pytest.fixture
+def gateway(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Deployed]:
+    monkeypatch.setattr(guarded, "PATIENCE", 0.3)
+    monkeypatch.setattr(request_module, "PATIENCE", 0.3)
+    with deployed(tmp_path) as gateway:
+        yield gateway
+
+
+def connected(gateway: Deployed) -> socket.socket:
+    host, port = gateway.url.removeprefix("http://").split(":")
+    return socket.create_connection((host, int(port)), timeout=20)
+
+
+@pytest.mark.parametrize("begin", [b"GET /", b"GET / HTTP/1.1\r\nA: ", b"GET / HTTP/1.1\r\nA: b\r\n"])
+def test_a_head_without_end_is_cut_off(gateway: Deployed, begin: bytes) -> None:
+    sent = 0
+    with connected(gateway) as connection:
+        try:
+            connection.sendall(begin)
+            while sent < 64 << 20:
+                connection.sendall((b"a: b\r\n" if begin.endswith(b"\n") else b"aaaaaa") * 10_000)
+                sent += 60_000
+        except ConnectionError:
+            pass
+    assert sent < 16 << 20  # what the buffers on the way hold
+    assert requests.get(f"{gateway.url}/healthz", timeout=20).ok
+
+
+def test_a_long_head_is_taken(gateway: Deployed) -> None:
+    headers = {f"X-{number}": "v" * 1000 for number in range(30)}
+    assert requests.get(f"{gateway.url}/healthz", headers=headers, timeout=20).ok
+
+
+@pytest.mark.parametrize(
+    ("sent", "status"),
+    [
+        (b"", b""),
+        (b"GET / HTTP/1.1\r\nHos", b"408"),
+        (HEAD + b"Content-Length: 9\r\n\r\nabc", b"408"),
+        (HEAD + b"Transfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n", b"408"),
+        (HEAD.replace(b"PUT", b"POST") + b"Content-Length: 9\r\n\r\n{", b"408"),
+        (HEAD.replace(KEY.encode(), b"none") + b"Content-Length: 9\r\n\r\nabc", b"401"),
+    ],
+)
+def test_what_does_not_come_is_given_up(gateway: Deployed, sent: bytes, status: bytes) -> None:
+    """Also when a byte comes now and then: a connection is held for no longer than a request may take."""
+    with connected(gateway) as connection:
+        connection.sendall(sent)
+        connection.settimeout(0.2)
+        received, end = b"", time.monotonic() + 15
+        while time.monotonic() < end:
+            try:
+                piece = connection.recv(65536)
+            except TimeoutError:
+                if received:  # it is answered, and we dribble on
+                    connection.sendall(b"x")
+                continue
+            except ConnectionResetError:
+                break
+            if not piece:
+                break
+            received += piece
+    assert time.monotonic() < end
+    assert received.partition(b"\r\n")[0].split(b" ")[1:2] == ([status] if status else [])
+    assert not (gateway.app.data.tree.place("me/slow/file")).exists()
+
+
+def test_a_kept_connection_stays_open(gateway: Deployed) -> None:
+    with requests.Session() as session:
+        assert session.get(f"{gateway.url}/healthz", timeout=20).ok
+        before = [id(pool) for pool in session.adapters["http://"].poolmanager.pools._container.values()]
+        time.sleep(0.6)  # longer than a head may take
+        assert session.get(f"{gateway.url}/healthz", timeout=20).ok
+        [pool] = session.adapters["http://"].poolmanager.pools._container.values()
+        assert [id(pool)] == before
+        assert pool.num_connections == 1

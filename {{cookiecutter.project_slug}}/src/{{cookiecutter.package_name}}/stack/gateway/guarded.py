@@ -1,0 +1,80 @@
+"""uvicorn's HTTP protocol with an end to requests that never become one: their head is limited in size and time.
+
+Without that a stranger, who needs no key to send a head, could fill the memory, or hold every connection.
+"""
+
+import asyncio
+
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+
+HEAD = 1 << 16  # bytes of a head, beyond what comes with its beginning
+PATIENCE = 60.0  # seconds for a head to come, and for the rest of a request that is answered already
+
+
+class GuardedProtocol(HttpToolsProtocol):
+    """For `uvicorn.Config(http=…)`."""
+
+    heading = False  # whether a head has begun and not ended
+    size = 0  # bytes of it, without those of its first piece
+    deadline: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Called by the event loop."""
+        super().connection_made(transport)
+        self._expect_head()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Called by the event loop."""
+        self._cancel()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """Called by the event loop."""
+        begun = self.heading
+        super().data_received(data)
+        if begun and self.heading:
+            self.size += len(data)
+            if self.size > HEAD:
+                self._close(431, b"the head of the request is too large")
+        if self.deadline is None and (self.cycle is None or self.cycle.response_complete):
+            self._expect_head()
+
+    def on_message_begin(self) -> None:
+        """Called by the parser."""
+        super().on_message_begin()
+        self.heading, self.size = True, 0
+
+    def on_headers_complete(self) -> None:
+        """Called by the parser."""
+        self.heading = False
+        self._cancel()
+        super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        """Called by the parser."""
+        self._cancel()
+        super().on_message_complete()
+
+    def _expect_head(self) -> None:
+        if not self.transport.is_closing():
+            self.deadline = self.loop.call_later(PATIENCE, self._give_up)
+
+    def _give_up(self) -> None:
+        if self.heading:
+            self._close(408, b"the request did not come")
+        else:
+            self.transport.close()
+
+    def _cancel(self) -> None:
+        if self.deadline:
+            self.deadline.cancel()
+            self.deadline = None
+
+    def _close(self, status: int, message: bytes) -> None:
+        if self.transport.is_closing():
+            return
+        if self.cycle is None or self.cycle.response_complete:  # else it would get between another answer
+            body = b'{"error":{"code":6001,"message":"%b"}}' % message
+            head = b"content-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n"
+            self.transport.write(STATUS_LINE[status] + head % len(body) + body)
+        self.transport.close()
