@@ -1,6 +1,7 @@
 """Deploying, pinning, rolling back; and what a deployment that fails leaves behind: nothing."""
 
 import json
+import resource
 import threading
 import time
 from collections.abc import Callable
@@ -79,6 +80,22 @@ def test_a_folder_that_is_not_right_is_not_deployed(
     with pytest.raises(StackError, match=message):
         deploy(folder, store, "demo", Echo())
     assert store.find("") == before
+
+
+def test_a_full_disk_leaves_the_store_as_it_was(store: AbstractFileSystem, tmp_path: Path) -> None:
+    deploy(echo_folder(tmp_path / "good"), store, "demo", Echo())
+    folder = echo_folder(tmp_path / "large")
+    (folder / "weights.bin").write_bytes(bytes(1 << 20))
+    write_manifest(folder)
+    before, (soft, hard) = store.find(""), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 19, hard))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            deploy(folder, store, "demo", Echo())
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert store.find("") == before
+    assert deploy(folder, store, "demo", Echo()).folder == "deployments/demo/0.2.0"
 
 
 def test_the_sample_may_differ_in_the_sixth_digit_only(store: AbstractFileSystem, tmp_path: Path) -> None:

@@ -50,8 +50,9 @@ def deploy(
     started = now()
     algorithm = read_index(store, name) or Algorithm(name=name)
     version = algorithm.next_version(bump)
-    folder = upload(model_dir, store, f"{FOLDER}/{name}/{version}")
+    folder = claim(model_dir, store, f"{FOLDER}/{name}/{version}")
     try:
+        upload(model_dir, store, folder)
         build = Build(
             hash=commit_hash(algorithm, (model_dir / MANIFEST).read_bytes()),
             folder=folder,
@@ -101,17 +102,21 @@ def earlier(algorithm: Algorithm, version: str) -> Build | None:
     return None
 
 
-def upload(model_dir: Path, store: AbstractFileSystem, folder: str) -> str:
-    """Copy a folder, its manifest first; where the name is taken already, to one of its own. Returns the name."""
+def claim(model_dir: Path, store: AbstractFileSystem, folder: str) -> str:
+    """Put the manifest at a name in the store that nobody has: `folder` or one of its own. Returns the name."""
     try:
         with store.open(f"{folder}/{MANIFEST}", "xb") as file:
             file.write((model_dir / MANIFEST).read_bytes())
     except FileExistsError:
-        return upload(model_dir, store, f"{folder}-{secrets.token_hex(4)}")
+        return claim(model_dir, store, f"{folder}-{secrets.token_hex(4)}")
+    return folder
+
+
+def upload(model_dir: Path, store: AbstractFileSystem, folder: str) -> None:
+    """Copy a model folder, whose manifest is there already."""
     for path in sorted(model_dir.rglob("*")):
         if path.is_file() and path != model_dir / MANIFEST:
             store.put_file(str(path), f"{folder}/{path.relative_to(model_dir).as_posix()}")
-    return folder
 
 
 def try_out(store: AbstractFileSystem, build: Build, predictor: Predictor) -> None:
