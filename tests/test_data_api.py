@@ -281,7 +281,9 @@ class TestHttp:
             assert head.headers[name] == get.headers[name]
         assert head.headers["ETag"] == f'"{hashlib.md5(content).hexdigest()}"'
         assert head.headers["X-Data-Type"] == "file"
-        assert http("HEAD", collection.url).headers["X-Data-Type"] == "directory"
+        folder = http("HEAD", collection.url).headers
+        assert folder["X-Data-Type"] == "directory"
+        assert "Content-Length" not in folder  # that of GET is known after a listing only
         unchanged = http("GET", f"{collection.url}/a", headers={"If-None-Match": head.headers["ETag"]})
         assert (unchanged.status_code, unchanged.content) == (304, b"")
 
@@ -505,3 +507,8 @@ def wait_until(condition, seconds=10):
     while not condition():
         assert time.monotonic() < end
         time.sleep(0.01)
+
+
+@pytest.mark.parametrize("address", ["/v1/database", "/v1/data.my", "/v1/connector/data2/me"])
+def test_what_only_begins_like_the_data_api_is_not_it(http, address):
+    assert http("GET", address).status_code == 404

@@ -68,9 +68,12 @@ class DataAPI:
         """GET and HEAD: a file's bytes, or a folder's entries."""
         self._check_reader(request)
         if len(request.segments) < 2 or self.tree.stat(request.path).is_folder:
-            head = request.method == "HEAD"
-            listing = {} if head else await asyncio.to_thread(self._listing, request)
-            await request.answer(listing, x_data_type="directory")
+            if request.method == "HEAD":  # without a length: it would cost a listing
+                await request.start(200, {"content-type": "application/json", "x-data-type": "directory"})
+                await request.send({"type": "http.response.body", "body": b""})
+            else:
+                listing = await asyncio.to_thread(self._listing, request)
+                await request.answer(listing, x_data_type="directory")
         else:
             file, entry = self.tree.open(request.path)
             with file:

@@ -126,7 +126,7 @@ def request_of(scope: Message, receive: Receive, send: Send) -> Request:
 
 def path_of(address: str, user: str | None) -> str:
     """The path that an address such as `/v1/data/.my/collection/file` names. Raises Refusal."""
-    match = ADDRESS.search(address)
+    match = ADDRESS.fullmatch(address)
     path = (match["path"] or "") if match else ""
     if not match or match["connector"] not in (None, "data") or ":/" in path:
         raise Refusal(404, f"no data connector serves {address}", 5005)
