@@ -259,3 +259,9 @@ def test_a_transfer_that_can_not_go_on_says_so_in_one_line(settings: Settings, m
     with pytest.raises(StackError, match="run it again") as failure:
         transfer(here, open_store("algorithmia://.my/things", online))
     assert "\n" not in str(failure.value)
+
+
+def test_a_transfer_from_a_place_that_holds_nothing_is_no_success(tmp_path: Path):
+    with pytest.raises(StackError, match="nowhere holds no files to copy"):
+        transfer(local_store(tmp_path / "nowhere"), local_store(tmp_path / "there"))
+    assert not (tmp_path / "there").exists()

@@ -40,7 +40,10 @@ def transfer(source: AbstractFileSystem, target: AbstractFileSystem) -> Moved:
     Nothing is deleted. After a failure the same call goes on where this one stopped. Raises StackError.
     """
     try:
-        wanted, present = _files(source), _files(target)
+        wanted = _files(source)
+        if not wanted:
+            raise StackError(f"{source.path} holds no files to copy; is it spelled right?")
+        present = _files(target)
         missing = _missing(source, target, wanted, present)
         size = sum(info["size"] for info in missing.values())
         with _progress(size) as done:
