@@ -158,6 +158,7 @@ def test_update_in_the_form_of_the_client_changes_nothing_and_succeeds(gateway: 
         ({}, 400, 6001),
         ({"name": "x", "details": "text"}, 400, 6001),
         ([], 400, 2013),
+        ({"name": "odd", "settings": {"algorithm_callability": "bogus"}}, 400, 6001),
     ],
 )
 def test_create_refuses(gateway: Deployed, body: Any, status: int, code: int) -> None:

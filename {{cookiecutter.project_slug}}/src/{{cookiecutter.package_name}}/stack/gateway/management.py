@@ -124,9 +124,7 @@ class Management:
         with changing(self.store, name):
             if read_index(self.store, name):
                 raise Refusal(409, f"{owner}/{name} exists already", 1002)
-            algorithm = Algorithm(
-                name=name, details=plain(asked, "details"), settings=plain(asked, "settings")
-            )
+            algorithm = changed(Algorithm(name=name), asked)
             write_index(self.store, algorithm)
         return self.describe(algorithm, asked, None)
 
