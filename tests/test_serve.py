@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import resource
 import signal
 import socket
 import stat
@@ -10,7 +11,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import Algorithmia
@@ -64,6 +65,22 @@ def test_it_says_where_it_is_and_cleans_up_behind_itself(root: Path, workers: st
         output, errors = running.communicate(timeout=20)
         assert (running.returncode, output, errors) == (0, "stopped\n", "")
         assert not record.exists()
+
+
+def test_idle_strangers_do_not_use_up_the_connections(root: Path) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (64, hard))  # the process inherits it
+    try:
+        starting = process(root)
+        _, url = starting.__enter__()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    host, port = url.removeprefix("http://").split(":")
+    with ExitStack() as idle:
+        idle.push(starting)
+        for _ in range(150):
+            idle.enter_context(socket.create_connection((host, int(port))))
+        assert requests.get(f"{url}/healthz", timeout=10).ok
 
 
 def test_interrupt_is_a_clean_end_too(root: Path) -> None:

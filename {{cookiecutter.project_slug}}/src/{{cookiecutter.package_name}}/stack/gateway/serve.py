@@ -8,7 +8,7 @@ import signal
 import socket
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import uvicorn
@@ -18,6 +18,7 @@ from .app import Gateway
 from .express import ExpressProtocol
 
 PATIENCE = 60  # seconds that requests in flight get to finish after SIGTERM
+CONNECTIONS = 1 << 16  # at once, where the system allows it
 
 
 def new_key() -> str:
@@ -42,6 +43,7 @@ def serve(
     the port is taken.
     """
     keys = keys or (new_key(),)
+    allow_connections()
     listening = open_port(host, port)
     url = f"http://{f'[{host}]' if ':' in host else host}:{listening.getsockname()[1]}"
     came: list[int] = []
@@ -53,6 +55,19 @@ def serve(
         else:
             with tempfile.TemporaryDirectory() as shared:
                 run_workers(lambda: run(make_app(keys), listening, came, Path(shared)), workers, came)
+
+
+def allow_connections() -> None:
+    """Let this process open more files than the usual 1024, which idle strangers would use up."""
+    with suppress(
+        ImportError, OSError, ValueError
+    ):  # as it is, where the system has no such limit or insists on it
+        import resource
+
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        wanted = CONNECTIONS if hard == resource.RLIM_INFINITY else min(hard, CONNECTIONS)
+        if 0 <= soft < wanted:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def on_signals(handler: Callable[[int, object], None]) -> None:
