@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -170,6 +171,14 @@ class TestFiles:
                 5 * MIB - 5,
                 content[-5:],
             )
+
+    @pytest.mark.parametrize(
+        ("content", "is_zip"), [(b"PK\x05\x06" + bytes(18), True), (b"", False), (b"short", False)]
+    )
+    def test_what_is_too_short_for_a_zip_is_told_from_one(self, fs, content, is_zip):
+        fs.pipe_file(".my/c/a", content)
+        with fs.open(".my/c/a") as file:
+            assert zipfile.is_zipfile(file) is is_zip
 
     @pytest.mark.parametrize(
         ("start", "end"),

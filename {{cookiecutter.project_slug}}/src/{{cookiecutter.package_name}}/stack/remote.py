@@ -168,7 +168,9 @@ class RemoteFile(io.RawIOBase):
         """Go to a position; nothing is asked of the server before the next read."""
         base = (0, self.position, self.size)[whence]
         if base + offset < 0:
-            raise ValueError("seek before the start of the file")
+            raise OSError(
+                errno.EINVAL, "seek before the start of the file", self.path
+            )  # zipfile counts on it
         self.position = base + offset
         return self.position
 
