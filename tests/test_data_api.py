@@ -512,3 +512,11 @@ def wait_until(condition, seconds=10):
 @pytest.mark.parametrize("address", ["/v1/database", "/v1/data.my", "/v1/connector/data2/me"])
 def test_what_only_begins_like_the_data_api_is_not_it(http, address):
     assert http("GET", address).status_code == 404
+
+
+def test_a_part_of_a_file_does_not_replace_the_whole(collection, http):
+    collection.file("a").put("0123456789")
+    answer = http("PUT", f"{collection.url}/a", data=b"56789", headers={"Content-Range": "bytes 5-9/10"})
+    assert answer.status_code == 400
+    assert "Content-Range" in answer.json()["error"]["message"]
+    assert collection.file("a").getString() == "0123456789"

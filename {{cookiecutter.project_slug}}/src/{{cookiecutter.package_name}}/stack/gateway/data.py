@@ -122,6 +122,8 @@ class DataAPI:
     async def write(self, request: Request) -> None:
         """PUT: store the body as a file, whole or not at all."""
         _check_writer(request, depth=3, what="a file lies in a collection: data://user/collection/file")
+        if request.header(b"content-range"):  # taken for the whole, a part would replace it (RFC 9110, 14.5)
+            raise Refusal(400, "a file is stored whole: send it without Content-Range")
         exclusive = request.header(b"if-none-match") == "*"
         found = self.tree.find(request.path)
         if found and exclusive:

@@ -13,7 +13,7 @@ Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 
-ADDRESS = re.compile(r"/+v1/+(?:data|connector/+(?P<connector>[^/]*))(?:/+(?P<path>.*))?", re.DOTALL)
+ADDRESS = re.compile(r"/+v1/+(?:data|connector/+(?P<connector>[^/]*))(?:/+(?P<path>.*))?\Z", re.DOTALL)
 USER = re.compile(r"\w[\w.-]*")
 LIMIT = 1 << 20  # bytes of a JSON body
 PATIENCE = 60.0  # seconds without a byte after which the other side has gone
@@ -126,7 +126,7 @@ def request_of(scope: Message, receive: Receive, send: Send) -> Request:
 
 def path_of(address: str, user: str | None) -> str:
     """The path that an address such as `/v1/data/.my/collection/file` names. Raises Refusal."""
-    match = ADDRESS.fullmatch(address)
+    match = ADDRESS.search(address)
     path = (match["path"] or "") if match else ""
     if not match or match["connector"] not in (None, "data") or ":/" in path:
         raise Refusal(404, f"no data connector serves {address}", 5005)
