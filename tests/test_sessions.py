@@ -13,16 +13,18 @@ from baking import bake
 from conftest import ROOT
 from projects import environment
 from services.sessions import Sessions, clients, serving
+from skeleton.stack import sessions
 
 SECRET = "hf_this_must_not_travel_0123456789abcdef"
+ACCOUNT = {"KAGGLE_API_ENVIRONMENT": "LOCALHOST", "KAGGLE_USERNAME": "me", "KAGGLE_KEY": "k"}
 TRAIN = ("--epochs", "1", "--name", "far")
 
 
 @pytest.fixture(scope="module")
 def services(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sessions]:
     python = clients(ROOT / "build" / "clients", ROOT / "build" / "tools" / "bin")
-    with serving(tmp_path_factory.mktemp("sessions"), python) as sessions:
-        yield sessions
+    with serving(tmp_path_factory.mktemp("sessions"), python) as found:
+        yield found
 
 
 @pytest.fixture(scope="module")
@@ -36,12 +38,7 @@ def start(services: Sessions, project: Path, *words: str) -> subprocess.Popen[st
     home.mkdir(exist_ok=True)
     (project / ".env").write_text(f"HF_TOKEN={SECRET}\n")
     given = environment(home, HF_TOKEN=SECRET, WANDB_API_KEY=SECRET, PYTHONPATH=str(project / "src"))
-    given |= {
-        "PATH": f"{services.folder / 'bin'}:{given['PATH']}",
-        "KAGGLE_API_ENVIRONMENT": "LOCALHOST",
-        "KAGGLE_USERNAME": "me",
-        "KAGGLE_KEY": "k",
-    }
+    given |= {"PATH": f"{services.folder / 'bin'}:{given['PATH']}", **ACCOUNT}
     command = [sys.executable, "-m", "ziffern", "remote", *words]
     return subprocess.Popen(
         command, cwd=project, env=given, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
@@ -125,6 +122,95 @@ def test_kaggle_passes_the_exit_code_on(services: Sessions, project: Path) -> No
     code, printed = run(services, project, "kaggle", "--user", "me", "--train", "--lr", "-1")
     assert code == 1, printed
     assert not services.kernels
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("path", "answer", "words", "left"),
+    [
+        ("SaveKernel", 403, "error: Kaggle did not take the kernel", 0),
+        ("ListKernelSessionOutput", 403, "error: the results did not come, and stay there", 1),
+        ("/output/", b"torn", "error: the results did not come, and stay there", 1),
+        ("DeleteKernel", 500, "The session may still run: stop it with `kaggle kernels delete", 1),
+    ],
+)
+def test_kaggle_failing_at_a_step_is_told_and_no_result_is_lost(
+    services: Sessions, project: Path, path: str, answer: int | bytes, words: str, left: int
+) -> None:
+    services.refused = {path: answer}
+    name = f"far-{path.strip('/')}"
+    train = ("--train", "--epochs", "1", "--name", name)
+    try:
+        code, printed = run(services, project, "kaggle", "--user", "me", *train)
+    finally:
+        services.refused = {}
+    assert words in printed
+    assert "Traceback" not in printed
+    assert len(services.kernels) == left
+    services.kernels.clear()
+    fetched = path == "DeleteKernel"  # training went well, and is here
+    assert code == int(not fetched), printed
+    assert (project / "runs" / name).exists() is fetched
+
+
+@pytest.mark.slow
+def test_kaggle_that_no_longer_answers_is_not_asked_for_ever(
+    services: Sessions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    services.refused = {"GetKernelSessionStatus": 403}
+    monkeypatch.setattr(sessions, "POLL", 0.0)
+    monkeypatch.setattr(sessions, "SILENT", 2)
+    for name, value in environment(tmp_path, **ACCOUNT).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("PATH", f"{services.folder / 'bin'}:{os.environ['PATH']}")
+    try:
+        assert sessions.wait("me/gone-for-good") == ""
+    finally:
+        services.refused = {}
+    assert capsys.readouterr().out.count("Permission") == 1  # the client's own line, once
+
+
+@pytest.mark.slow
+def test_a_session_of_colab_that_disappears_is_told(services: Sessions, project: Path) -> None:
+    source = project / "src" / "ziffern" / "stack" / "sessions.py"
+    text = source.read_text()
+    assert "WATCH = 60.0" in text
+    source.write_text(text.replace("WATCH = 60.0", "WATCH = 2.0"))
+    process = start(services, project, "colab", "--train", "--epochs", "100000", "--patience", "0")
+    assert process.stdout
+    assert any("1 process on cpu" in line for line in process.stdout)
+    source.write_text(text)
+    [(name, machine)] = services.open.items()
+    stop_all(machine.pid)
+    del services.open[name]
+    machine.wait(60)
+    printed, _ = process.communicate(timeout=120)
+    assert "Colab has ended the session" in printed
+    assert process.returncode == 1, printed
+    assert "Traceback" not in printed
+    assert name not in services.open
+
+
+def stop_all(pid: int) -> None:
+    """Kill a process and all below it."""
+    below = subprocess.run(["pgrep", "-P", str(pid)], capture_output=True, text=True, check=False).stdout
+    os.kill(pid, signal.SIGKILL)
+    for child in below.split():
+        stop_all(int(child))
+
+
+def test_what_may_be_a_key_does_not_travel(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in (
+        "HF_TOKEN",
+        "WANDB_API_KEY",
+        "GH_TOKEN",
+        "OPENAI_API_KEY",
+        "DB_PASSWORD",
+        "KAGGLE_KEY",
+        "LANG",
+    ):
+        monkeypatch.setenv(name, SECRET)
+    assert {name for name, value in sessions.keyless().items() if value == SECRET} == {"KAGGLE_KEY", "LANG"}
 
 
 def test_without_the_client_it_says_how_to_get_it(project: Path, tmp_path: Path) -> None:

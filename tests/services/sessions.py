@@ -73,6 +73,7 @@ class Sessions:
         self.open: dict[str, subprocess.Popen[bytes]] = {}
         self.urls: dict[str, str] = {}
         self.refuses = 0
+        self.refused: dict[str, int | bytes] = {}  # what is answered where a path holds this
         self.kernels: dict[str, dict[str, Any]] = {}
         self.url = ""
         (folder / "bin").mkdir(parents=True)
@@ -164,7 +165,9 @@ def handler(sessions: Sessions) -> type[BaseHTTPRequestHandler]:
         def do_GET(self) -> None:
             path = self.path.split("?")[0]
             sessions.asked.append(f"GET {path}")
-            if path == "/tun/m/assign":
+            if self.planted(path):
+                pass
+            elif path == "/tun/m/assign":
                 self.answer({"acc": "T4", "nbh": "n", "token": "xsrf", "variant": "GPU"})
             elif path == "/tun/m/assignments":
                 self.answer({"assignments": [sessions.described(name) for name in sessions.open]})
@@ -182,6 +185,8 @@ def handler(sessions: Sessions) -> type[BaseHTTPRequestHandler]:
             name = f"{body.get('userName')}/{body.get('kernelSlug')}"
             if sessions.refuses:
                 self.answer({}, sessions.refuses)
+            elif self.planted(path):
+                pass
             elif path == "/tun/m/assign":
                 self.answer(sessions.assign(f"m{len(sessions.asked)}"))
             elif path.startswith("/tun/m/unassign/"):
@@ -196,10 +201,16 @@ def handler(sessions: Sessions) -> type[BaseHTTPRequestHandler]:
                 url = f"{sessions.url}/output/{place}/results.tgz"
                 self.answer({"files": [{"fileName": "results.tgz", "url": url}], "log": "[]"})
             elif path.endswith("/DeleteKernel"):
-                del sessions.kernels[name]
-                self.answer({})
+                self.answer({}, 200 if sessions.kernels.pop(name, None) else 404)
             else:
                 self.answer({})
+
+        def planted(self, path: str) -> bool:
+            for part, answer in sessions.refused.items():
+                if part in path:
+                    self.answer({}, answer) if isinstance(answer, int) else self.send(answer)
+                    return True
+            return False
 
         def answer(self, value: Any, status: int = 200) -> None:
             self.send(json.dumps(value).encode(), status)

@@ -15,6 +15,7 @@ import subprocess
 import tarfile
 import tempfile
 import time
+import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,6 +30,10 @@ if TYPE_CHECKING:
 STATUS = re.compile(r'has status "(?:\w+\.)?(\w+)"')
 LIMIT = 12 * 3600  # seconds that a free session lasts at most
 POLL = 15.0  # seconds between two questions to Kaggle
+TWICE = 2  # looks that miss a session until it is gone
+WATCH = 60.0  # seconds between two looks whether Colab's session is still there
+TORN = (tarfile.TarError, OSError, EOFError, zlib.error, KeyError)
+SILENT = 40  # questions without an answer after which it is not asked again
 NOTICES = {
     "colab": "Colab's terms for free accounts rule out remote control in place of the notebook. This is Google's own "
     "client; see whether your account may use it: https://research.google.com/colaboratory/faq.html",
@@ -36,7 +41,9 @@ NOTICES = {
     "https://www.kaggle.com/docs/notebooks",
 }
 CLIENTS = {"colab": "google-colab-cli", "kaggle": "kaggle"}
-KEYS = ("HF_", "HUGGING", "WANDB_", "ALGORITHMIA_", "AWS_", "GITHUB_TOKEN", "STACK_")
+KEYS = ("HF_", "HUGGING", "WANDB_", "ALGORITHMIA_", "AWS_", "STACK_")
+KEY = re.compile(r"KEY|TOKEN|SECRET|PASSWORD|CREDENTIAL")  # in the name of what may be one
+OWN = ("KAGGLE_", "GOOGLE_", "CLOUDSDK_", "SSL_")  # a client's own
 
 
 def remote(settings: "Settings", package: str, place: str, words: Sequence[str], gpu: str, user: str) -> int:
@@ -58,8 +65,10 @@ def remote(settings: "Settings", package: str, place: str, words: Sequence[str],
             code, results = on_colab(name, script, gpu)
         else:
             code, results = on_kaggle(name, script, user)
-        if results.exists():
+        if exit_code(results) is not None:
             unpack(results, settings.root)
+        elif not code:
+            raise StackError("training ended well, but its results did not come; the lines above say why")
     return code
 
 
@@ -87,11 +96,43 @@ def on_colab(name: str, script: Path, gpu: str) -> tuple[int, Path]:
     accelerator = ["--gpu", gpu] if gpu else []
     with stopping(["colab", "stop", "-s", name]):
         # Its time limit does not end the program, it only makes the client wait in a busy loop: so none.
-        code = call(
-            "colab", "run", "--keep", "-s", name, *accelerator, "--timeout", str(2 * LIMIT), str(script)
+        options = ["--keep", "-s", name, *accelerator, "--timeout", str(2 * LIMIT)]
+        code = watched(name, "colab", "run", *options, str(script))
+        if code is None:
+            say("Colab has ended the session, and the run with it. The notebook's checkpoints outlive that.")
+            return 1, results
+        fetch(
+            "colab",
+            "download",
+            "-s",
+            name,
+            f"content/{runner.RESULTS}",
+            str(results),
+            attempts=1 if code else 3,
         )
-        call("colab", "download", "-s", name, f"content/{runner.RESULTS}", str(results))
     return code, results
+
+
+def watched(name: str, *command: str) -> int | None:
+    """The exit code of a client that waits for a session, for ever if that is gone: None then."""
+    missed = 0
+    with subprocess.Popen(command, env=keyless(), stdin=subprocess.DEVNULL) as process:
+        try:
+            while missed < TWICE:
+                try:
+                    return process.wait(WATCH)
+                except subprocess.TimeoutExpired:
+                    status = subprocess.run(
+                        ["colab", "status", "-s", name],
+                        env=keyless(),
+                        capture_output=True,
+                        text=True,
+                        check=False,
+                    )
+                    missed = missed + 1 if "not found" in status.stdout else 0
+        finally:
+            process.kill()
+    return None
 
 
 def on_kaggle(name: str, script: Path, user: str) -> tuple[int, Path]:
@@ -114,16 +155,21 @@ def on_kaggle(name: str, script: Path, user: str) -> tuple[int, Path]:
         if call("kaggle", "kernels", "push", "-p", str(script.parent), "--timeout", str(LIMIT)):
             raise StackError("Kaggle did not take the kernel; its client's lines above say why")
         state = wait(kernel)
-        fetched = script.with_name("output")
-        call("kaggle", "kernels", "output", kernel, "-p", str(fetched))
-    results = fetched / runner.RESULTS
-    return exit_code(results) if results.exists() else int(state != "complete") or 1, results
+        results = script.with_name("output") / runner.RESULTS
+        got = fetch("kaggle", "kernels", "output", kernel, "-p", str(results.parent))
+        code = exit_code(results) if got else None
+        if state == "complete" and code is None:
+            raise StackError(
+                f"the results did not come, and stay there: `kaggle kernels output {kernel}` fetches them, "
+                f"`kaggle kernels delete {kernel}` removes them"
+            )
+    return 1 if code is None else code, results
 
 
 def wait(kernel: str) -> str:
-    """How a kernel has ended: complete, error or cancelled."""
-    before = ""
-    while True:
+    """How a kernel has ended: complete, error or cancelled; empty where nobody tells for ten minutes."""
+    before, unanswered = "", 0
+    while unanswered < SILENT:
         done = subprocess.run(
             ["kaggle", "kernels", "status", kernel],
             env=keyless(),
@@ -133,12 +179,14 @@ def wait(kernel: str) -> str:
         )
         told = STATUS.search(done.stdout)
         state = told.group(1).lower() if told else ""
-        if state != before:
-            say(f"Kaggle: {state or done.stderr.strip()}")
+        shown = state or (done.stderr or done.stdout).strip()
+        if shown != before:
+            say(f"Kaggle: {shown}")
         if state in ("complete", "error", "cancelacknowledged", "cancel_acknowledged"):
             return state
-        before = state
+        before, unanswered = shown, 0 if state else unanswered + 1
         time.sleep(POLL)
+    return ""
 
 
 @contextmanager
@@ -153,12 +201,24 @@ def terminable() -> Iterator[None]:
 
 @contextmanager
 def stopping(command: list[str]) -> Iterator[None]:
-    """Stop the session in the end, also after Ctrl-C; StackError tells how to do it by hand if that fails."""
+    """Stop the session in the end, also after Ctrl-C; a line tells how to do it by hand if that fails.
+
+    A StackError is raised where there is none to stop.
+    """
+    running = True
     try:
         yield
+    except StackError:
+        running = False
+        raise
     finally:
-        if call(*command):
-            raise StackError(f"the session may still run: stop it with `{' '.join(command)}`")
+        if running and call(*command):
+            say(f"The session may still run: stop it with `{' '.join(command)}`.")
+
+
+def fetch(*command: str, attempts: int = 3) -> bool:
+    """Whether a client has fetched the results, in a few attempts: they are worth hours."""
+    return any(not call(*command) for _ in range(attempts))
 
 
 def call(*command: str) -> int:
@@ -168,14 +228,21 @@ def call(*command: str) -> int:
 
 def keyless() -> dict[str, str]:
     """The environment without keys: a client may write what it sees into its log."""
-    return {name: value for name, value in os.environ.items() if not name.startswith(KEYS)}
+
+    def key(name: str) -> bool:
+        return name.startswith(KEYS) or (bool(KEY.search(name)) and not name.startswith(OWN))
+
+    return {name: value for name, value in os.environ.items() if not key(name.upper())}
 
 
-def exit_code(results: Path) -> int:
-    """The exit code of training, as the results tell it."""
-    with tarfile.open(results) as archive:
-        member = archive.extractfile(runner.CODE)
-        return int(member.read()) if member else 1
+def exit_code(results: Path) -> int | None:
+    """The exit code of training, as the results tell it; None where they did not come, or torn."""
+    try:
+        with tarfile.open(results) as archive:
+            member = archive.extractfile(runner.CODE)
+            return int(member.read()) if member else None
+    except TORN:
+        return None
 
 
 def unpack(results: Path, root: Path) -> None:
