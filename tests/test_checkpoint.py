@@ -15,8 +15,8 @@ from fsspec.implementations.dirfs import DirFileSystem
 from fsspec.implementations.local import LocalFileSystem
 from safetensors.torch import load_file, save_file
 from sick_disk import PowerCut, SickDisk, chance
-from skeleton.stack import StackError
-from skeleton.stack.checkpoint import Checkpoints
+from skeleton.stack import StackError, checkpoint
+from skeleton.stack.checkpoint import Checkpoints, Interrupted
 from skeleton.stack.snapshot import read, replace, serialized
 
 CONFIG = {"lr": 0.1, "epochs": 3}
@@ -229,6 +229,56 @@ def test_a_slow_store_holds_up_neither_steps_nor_saves(tmp_path: Path) -> None:
     store.open_again.set()
     run.checkpoints.finish()
     assert stored(tmp_path / "store")[-1] == "step-000000004"
+
+
+def test_told_to_stop_it_does_not_wait_for_ever_for_a_store(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(checkpoint, "GRACE", 0.2)
+    store = Store()
+    run = Run(tmp_path / "run", DirFileSystem(str(tmp_path / "store"), fs=store))
+    store.open_again.clear()
+    run.at.step = 1
+    run.record.steps = [1]
+    run.checkpoints.stopping = True
+    with pytest.raises(Interrupted, match="stopped after step 1$"):
+        run.checkpoints.step()
+    assert stored(tmp_path / "run" / "checkpoints") == ["step-000000001"]
+    assert "The store has not taken the last checkpoint yet" in capsys.readouterr().out
+    store.open_again.set()
+    assert run.checkpoints.sending is not None
+    run.checkpoints.sending.result()
+
+
+def test_stopped_without_a_checkpoint_it_says_so(tmp_path: Path) -> None:
+    (tmp_path / "checkpoints").touch()  # where the folder should be
+    run = Run(tmp_path)
+    run.at.step = 1
+    run.checkpoints.stopping = True
+    with pytest.raises(Interrupted, match="without a checkpoint"):
+        run.checkpoints.step()
+
+
+def test_a_store_that_fails_does_not_keep_it_from_the_checkpoint_on_disk(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Gone(Store):
+        def exists(self, path: str, **options: Any) -> bool:
+            raise OSError("nobody answers")
+
+    run = Run(folder, DirFileSystem(str(tmp_path / "store"), fs=Gone()))
+    assert run.at.step == 2
+    assert "The store can't be asked for a newer checkpoint (nobody answers)" in capsys.readouterr().out
+    with pytest.raises(OSError, match="nobody answers"):  # it may have some: no start from nothing
+        Run(tmp_path / "elsewhere", DirFileSystem(str(tmp_path / "store"), fs=Gone()))
+
+
+def test_a_full_disk_does_not_keep_it_from_the_checkpoint_in_the_store(folder: Path, tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "checkpoints").touch()  # nothing can be written below it
+    store = DirFileSystem(str(folder / "checkpoints"), fs=Store())
+    assert Run(elsewhere, store).at.step == 2
 
 
 def test_a_changed_configuration_is_refused_by_name(folder: Path) -> None:

@@ -2,9 +2,10 @@
 
 import json
 import shutil
+import threading
 import time
 from collections.abc import Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
 
 TOGETHER = 8  # steps after which processes that train together ask each other whether to stop
+GRACE = 15.0  # seconds that a store has when told to stop: who stops a machine waits for 30
 
 Found = tuple[str, dict[str, bytes]]  # a checkpoint's name and its files
 
@@ -95,7 +97,7 @@ class Checkpoints:
         self.stopping = False
         self.saved_at = time.monotonic()
         self.buffers: dict[str, torch.Tensor] = {}
-        self.writer, self.sender = ThreadPoolExecutor(1, "checkpoint"), ThreadPoolExecutor(1, "upload")
+        self.writer = ThreadPoolExecutor(1, "checkpoint")
         self.writing: Future[None] | None = None
         self.sending: Future[None] | None = None
         self.written = self.sent = (
@@ -131,7 +133,8 @@ class Checkpoints:
         """Save if it is time to; raises Interrupted once a checkpoint is written, if told to stop."""
         if self._told_to_stop():
             self.finish()
-            raise Interrupted(f"stopped after step {self.at.step}")
+            lost = self.process.first and self.written != self._name()
+            raise Interrupted(f"stopped after step {self.at.step}{', without a checkpoint' if lost else ''}")
         due = time.monotonic() - self.saved_at >= self.seconds
         if due or (self.steps and self.at.step % self.steps == 0):
             self.save()
@@ -161,19 +164,35 @@ class Checkpoints:
         self._stage(tensors)
         files = {STATE: json.dumps(state).encode(), LOG: self.log.content()}
         self.saved_at = time.monotonic()
-        self.writing = self.writer.submit(self._write, f"step-{self.at.step:09d}", files, set(tensors))
+        self.writing = self.writer.submit(self._write, self._name(), files, set(tensors))
 
     def finish(self) -> None:
-        """Write a checkpoint of this moment, and wait until it is on disk and in the store."""
+        """Write a checkpoint of this moment, and wait until it is on disk and in the store.
+
+        Once told to stop it does not wait long for a store: whoever goes on has the disk, or an older checkpoint.
+        """
         if self.writing:
             self.writing.result()
         self.save()
         self.writer.shutdown()
-        if self.sending:
-            self.sending.result()
-        if self.written != self.sent:
+        if self._sent_in_time() and self.written != self.sent:
             self._send(self.written)
-        self.sender.shutdown()
+            self._sent_in_time()
+
+    def _name(self) -> str:
+        return f"step-{self.at.step:09d}"
+
+    def _sent_in_time(self) -> bool:
+        """Wait for the upload that is under way; whether it has ended."""
+        told: float | None = None
+        while self.sending and wait([self.sending], timeout=0.1).not_done:
+            if not self.stopping:
+                continue
+            told = told or time.monotonic()
+            if time.monotonic() - told > GRACE:
+                say(f"The store has not taken the last checkpoint yet; it is in {self.folder}.")
+                return False
+        return True
 
     def _told_to_stop(self) -> bool:
         """Whether a signal came; to processes that train together it may come at different steps."""
@@ -207,10 +226,12 @@ class Checkpoints:
     def _send(self, name: str) -> None:
         """Begin to copy a checkpoint to the store; while that lasts, newer ones stay on disk alone."""
         if self.store is not None:
-            self.sending = self.sender.submit(self._upload, name)
+            self.sending = Future()
+            # A daemon: a store that hangs does not keep a program that has ended.
+            threading.Thread(target=self._upload, args=(name, self.sending), daemon=True).start()
         self.sent = name
 
-    def _upload(self, name: str) -> None:
+    def _upload(self, name: str, sending: "Future[None]") -> None:
         assert self.store is not None
         try:
             for file in FILES:
@@ -220,6 +241,8 @@ class Checkpoints:
         except Exception as error:  # each kind of store has errors of its own, and none may end the run
             self.sent = ""
             self._warn("The store did not take a checkpoint", error)
+        finally:
+            sending.set_result(None)
 
     def _warn(self, what: str, error: Exception) -> None:
         if what not in self.warned:
@@ -230,15 +253,13 @@ class Checkpoints:
         """The newest whole checkpoint, from disk or the store; damaged ones are named and, on disk, removed."""
         clear(self.folder)
         local = self._newest_here()
-        for name in reversed(self._stored()):
-            if local and name <= local[0]:
-                break
-            try:
-                self._fetch(name)
-                return name, whole(self.folder / name)
-            except DamagedCheckpoint as error:
-                say(f"{error} in the store; using the one before it")
-        return local
+        try:
+            return self._newest_stored(local[0] if local else "") or local
+        except Exception as error:  # each kind of store has errors of its own
+            if not local:
+                raise
+            say(f"The store can't be asked for a newer checkpoint ({error}); using the one on disk.")
+            return local
 
     def _newest_here(self) -> Found | None:
         for folder in reversed(self._folders()):
@@ -246,18 +267,35 @@ class Checkpoints:
                 return folder.name, whole(folder)
             except DamagedCheckpoint as error:
                 say(f"{error}; using the one before it")
-                shutil.rmtree(folder)
+                shutil.rmtree(folder, ignore_errors=True)
         return None
 
-    def _fetch(self, name: str) -> None:
-        """Bring a checkpoint of the store here; DamagedCheckpoint if it is not what was written."""
+    def _newest_stored(self, local: str) -> Found | None:
+        """The newest whole checkpoint of the store, now on disk too; None if there is none newer than `local`."""
+        for name in reversed(self._stored()):
+            if name <= local:
+                break
+            try:
+                files = self._fetched(name)
+            except DamagedCheckpoint as error:
+                say(f"{error} in the store; using the one before it")
+                continue
+            try:
+                write(self.folder / name, files)
+            except OSError as error:
+                self._warn("A checkpoint could not be written", error)
+            return name, files
+        return None
+
+    def _fetched(self, name: str) -> dict[str, bytes]:
+        """The files of a checkpoint in the store; DamagedCheckpoint if they are not what was written."""
         assert self.store is not None
         try:
             files: dict[str, bytes] = {file: self.store.cat_file(f"{name}/{file}") for file in FILES}
         except FileNotFoundError:
             raise DamagedCheckpoint(f"checkpoint {name} is not whole") from None
         check(name, files)
-        write(self.folder / name, files)
+        return files
 
     def _stored(self) -> list[str]:
         if self.store is None or not self.store.exists(""):
