@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -176,6 +177,16 @@ def test_training_starts_from_a_model_of_the_hub(project: Project) -> None:
     assert f"started from hf://me/digits@{head}" in card.decode()
 
 
+@pytest.mark.slow
+def test_a_run_goes_on_without_what_it_started_from(project: Project) -> None:
+    """Its checkpoint has all of it: the Hub need not be there."""
+    begin = ("train", "--name", "begun", "--epochs", "1", "--init", "hf://me/digits@v0.1.0")
+    project.run(*begin)
+    shutil.rmtree(project.folder / ".cache" / "huggingface", ignore_errors=True)
+    gone = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_TOKEN": "", "HF_HOME": str(project.folder / "elsewhere")}
+    assert "Going on after step" in project.run("train", "--run", "begun", **gone)
+
+
 REFUSED = """
 import sys
 from skeleton.model import DigitsNet, begin
@@ -192,12 +203,21 @@ for url in sys.argv[1:]:
 @pytest.mark.slow
 def test_a_start_that_can_not_be_is_told_in_one_line(project: Project) -> None:
     project.hub.put("model", "you/pickled", {"pytorch_model.bin": b"\0"})
+    project.hub.put(
+        "model", "you/torn", {"model.safetensors": content(project.model)["model.safetensors"][:999]}
+    )
+    index = "model.safetensors.index.json"
+    project.hub.put("model", "you/index", {index: b"[]"})
+    project.hub.put("model", "you/shard", {index: b'{"weight_map": {"a": "one.safetensors"}}'})
     expected = {
         "me/digits": "expected hf://USER/NAME",
         "hf://me/nothing": "is not on the Hub",
         "hf://me/digits@v9": "is not on the Hub",
         "hf://me/digits": "does not fit",
         "hf://you/pickled": "other formats may run code",
+        "hf://you/torn": "model.safetensors is no whole file of safetensors",
+        "hf://you/index": "does not tell where its tensors are",
+        "hf://you/shard": "other formats may run code",
     }
     lines = project.python(REFUSED, *expected).splitlines()
     assert len(lines) == len(expected)

@@ -10,7 +10,7 @@ from torch.nn.functional import cross_entropy
 from torch.nn.parallel import DistributedDataParallel
 
 from .config import TrainConfig as TrainConfig
-from .data import shifted
+from .data import fits, shifted
 from .model import DigitsNet, begin, build
 from .stack import StackError
 from .stack.checkpoint import Checkpoints, Stateful
@@ -27,12 +27,11 @@ def fit(
 
     Started again with the checkpoints of a run that was stopped, it goes on as if it never had been.
     """
+    fits(splits)
     torch.manual_seed(config.seed)
     device = process.device
     train, validation = splits["train"].on(device), splits["validation"].on(device)
-    model = build(config)
-    start(model, config.init, begin)
-    model = model.to(device)
+    model = build(config).to(device)
     net = DistributedDataParallel(model) if process.size > 1 else model
     steps = train.rows // config.batch_size
     if not steps:
@@ -50,6 +49,8 @@ def fit(
         "seen": seen,
     }
     at = checkpoints.resume(parts)
+    if not at.step:
+        start(model, config.init, begin)
 
     while at.epoch < config.epochs and not (config.patience and at.stale >= config.patience):
         rows = torch.from_numpy(np.random.default_rng((config.seed, at.epoch)).permutation(train.rows))

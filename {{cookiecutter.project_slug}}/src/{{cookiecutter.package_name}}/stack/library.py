@@ -33,7 +33,6 @@ def weights(url: str) -> dict[str, Tensor]:
     """All tensors of a model on the Hub by their names, from safetensors only. Raises StackError."""
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError
-    from safetensors.torch import load_file
 
     repo, revision = _parts(url)
 
@@ -41,14 +40,33 @@ def weights(url: str) -> dict[str, Tensor]:
         return Path(_asked(url, lambda: hf_hub_download(repo, name, revision=revision or None)))
 
     try:
-        return load_file(fetch(WEIGHTS))
+        return _tensors(url, fetch(WEIGHTS))
     except EntryNotFoundError:
         pass
     try:
-        shards = sorted(set(json.loads(fetch(INDEX).read_text(encoding="utf-8"))["weight_map"].values()))
+        found = [_tensors(url, fetch(shard)) for shard in _shards(url, fetch(INDEX))]
     except EntryNotFoundError:
-        raise StackError(f"{url} has no {WEIGHTS}; other formats may run code and are not read") from None
-    return {name: tensor for shard in shards for name, tensor in load_file(fetch(shard)).items()}
+        raise StackError(
+            f"{url} has no whole {WEIGHTS}; other formats may run code and are not read"
+        ) from None
+    return {name: tensor for shard in found for name, tensor in shard.items()}
+
+
+def _tensors(url: str, path: Path) -> dict[str, Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise StackError(f"{url}: {path.name} is no whole file of safetensors ({error})") from None
+
+
+def _shards(url: str, index: Path) -> list[str]:
+    try:
+        return sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise StackError(f"{url}: {index.name} does not tell where its tensors are") from None
 
 
 def start(model: nn.Module, url: str, begin: Callable[[Any, Mapping[str, Tensor]], None]) -> None:
