@@ -12,9 +12,12 @@ import projects
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 import yaml
 from services.hub_faults import Fault
 from services.hub_server import Hub, serving
+from skeleton.data import fits
+from skeleton.stack import StackError
 
 
 @pytest.fixture(scope="module")
@@ -148,6 +151,22 @@ def test_what_can_not_be_trained_on_is_told_in_one_line(hub: Hub, tmp_path: Path
     assert len(lines) == len(expected) + 1
     for line, words in zip(lines, expected.values(), strict=False):
         assert words in line
+
+
+def test_data_that_the_model_can_not_take_is_told_in_one_line() -> None:
+    image, label = torch.zeros(3, 8, 8, dtype=torch.uint8), torch.tensor([0, 9, 3])
+    fits({"train": {"label": label, "image": image, "more": label}})
+    for columns, words in (
+        ({"pixels": image, "label": label}, "train must have a column image of shape"),
+        ({"image": image}, "train must have a column label of shape"),
+        ({"image": torch.zeros(3, 28, 28), "label": label}, r"\(8, 8\), and has .*\(28, 28\)"),
+        ({"image": image, "label": label + 1}, "labels of train are 1 to 10"),
+        ({"image": image, "label": label - 1}, "labels of train are -1 to 8"),
+        ({"image": image, "label": label + 0.5}, "must be whole numbers from 0 to 9"),
+    ):
+        with pytest.raises(StackError, match=words) as told:
+            fits({"train": columns})
+        assert "\n" not in str(told.value)
 
 
 @pytest.mark.slow

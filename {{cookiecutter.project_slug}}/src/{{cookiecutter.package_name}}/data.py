@@ -1,5 +1,6 @@
 """The data set: scikit-learn's digits, 1,797 real grey images of 8 x 8 pixels in ten classes. Edit me."""
 
+from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -9,12 +10,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
+from .stack import StackError
+
 Arrays = dict[str, NDArray[Any]]
 
 NAME = "digits"
 SOURCE = "https://archive.ics.uci.edu/dataset/80/optical+recognition+of+handwritten+digits"
 LICENSE = "cc-by-4.0"  # the Hub's id of it
 LABELS = list(range(10))
+SHAPES = {"image": (8, 8), "label": ()}  # of one example, by column
 FRACTIONS = {"train": 0.7, "validation": 0.15, "test": 0.15}
 
 
@@ -39,6 +43,23 @@ def split(arrays: Arrays, seed: int) -> dict[str, Arrays]:
             rows[name].append(part)
     chosen = {name: np.sort(np.concatenate(parts)) for name, parts in rows.items()}
     return {name: {key: column[index] for key, column in arrays.items()} for name, index in chosen.items()}
+
+
+def fits(splits: Mapping[str, Mapping[str, Tensor]]) -> None:
+    """Refuse data that the model can't take, as `data --from` may bring it. Raises StackError."""
+    for name, columns in splits.items():
+        found = {key: tuple(column.shape[1:]) for key, column in columns.items()}
+        for key, shape in SHAPES.items():
+            if found.get(key) != shape:
+                raise StackError(
+                    f"data: {name} must have a column {key} of shape {shape}, and has {found}; "
+                    "bring other data, or edit data.py and model.py"
+                )
+        least, most = columns["label"].double().aminmax()
+        if columns["label"].is_floating_point() or least < 0 or most >= len(LABELS):
+            raise StackError(
+                f"data: labels of {name} are {least:g} to {most:g}, must be whole numbers from 0 to {len(LABELS) - 1}"
+            )
 
 
 def shifted(images: Tensor, offsets: Tensor, limit: int) -> Tensor:
