@@ -8,7 +8,7 @@ import pytest
 import yaml
 from skeleton.config import TrainConfig
 from skeleton.stack import StackError
-from skeleton.stack.card import card, check, sections
+from skeleton.stack.card import MARK, card, check, latest, sections
 from skeleton.stack.export import edited
 from skeleton.stack.science import Science
 from skeleton.stack.settings import Settings
@@ -94,8 +94,29 @@ def test_what_a_person_wrote_stays_and_the_rest_is_made_anew() -> None:
     rows = {**RESULT["data"], "rows": {"train": 1, "validation": 1, "test": 9}}
     again = text(kept, {"data": rows})
     assert "Only grey images. Measured" in again
-    assert sections(again) == kept  # and so on, for ever
+    assert unmarked(sections(again)) == kept  # and so on, for ever
+    assert text(sections(again), {"data": rows}) == again
     assert "(9 examples)" in text({}, {"data": rows})
+
+
+def unmarked(found: dict[str, str]) -> dict[str, str]:
+    return {name: MARK.sub("", body) for name, body in found.items()}
+
+
+def test_of_two_cards_what_was_edited_since_wins() -> None:
+    before = text({"Limits": "First."})
+    here, there = sections(before), sections(before.replace("First.", "Second, on the Hub."))
+    assert unmarked(latest(here, there)) == {"Limits": "Second, on the Hub."}
+    edited_here = sections(before.replace("First.", "Third, here."))
+    assert unmarked(latest(edited_here, there)) == {"Limits": "Third, here."}
+    assert unmarked(latest(here, sections(before))) == unmarked(latest({}, here)) == {"Limits": "First."}
+
+
+def test_a_line_of_code_is_no_title() -> None:
+    words = "Mine.\n\n```\n## a comment\n```\n\nMore."
+    assert unmarked(sections(text({"Limits": words}))) == {"Limits": words}
+    torn = sections(text({"Limits": "Mine.\n\n```\nnever closed"}))
+    assert unmarked(torn) == {"Limits": "Mine.\n\n```\nnever closed"}
 
 
 def test_what_was_written_goes_on_to_the_next_run(tmp_path: Path) -> None:
@@ -103,11 +124,11 @@ def test_what_was_written_goes_on_to_the_next_run(tmp_path: Path) -> None:
         (tmp_path / run).mkdir()
         made = text({"Intended use": words} if words else None)
         (tmp_path / run / "README.md").write_text(made, encoding="utf-8")
-    assert edited(tmp_path, tmp_path / "third") == {"Intended use": "My words."}
+    assert unmarked(edited(tmp_path, tmp_path / "third")) == {"Intended use": "My words."}
     second = tmp_path / "second" / "README.md"
     second.write_text(text({"Intended use": "Newer words."}), encoding="utf-8")
-    assert edited(tmp_path, tmp_path / "second") == {"Intended use": "Newer words."}
-    assert edited(tmp_path, tmp_path / "first") == {"Intended use": "My words."}
+    assert unmarked(edited(tmp_path, tmp_path / "second")) == {"Intended use": "Newer words."}
+    assert unmarked(edited(tmp_path, tmp_path / "first")) == {"Intended use": "My words."}
 
 
 MALFORMED = {

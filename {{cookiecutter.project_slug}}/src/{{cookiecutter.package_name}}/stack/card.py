@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 HUB_LICENSES = {"MIT": "mit", "Apache-2.0": "apache-2.0", "BSD-3-Clause": "bsd-3-clause"}
 KEPT = ("Intended use", "Limits")
 PLACES = 4  # digits shown in the text; the metadata has them all
-MARK = re.compile(r"\n*<!-- generated ([0-9a-f]{12}): .*-->\s*$")
+MARK = re.compile(r"\n*<!-- (generated|kept) ([0-9a-f]{12}): .*-->\s*$")
+FENCE = "```"
 GAP = "More Information Needed"
 ID = re.compile(r"[a-z0-9][a-z0-9.+-]*")
 REPOSITORY = re.compile(r"([\w.-]+/)?[\w.-]+")
@@ -105,7 +106,7 @@ def text(
 
 ## Intended use
 
-{kept.get("Intended use") or marked(_intended(science, data))}
+{section(kept.get("Intended use"), _intended(science, data))}
 
 ## How to use
 
@@ -154,7 +155,7 @@ The weights are those with the lowest validation loss.
 
 ## Limits
 
-{kept.get("Limits") or marked(_limits(science, data))}
+{section(kept.get("Limits"), _limits(science, data))}
 
 ## Reproduce
 
@@ -163,21 +164,56 @@ Run `{result["run"]}`{f" ([its curves]({tracked}))" if tracked else ""}, commit 
 """
 
 
-def marked(body: str) -> str:
-    """A section of which nobody wrote anything yet: the mark tells whether someone has since."""
-    return f"{body}\n\n<!-- generated {_digest(body)}: edit the text above, and your words stay -->"
+def section(kept: str | None, generated: str) -> str:
+    """A section's text: what a person wrote, else what is generated, with a mark that tells whether it is edited."""
+    word, body = ("kept", kept) if kept else ("generated", generated)
+    if not fresh(body):
+        return body
+    return f"{body}\n\n<!-- {word} {_digest(body)}: edit the text above, and your words stay -->"
+
+
+def fresh(body: str) -> bool:
+    """Whether a section was edited since its card was made."""
+    mark = MARK.search(body)
+    return not (mark and mark[2] == _digest(MARK.sub("", body)))
 
 
 def sections(card: str) -> dict[str, str]:
-    """The sections of an earlier card that a person has edited, to be kept."""
+    """The sections of an earlier card that a person has written; those from before that card keep their mark."""
     found = {}
-    for part in card.split("\n## ")[1:]:
-        title, _, rest = part.partition("\n")
-        body = MARK.sub("", rest.strip())
-        mark = MARK.search(rest.strip())
-        if title.strip() in KEPT and body and not (mark and mark[1] == _digest(body)):
-            found[title.strip()] = body
+    for title, body in _parts(card):
+        mark = MARK.search(body)
+        if fresh(body):
+            body = MARK.sub("", body)
+        elif mark and mark[1] == "generated":
+            continue
+        if title in KEPT and body:
+            found[title] = body
     return found
+
+
+def latest(here: Mapping[str, str], there: Mapping[str, str]) -> dict[str, str]:
+    """The sections of two cards as one: what is here, unless only there it was edited since."""
+    return {**there, **{name: body for name, body in here.items() if fresh(body) or not _newer(name, there)}}
+
+
+def _newer(name: str, there: Mapping[str, str]) -> bool:
+    return name in there and fresh(there[name])
+
+
+def _parts(card: str) -> Iterable[tuple[str, str]]:
+    """Titles and texts of a card's sections; in a block of code no line is a title."""
+    title, code = "", False
+    lines: list[str] = []
+    closed = sum(line.startswith(FENCE) for line in card.splitlines()) % 2 == 0
+    for line in card.splitlines():
+        code ^= closed and line.startswith(FENCE)
+        if line.startswith("## ") and not code:
+            yield title, "\n".join(lines).strip()
+            title, lines = line[3:].strip(), []
+        else:
+            lines.append(line)
+    yield title, "\n".join(lines).strip()
 
 
 def check(card: str) -> list[str]:

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from torch.jit._trace import TracerWarning
 
 from . import StackError, dataset, evaluation, pictures, provenance
-from .card import card, sections
+from .card import card, latest, sections
 from .drift import reference
 from .settings import FILE
 from .storage import open_store, write_manifest
@@ -35,8 +35,9 @@ def export(
 ) -> Path:
     """Make the model folder of a finished run, `models/<run>`, and return it.
 
-    Sections of its card, of the card before it or of `kept` that a person edited are kept, in this order. Raises
-    StackError if the exported model does not answer as the trained one does.
+    Sections of its card, of the card before it or of `kept` that a person edited are kept, in this order, but what is
+    edited in `kept` since comes before what is not. Raises StackError if the exported model does not answer as the
+    trained one does.
     """
     result = json.loads((run / RESULT).read_text(encoding="utf-8"))
     folder = settings.models / run.name
@@ -45,7 +46,7 @@ def export(
         open_store(settings.storage, settings), settings.private / "cache", settings.command
     )
     model = trained(science, run, result["config"])
-    written = {**(kept or {}), **edited(settings.models, folder)}
+    written = latest(edited(settings.models, folder), kept or {})
     card(settings, science, result, type(model).__name__, written).save(folder / CARD)
     model.save_pretrained(folder)
     write_onnx(model, splits["test"], folder / ONNX)

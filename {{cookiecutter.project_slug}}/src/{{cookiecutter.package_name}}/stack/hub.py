@@ -238,7 +238,7 @@ def patiently(work: Callable[[], T]) -> T:
 
     What is missing is the caller's business. Raises StackError with one line where it stays in trouble or refuses.
     """
-    from huggingface_hub.errors import HfHubHTTPError
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
     from huggingface_hub.utils import httpx  # type: ignore[attr-defined]
 
     for wait in (*WAITS, None):
@@ -246,6 +246,8 @@ def patiently(work: Callable[[], T]) -> T:
             return work()
         except (HfHubHTTPError, httpx.HTTPError, OSError, RuntimeError) as error:
             time.sleep(pause_after(error, wait))
+        except HFValidationError as error:
+            raise StackError(first_line(error).rstrip(".")) from None
         except ValueError as error:
             raise StackError(f"that was no answer of the Hub: {first_line(error)}") from None
     raise AssertionError

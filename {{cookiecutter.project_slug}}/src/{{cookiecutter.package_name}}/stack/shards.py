@@ -20,7 +20,7 @@ from fsspec.implementations.local import LocalFileSystem
 from numpy.typing import NDArray
 
 from . import StackError, dataset, hub
-from .card import ID, check, marked
+from .card import ID, check, section
 from .storage import MANIFEST, DamagedError, verify, write_manifest
 
 SCHEME = "hf://datasets/"
@@ -268,11 +268,11 @@ From {facts["source"]}.{seed} SHA-256 of the data: `{dataset.fingerprint(facts)}
 
 ## Intended use
 
-{kept.get("Intended use") or marked(intended)}
+{section(kept.get("Intended use"), intended)}
 
 ## Limits
 
-{kept.get("Limits") or marked(limits)}
+{section(kept.get("Limits"), limits)}
 """
     check(made)
     return str(DatasetCard(made))
