@@ -186,7 +186,7 @@ def test_two_runs_without_any_key_print_the_same(tmp_path: Path, places: Path) -
         "WANDB_API_KEY: not among the secrets",
         "Every package is here.",
         "GPU: none",
-        "Run first: 1 process on cpu.",
+        "Run first-",
         "Test accuracy",
         "Best: validation_loss",
         "is at version 0.1.0",
@@ -297,6 +297,20 @@ def test_a_command_that_fails_ends_its_cell_without_a_traceback(project: Path, t
     assert "error: lr: expected float" in str(told.value)
     assert "error: train ended with code 1; the lines above say why" in str(told.value)
     assert "Traceback" not in str(told.value)
+
+
+@pytest.mark.slow
+def test_other_parameters_make_another_run_and_the_same_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(bake(tmp_path, **names("")))
+    project = Project(Science("ziffern", TrainConfig), environment(tmp_path))
+    project("data")
+    one, other = (project.train("first", epochs=1, seed=seed) for seed in (0, 1))
+    assert one != other
+    assert "Going on" not in capsys.readouterr().out
+    assert project.train("first", seed=1, epochs=1) == other
+    assert "Going on after step 19." in capsys.readouterr().out
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 Standard library only until the packages are there.
 """
 
+import hashlib
 import json
 import os
 import queue
@@ -12,6 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, MutableMapping
+from dataclasses import asdict
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -19,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import StackError, packages
 from .console import say
+from .flags import read
 from .settings import load
 
 if TYPE_CHECKING:
@@ -84,13 +87,19 @@ class Project:
             say(f"Memory: {free:.1f} of {total:.1f} GB free")
         say(f"Time: {time.monotonic() - self.started:.1f} s so far")
 
-    def train(self, name: str, tracked: bool = True, **config: object) -> None:
-        """Train the run `name`, or go on with it where it was stopped, and draw its curves meanwhile."""
+    def train(self, name: str, tracked: bool = True, **config: object) -> str:
+        """Train a run, or go on with it where it was stopped, and draw its curves meanwhile; returns its id.
+
+        That is `name` and a sum of its configuration: another one is another run.
+        """
+        text = json.dumps(asdict(read(self.science.config, config)), sort_keys=True)
+        name = f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:4]}"
         flags = [f"--{field.replace('_', '-')}={value}" for field, value in config.items()]
         words = ["train", "--name", name, *flags, *([] if tracked else ["--set", "tracker=none"])]
         curves = Curves(self.root / "runs" / name / "metrics.jsonl")
         self._run(words, curves.draw)
         curves.draw()
+        return name
 
     def predict(self) -> None:
         """Call the deployed model; where no server is configured, the gateway runs on this machine for that long."""
