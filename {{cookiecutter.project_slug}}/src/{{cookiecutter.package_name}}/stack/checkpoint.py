@@ -118,7 +118,7 @@ class Checkpoints:
             self.log.restore(b"")
             return self.at
         state, tensors, record = parsed(*found)
-        self._refuse_other(state["config"])
+        same(state["config"], self.config)
         self.at = Position(**state["at"])
         for name, part in self.parts.items():
             part.load_state_dict(joined(state["parts"][name], tensors))
@@ -306,10 +306,12 @@ class Checkpoints:
     def _folders(self) -> list[Path]:
         return sorted(self.folder.glob("step-*[0-9]"))
 
-    def _refuse_other(self, config: Mapping[str, Any]) -> None:
-        for name in self.config.keys() | config.keys():
-            if self.config.get(name) != config.get(name):
-                raise StackError(
-                    f"{name} was {config.get(name)!r} when this run started and is {self.config.get(name)!r} now; "
-                    "set it back to resume, or start a new run"
-                )
+
+def same(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Raise StackError, naming the field, where a run was started with another configuration."""
+    for name in now.keys() | before.keys():
+        if now.get(name) != before.get(name):
+            raise StackError(
+                f"{name} was {before.get(name)!r} when this run started and is {now.get(name)!r} now; "
+                "set it back to resume, or start a new run"
+            )

@@ -32,9 +32,11 @@ def data(science: "Science", settings: Settings, args: Arguments) -> int:
     from .storage import open_store
 
     source, store = science.data, open_store(settings.storage, settings)
-    if args.source:
+    if args.source or args.publish:
         from . import shards
-
+    if args.publish:
+        shards.repository_of(args.publish)
+    if args.source:
         written = shards.fetch(args.source, store, source.LABELS)
     else:
         facts = {
@@ -47,8 +49,6 @@ def data(science: "Science", settings: Settings, args: Arguments) -> int:
     say(table(list(written["rows"].items()), ("split", "rows")))
     say(f"Data set {written['name']} is in {settings.storage}/{dataset.FOLDER}.")
     if args.publish:
-        from . import shards
-
         license_id = "unknown" if written["source"].startswith("hf://") else source.LICENSE
         url, version = shards.publish(
             args.publish, store, license_id, science.model.TASK, written["name"], args.public
@@ -114,17 +114,21 @@ def sweep(science: "Science", settings: Settings, args: Arguments) -> int:
 
 def publish(science: "Science", settings: Settings, args: Arguments) -> int:
     """Make the model folder with its card; send it to the store, and to the Hub where there is a token."""
-    from . import hub, lineage
+    from . import credentials, hub, lineage
     from .export import export
     from .training import find_run
 
     place, run = hub.place_of(settings), find_run(settings, args.run)
-    kept, trouble = hub.edited(place)
+    account = place.id.partition("/")[0] if place else ""
+    trouble = credentials.trouble("huggingface", account, settings.root / ".env") if place else ""
+    kept, silence = hub.edited(place) if not trouble else ({}, "")
     folder = export(science, settings, run, kept)
     if args.dry_run:
+        if trouble:
+            raise StackError(trouble)
         say(*hub.preview(place, folder), "Nothing was sent.")
         return 0
-    published = hub.publish(settings, folder, args.public, trouble)
+    published = hub.publish(settings, folder, args.public, trouble or silence)
     tracked = lineage.published(settings, folder, {"run": run.name, "url": published.url})
     say(f"Model and card are in {published.folder}, and in {published.stored}.", *filter(None, [tracked]))
     say(
@@ -304,7 +308,7 @@ def add_arguments(name: str, parser: argparse.ArgumentParser, science: "Science"
     if name == "doctor":
         add("--json", action="store_true", help="print one JSON document")
     elif name == "data":
-        add("--seed", type=int, default=0, help="seed of the split (default: 0)")
+        add("--seed", type=whole(0), default=0, help="seed of the split (default: 0)")
         add("--from", dest="source", default="", metavar="URL", help="read hf://datasets/USER/NAME instead")
         add("--publish", default="", metavar="URL", help="publish the data set at hf://datasets/USER/NAME")
         add("--public", action="store_true", help="make a new repository on the Hub public")
@@ -320,7 +324,7 @@ def add_arguments(name: str, parser: argparse.ArgumentParser, science: "Science"
         add_flags(parser, science.config)
     elif name == "sweep":
         add("--file", type=Path, help="the sweep (default: sweep.yaml)")
-        add("--agents", type=int, default=2, metavar="N", help="trials at the same time (default: 2)")
+        add("--agents", type=whole(1), default=2, metavar="N", help="trials at the same time (default: 2)")
         add(
             "--trials", type=int, default=0, metavar="N", help="trials at most (default: run_cap of the file)"
         )
@@ -368,7 +372,7 @@ def add_arguments(name: str, parser: argparse.ArgumentParser, science: "Science"
     elif name == "serve":
         add("--host", default="127.0.0.1", help="address to listen at (default: 127.0.0.1)")
         add("--port", type=int, default=0, help="port (default: a free one)")
-        add("--workers", type=int, default=1, help="processes (default: 1)")
+        add("--workers", type=whole(1), default=1, help="processes (default: 1)")
     elif name == "predict":
         add("input", nargs="?", default="", help="JSON, a file of it, or - (default: the model's sample)")
         add("--version", default="", help="version to call (default: the latest)")
@@ -386,6 +390,17 @@ def add_arguments(name: str, parser: argparse.ArgumentParser, science: "Science"
             metavar="ARGUMENT",
             help="all that follows is for `train`",
         )
+
+
+def whole(least: int) -> Callable[[str], int]:
+    """What reads a whole number of at least `least` from the command line."""
+
+    def read_number(text: str) -> int:
+        if not text.isdecimal() or int(text) < least:
+            raise argparse.ArgumentTypeError(f"expected a whole number from {least} on, got {text!r}")
+        return int(text)
+
+    return read_number
 
 
 def parse(science: "Science", arguments: Sequence[str]) -> Arguments:

@@ -89,6 +89,12 @@ def own_arguments(words: Sequence[str], package: str) -> list[str] | None:
     return rest[4:] if python and rest[1:4] == ["-m", package, "train"] else None
 
 
+def is_own(plan: Sweep, package: str) -> bool:
+    """Whether a sweep's trials are runs of this project's `train`."""
+    words = filled(plan.command or default(plan.program, package), {}, plan.program, Path())
+    return own_arguments(words, package) is not None
+
+
 @contextmanager
 def variables(given: Mapping[str, str]) -> Iterator[None]:
     """A block in which the environment has these variables."""

@@ -60,6 +60,12 @@ def check_here(service: str, account: str, env_file: Path) -> Report:
     return check(os.environ, {service: account}, read_env_file(env_file), [service])[0]
 
 
+def trouble(service: str, account: str, env_file: Path) -> str:
+    """Why a service's key can't be used, and how to mend it; nothing where it can, or where nobody knows."""
+    found = check_here(service, account, env_file)
+    return f"{SERVICES[service]}: {found.text}; {found.remedy}" if found.outcome == "rejected" else ""
+
+
 def _check_key(key: Key, expected: str, seconds: float) -> Report:
     if not is_address(key.address):
         return report(key, "address")

@@ -195,10 +195,7 @@ def publish(
 
     Raises StackError. `license_id` is the Hub's id of the data's license, `task` that of what it is for.
     """
-    place, _, folder = parts(url)
-    if folder:
-        raise StackError(f"{url}: a data set is published as a whole repository, hf://datasets/USER/NAME")
-    source = dataset.in_store(store)
+    place, source = repository_of(url), dataset.in_store(store)
     facts = verify(source)
     kept, trouble = hub.edited(place)
     if trouble:
@@ -211,6 +208,14 @@ def publish(
         content = {**facts, **write_manifest(made)}
         (made / MANIFEST).write_text(json.dumps(content, indent=1), encoding="utf-8")
         return hub.upload(hub.client(), place, made, f"Publish {facts['name']}", public)
+
+
+def repository_of(url: str) -> hub.Place:
+    """The repository that a data set is published as. Raises StackError."""
+    place, _, folder = parts(url)
+    if folder:
+        raise StackError(f"{url}: a data set is published as a whole repository, hf://datasets/USER/NAME")
+    return place
 
 
 def link(source: AbstractFileSystem, name: str, path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import re
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,10 +40,20 @@ def open_store(url: str, settings: "Settings") -> AbstractFileSystem:
         except RuntimeError:  # ~USER, of whom the system knows nothing
             raise StackError(f"{url}: no such user's home; give the folder's full path") from None
     if connected(service, settings):
+        if service == "algorithmia" and (told := _trouble(settings)):
+            raise StackError(told)
         if service == "huggingface" and url == settings.storage:
             _make_repository("/".join(segments))
         return DirFileSystem("/".join(segments), fs=_remote(service, settings))
     return embedded_store(service, segments, settings)
+
+
+@cache
+def _trouble(settings: "Settings") -> str:
+    """Why the key for Algorithmia can't be used, asked once; nothing where it can."""
+    from . import credentials
+
+    return credentials.trouble("algorithmia", settings.algorithmia_username, settings.root / ".env")
 
 
 def parse(url: str) -> tuple[str, list[str]]:

@@ -6,7 +6,7 @@ import secrets
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from . import StackError
+from . import StackError, credentials
 from .console import say
 from .versions import Bump
 
@@ -55,6 +55,9 @@ def to_space(
         raise StackError(
             "no key for Hugging Face: set HF_TOKEN to a token that can write, or run `hf auth login`"
         )
+    account = settings.model_repo.partition("/")[0] or settings.huggingface_username
+    if trouble := credentials.trouble("huggingface", account, settings.root / ".env"):
+        raise StackError(trouble)
     record = settings.private / RECORD
     project = Project(
         title=settings.title or settings.project,

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import secrets
 import signal
 import threading
@@ -18,7 +19,7 @@ from fsspec.implementations.dirfs import DirFileSystem
 from safetensors.torch import save_file
 
 from . import StackError, dataset, evaluation, lineage, provenance
-from .checkpoint import Checkpoints, Interrupted
+from .checkpoint import Checkpoints, Interrupted, same
 from .console import say
 from .flags import read_json
 from .library import pinned
@@ -42,6 +43,7 @@ RESULT, WEIGHTS, PREDICTIONS, CONFIG, LATEST = (
     "latest",
 )
 DATA = "data.json"
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 RESUME = PREEMPTED  # EX_TEMPFAIL of sysexits.h: start me again
 
 
@@ -74,20 +76,23 @@ def train(
         if init := process.agree(pinned(getattr(config, "init", "")) if process.first else ""):
             config = replace_fields(config, init=init)
         values = asdict(config)
-        run = _open(settings, runs / run_id, {**values, "data": dataset.fingerprint(facts)}, process, tracker)
+        started = {**values, "data": dataset.fingerprint(facts)}
+        if process.first:
+            _refuse_other(runs, run_id, started)
+        run = _open(settings, runs / run_id, started, process, tracker)
         if run.tracked:
             (run.folder / DATA).write_text(json.dumps(facts, indent=1), encoding="utf-8")
             lineage.data(run, run.folder / DATA, dataset.fingerprint(facts))
         checkpoints = Checkpoints(
             runs / run_id / "checkpoints",
             run.record,
-            values,
+            started,
             config.checkpoint_seconds,
             config.checkpoint_steps,
             store=DirFileSystem(f"checkpoints/{run_id}", fs=store) if folder is None else None,
             process=process,
         )
-        started = time.perf_counter()
+        begun = time.perf_counter()
         model = _fit(science, config, splits, run, checkpoints, process, settings.command)
         result = {
             "run": run_id,
@@ -95,7 +100,7 @@ def train(
             "data": {"sha256": dataset.fingerprint(facts)}
             | {key: facts[key] for key in ("name", "source", "rows")},
             "steps": checkpoints.at.step,
-            "seconds": round(time.perf_counter() - started, 3),
+            "seconds": round(time.perf_counter() - begun, 3),
             "processes": process.size,
             "parameters": sum(parameter.numel() for parameter in model.parameters()),
             "commit": provenance.commit(settings.root),
@@ -113,6 +118,17 @@ def failed_early(settings: "Settings", run_id: str) -> None:
     """Tell the tracker of a trial that failed before it was opened: its sweep would wait for it."""
     if not (settings.runs / run_id / CONFIG).exists():
         open_run(settings, run_id, "train", settings.runs / run_id, {}).finish(exit_code=1)
+
+
+def _refuse_other(runs: Path, run_id: str, config: Mapping[str, Any]) -> None:
+    """Raise StackError for an id that is no name of a folder, or of a run that was started with another configuration.
+
+    Before anything of it is opened: a run that is refused stays as it was.
+    """
+    if not NAME.fullmatch(run_id) or run_id == LATEST:
+        raise StackError(f"run {run_id!r}: a name is letters, digits, -, _ and . only, and not {LATEST!r}")
+    if (path := runs / run_id / CONFIG).exists():
+        same(read_json(path), config)
 
 
 def _open(
@@ -207,6 +223,7 @@ def saved_config(settings: "Settings", run_id: str) -> dict[str, Any]:
     for state in sorted(store.glob(f"checkpoints/{run_id}/step-*/{STATE}"), reverse=True):
         with suppress(ValueError):  # torn: the one before it says the same
             found: dict[str, Any] = json.loads(store.cat_file(state))["config"]
+            found.pop("data", None)
             return found
     raise StackError(f"no run {run_id} here or in {settings.storage}; leave --run out to start a new one")
 

@@ -38,9 +38,8 @@ class WandbTracker:
 
         self.folder, self.online, self.command = folder, mode == "online", settings.command
         self.failure, self.sweep, self.stopped = "", settings.wandb_sweep, threading.Event()
-        own = wandb.setup(
-            wandb.Settings(silent=True)
-        ).settings  # the environment and the user's files; they win
+        # With the environment's settings and the user's files, which win; and with the mode, or it would call home.
+        own = wandb.setup(wandb.Settings(silent=True, mode="online" if self.online else "offline")).settings
         options: dict[str, Any] = {"silent": True, "console": "off", "finish_timeout_raises": True}
         options |= {
             "init_timeout": min(own.init_timeout, INIT),
@@ -48,9 +47,8 @@ class WandbTracker:
         }
         named: dict[str, Any] = {"id": opened["id"], "project": settings.wandb_project or settings.project}
         named["entity"] = settings.wandb_entity or None
-        options["stop_fn"] = (
-            self.stopped.set
-        )  # instead of an interrupt, which would save the run to go on later
+        # Instead of an interrupt, after which the run would be saved to go on later.
+        options["stop_fn"] = self.stopped.set
         if opened.get("sweep"):
             options["sweep_id"] = opened["sweep"]
         self.run = wandb.init(
