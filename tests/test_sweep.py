@@ -192,7 +192,9 @@ def test_flags_of_the_command_hold_for_every_trial(project: Path) -> None:
 
 @pytest.mark.slow
 def test_a_trial_that_takes_too_long_is_ended_and_counted(project: Path) -> None:
-    text = GRID.replace("epochs: {value: 1}", "epochs: {values: [1, 100000]}").replace("[0, 1, 2]", "[0]")
+    text = GRID.replace(
+        "epochs: {value: 1}", "epochs: {values: [1, 100000]}\n  patience: {value: 0}"
+    ).replace("[0, 1, 2]", "[0]")
     (project / "sweep.yaml").write_text(text + "early_terminate: {type: hyperband, min_iter: 90000}\n")
     printed = projects.run(project, "sweep", "--timeout", "20", "--agents", "1")
     assert printed.count("it took more than 20 seconds") == 2

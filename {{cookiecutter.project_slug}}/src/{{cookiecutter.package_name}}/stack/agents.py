@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 RECORD = "wandb.json"
 UNDER_WAY = ("running", "pending", "preempting", "preempted")
 NOISE = re.compile(r"wandb: (?!ERROR)|\t|.* - wandb\.wandb_agent - INFO - ")  # of an agent, about itself
+NUMBER = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+")
 OVER = ("FINISHED", "CANCELED", "CANCELLED", "STOPPED")
 PATIENCE = 60  # seconds that a trial gets to write its checkpoint when the sweep is stopped
 FIRST_FAILURES = 3  # trials that may all fail in the beginning before an agent gives up
@@ -79,7 +80,16 @@ def definition(path: str) -> str:
         found = at_wandb(wandb, path)
     if not found:
         raise StackError(f"W&B has no sweep {path} that this key may see; name it as ENTITY/PROJECT/ID")
-    return str(yaml.safe_dump(dict(found.config)))
+    return str(yaml.safe_dump(_with_numbers(dict(found.config))))
+
+
+def _with_numbers(tree: Any) -> Any:
+    """A sweep file as it was meant: the client reads JSON as YAML, to which 1e-05 is text."""
+    if isinstance(tree, dict):
+        return {name: _with_numbers(value) for name, value in tree.items()}
+    if isinstance(tree, list):
+        return [_with_numbers(value) for value in tree]
+    return float(tree) if isinstance(tree, str) and NUMBER.fullmatch(tree) else tree
 
 
 @contextmanager

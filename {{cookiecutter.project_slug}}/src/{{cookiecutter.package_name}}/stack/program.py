@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from .tracking import METRICS, Tracker
 
 POLL = 0.2  # seconds between two looks at a program's record
 GRACE = 10  # seconds in which a program that is told to end does so
+COLOUR = re.compile(r"\x1b\[[\d;]*m")
 RESULT = "result.json"
 SPLITS = ("validation", "test")
 
@@ -55,8 +57,9 @@ def run_program(
                 process.kill()
                 process.wait()
     if process.returncode:
-        lines = printed.read_text(encoding="utf-8", errors="replace").split("\n")
-        last = next((line for line in reversed(lines) if line.strip()), "it printed nothing")
+        lines = COLOUR.sub("", printed.read_text(encoding="utf-8", errors="replace")).split("\n")
+        own = [line for line in lines if line.strip() and not line.startswith("wandb:")]
+        last = own[-1] if own else "it printed nothing"
         raise StackError(f"the program ended with code {process.returncode}; see {printed}. {last.strip()}")
     tracker.summary(_scores(record / RESULT) | _summary_at_wandb(scratch))
 
