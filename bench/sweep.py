@@ -204,7 +204,7 @@ def quality(seeds: int) -> None:
     """Best of 50 on standard functions, beside Optuna's default used directly."""
     import optuna
     from skeleton.stack.sweep_file import parse_sweep
-    from skeleton.stack.trials import open_study
+    from skeleton.stack.trials import sampler_of
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
 
@@ -221,11 +221,10 @@ def quality(seeds: int) -> None:
     for name in FUNCTIONS:
         ours, theirs = [], []
         for seed in range(seeds):
-            study = open_study(plan, optuna.storages.InMemoryStorage(), "s")
-            study.sampler.reseed_rng()
-            ours.append(best(study, name))
-            direct = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=seed))
-            theirs.append(best(direct, name))
+            samplers = sampler_of(plan, "tpe", seed), optuna.samplers.TPESampler(seed=seed)
+            mine, other = (best(optuna.create_study(sampler=sampler), name) for sampler in samplers)
+            ours.append(mine)
+            theirs.append(other)
         mine, other = statistics.median(ours), statistics.median(theirs)
         print(f"best of 50, {name:16}{mine:9.3f}  Optuna's default {other:.3f} (medians of {seeds})")
 

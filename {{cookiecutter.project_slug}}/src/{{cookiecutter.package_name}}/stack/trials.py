@@ -97,13 +97,17 @@ def open_study(plan: Sweep, storage: BaseStorage, name: str, sampler: str = "tpe
     seed = len(study.get_trials(deepcopy=False)) + 1000 * crews.index(
         (study.user_attrs[CREW + ME], CREW + ME)
     )
-    if plan.method != "bayes":
-        study.sampler = optuna.samplers.RandomSampler(seed=seed)
-    elif sampler == "gp":
-        study.sampler = optuna.samplers.GPSampler(seed=seed)
-    else:
-        study.sampler = optuna.samplers.TPESampler(seed=seed, multivariate=True, constant_liar=True)
+    study.sampler = sampler_of(plan, sampler, seed)
     return study
+
+
+def sampler_of(plan: Sweep, name: str, seed: int) -> optuna.samplers.BaseSampler:
+    """What suggests a sweep's values."""
+    if plan.method != "bayes":
+        return optuna.samplers.RandomSampler(seed=seed)
+    if name == "gp":
+        return optuna.samplers.GPSampler(seed=seed)
+    return optuna.samplers.TPESampler(seed=seed, multivariate=True, constant_liar=True)
 
 
 class Trials:
