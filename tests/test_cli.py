@@ -1,8 +1,12 @@
 """The command line: quick help, and one clear line for whatever is missing or wrong."""
 
+import contextlib
 import json
+import os
+import pty
 import subprocess
 import sys
+import termios
 from pathlib import Path
 
 import projects
@@ -107,6 +111,28 @@ def test_a_damaged_data_set_is_named_and_made_whole_again(empty: Path) -> None:
         assert "train.parquet" in printed
         projects.run(empty, "data")
         assert file.read_bytes() == whole
+
+
+@pytest.mark.slow
+def test_a_terminal_sees_how_far_training_is_and_a_pipe_does_not(empty: Path) -> None:
+    projects.run(empty, "data")
+    assert "steps" not in projects.run(empty, "train", "--epochs", "1").replace("19 steps in", "")
+    terminal, its_end = pty.openpty()
+    termios.tcsetwinsize(its_end, (24, 120))
+    command = [sys.executable, "-m", "skeleton", "train", "--epochs", "2"]
+    with subprocess.Popen(
+        command, cwd=empty, env=projects.environment(empty), stdout=subprocess.PIPE, stderr=its_end, text=True
+    ) as process:
+        os.close(its_end)
+        seen = b""
+        with contextlib.suppress(OSError):  # how Linux tells that the other end is closed
+            while piece := os.read(terminal, 4096):
+                seen += piece
+        printed, _ = process.communicate()
+    os.close(terminal)
+    assert "Test accuracy" in printed
+    assert b"38/38" in seen or b"30/38" in seen
+    assert b"validation_accuracy" in seen
 
 
 @pytest.mark.slow

@@ -49,6 +49,7 @@ def fit(
         "seen": seen,
     }
     at = checkpoints.resume(parts)
+    run.expect(config.epochs * steps, at.step)
     if not at.step:
         start(model, config.init, begin)
 

@@ -1,10 +1,9 @@
 """What commands print: plain lines, small tables, and a progress bar where somebody watches."""
 
 import sys
-from collections.abc import Iterable, Sequence
-from typing import TypeVar
-
-T = TypeVar("T")
+import time
+from collections.abc import Sequence
+from typing import Any
 
 
 def say(*lines: str) -> None:
@@ -29,11 +28,36 @@ def table(rows: Sequence[Sequence[object]], header: Sequence[str] = ()) -> str:
     return "\n".join(lines)
 
 
-def progress(items: Iterable[T], title: str, total: int | None = None) -> Iterable[T]:
-    """`items`, behind a progress bar on a terminal and silently elsewhere."""
-    if not sys.stderr.isatty():
-        return items
-    from tqdm import tqdm
+class Progress:
+    """How far long work is: a bar on a terminal, a line now and then elsewhere.
 
-    bar: Iterable[T] = tqdm(items, desc=title, total=total, leave=False)
-    return bar
+    `unit` is what is counted, with `scaled` in thousands and millions; `seconds` pass between two lines.
+    """
+
+    def __init__(
+        self, total: int, unit: str, scaled: bool = False, done: int = 0, seconds: float = 5.0
+    ) -> None:
+        self.total, self.unit, self.seconds = total, unit, seconds
+        self.factor = 1_000_000 if scaled else 1
+        self.next_line = time.monotonic() + seconds
+        self.bar: Any = None
+        if sys.stderr.isatty():
+            from tqdm import tqdm
+
+            self.bar = tqdm(total=total, initial=done, unit=unit, unit_scale=scaled, leave=False)
+
+    def at(self, done: int, note: str = "") -> None:
+        """Tell how much is done, and what is to be said of it."""
+        if self.bar is not None:
+            self.bar.set_postfix_str(note, refresh=False)
+            self.bar.update(done - self.bar.n)
+        elif time.monotonic() > self.next_line:
+            self.next_line = time.monotonic() + self.seconds
+            unit = f"M{self.unit}" if self.factor > 1 else self.unit
+            line = f"{done / self.factor:,.0f} of {self.total / self.factor:,.0f} {unit}"
+            print(", ".join(filter(None, (line, note))), file=sys.stderr, flush=True)
+
+    def close(self) -> None:
+        """Take the bar away."""
+        if self.bar is not None:
+            self.bar.close()

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from . import provenance
-from .console import say
+from .console import Progress, say
 
 if TYPE_CHECKING:
     from .settings import Settings
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 METRICS = "metrics.jsonl"
 TOLD = "tracked.jsonl"  # all that a tracker was told besides the metrics, so that it can be told again
 CHANGES = "changes.patch"  # what differs from the commit
+LINE_SECONDS = 30.0  # between two lines of progress where nobody watches a bar
 FACTS = ("commit", "environment", "data")  # what a tracker is told with a run's configuration
 PREEMPTED = 75  # the exit code of a run that goes on later
 Values = Mapping[str, Any]
@@ -160,12 +161,21 @@ class Run:
         told: Record | None = None,
     ) -> None:
         self.id, self.folder, self.tracker = id, folder, tracker
+        self.shown = False  # whether its progress is; a trial's is not
+        self.progress: Progress | None = None
         self.record, self.told = record or Record(folder / METRICS), told or NoRecord()
+
+    def expect(self, steps: int, done: int) -> None:
+        """Show how far the run is, of `steps` in all, `done` of them before."""
+        if self.shown:
+            self.progress = Progress(steps, "steps", done=done, seconds=LINE_SECONDS)
 
     def log(self, step: int, **values: float) -> None:
         """Record numbers of a step; never of the clock, so that equal runs have equal records."""
         row = {"step": step, **values}
         self.record.write(row)
+        if self.progress:
+            self.progress.at(step, ", ".join(f"{name} {value:.4g}" for name, value in values.items()))
         self.tracker.log(self.record.rows - 1, row)
 
     def summary(self, **values: Any) -> None:
@@ -209,6 +219,8 @@ class Run:
     def finish(self, exit_code: int = 0) -> str:
         """End the run; returns the line that says where it can be seen, or how it gets there later."""
         self.record.close()
+        if self.progress:
+            self.progress.close()
         self.told.write({"call": "finish", "exit_code": exit_code})
         seen = self.tracker.finish(exit_code)
         if self.tracker.complete:

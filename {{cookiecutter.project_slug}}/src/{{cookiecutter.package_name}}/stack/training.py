@@ -80,6 +80,7 @@ def train(
         if process.first:
             _refuse_other(runs, run_id, started)
         run = _open(settings, runs / run_id, started, process, tracker)
+        run.shown = process.first and folder is None
         if run.tracked:
             (run.folder / DATA).write_text(json.dumps(facts, indent=1), encoding="utf-8")
             lineage.data(run, run.folder / DATA, dataset.fingerprint(facts))

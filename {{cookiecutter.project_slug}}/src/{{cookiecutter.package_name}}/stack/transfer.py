@@ -1,8 +1,6 @@
 """Move files between two stores: only what differs, several in flight, and on from where it was cut off."""
 
-import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,13 +13,13 @@ from fsspec.callbacks import Callback
 from fsspec.implementations.local import LocalFileSystem
 
 from . import StackError
+from .console import Progress
 from .disk import CHUNK
 from .inflight import InFlight
 from .sums import git_sum, sum_of
 
 AT_ONCE = 8
 COMMIT = 200  # files in one commit to the Hub
-LINE_SECONDS = 5.0  # between two lines of progress where nobody watches a bar
 Infos = Mapping[str, dict[str, Any]]
 
 
@@ -176,20 +174,16 @@ def _commit(
 
 @contextmanager
 def _progress(total: int) -> Iterator[Callable[[int], None]]:
-    """A function to tell the bytes that have gone by: a bar on a terminal, now and then a line elsewhere."""
-    from tqdm import tqdm
+    """A function to tell the bytes that have gone by, from whichever thread."""
+    lock, count, progress = Lock(), 0, Progress(total, "B", scaled=True)
 
-    lock, watched = Lock(), sys.stderr.isatty()
-    with tqdm(total=total, unit="B", unit_scale=True, disable=not watched, leave=False) as bar:
-        count, next_line = 0, time.monotonic() + LINE_SECONDS
+    def done(size: int) -> None:
+        nonlocal count
+        with lock:
+            count += size
+            progress.at(count)
 
-        def done(size: int) -> None:
-            nonlocal count, next_line
-            with lock:
-                count += size
-                bar.update(size)
-                if not watched and time.monotonic() > next_line:
-                    next_line = time.monotonic() + LINE_SECONDS
-                    print(f"{count / 1e6:,.0f} of {total / 1e6:,.0f} MB", file=sys.stderr, flush=True)
-
+    try:
         yield done
+    finally:
+        progress.close()
