@@ -33,7 +33,7 @@ Summaries = Callable[[list[Any]], list[dict[str, float]]]
 class CallLog:
     """Writes each call down in `logs/<name>/` of the store, and counts those of the algorithm `name`.
 
-    A local file is appended to within the second; another store gets a new file every half minute.
+    A local file is appended to every quarter of a second, which keeps memory and pauses small; another store gets a new file every half minute.
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class CallLog:
         self.summary: Summary | None = getattr(predictor, "summary", None)
         self.summary_batch: Summaries | None = getattr(predictor, "summary_batch", None)
         self.appends = isinstance(getattr(store, "fs", store), LocalFileSystem)
-        self.seconds = seconds or (1.0 if self.appends else 30.0)
+        self.seconds = seconds or (0.25 if self.appends else 30.0)
         self.statistics = Statistics()
         self.pending: list[tuple[datetime, Model, Any, Any, float, str]] = []
         self.lines: dict[str, list[bytes]] = {}
@@ -115,7 +115,7 @@ class CallLog:
             await asyncio.sleep(min(1.0, self.seconds))
             self.digest()
             await asyncio.to_thread(self.statistics.publish)
-            waited += 1.0
+            waited += min(1.0, self.seconds)
             if waited >= self.seconds:
                 waited = 0.0
                 await self.flush()
