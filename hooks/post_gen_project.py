@@ -50,9 +50,9 @@ def first_commit() -> str:
         os.environ.pop(name, None)
     if in_repository():
         return "it stands in a git repository already"
-    if not git("-c init.defaultBranch=main init -q --template="):
+    if not git("-c init.defaultBranch=main init -q"):
         return "without a git repository, since git does not work here"
-    # Line ends are LF already. Left untouched, called big and not compressed, they go into one pack at a third of the time.
+    # Line ends are LF already. Left as they are, and called big, the files go into one pack at a third of the time.
     os.makedirs(".git/info", exist_ok=True)  # noqa: PTH103
     with open(".git/info/attributes", "w") as attributes:  # noqa: PTH123
         attributes.write("* -text\n")

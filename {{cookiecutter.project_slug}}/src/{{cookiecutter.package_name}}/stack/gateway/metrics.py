@@ -33,7 +33,8 @@ Summaries = Callable[[list[Any]], list[dict[str, float]]]
 class CallLog:
     """Writes each call down in `logs/<name>/` of the store, and counts those of the algorithm `name`.
 
-    A local file is appended to every quarter of a second, which keeps memory and pauses small; another store gets a new file every half minute.
+    A local file is appended to every quarter of a second, so that memory and pauses stay small; another store gets a
+    new file every half minute.
     """
 
     def __init__(
