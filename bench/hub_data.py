@@ -1,6 +1,6 @@
 """A large data set from the Hub on loopback into the store: the memory that it takes, and how fast it comes.
 
-    python bench/datasets.py [--gigabytes 10] [--folder FOLDER]
+    python bench/hub_data.py [--gigabytes 10] [--folder FOLDER]
 
 The shards are noise, so that nothing gets smaller; FOLDER must have room for them. Memory is the peak of a process of
 its own, once with a single shard and once with all: what lies between the two is what grows with the data.
