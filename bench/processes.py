@@ -35,7 +35,7 @@ def train(rank: int, port: int, together: bool, steps: int, results: Any) -> Non
     )
     optimizer = torch.optim.AdamW(model.parameters(), fused=True)
     distributed.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
-    net = DistributedDataParallel(model) if together else model
+    net = DistributedDataParallel(model, gradient_as_bucket_view=True) if together else model
     images, labels = torch.randn(BATCH, 64), torch.randint(10, (BATCH,))
     for step in range(steps + 5):
         if step == 5:

@@ -171,7 +171,7 @@ def test_data_that_the_model_can_not_take_is_told_in_one_line() -> None:
 
 @pytest.mark.slow
 def test_memory_does_not_grow_with_the_data(hub: Hub, tmp_path: Path) -> None:
-    """Four times the data (bench/datasets.py has 10 GB of it) in the same memory."""
+    """Four times the data (bench/hub_data.py has 10 GB of it) in the same memory."""
     rng, peaks = np.random.default_rng(0), []
     for name, shards in (("small", 2), ("large", 8)):
         files = {}

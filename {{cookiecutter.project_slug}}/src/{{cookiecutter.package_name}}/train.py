@@ -32,7 +32,7 @@ def fit(
     device = process.device
     train, validation = splits["train"].on(device), splits["validation"].on(device)
     model = build(config).to(device)
-    net = DistributedDataParallel(model) if process.size > 1 else model
+    net = DistributedDataParallel(model, gradient_as_bucket_view=True) if process.size > 1 else model
     steps = train.rows // config.batch_size
     if not steps:
         raise StackError(f"batch_size {config.batch_size} is more than the {train.rows} training images")

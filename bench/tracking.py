@@ -1,0 +1,56 @@
+"""What tracking costs a step of training, at the default interval of logging: with W&B's client, and with none.
+
+    python bench/tracking.py [--quick]
+
+The project's own `train` in turns, each in a process of its own; the seconds are those of the loop alone.
+"""
+
+import argparse
+import json
+import statistics
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "build" / "src")]
+PROMISED = 0.01
+
+
+def seconds(folder: Path, name: str, epochs: int, **extra: str) -> float:
+    """The seconds of the loop of one run."""
+    import projects
+
+    flags = ("--epochs", str(epochs), "--patience", "0", "--name", name)
+    projects.run(folder, "train", *flags, **extra)
+    result = json.loads((folder / "runs" / name / "result.json").read_text())
+    return float(result["seconds"])
+
+
+def main() -> None:
+    """Print the ratio of the medians."""
+    import conftest  # noqa: F401 - links the skeleton
+    import projects
+
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true")
+    quick = parser.parse_args().quick
+    rounds, epochs = (1, 40) if quick else (7, 120)
+    with tempfile.TemporaryDirectory(dir=ROOT / "build") as scratch:
+        folder = projects.make(Path(scratch, "project"))
+        tracked = {"STACK_TRACKER": "wandb", "WANDB_MODE": "offline", "WANDB_ERROR_REPORTING": "false"}
+        seconds(folder, "warm", 2, **tracked)
+        pairs = [
+            (seconds(folder, f"plain-{n}", epochs), seconds(folder, f"tracked-{n}", epochs, **tracked))
+            for n in range(rounds)
+        ]
+    cost = statistics.median(tracked / plain - 1 for plain, tracked in pairs)
+    plain = statistics.median(plain for plain, _ in pairs)
+    print(
+        f"{epochs * 19} steps: {plain:.2f} s without tracking, {100 * cost:+.1f} % with W&B's client; "
+        f"promised: under {100 * PROMISED:.0f} %"
+    )
+
+
+if __name__ == "__main__":
+    main()
