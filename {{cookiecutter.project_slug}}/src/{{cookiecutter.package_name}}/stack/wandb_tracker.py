@@ -5,7 +5,6 @@ Row n of metrics.jsonl is W&B's step n, so what W&B has of a run is told by one 
 
 import threading
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -52,7 +51,6 @@ class WandbTracker:
         options["stop_fn"] = self.stopped.set
         if opened.get("sweep"):
             options["sweep_id"] = opened["sweep"]
-        self.sender = ThreadPoolExecutor(1, "wandb")
         self.run = wandb.init(
             **({} if settings.wandb_sweep else named),  # an agent has named them
             job_type=opened["kind"],
@@ -74,17 +72,17 @@ class WandbTracker:
         """Send a row, unless W&B has it."""
         self.rows, self.step = max(self.rows, row + 1), values.get("step", self.step)
         if row >= self.known:
-            self._later(self.run.log, dict(values), step=row)
+            self._do(self.run.log, dict(values), step=row)
         if self.stopped.is_set():
             raise Stopped("W&B has stopped this run")
 
     def summary(self, values: Values) -> None:
         """Set final numbers."""
-        self._later(self.run.summary.update, dict(values))
+        self._do(self.run.summary.update, dict(values))
 
     def picture(self, name: str, path: str) -> None:
         """Show a picture, with the last row."""
-        self._later(self._picture, name, path)
+        self._do(self._picture, name, path)
 
     def _picture(self, name: str, path: str) -> None:
         import wandb
@@ -93,7 +91,7 @@ class WandbTracker:
 
     def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
         """Show a table, with the last row; a cell that names a picture shows it."""
-        self._later(self._table, name, columns, rows)
+        self._do(self._table, name, columns, rows)
 
     def _table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
         import wandb
@@ -111,7 +109,7 @@ class WandbTracker:
 
     def confusion(self, labels: Sequence[int], predicted: Sequence[int], names: Sequence[str]) -> None:
         """Show W&B's own chart of the confusion matrix."""
-        self._later(self._confusion, labels, predicted, names)
+        self._do(self._confusion, labels, predicted, names)
 
     def _confusion(self, labels: Sequence[int], predicted: Sequence[int], names: Sequence[str]) -> None:
         import wandb
@@ -123,12 +121,12 @@ class WandbTracker:
     def uses(self, name: str, alias: str) -> None:
         """Note an artifact as this run's input; offline there is nothing to look it up in, so `sync` does it."""
         if self.online:
-            self._later(self.run.use_artifact, f"{name}:{alias}")
+            self._do(self.run.use_artifact, f"{name}:{alias}")
 
     def made(self, name: str, kind: str, files: Sequence[str], alias: str, facts: Values, used: bool) -> None:
         """Send an artifact as this run's output (or as its input); offline that is left to `sync`."""
         if self.online:
-            self._later(self._made, name, kind, files, alias, facts, used)
+            self._do(self._made, name, kind, files, alias, facts, used)
 
     def _made(
         self, name: str, kind: str, files: Sequence[str], alias: str, facts: Values, used: bool
@@ -145,7 +143,7 @@ class WandbTracker:
 
     def file(self, path: str) -> None:
         """Send a file."""
-        self._later(self.run.save, str(self.folder / path), base_path=str(self.folder), policy="now")
+        self._do(self.run.save, str(self.folder / path), base_path=str(self.folder), policy="now")
 
     def over(self) -> bool:
         """Whether a trial that the system stops is one that the sweep has ended: its agent hands that on as a SIGTERM.
@@ -154,7 +152,7 @@ class WandbTracker:
         """
         if not (self.sweep and self.online):
             return False
-        self._later(self.run.mark_preempting)
+        self._do(self.run.mark_preempting)
         return self.stopped.wait(ORDERS)
 
     @property
@@ -164,7 +162,6 @@ class WandbTracker:
 
     def finish(self, exit_code: int) -> str:
         """End the run and the client's service process; returns its address, or how to send it later."""
-        self.sender.shutdown()
         if self.pictures and self.known <= self.rows:
             self._do(self.run.log, {**self.pictures, "step": self.step}, step=self.rows)
             self.rows += 1
@@ -191,10 +188,6 @@ class WandbTracker:
 
         self._do(ask)
         return found
-
-    def _later(self, call: Any, *arguments: Any, **named: Any) -> None:
-        """Do it in the background and in order: the client takes half a millisecond of each step that it is told of."""
-        self.sender.submit(self._do, call, *arguments, **named)
 
     def _do(self, call: Any, *arguments: Any, **named: Any) -> None:
         """Do it, unless something has failed before."""
