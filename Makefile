@@ -56,7 +56,9 @@ bake: setup ## generate one project into build/bake: make bake ANSWERS='storage=
 	@.venv/bin/cookiecutter . --no-input --overwrite-if-exists --output-dir build/bake check_credentials=skip $(ANSWERS)
 
 bench: setup ## measure everything that the README claims
-	@for file in bench/*.py; do "$(BIN)/python" $$file || exit 1; done
+	@failed=; for file in bench/*.py; do echo "== $$file"; \
+	    PATH="$$PATH:$(CURDIR)/build/tools/bin" "$(BIN)/python" $$file || failed="$$failed $$file"; done; \
+	    test -z "$$failed" || { echo "not as promised:$$failed"; exit 1; }
 
 size: ## count the lines of every module
 	@find "$(SKELETON)/src" -name '*.py' -exec wc -l {} + | sed 's|$(SKELETON)/src/[^/]*/||' | sort -n

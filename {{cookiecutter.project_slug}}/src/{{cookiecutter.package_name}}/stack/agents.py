@@ -8,7 +8,8 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
+from io import StringIO
 from pathlib import Path
 from threading import Thread
 from typing import TYPE_CHECKING, Any
@@ -51,7 +52,8 @@ def make(settings: "Settings", plan: Sweep, package: str, folder: Path, cap: int
             content["run_cap"] = cap
         entity = settings.wandb_entity or wandb.Api(timeout=LAST).default_entity
         project = settings.wandb_project or settings.project
-        path = f"{entity}/{project}/{wandb.sweep(content, entity=entity, project=project)}"
+        with redirect_stdout(StringIO()):  # it would name the address, which is told in a moment
+            path = f"{entity}/{project}/{wandb.sweep(content, entity=entity, project=project)}"
     replace(record, json.dumps({"path": path}).encode())
     return path
 
