@@ -30,7 +30,8 @@ class TrackioTracker(Untracked):
     def log(self, row: int, values: Mapping[str, float]) -> None:
         """Keep numbers of a step."""
         self.rows = row + 1
-        self.run.log(dict(values), step=row)
+        # The step is Trackio's own word, and the row what goes on rising when a run is resumed.
+        self.run.log({name: value for name, value in values.items() if name != "step"}, step=row)
 
     def summary(self, values: Values) -> None:
         """Keep final numbers, as a last row: Trackio has no summary."""

@@ -1,0 +1,58 @@
+"""Trackio in W&B's place: a switch in stack.toml, and the runs are on this machine without an account."""
+
+import json
+import os
+import shutil
+import sqlite3
+import subprocess
+import sys
+from pathlib import Path
+
+import projects
+import pytest
+from conftest import ROOT, SOURCE
+
+
+@pytest.fixture(scope="module")
+def trackio(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the package alone: all that it needs is there, and its event loop is not to become everyone's."""
+    folder = tmp_path_factory.mktemp("trackio")
+    uv = shutil.which("uv") or str(ROOT / "build" / "tools" / "bin" / "uv")
+    command = [
+        uv,
+        "pip",
+        "install",
+        "--quiet",
+        "--no-deps",
+        "--target",
+        str(folder),
+        "--python",
+        sys.executable,
+    ]
+    subprocess.run([*command, "trackio>=0.40"], check=True)
+    return folder
+
+
+@pytest.mark.slow
+def test_a_run_is_in_trackio_with_every_number(tmp_path: Path, trackio: Path) -> None:
+    projects.make(tmp_path)
+    path = os.pathsep.join((str(SOURCE), str(trackio)))
+    flags = ("--name", "one", "--epochs", "2")
+    printed = projects.run(tmp_path, "train", *flags, STACK_TRACKER="trackio", PYTHONPATH=path)
+    assert "Trackio: see it with `trackio show --project skeleton`" in printed
+    assert "renamed" not in printed
+    lines = (tmp_path / "runs" / "one" / "metrics.jsonl").read_text().splitlines()
+    rows = [{name: value for name, value in json.loads(line).items() if name != "step"} for line in lines]
+    with sqlite3.connect(next(tmp_path.rglob("trackio/skeleton.db"))) as database:
+        found = [
+            json.loads(row) for (row,) in database.execute("select metrics from metrics order by step, id")
+        ]
+    database.close()
+    assert found[: len(rows)] == rows
+    assert any("final/test_accuracy" in row for row in found[len(rows) :])
+
+
+def test_without_the_package_it_says_what_to_install(tmp_path: Path) -> None:
+    projects.make(tmp_path)
+    printed = projects.run(tmp_path, "train", "--epochs", "1", code=1, STACK_TRACKER="trackio")
+    assert "pip install trackio" in printed
