@@ -17,7 +17,7 @@ from .deploy import versions
 from .hub import FOLDER
 from .monitor import Monitoring, monitor, read_calls
 from .report import report
-from .storage import open_store
+from .storage import MANIFEST, open_store
 from .sweep import sweep_folder
 from .training import RESULT, find_run
 
@@ -33,9 +33,18 @@ def demo(science: "Science", settings: "Settings") -> int:
     """Take the project through all steps, and end with a table and a page of what was made."""
     started = time.perf_counter()
     steps = cli.COMMANDS
+    unpublished = ""
     for name in ("doctor", "data", "train", "sweep", "publish", "deploy"):
         say("", f"== {name} ==")
-        if steps[name](science, settings, arguments(name, science)):
+        try:
+            code = steps[name](science, settings, arguments(name, science))
+        except StackError as error:
+            if name != "publish" or not (settings.models / find_run(settings).name / MANIFEST).exists():
+                raise
+            unpublished = str(error)  # the model is made all the same, and what comes next needs no Hub
+            say(f"error: {error}")
+            continue
+        if code:
             raise StackError(f"{name} failed; the lines above say why")
         if name == "train":
             say(f"First trained model after {time.perf_counter() - started:.1f} s.")
@@ -52,6 +61,7 @@ def demo(science: "Science", settings: "Settings") -> int:
     say("", "== monitor ==")
     seen = monitor(settings)
     found = facts(settings, url, answers[0], seen)
+    found["unpublished"] = unpublished
     found["seconds"] = round(time.perf_counter() - started, 1)
     page = report(
         settings.title or settings.project, rows(found), images(settings, seen), settings.root / "report.html"
@@ -149,6 +159,7 @@ def rows(found: dict[str, Any]) -> list[tuple[str, object]]:
         ("Model", found["model"]),
         ("Model card", found["card"]),
         ("In the store", found["stored"]),
+        *([("Hub", found["unpublished"])] if found.get("unpublished") else []),
         ("Deployed", f"version {found['version']}"),
         ("Gateway", found["gateway"] + ("" if found["remote"] else " (stopped; `serve` starts it again)")),
         (

@@ -168,7 +168,8 @@ class WandbTracker:
         if exit_code == PREEMPTED and self.online:
             self._do(self.run.mark_preempting)
         self._do(self.run.finish, exit_code=exit_code)
-        if self.online and not self.failure and (had := self._arrived()) < self.rows:
+        had = self._arrived() if self.online and not self.failure else self.rows
+        if not self.failure and had < self.rows:  # asking may have failed, too
             self.failure = f"{had} of {self.rows} rows have arrived"
         end_service()
         if self.online and not self.failure:
