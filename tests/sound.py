@@ -90,10 +90,11 @@ def has_its_license(project: Path, answers: Mapping[str, str]) -> None:
 def has_its_settings(project: Path, answers: Mapping[str, str]) -> None:
     """stack.toml and pyproject.toml hold the answers, to the letter."""
     stack = tomllib.loads((project / "stack.toml").read_text(encoding="utf-8"))
+    bucket = re.sub(r"[^a-z0-9-]+", "-", answers["project_slug"].lower())
     facts = {
         "project_slug": answers["project_slug"],
         "user": answers["huggingface_username"] or "me",
-        "bucket": re.sub(r"[^a-z0-9-]+", "-", answers["project_slug"].lower()),
+        "bucket": bucket if len(bucket) > 2 else f"{bucket}-store",  # S3 takes no shorter ones
     }
     same = {"title": "project_name", "author": "author_name", "project": "project_slug"}
     for name in ("algorithmia_username", "wandb_entity", "huggingface_username", "license", "description"):

@@ -57,6 +57,14 @@ class UserSecretsClient:
 '''
 
 
+@pytest.fixture(autouse=True)
+def no_colab_is_left() -> Iterator[None]:
+    """A stand-in that a test has imported here is gone after it: the next one would look for secrets."""
+    yield
+    for name in [name for name in sys.modules if name.startswith("google.colab")]:
+        del sys.modules[name]
+
+
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return bake(tmp_path_factory.mktemp("bake"), **names("octocat"))
