@@ -1,5 +1,6 @@
 """This process's place among the processes of one training run, and its device."""
 
+import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 PORT = "port of the first process"
-MEETING = 300  # seconds
+MEETING, CONNECTING, PAUSE = 300, 5, 0.05  # seconds: for all to come, for a connection, before another look
 
 
 @dataclass(frozen=True)
@@ -113,9 +114,14 @@ def meet(settings: "Settings") -> "Store":
         return own
     end = time.monotonic() + MEETING
     while time.monotonic() < end:
+        port = int(shared.get(PORT))
         try:
-            found = TCPStore(settings.master, int(shared.get(PORT)), timeout=timedelta(seconds=1))
-        except distributed.DistError:
+            socket.create_connection(
+                (settings.master, port), timeout=CONNECTING
+            ).close()  # refused at once by the dead
+            found = TCPStore(settings.master, port, timeout=timedelta(seconds=CONNECTING))
+        except (OSError, distributed.DistError):
+            time.sleep(PAUSE)
             continue
         found.set_timeout(timedelta(seconds=MEETING))
         return found
