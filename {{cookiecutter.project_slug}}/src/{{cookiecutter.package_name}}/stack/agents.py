@@ -20,8 +20,8 @@ from . import StackError
 from .command import default
 from .console import say
 from .snapshot import replace
-from .space import Sweep, nested
-from .wandb_tracker import LAST, end_service
+from .space import Sweep, looked_up, nested
+from .wandb_tracker import LAST, end_service, first_line
 
 if TYPE_CHECKING:
     from .settings import Settings
@@ -103,9 +103,7 @@ def asking_wandb() -> Iterator[Any]:
         wandb.setup(wandb.Settings(silent=True))
         yield wandb
     except (wandb.Error, OSError, RuntimeError, ValueError) as error:
-        raise ConnectionError(
-            (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
-        ) from error
+        raise ConnectionError(first_line(error)) from error
     finally:
         end_service()
 
@@ -195,16 +193,6 @@ def entry(number: int, run: Any, plan: Sweep) -> dict[str, Any]:
         "error": error,
         "run": run.id,
     }
-
-
-def looked_up(table: Any, path: Any) -> Any:
-    """What stands at a place of nested tables; None for nothing."""
-    for name in path:
-        try:
-            table = table[name]
-        except (KeyError, TypeError, IndexError):
-            return None
-    return table
 
 
 def sweep_at_wandb(

@@ -5,7 +5,7 @@ Source of names and meanings: https://docs.wandb.ai/guides/sweeps/sweep-config-k
 
 import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from statistics import NormalDist
 from typing import TYPE_CHECKING, Any
@@ -108,6 +108,16 @@ def nested(flat: Mapping[tuple[str, ...], Any]) -> dict[str, Any]:
             branch = branch.setdefault(name, {})
         branch[path[-1]] = value
     return tree
+
+
+def looked_up(table: Any, path: Iterable[str]) -> Any:
+    """What stands at a place of nested tables; None for nothing."""
+    for name in path:
+        try:
+            table = table[name]
+        except (KeyError, TypeError, IndexError):
+            return None
+    return table
 
 
 def _scale(kind: str, numbers: Mapping[str, Any]) -> tuple[float, float, Callable[[float], Any]]:

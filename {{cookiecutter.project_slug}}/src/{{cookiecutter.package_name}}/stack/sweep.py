@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import StackError, pictures
 from .console import say
-from .space import Sweep
+from .space import Sweep, looked_up
 from .sweep_file import parse_sweep, read_sweep
 from .tracking import open_run, reachable
 
@@ -213,7 +213,7 @@ def importance(plan: Sweep, trials: Sequence[Mapping[str, Any]]) -> dict[str, fl
     from optuna.trial import create_trial
 
     columns = {
-        parameter.name: [_at(trial["config"], parameter.path) for trial in trials]
+        parameter.name: [looked_up(trial["config"], parameter.path) for trial in trials]
         for parameter in plan.parameters
     }
     columns = {name: column for name, column in columns.items() if len({str(value) for value in column}) > 1}
@@ -233,13 +233,6 @@ def importance(plan: Sweep, trials: Sequence[Mapping[str, Any]]) -> dict[str, fl
         study.add_trial(create_trial(params=params, distributions=kinds, value=trial["value"]))
     evaluator = optuna.importance.PedAnovaImportanceEvaluator()
     return optuna.importance.get_param_importances(study, evaluator=evaluator)
-
-
-def _at(config: Mapping[str, Any], path: Sequence[str]) -> Any:
-    found: Any = config
-    for name in path:
-        found = found.get(name) if isinstance(found, Mapping) else None
-    return found
 
 
 def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

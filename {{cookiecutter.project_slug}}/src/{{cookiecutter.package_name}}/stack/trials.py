@@ -7,7 +7,7 @@ over, or whose process on this machine is gone, loses the trial: it is run again
 import os
 import socket
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,6 @@ LEASE, RENEWED = 90.0, 15.0  # seconds that a lease lasts, and after which it is
 TRIES = 3  # times that a trial is begun whose process dies
 HOST = socket.gethostname()
 ME = f"{HOST}:{os.getpid()}"
-SAMPLERS = ("tpe", "gp")
 RUNNING, WAITING, COMPLETE, FAIL = (
     TrialState.RUNNING,
     TrialState.WAITING,
@@ -268,11 +267,6 @@ def entry(trial: FrozenTrial) -> dict[str, Any]:
         "config": noted.get(CONFIG, {}),
         "error": noted.get(ERROR, ""),
     }
-
-
-def values(trials: Sequence[FrozenTrial]) -> list[float]:
-    """The values of the trials that have one."""
-    return [trial.value for trial in trials if trial.value is not None]
 
 
 def _line(error: BaseException) -> str:

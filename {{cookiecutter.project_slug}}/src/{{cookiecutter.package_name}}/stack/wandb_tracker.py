@@ -25,7 +25,7 @@ def open_tracker(settings: "Settings", opened: Values, folder: Path, online: boo
         try:
             return WandbTracker(settings, opened, folder, "online")
         except Exception as error:  # whatever it is, the run goes on without
-            say(f"W&B: {_line(error)}. Tracked offline; `{settings.command} sync` sends it later.")
+            say(f"W&B: {first_line(error)}. Tracked offline; `{settings.command} sync` sends it later.")
             end_service()
     return WandbTracker(settings, opened, folder, "offline")
 
@@ -197,7 +197,7 @@ class WandbTracker:
         try:
             call(*arguments, **named)
         except Exception as error:  # whatever it is, the run goes on without
-            self.failure = _line(error)
+            self.failure = first_line(error)
 
 
 def rows_at(path: str) -> int:
@@ -232,6 +232,6 @@ def end_service() -> None:
             late.cancel()
 
 
-def _line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
     """The first line of an error."""
     return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
