@@ -22,7 +22,7 @@ def main() -> None:
     """Kill, start again, compare."""
     import conftest  # noqa: F401 - links the skeleton
     import projects
-    from killing import MOMENTS, Training
+    from killing import MOMENTS, Blow, Training
 
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--kills", type=int, default=500)
@@ -51,14 +51,13 @@ def main() -> None:
         record, folder = project / "runs" / "one" / "metrics.jsonl", project / "runs" / "one" / "checkpoints"
         started = time.perf_counter()
         while number < args.kills:
+            later = chance.choice((0, chance.expovariate(2.5)))
             begun = time.perf_counter()
-            training = Training(project, *train)
-            if not training.during(chance.choice(MOMENTS[:4])):
+            training = Training(project, *train, blow=Blow(chance.choice(MOMENTS[:4]), later))
+            if not training.end(3600):
                 break  # it is done
-            first.append(time.perf_counter() - begun)
-            time.sleep(chance.expovariate(2.5))
+            first.append(time.perf_counter() - begun - later)
             steps = record.read_bytes().count(b'"loss"') * 10
-            training.kill()
             number += 1
             kept = max((int(path.name[5:]) for path in folder.glob("step-*")), default=0)
             lost.append(max(0, steps - kept))

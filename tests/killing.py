@@ -1,19 +1,18 @@
-"""Training in processes that start in no time, tell what they are doing, and can be killed while they do it.
+"""Training in processes that start in no time, and are killed at a moment that is told.
 
 A server that has imported torch once forks them, so that twenty starts cost what one does from the shell.
 """
 
 import contextlib
 import functools
+import itertools
 import multiprocessing
 import os
 import signal
 import threading
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import projects
 
@@ -24,53 +23,58 @@ CONTEXT.set_forkserver_preload(
 )
 
 
-def shown(
-    function: Callable[..., Any], busy: Any, moment: str, dies: tuple[str, float] | None
-) -> Callable[..., Any]:
-    """`function`, which raises a flag while it runs, and has the process killed soon after where it is to die then."""
+class Blow(NamedTuple):
+    """A signal that a process sends itself, `seconds` after it comes to a moment for the `nth` time.
+
+    From without, it could come too late: on a busy machine training is over before the killer has looked.
+    """
+
+    moment: str
+    seconds: float = 0
+    nth: int = 1
+    number: int = signal.SIGKILL
+
+
+def struck(function: Callable[..., Any], blow: Blow) -> Callable[..., Any]:
+    """`function`, with the blow as it begins."""
+    calls = itertools.count(1)
 
     @functools.wraps(function)
     def run(*arguments: Any, **options: Any) -> Any:
-        if dies and dies[0] == moment:
-            threading.Timer(dies[1], os.kill, (os.getpid(), signal.SIGKILL)).start()
-        with showing(busy, moment):
-            return function(*arguments, **options)
+        if next(calls) == blow.nth:
+            if blow.seconds:
+                threading.Timer(blow.seconds, os.kill, (os.getpid(), blow.number)).start()
+            else:
+                os.kill(os.getpid(), blow.number)
+        return function(*arguments, **options)
 
     return run
-
-
-@contextmanager
-def showing(busy: Any, moment: str) -> Iterator[None]:
-    busy[MOMENTS.index(moment)] = 1
-    try:
-        yield
-    finally:
-        busy[MOMENTS.index(moment)] = 0
 
 
 def work(
     folder: Path,
     arguments: tuple[str, ...],
-    busy: Any,
     told: Path,
     extra: dict[str, str],
-    dies: tuple[str, float] | None,
+    blow: Blow | None,
 ) -> None:
-    """Run a command of the project; the real code, with flags around the moments that a kill may hit."""
+    """Run a command of the project: the real code, struck at one moment."""
     from skeleton import __main__ as project
     from skeleton import train
     from skeleton.config import TrainConfig
     from skeleton.stack import checkpoint, cli, training
     from skeleton.stack.science import Science
 
-    for owner, name, moment in (
-        (train, "cross_entropy", "step"),
-        (checkpoint, "write", "checkpoint"),
-        (checkpoint.Checkpoints, "_upload", "upload"),
-        (train, "evaluate", "validation"),
-        (training, "_keep", "bookkeeping"),
-    ):
-        setattr(owner, name, shown(getattr(owner, name), busy, moment, dies))
+    places: dict[str, tuple[Any, str]] = {
+        "step": (train, "cross_entropy"),
+        "checkpoint": (checkpoint, "write"),
+        "upload": (checkpoint.Checkpoints, "_upload"),
+        "validation": (train, "evaluate"),
+        "bookkeeping": (training, "_keep"),
+    }
+    if blow:
+        owner, name = places[blow.moment]
+        setattr(owner, name, struck(getattr(owner, name), blow))
     os.chdir(folder)
     os.environ.clear()
     os.environ.update(projects.environment(folder, **extra))
@@ -84,38 +88,17 @@ def work(
 
 
 class Training:
-    """A command of a project under way; `dies` is a moment, and the seconds after its begin when it is killed."""
+    """A command of a project under way, struck by `blow` if there is one."""
 
-    def __init__(
-        self, folder: Path, *arguments: str, dies: tuple[str, float] | None = None, **extra: str
-    ) -> None:
-        self.busy = CONTEXT.Array("b", len(MOMENTS), lock=False)
+    def __init__(self, folder: Path, *arguments: str, blow: Blow | None = None, **extra: str) -> None:
         self.told = folder / "printed.txt"
-        self.process = CONTEXT.Process(
-            target=work, args=(folder, arguments, self.busy, self.told, extra, dies)
-        )
+        self.process = CONTEXT.Process(target=work, args=(folder, arguments, self.told, extra, blow))
         self.process.start()
 
-    def during(self, moment: str, seconds: float = 60) -> bool:
-        """Wait until it is at `moment`; whether it came to it before it ended."""
-        end = time.monotonic() + seconds
-        index = MOMENTS.index(moment)
-        while self.process.is_alive():
-            if self.busy[index]:
-                return True
-            assert time.monotonic() < end, f"never at {moment}"
-        return False
-
-    def kill(self) -> None:
-        """SIGKILL."""
-        self.process.kill()
-        self.process.join()
-        self.process.close()
-
     def end(self, seconds: float = 120) -> int:
-        """Its exit code, once it has ended by itself."""
+        """Its exit code, once it has ended; minus the signal's number where one ended it."""
         self.process.join(seconds)
-        assert self.process.exitcode is not None
+        assert self.process.exitcode is not None, self.printed()
         return self.process.exitcode
 
     def printed(self) -> str:

@@ -8,13 +8,13 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import projects
 import pytest
 import torch
-from killing import Training
+from killing import Blow, Training
 from skeleton.stack.process import PORT, Process
 
 NAME = "one"
@@ -50,8 +50,14 @@ def new(alone: Path, folder: Path) -> Path:
     return folder
 
 
-def together(folder: Path, *arguments: str, size: int = 2) -> list[Training]:
-    """Processes that are told of each other by the variables that torchrun sets, as by any launcher."""
+def together(
+    folder: Path, *arguments: str, size: int = 2, blows: Mapping[int, Blow] | None = None
+) -> list[Training]:
+    """Processes that are told of each other by the variables that torchrun sets, as by any launcher.
+
+    Some of them, by rank, are struck.
+    """
+    blows = blows or {}
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         place = {
@@ -60,7 +66,8 @@ def together(folder: Path, *arguments: str, size: int = 2) -> list[Training]:
             "WORLD_SIZE": str(size),
         }
     return [
-        Training(folder, *arguments, **place, RANK=str(rank), LOCAL_RANK=str(rank)) for rank in range(size)
+        Training(folder, *arguments, blow=blows.get(rank), **place, RANK=str(rank), LOCAL_RANK=str(rank))
+        for rank in range(size)
     ]
 
 
@@ -74,10 +81,6 @@ def same(one: Path, other: Path) -> bool:
     """Whether two runs have the same curve to 1e-5, step by step."""
     pairs = list(zip(curve(one), curve(other), strict=True))
     return all(a.keys() == b.keys() and all(abs(a[key] - b[key]) < 1e-5 for key in a) for a, b in pairs)
-
-
-def newest(folder: Path) -> str:
-    return max((path.name for path in folder.glob(f"runs/{NAME}/checkpoints/step-*")), default="")
 
 
 def wait_until(condition: Callable[[], bool], seconds: float = 60) -> None:
@@ -110,23 +113,18 @@ def test_one_of_them_writes_and_says_how_many_there_are(pair: Path) -> None:
 
 @pytest.mark.slow
 def test_a_run_goes_on_with_another_number_of_processes(alone: Path, project: Path) -> None:
-    for size, until in ((2, 14), (1, 35), (2, WHOLE_RUN)):
-        trainings = together(project, *TRAIN, size=size)
-        if until < WHOLE_RUN:
-            wait_until(lambda: newest(project) >= f"step-{until:09d}")  # noqa: B023
-            for training in trainings:
-                training.kill()
-        else:
-            assert [training.end() for training in trainings] == [0, 0]
+    for size, ends in ((2, [-signal.SIGKILL, 1]), (1, [-signal.SIGKILL])):
+        trainings = together(project, *TRAIN, size=size, blows={0: Blow("checkpoint", nth=4)})
+        assert [training.end() for training in trainings] == ends
+    assert [training.end() for training in together(project, *TRAIN)] == [0, 0]
     assert (project / "printed.txt").read_text().count("Going on after step") == 2
     assert same(alone, project)
 
 
 @pytest.mark.slow
 def test_told_to_stop_they_stop_at_the_same_step(pair: Path, project: Path) -> None:
-    trainings = together(project, *TRAIN)
-    assert trainings[1].during("step")
-    trainings[1].process.terminate()  # one of them is enough
+    one = {1: Blow("step", nth=30, number=signal.SIGTERM)}
+    trainings = together(project, *TRAIN, blows=one)
     assert [training.end() for training in trainings] == [75, 75]
     assert trainings[0].printed().count("train --run one") == 1
     assert [training.end() for training in together(project, *TRAIN)] == [0, 0]
@@ -158,10 +156,8 @@ def test_nobody_waits_where_the_dead_have_listened(pair: Path, project: Path) ->
 
 @pytest.mark.slow
 def test_a_process_that_is_left_alone_says_so_in_a_line(project: Path) -> None:
-    trainings = together(project, *TRAIN)
-    assert trainings[1].during("step")
-    trainings[1].kill()
-    assert trainings[0].end() == 1
+    trainings = together(project, *TRAIN, blows={1: Blow("step", nth=30)})
+    assert [training.end() for training in trainings] == [1, -signal.SIGKILL]
     printed = trainings[0].printed()
     assert "another process of this run is gone; start them again" in printed
     assert "Traceback" not in printed

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import projects
 import pytest
-from killing import MOMENTS, Training
+from killing import MOMENTS, Blow, Training
 from safetensors.numpy import load_file
 from skeleton.stack.snapshot import DamagedCheckpoint, read
 
@@ -38,10 +38,8 @@ def stopped(whole: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A project whose run was killed in the middle."""
     folder = projects.make(tmp_path_factory.mktemp("stopped") / "project", whole)
     shutil.rmtree(next((folder / ".stack" / "data").glob("*/*/checkpoints")))
-    training = Training(folder, *TRAIN)
-    wait_until(lambda: checkpoints(folder)[-1:] >= ["step-000000042"])
-    training.kill()
-    assert not (folder / "runs" / NAME / "result.json").exists()
+    training = Training(folder, *TRAIN, blow=Blow("checkpoint", nth=7))
+    assert training.end() == -signal.SIGKILL
     return folder
 
 
@@ -75,7 +73,7 @@ def finish(folder: Path) -> str:
 def test_twenty_kills_change_nothing(whole: Path, project: Path) -> None:
     chance = random.Random(0)
     for moment in [*MOMENTS[:4] * 4, *MOMENTS[4:] * 4]:  # the last of them is when the model is written
-        training = Training(project, *TRAIN, dies=(moment, chance.choice((0, chance.uniform(0, 0.005)))))
+        training = Training(project, *TRAIN, blow=Blow(moment, chance.choice((0, chance.uniform(0, 0.005)))))
         assert training.end() == -signal.SIGKILL
     finish(project)
     assert results(project) == results(whole)

@@ -1,7 +1,6 @@
 """Sweeps without an account: from the same sweep.yaml, over processes that may die."""
 
 import json
-import os
 import signal
 import subprocess
 from pathlib import Path
@@ -96,17 +95,12 @@ def test_a_killed_sweep_goes_on_where_it_was(project: Path) -> None:
 
 @pytest.mark.slow
 def test_a_trial_whose_process_dies_is_told_and_the_sweep_goes_on(project: Path) -> None:
-    (project / "sweep.yaml").write_text(GRID.replace("epochs: {value: 1}", "epochs: {value: 8}"))
-    process = projects.start(project, "sweep", "--agents", "1", "--trials", "3")
-    assert process.stdout
-    next(line for line in process.stdout if line.startswith("Trial"))
-    for worker in workers(process.pid):
-        os.kill(worker, signal.SIGKILL)
-    printed, _ = process.communicate(timeout=300)
-    assert process.returncode == 0
-    assert "the process died" in printed
+    (project / "start.sh").write_text('mkdir first && kill -9 $PPID\nexec "$@"\n')
+    command = 'command: [sh, start.sh, "${interpreter}", -m, skeleton, train, "${args}"]\n'
+    (project / "sweep.yaml").write_text(GRID + command)
+    printed = projects.run(project, "sweep", "--agents", "1", "--trials", "3")
+    assert "the process died (exit code -9)" in printed
     assert len(finished(project)) == 3
-
     assert "it is begun again" in printed
 
 

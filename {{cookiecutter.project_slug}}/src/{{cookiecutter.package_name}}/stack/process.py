@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 PORT = "port of the first process"
 MEETING, CONNECTING, PAUSE = 300, 5, 0.05  # seconds: for all to come, for a connection, before another look
+# Never freed: torch would wait for the group's threads while it holds the lock that they may be waiting for (seen in
+# one of 40 runs whose other process was killed), and neither would go on.
+_left: list[object] = []
 
 
 @dataclass(frozen=True)
@@ -89,6 +92,7 @@ def join(settings: "Settings", device: str, threads: int) -> Iterator[Process]:
     store = meet(settings)
     backend = "nccl" if chosen.type == "cuda" else "gloo"
     distributed.init_process_group(backend, store=store, rank=settings.rank, world_size=settings.world_size)
+    _left.append(distributed.group.WORLD)
     try:
         yield Process(chosen, settings.rank, settings.world_size, settings.local_rank)
     finally:
