@@ -4,8 +4,6 @@ import json
 import random
 import shutil
 import signal
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import projects
@@ -50,18 +48,6 @@ def results(folder: Path) -> tuple[bytes, bytes]:
     return (run / "model.safetensors").read_bytes(), (run / "metrics.jsonl").read_bytes()
 
 
-def checkpoints(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.glob(f"runs/{NAME}/checkpoints/step-*"))
-
-
-def wait_until(condition: Callable[[], bool], seconds: float = 120) -> None:
-    """Wait for what another process does."""
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.002)
-
-
 def finish(folder: Path) -> str:
     """Start the run of a project again until it is done; what was printed."""
     training = Training(folder, *TRAIN)
@@ -82,13 +68,10 @@ def test_twenty_kills_change_nothing(whole: Path, project: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_told_to_stop_it_says_how_to_go_on(whole: Path, project: Path, number: signal.Signals) -> None:
-    process = projects.start(project, *TRAIN)
-    wait_until(lambda: bool(checkpoints(project)))
-    process.send_signal(number)
-    printed, complaint = process.communicate(timeout=60)
-    assert process.returncode == 75, complaint
-    assert f"train --run {NAME}" in printed
-    assert f"Run {NAME}: 1 process on cpu." in printed
+    training = Training(project, *TRAIN, blow=Blow("step", nth=50, number=number))
+    assert training.end() == 75
+    assert f"train --run {NAME}" in training.printed()
+    assert f"Run {NAME}: 1 process on cpu." in training.printed()
     projects.run(project, "train", "--run", NAME)
     assert results(project) == results(whole)
 

@@ -198,7 +198,8 @@ def test_a_trial_that_takes_too_long_is_ended_and_counted(project: Path) -> None
 
 @pytest.mark.slow
 def test_a_sweep_that_is_stopped_ends_at_once_and_goes_on_later(project: Path) -> None:
-    (project / "sweep.yaml").write_text(GRID.replace("epochs: {value: 1}", "epochs: {value: 6}"))
+    text = GRID.replace("epochs: {value: 1}", "epochs: {value: 40}\n  patience: {value: 0}")
+    (project / "sweep.yaml").write_text(text)
     process = projects.start(project, "sweep", "--trials", "3")
     assert process.stdout
     next(line for line in process.stdout if line.startswith("Trial"))  # so that others are training now
