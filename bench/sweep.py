@@ -231,6 +231,7 @@ def quality(seeds: int) -> None:
 
 def kill(folder: Path, kills: int) -> None:
     """Kill workers, and now and then the sweep itself; every trial must be there once, and none be left running."""
+    import projects
     from skeleton.stack.trials import RUNNING, open_storage
 
     chance, done, sweeps, finished, begun = random.Random(kills), 0, 0, 0, time.perf_counter()
@@ -244,7 +245,7 @@ def kill(folder: Path, kills: int) -> None:
                 process.communicate()
                 process = start(place, 2, BENCH_SECONDS="0.05")
             time.sleep(chance.uniform(0.02, 0.2))
-            if crew := workers(process.pid):
+            if crew := projects.workers(process.pid):
                 victim = process.pid if chance.random() < 0.02 else chance.choice(crew)
                 try:
                     os.kill(victim, signal.SIGKILL)
@@ -266,16 +267,6 @@ def kill(folder: Path, kills: int) -> None:
     took = time.perf_counter() - begun
     print(f"{done} kills over {sweeps} sweeps in {took:.0f} s: {finished} trials finished, each counted once; "
           f"{sweeps * cap - finished} given up after 3 deaths; none lost, none left running")  # fmt: skip
-
-
-def workers(parent: int) -> list[int]:
-    """The processes that train: the children of a sweep's fork server."""
-    table = subprocess.run(
-        ["ps", "-eww", "-o", "pid,ppid,args"], capture_output=True, text=True, check=True
-    ).stdout
-    rows = [line.split(None, 2) for line in table.splitlines()[1:]]
-    servers = [pid for pid, above, args in rows if int(above) == parent and "forkserver" in args]
-    return [int(pid) for pid, above, _ in rows if above in servers]
 
 
 if __name__ == "__main__":

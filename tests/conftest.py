@@ -4,6 +4,8 @@ import os
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parent.parent
 SKELETON = ROOT / "{{cookiecutter.project_slug}}"
 SOURCE = ROOT / "build" / "src"
@@ -23,3 +25,11 @@ def link_skeleton() -> None:
 
 link_skeleton()
 sys.path.insert(0, str(SOURCE))
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A project that has its data, to make others from."""
+    import projects
+
+    return projects.make(tmp_path_factory.mktemp("data"))

@@ -30,11 +30,6 @@ def service() -> Iterator[Wandb]:
         yield served
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return projects.make(tmp_path_factory.mktemp("data"))
-
-
 @pytest.fixture
 def project(data: Path, tmp_path: Path) -> Path:
     folder = projects.make(tmp_path / "project", data)

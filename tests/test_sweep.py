@@ -2,7 +2,6 @@
 
 import json
 import signal
-import subprocess
 from pathlib import Path
 
 import optuna
@@ -21,11 +20,6 @@ parameters:
   seed: {values: [0, 1, 2]}
   epochs: {value: 1}
 """
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return projects.make(tmp_path_factory.mktemp("data"))
 
 
 @pytest.fixture
@@ -203,7 +197,7 @@ def test_a_sweep_that_is_stopped_ends_at_once_and_goes_on_later(project: Path) -
     process = projects.start(project, "sweep", "--trials", "3")
     assert process.stdout
     next(line for line in process.stdout if line.startswith("Trial"))  # so that others are training now
-    crew = workers(process.pid)
+    crew = projects.workers(process.pid)
     process.send_signal(signal.SIGINT)
     process.communicate(timeout=60)
     assert process.returncode == 130
@@ -211,16 +205,6 @@ def test_a_sweep_that_is_stopped_ends_at_once_and_goes_on_later(project: Path) -
     assert not [pid for pid in crew if alive(pid)]
     projects.run(project, "sweep", "--trials", "3")
     assert len(finished(project)) == 3
-
-
-def workers(parent: int) -> list[int]:
-    """The processes that train: the children of the fork server."""
-    table = subprocess.run(
-        ["ps", "-eww", "-o", "pid,ppid,args"], capture_output=True, text=True, check=True
-    ).stdout
-    rows = [line.split(None, 2) for line in table.splitlines()[1:]]
-    servers = [pid for pid, ppid, args in rows if int(ppid) == parent and "forkserver" in args]
-    return [int(pid) for pid, ppid, _ in rows if ppid in servers]
 
 
 @pytest.mark.slow

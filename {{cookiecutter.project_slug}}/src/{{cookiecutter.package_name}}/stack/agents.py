@@ -12,7 +12,7 @@ from contextlib import contextmanager, redirect_stdout
 from io import StringIO
 from pathlib import Path
 from threading import Thread
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import yaml
 
@@ -35,35 +35,34 @@ PATIENCE = 60  # seconds that a trial gets to write its checkpoint when the swee
 FIRST_FAILURES = 3  # trials that may all fail in the beginning before an agent gives up
 
 
-def make(settings: "Settings", plan: Sweep, package: str, folder: Path, cap: int) -> str:
-    """The sweep's `entity/project/id`: as it was made before for this file, unless it is over; else a new one.
+class Place(NamedTuple):
+    """A sweep at W&B: its `entity/project/id`, and its page."""
+
+    path: str
+    url: str
+
+
+def make(settings: "Settings", plan: Sweep, package: str, folder: Path, cap: int) -> Place:
+    """The sweep of this file at W&B: as it was made before, unless it is over; else a new one.
 
     Raises ConnectionError where W&B does not make it.
     """
     record = folder / RECORD
     with asking_wandb() as wandb:
-        if record.exists():
-            path = str(json.loads(record.read_text(encoding="utf-8"))["path"])
-            if state(path) not in OVER:
-                return path
-        content = dict(plan.whole)
-        content.setdefault("command", list(default(plan.program, package)))
-        if cap:
-            content["run_cap"] = cap
-        entity = settings.wandb_entity or wandb.Api(timeout=LAST).default_entity
-        project = settings.wandb_project or settings.project
-        with redirect_stdout(StringIO()):  # it would name the address, which is told in a moment
-            path = f"{entity}/{project}/{wandb.sweep(content, entity=entity, project=project)}"
-    replace(record, json.dumps({"path": path}).encode())
-    return path
-
-
-def state(path: str) -> str:
-    """The state of a sweep at W&B, that of one that is over where there is none."""
-    import wandb
-
-    found = at_wandb(wandb, path)
-    return str(found.state) if found else OVER[0]
+        path = str(json.loads(record.read_text(encoding="utf-8"))["path"]) if record.exists() else ""
+        found = at_wandb(wandb, path) if path else None
+        if not found or found.state in OVER:
+            content = dict(plan.whole)
+            content.setdefault("command", list(default(plan.program, package)))
+            if cap:
+                content["run_cap"] = cap
+            entity = settings.wandb_entity or wandb.Api(timeout=LAST).default_entity
+            project = settings.wandb_project or settings.project
+            with redirect_stdout(StringIO()):  # it would name the address, which is told in a moment
+                path = f"{entity}/{project}/{wandb.sweep(content, entity=entity, project=project)}"
+            replace(record, json.dumps({"path": path}).encode())
+            found = wandb.Api(timeout=LAST).sweep(path)
+        return Place(path, str(found.url))
 
 
 def at_wandb(wandb: Any, path: str) -> Any:
@@ -76,13 +75,14 @@ def at_wandb(wandb: Any, path: str) -> Any:
         return None
 
 
-def definition(path: str) -> str:
-    """The sweep file of a sweep at W&B. Raises StackError where there is none, ConnectionError."""
+def definition(path: str) -> tuple[Place, str]:
+    """A sweep at W&B, and its sweep file. Raises StackError where there is none, ConnectionError."""
     with asking_wandb() as wandb:
         found = at_wandb(wandb, path)
-    if not found:
-        raise StackError(f"W&B has no sweep {path} that this key may see; name it as ENTITY/PROJECT/ID")
-    return str(yaml.safe_dump(_with_numbers(dict(found.config))))
+        if not found:
+            raise StackError(f"W&B has no sweep {path} that this key may see; name it as ENTITY/PROJECT/ID")
+        text = yaml.safe_dump(_with_numbers(dict(found.config)))
+        return Place(path, str(found.url)), text
 
 
 def _with_numbers(tree: Any) -> Any:
@@ -196,24 +196,17 @@ def entry(number: int, run: Any, plan: Sweep) -> dict[str, Any]:
 
 
 def sweep_at_wandb(
-    settings: "Settings", plan: Sweep, path: str, folder: Path, agents: int
+    settings: "Settings", plan: Sweep, place: Place, folder: Path, agents: int
 ) -> list[dict[str, Any]]:
     """Run agents on a sweep at W&B, and return its trials. Raises ConnectionError where W&B is lost on the way."""
-    url = address(path)
     say(
-        f"Sweep: {url}",
-        f"Another agent, on any machine with this project: `{settings.command} sweep --join {path}`",
+        f"Sweep: {place.url}",
+        f"Another agent, on any machine with this project: `{settings.command} sweep --join {place.path}`",
     )
-    codes = run_agents(settings, path, folder, agents)
-    last, trials = results(path, plan)
+    codes = run_agents(settings, place.path, folder, agents)
+    last, trials = results(place.path, plan)
     if not trials and any(codes):
         raise ConnectionError("the agents ended before a trial did")
     if last not in OVER:
         say(f"The agents have ended, the sweep has not: `{settings.command} sweep` goes on with it.")
     return trials
-
-
-def address(path: str) -> str:
-    """The page of a sweep."""
-    with asking_wandb() as wandb:
-        return str(at_wandb(wandb, path).url)

@@ -326,7 +326,11 @@ def add_arguments(name: str, parser: argparse.ArgumentParser, science: "Science"
         add("--file", type=Path, help="the sweep (default: sweep.yaml)")
         add("--agents", type=whole(1), default=2, metavar="N", help="trials at the same time (default: 2)")
         add(
-            "--trials", type=int, default=0, metavar="N", help="trials at most (default: run_cap of the file)"
+            "--trials",
+            type=whole(0),
+            default=0,
+            metavar="N",
+            help="trials at most (default: run_cap of the file)",
         )
         add("--join", default="", metavar="ID", help="run agents of the sweep ENTITY/PROJECT/ID at W&B")
         add(

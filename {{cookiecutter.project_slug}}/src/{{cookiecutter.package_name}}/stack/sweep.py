@@ -96,8 +96,8 @@ def sweep_online(
 
     cap = options.trials or (0 if plan.run_cap or plan.method == "grid" else CAP)
     try:
-        path = agents.make(settings, plan, science.package, folder, cap)
-        return agents.sweep_at_wandb(settings, plan, path, folder, options.agents)
+        place = agents.make(settings, plan, science.package, folder, cap)
+        return agents.sweep_at_wandb(settings, plan, place, folder, options.agents)
     except ConnectionError as error:
         say(f"W&B: {error}. The sweep goes on here.")
         return None
@@ -108,10 +108,11 @@ def join(settings: "Settings", options: Options) -> Swept:
     from . import agents
 
     try:
-        plan = parse_sweep(agents.definition(options.join), options.join)
+        place, text = agents.definition(options.join)
+        plan = parse_sweep(text, options.join)
         folder = settings.runs / f"sweep-{options.join.rpartition('/')[2]}"
         folder.mkdir(parents=True, exist_ok=True)
-        trials = agents.sweep_at_wandb(settings, plan, options.join, folder, options.agents)
+        trials = agents.sweep_at_wandb(settings, plan, place, folder, options.agents)
     except ConnectionError as error:
         raise StackError(f"W&B: {error}; run it again later") from None
     return conclude(plan, trials, settings, folder)
