@@ -28,7 +28,7 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=500)
     args = parser.parse_args()
     chance = random.Random(args.kills)
-    epochs = 10 + 2 * args.kills  # enough to be killed in
+    epochs = 10 + 4 * args.kills  # enough to be killed in
     train = (
         "train",
         "--epochs",
