@@ -22,6 +22,7 @@ from .disk import CHUNK
 log = logging.getLogger(__name__)
 Body = Callable[[], Any]  # makes the body anew for each attempt: bytes, or a file that has a length
 ATTEMPTS = 8
+FIRST_ATTEMPTS = 4  # to reach a server that has never answered: none may be there, and somebody waits
 PAUSE, LONGEST_PAUSE = 0.1, 30.0  # seconds before the first repeat, doubled for each further one
 CONNECT_SECONDS, READ_SECONDS = 10.0, 60.0
 SLOWEST = 5e6  # bytes per second that a server is expected to bring to its disk
@@ -65,6 +66,7 @@ class Connection:
 
     def __init__(self, api_address: str | None, api_key: str | None, connections: int) -> None:
         self.options = (api_address, api_key, connections)
+        self.reached = False  # whether the server has ever answered
         self._connect()
 
     def _connect(self) -> None:
@@ -110,10 +112,13 @@ class Connection:
             try:
                 answer = self._once(method, path, headers or {}, query, body, stream)
             except (HTTPError, OSError) as error:
-                failure = str(error)
-                if attempt == ATTEMPTS or (once and not isinstance(error, NewConnectionError)):
-                    raise ConnectionError(f"{self.host} does not answer: {error}") from error
+                failure = str(error).rpartition("): ")[2] or type(error).__name__
+                untouched = isinstance(error, NewConnectionError)
+                last = FIRST_ATTEMPTS if untouched and not self.reached else ATTEMPTS
+                if attempt >= last or (once and not untouched):
+                    raise ConnectionError(f"{self.host} does not answer: {failure}") from error
             else:
+                self.reached = True
                 failure = f"status {answer.status}"
                 if answer.status < 300 or (answer.status == 404 and method == "DELETE" and attempt > 1):
                     return answer  # also where the attempt before has done it
