@@ -369,6 +369,12 @@ def test_what_is_exchanged_for_a_key_is_not_sent(tmp_path, service, name):
     assert (report.outcome, report.reason) == ("unknown", "exchanged")
 
 
+def test_two_keys_that_the_client_refuses_together_are_told(tmp_path):
+    environ = environment(tmp_path, WANDB_API_KEY="k" * 40, WANDB_IDENTITY_TOKEN_FILE="token")
+    (report,) = credentials.check(environ, services=["wandb"])
+    assert (report.outcome, report.reason) == ("rejected", "two")
+
+
 # Where keys are found.
 
 

@@ -69,6 +69,8 @@ def trouble(service: str, account: str, env_file: Path) -> str:
 def _check_key(key: Key, expected: str, seconds: float) -> Report:
     if not is_address(key.address):
         return report(key, "address")
+    if key.twice:
+        return report(key, "two")
     if key.source.startswith(EXCHANGED):
         return report(key, "exchanged")
     if rule := _broken_rule(key):

@@ -31,6 +31,7 @@ class Key:
     value: str = field(repr=False)
     source: str
     address: str
+    twice: bool = False  # whether two are set of which the client takes neither
 
 
 def read_env_file(path: Path) -> dict[str, str]:
@@ -66,7 +67,8 @@ def find(service: str, environ: Mapping[str, str], dotenv: Mapping[str, str] | N
         return None
     if dotenv and dotenv.get(source) == values.get(source, ""):
         source += " in .env"
-    return Key(service, value.strip(), source, address(service, values))
+    twice = service == "wandb" and all(name in values for name in VARIABLES[service])
+    return Key(service, value.strip(), source, address(service, values), twice)
 
 
 def present(environ: Mapping[str, str], dotenv: Mapping[str, str] | None = None) -> frozenset[str]:

@@ -36,6 +36,11 @@ REASONS = {  # reason: (outcome, what is so, how to mend it)
         "not a key: {rule}",
         "copy the whole key again, without quotes; made at {page}",
     ),
+    "two": (
+        "rejected",
+        "WANDB_API_KEY and WANDB_IDENTITY_TOKEN_FILE are both set, and W&B's client refuses that",
+        "unset one of them",
+    ),
     "address": ("rejected", "{variable} is not a server's address", "give {variable} as https://HOST"),
     "refused": (
         "rejected",
