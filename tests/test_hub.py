@@ -91,8 +91,12 @@ def test_a_file_that_somebody_else_put_there_stays(hub: Hub, api: HfApi, old: Pa
 
 
 def test_a_new_repository_is_private_unless_told(hub: Hub, api: HfApi, old: Path) -> None:
+    upload(api, PLACE, old, "first")
+    assert hub.repo("model", "me/model").private
     upload(api, PLACE, old, "first", public=True)
     assert not hub.repo("model", "me/model").private
+    upload(api, Place("me/other"), old, "first", public=True)
+    assert not hub.repo("model", "me/other").private
 
 
 def test_the_difference_is_shown_before(hub: Hub, api: HfApi, old: Path, new: Path) -> None:

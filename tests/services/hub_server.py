@@ -153,6 +153,7 @@ class Hub:
             ),  # client: XetConnectionInfo; docs: xet/auth
             Route(api + "/secrets", self.secrets, methods=["POST"]),  # client: add_space_secret
             Route(api + "/variables", self.variables, methods=["GET", "POST"]),  # client: add_space_variable
+            Route(api + "/settings", self.settings, methods=["PUT"]),  # client: update_repo_settings
             Route(api + "/runtime", self.runtime),  # client: SpaceRuntime
             Route(api + "/hardware", self.hardware, methods=["POST"]),  # client: request_space_hardware
             Route(api + "/revision/{revision}", self.info),  # client: ModelInfo, DatasetInfo, SpaceInfo
@@ -551,6 +552,10 @@ class Hub:
             raise RefusedError(*self.refusal)
         repo.space["hardware"] = flavor
         return await self.runtime(request)
+
+    async def settings(self, request: Request) -> Response:
+        self.asked(request, write=True).private = (await request.json())["visibility"] == "private"
+        return JSONResponse({})
 
     async def nothing(self, request: Request) -> Response:
         return JSONResponse({})

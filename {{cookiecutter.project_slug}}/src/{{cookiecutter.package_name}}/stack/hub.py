@@ -102,8 +102,8 @@ def client() -> "HfApi":
 def upload(api: "HfApi", place: Place, folder: Path, message: str, public: bool = False) -> tuple[str, str]:
     """Bring a folder with a manifest to the Hub, in a new private repository if there is none.
 
-    Returns its page and version. What is there already is not sent. Stopped anywhere, the repository shows the
-    version before or this one, and the same call goes on. Raises StackError.
+    `public` makes a private one public. Returns its page and version. What is there already is not sent. Stopped
+    anywhere, the repository shows the version before or this one, and the same call goes on. Raises StackError.
     """
     from huggingface_hub.errors import HfHubHTTPError
 
@@ -117,9 +117,17 @@ def upload(api: "HfApi", place: Place, folder: Path, message: str, public: bool 
         patiently(lambda: api.create_repo(place.id, repo_type=place.kind, private=private, exist_ok=True))
         commit = patiently(lambda: commit_once(api, place, folder, message))
         version = patiently(lambda: tag_once(api, place, commit))
+        if public:
+            patiently(lambda: open_to_all(api, place))
     except HfHubHTTPError as error:  # what was there a moment ago is missing
         raise StackError(told(error.response.status_code, error.server_message or str(error))) from None
     return f"{api.endpoint}/{place.page}", version
+
+
+def open_to_all(api: "HfApi", place: Place) -> None:
+    """Make a repository public that was private."""
+    if api.repo_info(place.id, repo_type=place.kind).private:
+        api.update_repo_settings(place.id, private=False, repo_type=place.kind)
 
 
 def commit_once(api: "HfApi", place: Place, folder: Path, message: str) -> str:
