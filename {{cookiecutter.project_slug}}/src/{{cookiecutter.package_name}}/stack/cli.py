@@ -311,7 +311,7 @@ def add_arguments(name: str, parser: argparse.ArgumentParser, science: "Science"
         add("--seed", type=whole(0), default=0, help="seed of the split (default: 0)")
         add("--from", dest="source", default="", metavar="URL", help="read hf://datasets/USER/NAME instead")
         add("--publish", default="", metavar="URL", help="publish the data set at hf://datasets/USER/NAME")
-        add("--public", action="store_true", help="make a new repository on the Hub public")
+        add("--public", action="store_true", help="make the repository on the Hub public")
     elif name == "train":
         add("--config", type=Path, metavar="FILE", help="JSON file of settings; flags win over it")
         add("--run", default="", metavar="ID", help="go on with this run; default: start a new one")
@@ -343,7 +343,7 @@ def add_arguments(name: str, parser: argparse.ArgumentParser, science: "Science"
         add("--timeout", type=float, default=0.0, metavar="S", help="seconds that a trial here may take")
     elif name == "publish":
         add("--run", default="", metavar="ID", help="the run to publish (default: the latest)")
-        add("--public", action="store_true", help="make a new repository on the Hub public")
+        add("--public", action="store_true", help="make the repository on the Hub public")
         add("--dry-run", action="store_true", help="show what would be sent to the Hub, and send nothing")
     elif name == "deploy":
         add("--model", default="", metavar="ID", help="the published model (default: the latest)")
