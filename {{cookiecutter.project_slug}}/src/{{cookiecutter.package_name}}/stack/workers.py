@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from .space import Sweep
 
 GRACE = 10  # seconds in which a trial that is told to end writes its checkpoint
-STARTS = 5  # attempts to start a worker
+STARTS = 20  # attempts to start a worker, for whatever kills the others may kill it, too
 Event = tuple[int, str, Any]  # trial, what happened (value, done, stopped, failed, died), its value or text
 
 
