@@ -206,11 +206,16 @@ def make_project(folder: Path) -> Path:
     )
     net = model.build(TrainConfig()).eval()
     example = torch.zeros(2, 8, 8)
-    axes = {"image": {0: "batch"}, "logits": {0: "batch"}}
+    axes = {"image": {0: "batch"}, "probabilities": {0: "batch"}}
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
-        names: dict[str, Any] = {"input_names": ["image"], "output_names": ["logits"], "dynamic_axes": axes}
-        torch.onnx.export(net, (example,), str(models / "model.onnx"), dynamo=False, **names)
+        names: dict[str, Any] = {
+            "input_names": ["image"],
+            "output_names": ["probabilities"],
+            "dynamic_axes": axes,
+        }
+        answering = torch.nn.Sequential(net, torch.nn.Softmax(1)).eval()
+        torch.onnx.export(answering, (example,), str(models / "model.onnx"), dynamo=False, **names)
         torch.jit.trace(net, example).save(str(models / "model.pt"))
     (models / "labels.json").write_text(json.dumps(list(range(10))))
     loaded = predict.load(models)

@@ -15,8 +15,7 @@ class Classifier:
         self.session = onnxruntime.InferenceSession(str(Path(folder) / "model.onnx"), options)
 
     def __call__(self, image):
-        scores = self.session.run(None, {"image": np.asarray(image, np.float32).reshape(1, 8, 8)})[0][0]
-        powers = np.exp(scores - scores.max())
-        probabilities = (powers / powers.sum()).tolist()
-        label = int(scores.argmax())
+        image = np.asarray(image, np.float32).reshape(1, 8, 8)
+        probabilities = self.session.run(None, {"image": image})[0][0].tolist()
+        label = probabilities.index(max(probabilities))
         return {"label": label, "confidence": probabilities[label], "probabilities": probabilities}

@@ -17,10 +17,8 @@ session = onnxruntime.InferenceSession(str(Path(sys.argv[1]) / "model.onnx"), op
 
 async def predict(request):
     image = np.asarray(await request.json(), np.float32).reshape(1, 8, 8)
-    scores = session.run(None, {"image": image})[0][0]
-    powers = np.exp(scores - scores.max())
-    probabilities = (powers / powers.sum()).tolist()
-    label = int(scores.argmax())
+    probabilities = session.run(None, {"image": image})[0][0].tolist()
+    label = probabilities.index(max(probabilities))
     return JSONResponse({"label": label, "confidence": probabilities[label], "probabilities": probabilities})
 
 
