@@ -9,13 +9,13 @@ from skeleton.stack import StackError
 from skeleton.stack.gateway.serve import serve
 
 if __name__ == "__main__":
-    root, workers, port = Path(sys.argv[1]), *map(int, (*sys.argv[2:], 1, 0)[:2])
+    root, workers, port, *_ = *sys.argv[1:], *("1", "0")[len(sys.argv) - 2 :]
     try:
         serve(
-            lambda keys: open_app(root / "data", keys=keys)[1],
-            workers=workers,
-            port=port,
-            record=root / "gateway.json",
+            lambda keys: open_app(Path(root) / "data", keys=keys)[1],
+            workers=int(workers),
+            port=int(port),
+            record=Path(root) / "gateway.json",
             say=lambda line: print(line, flush=True),
         )
     except StackError as error:

@@ -147,20 +147,18 @@ class Gateway:
                 send, Refusal(500, "internal error; the log of the server has the cause", 5001)
             )
 
-    def at_once(self, scope: Scope, body: bytes, answer: Callable[[Answer], object]) -> bool:
-        """Answer a plain call from a server that has it whole; False where it must go the usual way."""
-        path = raw_path(scope)
-        if scope["query_string"] or not self.ready or not path.startswith(b"/v1/algo/") or b"%" in path:
-            return False
-        headers = dict(scope["headers"])
+    def at_once(
+        self, path: bytes, headers: dict[bytes, bytes], body: bytes, answer: Callable[[Answer], object]
+    ) -> bool:
+        """Answer a plain call of `/v1/algo/…`, which is all there; False where it must go the usual way."""
         if (
-            scope["method"] != "POST"
+            not self.ready
             or headers.get(b"content-type") != b"application/json"
             or len(body) > self.calls.limits.body_bytes
             or not self._admits(credentials(headers, b""))
         ):
             return False
-        return self.calls.at_once(path[9:].decode(errors="replace"), body, answer)
+        return self.calls.at_once(path[9:].decode(), body, answer)
 
     def _admits(self, candidates: Iterable[bytes]) -> bool:
         """Compare every key with every candidate, in a time that doesn't tell how far they agree."""
