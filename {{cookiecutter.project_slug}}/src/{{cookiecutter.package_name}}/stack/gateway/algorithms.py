@@ -100,8 +100,13 @@ class Calls:
             answer = failure(error, call)
         await send_bytes(send, *answer)
 
-    def at_once(self, path: str, body: bytes, answer: Callable[[Answer], object]) -> bool:
-        """Answer a plain call in JSON, without a task of its own; False where it takes more than that."""
+    def at_once(
+        self, path: str, body: bytes, answer: Callable[[Answer], object], alone: bool = False
+    ) -> bool:
+        """Answer a plain call in JSON, without a task of its own; False where it takes more than that.
+
+        The answer may come before this returns.
+        """
         owner, _, rest = path.partition("/")
         name, _, version = rest.partition("/")
         model = self.models.find(name, version)
@@ -111,10 +116,10 @@ class Calls:
         try:
             payload = decode(JSON, body)
             model.submit(
-                Question(payload, lambda result: answer(self._conclude(model, payload, result, call)))
+                Question(payload, lambda result: answer(self._conclude(model, payload, result, call))), alone
             )
         except CallError as error:
-            asyncio.get_running_loop().call_soon(answer, failure(error, call))
+            answer(failure(error, call))
         return True
 
     def _new_call(self) -> Call:

@@ -148,9 +148,17 @@ class Gateway:
             )
 
     def at_once(
-        self, path: bytes, headers: dict[bytes, bytes], body: bytes, answer: Callable[[Answer], object]
+        self,
+        path: bytes,
+        headers: dict[bytes, bytes],
+        body: bytes,
+        answer: Callable[[Answer], object],
+        alone: bool = False,
     ) -> bool:
-        """Answer a plain call of `/v1/algo/…`, which is all there; False where it must go the usual way."""
+        """Answer a plain call of `/v1/algo/…`, which is all there; False where it must go the usual way.
+
+        The answer may come before this returns; `alone` says that no other caller is there.
+        """
         if (
             not self.ready
             or headers.get(b"content-type") != b"application/json"
@@ -158,7 +166,7 @@ class Gateway:
             or not self._admits(credentials(headers, b""))
         ):
             return False
-        return self.calls.at_once(path[9:].decode(), body, answer)
+        return self.calls.at_once(path[9:].decode(), body, answer, alone)
 
     def _admits(self, candidates: Iterable[bytes]) -> bool:
         """Compare every key with every candidate, in a time that doesn't tell how far they agree."""

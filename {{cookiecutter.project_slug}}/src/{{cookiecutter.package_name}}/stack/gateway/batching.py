@@ -84,14 +84,17 @@ class Batcher:
         for _ in range(2):
             self._timed([Question(payload, lambda _: None)])
 
-    def submit(self, question: Question) -> None:
-        """Have a question answered. Raises QueueFull."""
+    def submit(self, question: Question, alone: bool = False) -> None:
+        """Have a question answered: at once if it is `alone`, for no other can come in this turn. Raises QueueFull."""
         if len(self.waiting) >= self.queue:
             raise QueueFull
         self.waiting.append(question)
         if not self.running:
             self.running = True
-            asyncio.get_running_loop().call_soon(self._start)
+            if alone:
+                self._start()
+            else:
+                asyncio.get_running_loop().call_soon(self._start)
 
     async def ask(self, payload: Any, capture: bool, seconds: float) -> Any:
         """The answer, or the exception in its place; TimeoutError for one that is not there in time."""

@@ -55,10 +55,11 @@ class ExpressProtocol(DirectProtocol):
             and headers.get(b"connection", b"keep-alive").lower() == b"keep-alive"
             and headers.keys().isdisjoint(SPECIAL)
         )
-        gateway = cast("Gateway", self.config.app)
-        if not plain or not gateway.at_once(match[1], headers, body, self._answer):
+        gateway, alone = cast("Gateway", self.config.app), len(self.connections) == 1
+        self.answering = plain
+        if not plain or not gateway.at_once(match[1], headers, body, self._answer, alone):
+            self.answering = False
             return False
-        self.answering = True
         self._unset_keepalive_if_required()
         if not self.deadline:
             self._expect_head()
