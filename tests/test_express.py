@@ -57,12 +57,17 @@ def answers(connection: socket.socket, count: int) -> list[object]:
     return [json.loads(found) for found in re.findall(rb'"result":(.*?),"metadata"', received)]
 
 
-def told(gateway: Deployed, message: bytes) -> list[tuple[bytes, list[bytes], bytes]]:
-    """What is answered to some bytes, as status, headers and body, without what differs from call to call."""
+def told(gateway: Deployed, message: bytes, seconds: float) -> list[tuple[bytes, list[bytes], bytes]]:
+    """What is answered to some bytes, as status, headers and body, without what differs from call to call.
+
+    The end is where nothing comes for some seconds after something has, if something does.
+    """
     with connected(gateway.url) as connection:
         connection.sendall(message)
         received = b""
-        while select.select([connection], [], [], 0.3)[0] and (piece := connection.recv(65536)):
+        while select.select([connection], [], [], seconds if received or message in SILENT else 20)[0]:
+            if not (piece := connection.recv(65536)):
+                break
             received += piece
     parts = re.split(rb"(HTTP/1\.1 \d+)", received)[1:]
     found = []
@@ -73,6 +78,11 @@ def told(gateway: Deployed, message: bytes) -> list[tuple[bytes, list[bytes], by
         )
         found.append((status, lines, re.sub(rb'"(duration|request_id|id)":[^,}]+', b"", body)))
     return found
+
+
+def agree(both: tuple[Deployed, Deployed], message: bytes) -> bool:
+    """Whether both gateways answer the same; on a busy machine the rest of an answer may come late."""
+    return any(told(both[0], message, wait) == told(both[1], message, wait) for wait in (0.1, 1, 4))
 
 
 MESSAGES = {
@@ -123,19 +133,21 @@ MESSAGES = {
 }  # fmt: skip
 
 
+SILENT = [MESSAGES["too long"]]  # not whole yet
+
+
 @pytest.mark.parametrize("name", MESSAGES)
 def test_it_answers_as_uvicorn_would(both: tuple[Deployed, Deployed], name: str) -> None:
-    short, long = (told(gateway, MESSAGES[name]) for gateway in both)
-    assert short == long
+    assert agree(both, MESSAGES[name])
 
 
 def test_nothing_that_is_cut_or_joined_is_answered_otherwise(both: tuple[Deployed, Deployed]) -> None:
     """The same bytes in two pieces, cut anywhere, and two messages in one."""
     chance = random.Random(0)
-    names = [name for name in MESSAGES if told(both[1], MESSAGES[name])[-1:]]
+    whole = [message for message in MESSAGES.values() if message not in SILENT]
     for _ in range(20):
-        first, second = (MESSAGES[name] for name in chance.choices(names, k=2))
-        assert told(both[0], first + second) == told(both[1], first + second)
+        first, second = chance.choices(whole, k=2)
+        assert agree(both, first + second)
     message = MESSAGES["plain"]
     for place in chance.sample(range(1, len(message)), 20):
         with connected(both[0].url) as connection:
@@ -163,16 +175,16 @@ def test_many_who_do_not_wait_get_their_answers_in_order(tmp_path: Path) -> None
 def test_a_connection_that_is_used_stays_open_and_an_idle_one_does_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(guarded, "PATIENCE", 0.5)
+    monkeypatch.setattr(guarded, "PATIENCE", 1.5)
     with deployed(tmp_path) as gateway, connected(gateway.url) as connection:
-        end = time.monotonic() + 1.2
+        end = time.monotonic() + 3.2
         while time.monotonic() < end:
             connection.sendall(call(b'"word"'))
             assert answers(connection, 1) == ["hello"]
             time.sleep(0.1)  # a caller that calls now and then
         begun = time.monotonic()
         assert connection.recv(1) == b""
-        assert 0.2 < time.monotonic() - begun < 5
+        assert 0.5 < time.monotonic() - begun < 10
 
 
 def test_told_to_end_it_answers_what_it_has_read(tmp_path: Path) -> None:
