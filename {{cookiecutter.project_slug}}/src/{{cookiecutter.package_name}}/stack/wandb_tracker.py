@@ -47,6 +47,7 @@ class WandbTracker:
             "init_timeout": min(own.init_timeout, INIT),
             "finish_timeout": own.finish_timeout or FINISH,
         }
+        self.patience = options["init_timeout"]
         named: dict[str, Any] = {"id": opened["id"], "project": settings.wandb_project or settings.project}
         named["entity"] = settings.wandb_entity or None
         # Instead of an interrupt, after which the run would be saved to go on later.
@@ -133,12 +134,12 @@ class WandbTracker:
     def uses(self, name: str, alias: str) -> None:
         """Note an artifact as this run's input; offline there is nothing to look it up in, so `sync` does it."""
         if self.online:
-            self._do(self.run.use_artifact, f"{name}:{alias}")
+            self._do_in_time(self.run.use_artifact, f"{name}:{alias}")
 
     def made(self, name: str, kind: str, files: Sequence[str], alias: str, facts: Values, used: bool) -> None:
         """Send an artifact as this run's output (or as its input); offline that is left to `sync`."""
         if self.online:
-            self._do(self._made, name, kind, files, alias, facts, used)
+            self._do_in_time(self._made, name, kind, files, alias, facts, used)
 
     def _made(
         self, name: str, kind: str, files: Sequence[str], alias: str, facts: Values, used: bool
@@ -200,8 +201,16 @@ class WandbTracker:
             nonlocal found
             found = rows_at(f"{self.run.entity}/{self.run.project}/{self.run.id}")
 
-        self._do(ask)
+        self._do_in_time(ask)
         return found
+
+    def _do_in_time(self, call: Any, *arguments: Any) -> None:
+        """Do what waits for an answer, but not for long: the client would wait as long as it takes."""
+        work = threading.Thread(target=self._do, args=(call, *arguments), daemon=True)
+        work.start()
+        work.join(self.patience)
+        if work.is_alive():
+            self.failure = self.failure or f"no answer within {self.patience:.0f} s"
 
     def _do(self, call: Any, *arguments: Any, **named: Any) -> None:
         """Do it, unless something has failed before."""
