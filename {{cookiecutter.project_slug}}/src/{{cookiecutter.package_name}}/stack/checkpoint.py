@@ -87,8 +87,10 @@ class Checkpoints:
         keep: int = 2,
         store: "AbstractFileSystem | None" = None,
         process: Process | None = None,
+        fresh: bool = False,
     ) -> None:
         self.folder, self.log, self.config = folder, log, dict(config)
+        self.fresh = fresh  # whether there can't be any yet, so that no store needs to be asked
         self.seconds, self.steps, self.keep, self.store = seconds, steps, keep, store
         self.process = process or Process(torch.device("cpu"))
         self.parts: dict[str, Stateful] = {}
@@ -113,7 +115,7 @@ class Checkpoints:
         another configuration.
         """
         self.parts = dict(parts)
-        found = self.process.agree(self._newest() if self.process.first else None)
+        found = self.process.agree(self._newest() if self.process.first and not self.fresh else None)
         if found is None:
             self.log.restore(b"")
             return self.at

@@ -61,7 +61,7 @@ def train(
     `tracker` follows the run instead of the configured one. Raises Interrupted after SIGTERM or Ctrl-C, and Stopped.
     """
     runs = folder or settings.runs
-    store = open_store(settings.storage, settings)
+    store, fresh = open_store(settings.storage, settings), not (run_id or settings.restarts)
     with join(settings, config.device, config.threads) as process:
         if config.batch_size % process.size:
             raise StackError(
@@ -92,6 +92,7 @@ def train(
             config.checkpoint_steps,
             store=DirFileSystem(f"checkpoints/{run_id}", fs=store) if folder is None else None,
             process=process,
+            fresh=fresh,
         )
         begun = time.perf_counter()
         model = _fit(science, config, splits, run, checkpoints, process, settings.command)
