@@ -117,6 +117,7 @@ def run_agents(settings: "Settings", path: str, folder: Path, count: int) -> lis
         ),  # its `python`
         "PYTHONUNBUFFERED": "1",
         "WANDB_DIR": str(folder),
+        "STACK_STORAGE": settings.storage,  # whatever it was set by
         "WANDB_AGENT_DISABLE_FLAPPING": "true",  # three failures in the first minute would end it without a word
         "WANDB_AGENT_MAX_INITIAL_FAILURES": str(FIRST_FAILURES),
     }

@@ -6,13 +6,14 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from . import StackError
+from . import NoServiceError, StackError
 from .pids import alive
 
 if TYPE_CHECKING:
     from .settings import Settings
 
 RECORD = "gateway.json"
+ATTEMPTS = 4
 
 
 def address(settings: "Settings") -> tuple[str, str]:
@@ -31,17 +32,31 @@ def address(settings: "Settings") -> tuple[str, str]:
 def call(settings: "Settings", inputs: Iterable[Any], version: str = "") -> list[Any]:
     """The algorithm's answers to some inputs, one call each; StackError with the gateway's words if it refuses."""
     import Algorithmia
-    from Algorithmia.errors import AlgorithmException
-    from requests import RequestException
 
     url, key = address(settings)
     algorithm = Algorithmia.client(key, url).algo("/".join(filter(None, (settings.algorithm, version))))
-    try:
-        return [algorithm.pipe(value).result for value in inputs]
-    except AlgorithmException as error:
-        raise StackError(f"{settings.algorithm}: {error.message}") from None
-    except RequestException as error:
-        raise StackError(f"{url} does not answer: {error}") from None
+    return [answer(algorithm, value, settings, url) for value in inputs]
+
+
+def answer(algorithm: Any, value: Any, settings: "Settings", url: str) -> Any:
+    """One answer. A call that does not get through is made again: it changes nothing."""
+    from Algorithmia.errors import AlgorithmException
+
+    from .connection import wait
+
+    for attempt in range(1, ATTEMPTS + 1):
+        try:
+            return algorithm.pipe(value).result
+        except AlgorithmException as error:
+            raise StackError(f"{settings.algorithm}: {error.message}") from None
+        except Exception as error:  # the client has no other for a status that is none of success
+            if attempt == ATTEMPTS:
+                reason = " ".join(str(error).split())
+                raise NoServiceError(
+                    f"Algorithmia at {url} does not answer: {reason}; `{settings.command} doctor` says more"
+                ) from None
+        wait(attempt)
+    raise AssertionError
 
 
 def read_input(text: str) -> Any:

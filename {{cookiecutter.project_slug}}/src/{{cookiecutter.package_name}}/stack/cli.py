@@ -73,7 +73,7 @@ def train(science: "Science", settings: Settings, args: Arguments) -> int:
     except Stopped as stop:
         say(f"{stop}.")
         return 0
-    except StackError:
+    except (StackError, OSError):
         if settings.wandb_run and settings.rank == 0:
             failed_early(settings, run)
         raise
@@ -436,7 +436,7 @@ def run(science: "Science", arguments: Sequence[str] | None = None) -> int:
     except Exception as error:
         if not from_outside(error):
             raise
-        print(f"error: {type(error).__name__}: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"error: {in_a_line(error)}", file=sys.stderr)
         print("What was made so far is kept; run the same command again.", file=sys.stderr)
         return 1
 
@@ -445,6 +445,12 @@ def from_outside(error: Exception) -> bool:
     """Whether an error is the disk's, the network's or a service's: a line is enough for it."""
     clients = ("botocore", "httpx", "requests", "urllib3", "huggingface_hub")
     return isinstance(error, OSError) or type(error).__module__.partition(".")[0] in clients
+
+
+def in_a_line(error: Exception) -> str:
+    """An error in one line."""
+    name = "" if isinstance(error, StackError) else f"{type(error).__name__}: "
+    return name + " ".join(str(error).split())
 
 
 def overrides(pairs: Sequence[str]) -> dict[str, str]:

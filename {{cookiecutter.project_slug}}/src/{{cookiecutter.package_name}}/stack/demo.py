@@ -10,14 +10,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from . import StackError, cli
+from . import NoServiceError, StackError, cli
 from .calling import RECORD, address, call
 from .console import say, table
 from .deploy import versions
-from .hub import FOLDER
+from .hub import FOLDER, Unpublished
 from .monitor import Monitoring, monitor, read_calls
 from .report import report
-from .storage import MANIFEST, open_store
+from .storage import open_store, standing_in
 from .sweep import sweep_folder
 from .training import RESULT, find_run
 
@@ -27,49 +27,96 @@ if TYPE_CHECKING:
 
 START = 60  # seconds that a gateway gets to start, and to write its log
 SUMMARY, SWEEP = "demo.json", "sweep.yaml"
+LACKING = (("Store", "unstored"), ("Hub", "unpublished"))  # rows of what a service did not take
+HERE = ("doctor", "train", "sweep")  # the steps whose results are on this machine, whatever the store
 
 
 def demo(science: "Science", settings: "Settings") -> int:
-    """Take the project through all steps, and end with a table and a page of what was made."""
-    started = time.perf_counter()
-    steps = cli.COMMANDS
-    unpublished = ""
-    for name in ("doctor", "data", "train", "sweep", "publish", "deploy"):
-        say("", f"== {name} ==")
-        try:
-            code = steps[name](science, settings, arguments(name, science))
-        except StackError as error:
-            if name != "publish" or not (settings.models / find_run(settings).name / MANIFEST).exists():
-                raise
-            unpublished = str(error)  # the model is made all the same, and what comes next needs no Hub
-            say(f"error: {error}")
-            continue
-        if code:
-            raise StackError(f"{name} failed; the lines above say why")
-        if name == "train":
-            say(f"First trained model after {time.perf_counter() - started:.1f} s.")
-    say("", "== predict ==")
-    with gateway(science, settings):
-        url, _ = address(settings)
-        before = logged(settings)
-        answers = call(settings, test_images(settings))
-        if settings.algorithmia_api:
-            wait_for_log(settings, before + len(answers))
-        say(
-            f"{len(answers)} calls through Algorithmia's client, the first answer: {json.dumps(answers[0])[:60]}…"
-        )
-    say("", "== monitor ==")
-    seen = monitor(settings)
-    found = facts(settings, url, answers[0], seen)
-    found["unpublished"] = unpublished
-    found["seconds"] = round(time.perf_counter() - started, 1)
+    """Take the project through all steps, and end with a table and a page of what was made.
+
+    Where the store or the gateway elsewhere fails on the way, the project's own stand in for it.
+    """
+    way, unstored = Way(science, settings), ""
+    try:
+        way.go()
+    except Exception as error:
+        if not way.lost(error):
+            raise
+        unstored = cli.in_a_line(error)
+        say(f"error: {unstored}", f"This project's own folder, {settings.private}, stands in from here on.")
+        way.settings = settings = standing_in(settings)
+        way.go()
+    found = facts(settings, way.url, way.answers[0], way.seen)
+    found["unpublished"], found["unstored"] = way.unpublished, unstored
+    found["seconds"] = round(time.perf_counter() - way.started, 1)
     page = report(
-        settings.title or settings.project, rows(found), images(settings, seen), settings.root / "report.html"
+        settings.title or settings.project,
+        rows(found),
+        images(settings, way.seen),
+        settings.root / "report.html",
     )
     found["report"] = str(page)
     (settings.runs / SUMMARY).write_text(json.dumps(found, indent=1), encoding="utf-8")
     say("", table([(name, value) for name, value in rows(found)]))
+    if unstored:
+        steps = ", ".join(f"`{settings.command} {step}`" for step in ("data", "publish", "deploy"))
+        say(f"What is missing elsewhere goes there later, by {steps}.")
     return 0
+
+
+class Way:
+    """The steps of a demo; gone again, what was made on this machine stays, and what is in a store is made anew."""
+
+    def __init__(self, science: "Science", settings: "Settings") -> None:
+        self.science, self.settings = science, settings
+        self.started, self.done = time.perf_counter(), set[str]()
+        self.unpublished, self.url = "", ""
+        self.answers: list[Any] = []
+        self.seen: Monitoring
+
+    def go(self) -> None:
+        """Take all steps that are still to be taken."""
+        self.unpublished = ""
+        for name in ("doctor", "data", "train", "sweep", "publish", "deploy"):
+            if name not in self.done:
+                say("", f"== {name} ==")
+                self.take(name)
+            if name in HERE:
+                self.done.add(name)
+        say("", "== predict ==")
+        self.predict()
+        say("", "== monitor ==")
+        self.seen = monitor(self.settings)
+
+    def take(self, name: str) -> None:
+        """Run one command. Raises StackError where it fails; publishing may, for what comes next needs no Hub."""
+        try:
+            code = cli.COMMANDS[name](self.science, self.settings, arguments(name, self.science))
+        except Unpublished as error:
+            self.unpublished = str(error)
+            say(f"error: {error}")
+            return
+        if code:
+            raise StackError(f"{name} failed; the lines above say why")
+        if name == "train":
+            say(f"First trained model after {time.perf_counter() - self.started:.1f} s.")
+
+    def predict(self) -> None:
+        """Call the deployed model with all images of the test split, and wait until the calls are in the log."""
+        settings = self.settings
+        with gateway(self.science, settings):
+            self.url, _ = address(settings)
+            before = logged(settings)
+            self.answers = call(settings, test_images(settings))
+            if settings.algorithmia_api:
+                wait_for_log(settings, before + len(self.answers))
+        first = json.dumps(self.answers[0])[:60]
+        say(f"{len(self.answers)} calls through Algorithmia's client, the first answer: {first}…")
+
+    def lost(self, error: Exception) -> bool:
+        """Whether an error is that of a service that this project's own folder can stand in for."""
+        elsewhere = self.settings != standing_in(self.settings)
+        return elsewhere and (isinstance(error, NoServiceError) or cli.from_outside(error))
 
 
 def arguments(command: str, science: "Science") -> Namespace:
@@ -159,7 +206,7 @@ def rows(found: dict[str, Any]) -> list[tuple[str, object]]:
         ("Model", found["model"]),
         ("Model card", found["card"]),
         ("In the store", found["stored"]),
-        *([("Hub", found["unpublished"])] if found.get("unpublished") else []),
+        *[(title, found[name]) for title, name in LACKING if found.get(name)],
         ("Deployed", f"version {found['version']}"),
         ("Gateway", found["gateway"] + ("" if found["remote"] else " (stopped; `serve` starts it again)")),
         (

@@ -27,6 +27,10 @@ MISSING, UNKNOWN_KEY = 404, 401
 VERSION = re.compile(r"v(\d+)\.(\d+)\.(\d+)")
 
 
+class Unpublished(StackError):  # noqa: N818 - the rest is done
+    """The Hub did not take a model; its folder and the store have all of it."""
+
+
 @dataclass(frozen=True)
 class Change:
     """What publishing does to a file: "+" adds, "~" replaces, "-" removes, "=" leaves it."""
@@ -62,7 +66,7 @@ class Published:
 def publish(settings: "Settings", folder: Path, public: bool = False, trouble: str = "") -> Published:
     """Copy a model folder to the store, and commit it to the Hub if the project has a token and a repository.
 
-    Raises StackError where the Hub fails, or is in `trouble` already; the folder and the store have everything then.
+    Raises Unpublished where the Hub fails, or is in `trouble` already.
     """
     store, target = open_store(settings.storage, settings), f"{FOLDER}/{folder.name}"
     for name in [
@@ -77,7 +81,7 @@ def publish(settings: "Settings", folder: Path, public: bool = False, trouble: s
                 raise StackError(trouble)
             url, version = upload(client(), place, folder, f"Publish {folder.name}", public)
         except StackError as error:
-            raise StackError(
+            raise Unpublished(
                 f"{error}. Model and card are in {folder}; `{settings.command} publish` goes on"
             ) from None
     return Published(folder, f"{settings.storage}/{target}", url, version)

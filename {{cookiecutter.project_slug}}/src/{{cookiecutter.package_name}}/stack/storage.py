@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from fsspec import AbstractFileSystem, filesystem
 from fsspec.implementations.dirfs import DirFileSystem
 
-from . import StackError
+from . import NoServiceError, StackError
 from .disk import DiskFileSystem
 from .sums import sum_of
 from .transfer import transfer as transfer
@@ -41,7 +42,7 @@ def open_store(url: str, settings: "Settings") -> AbstractFileSystem:
             raise StackError(f"{url}: no such user's home; give the folder's full path") from None
     if connected(service, settings):
         if service == "algorithmia" and (told := _trouble(settings)):
-            raise StackError(told)
+            raise NoServiceError(told)
         if service == "huggingface" and url == settings.storage:
             _make_repository("/".join(segments))
         return DirFileSystem("/".join(segments), fs=_remote(service, settings))
@@ -83,10 +84,25 @@ def local_store(folder: Path, root: Path | None = None) -> AbstractFileSystem:
 
 def embedded_store(service: str, segments: list[str], settings: "Settings") -> AbstractFileSystem:
     """The local folder that stands for a service: for Algorithmia the tree that a local gateway serves."""
-    root = settings.root / ".stack" / FOLDERS[service]
+    root = settings.private / FOLDERS[service]
+    return local_store(embedded_folder(service, segments, settings), root)
+
+
+def embedded_folder(service: str, segments: list[str], settings: "Settings") -> Path:
+    """Where the files are that a service without credentials would have."""
     if service == "algorithmia" and segments[0] == ".my":
         segments = [settings.user, *segments[1:]]
-    return local_store(root.joinpath(*segments), root)
+    return settings.private.joinpath(FOLDERS[service], *segments)
+
+
+def standing_in(settings: "Settings") -> "Settings":
+    """The settings with which the project's own folder and gateway do what others elsewhere did."""
+    service, segments = parse(settings.storage)
+    storage = settings.storage
+    if service and connected(service, settings):
+        storage = str(embedded_folder(service, segments, settings))
+    own = settings.credentials - {"algorithmia"}
+    return replace(settings, storage=storage, algorithmia_api="", algorithmia_api_key="", credentials=own)
 
 
 def _remote(service: str, settings: "Settings") -> AbstractFileSystem:

@@ -77,9 +77,15 @@ def sweep(science: "Science", settings: "Settings", file: Path, options: Options
         if not online:
             raise StackError(f"--join needs a key for W&B that works; `{settings.command} doctor` says more")
         return join(settings, options)
+    from . import dataset
+    from .command import is_own
+    from .storage import open_store
+
     plan = read_sweep(file)
     folder = sweep_folder(settings, file)
     folder.mkdir(parents=True, exist_ok=True)
+    if is_own(plan, science.package):  # that there is no data is told once, and not by each trial
+        dataset.read(open_store(settings.storage, settings), settings.private / "cache", settings.command)
     trials = None
     if online and not options.study:
         trials = sweep_online(science, settings, plan, folder, options)
@@ -127,15 +133,10 @@ def sweep_here(
     science: "Science", settings: "Settings", plan: Sweep, folder: Path, options: Options
 ) -> list[dict[str, Any]]:
     """Run a sweep on this machine, and on all others that share its trials; returns them."""
-    from . import dataset
-    from .command import is_own
-    from .storage import open_store
     from .trials import Trials, entry, lock_of, open_storage, open_study
     from .workers import Task, Workers
 
     storage = open_storage(options.study, folder, folder.name)
-    if is_own(plan, science.package):  # that there is no data is told once, and not by each trial
-        dataset.read(open_store(settings.storage, settings), settings.private / "cache", settings.command)
     study = open_study(plan, storage, folder.name, options.sampler)
     trials = Trials(plan, study, lock_of(options.study))
     limit = options.trials or plan.run_cap or len(trials.points) or CAP
