@@ -1,50 +1,42 @@
-"""A service that fails in the middle of the demo: it ends with what is made here, and what is missing goes later."""
+"""A service that fails in the middle of the demo: what is made here is finished, and what is missing goes later.
 
-import json
+Some calls of each service; `bench/faults.py` lets every one of them fail.
+"""
+
 from pathlib import Path
 
 import pytest
-from services.hub_faults import Fault
-from services.online import Online, online
+from demo_faults import Case, recorded
 
-
-def demo(services: Online) -> str:
-    """What the demo prints, which must end well, without a traceback, and with its report."""
-    printed = services.run("demo")
-    assert "Traceback" not in printed
-    assert (services.project / "report.html").exists()
-    found = json.loads((services.project / "runs" / "demo.json").read_text())
-    assert found["test_accuracy"] > 0.95
-    assert found["calls"] == 270
-    return printed
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("first", [6])
-def test_the_hub_fails_from_a_call_on(tmp_path: Path, first: int) -> None:
-    with online(tmp_path) as services:
-        (services.project / "sweep.yaml").write_text(
-            (services.project / "sweep.yaml").read_text().replace("run_cap: 8", "run_cap: 1")
-        )
-        fault = Fault(500, range(first, 10**9))
-        services.hub.app.faults.append(fault)
-        printed = demo(services)
-        assert "`digits-online publish` goes on" in printed
-        services.hub.app.faults.clear()
-        assert "Published at " in services.run("publish")
+STEPS = [  # service, step, what the call does, how it fails, and whether the service is gone from then on
+    ("algorithmia", "data", "PUT ", 401, True),
+    ("algorithmia", "train", "HEAD ", "reset", False),
+    ("algorithmia", "deploy", "DELETE ", 403, True),
+    ("algorithmia", "predict", "POST ", 500, False),
+    ("hub", "publish", "POST /api/models", 403, False),
+    ("wandb", "train", "ServerFeaturesQuery", "reset", True),
+    ("wandb", "sweep", "Heartbeat", 500, False),
+    ("wandb", "deploy", "CommitArtifact", 401, True),
+]
+DEMOS = [
+    ("algorithmia", "deploy", "PUT ", 401, True),
+    ("hub", "publish", "POST /api/models", 403, True),
+]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("first", [25, 70])
-def test_wandb_fails_from_a_call_on(tmp_path: Path, first: int) -> None:
-    with online(tmp_path) as services:
-        (services.project / "sweep.yaml").write_text(
-            (services.project / "sweep.yaml").read_text().replace("run_cap: 8", "run_cap: 1")
-        )
-        services.environment |= {"WANDB_INIT_TIMEOUT": "5", "WANDB_FINISH_TIMEOUT": "5"}
-        services.wandb.faults.append(Fault(500, range(first, 10**9)))
-        printed = demo(services)
-        assert "`digits-online sync` sends it" in printed
-        services.wandb.faults.clear()
-        services.run("sync")
-        assert "Nothing to send" in services.run("sync")
+def test_a_failure_costs_nothing_that_was_made(tmp_path: Path) -> None:
+    """One test, for all of it starts from one demo in which nothing fails."""
+    wrong = {}
+    with recorded(tmp_path) as world:
+
+        def case(service: str, step: str, word: str, kind: int | str, dies: bool) -> Case:
+            calls = enumerate(world.calls[service, step], 1)
+            number = next(number for number, call in calls if word in call)
+            return Case(service, step, number, word, kind, dies)
+
+        for words in STEPS:
+            wrong[words] = world.suffer(case(*words))
+        for words in DEMOS:
+            wrong[words] = world.demo(case(*words))
+    assert not {words: found for words, found in wrong.items() if found}

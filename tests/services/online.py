@@ -22,6 +22,7 @@ if __name__ == "__main__":
 from baking import template
 from services import hub_server, wandb_server
 from services.hub_server import Hub, Token
+from services.relay import Relay
 from services.wandb_server import Wandb
 
 ANSWERS = {
@@ -72,8 +73,11 @@ class Online:
 
 
 @contextmanager
-def online(folder: Path) -> Iterator[Online]:
-    """A project in `folder`, generated with its keys checked, and every service that it uses."""
+def online(folder: Path, relay: Relay | None = None) -> Iterator[Online]:
+    """A project in `folder`, generated with its keys checked, and every service that it uses.
+
+    Algorithmia's is reached through a `relay` where one is given.
+    """
     hub, wandb = Hub(folder / "hub"), Wandb()
     hub.tokens = {KEYS["HF_TOKEN"]: Token()}
     home = folder / "home"
@@ -84,6 +88,8 @@ def online(folder: Path) -> Iterator[Online]:
         elsewhere = folder / "elsewhere"
         generate(elsewhere, environment, check_credentials="skip")
         gateway = stack.enter_context(serve(elsewhere / SLUG, environment))
+        if relay:
+            relay.target, gateway = gateway, stack.enter_context(relay.serving())
         environment |= KEYS | {
             "ALGORITHMIA_API": gateway,
             "WANDB_BASE_URL": stack.enter_context(wandb_server.serving(wandb)),

@@ -1,0 +1,52 @@
+"""Let each call of the demo to each service fail, once or from then on; print in how many cases something was lost.
+
+python bench/faults.py [--services wandb hub algorithmia] [--steps publish deploy] [--first] [--whole]
+"""
+
+import argparse
+import collections
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "tests"))
+
+
+def main() -> None:
+    """Record, let fail, repair, compare."""
+    import conftest  # noqa: F401 - links the skeleton
+    from demo_faults import STEPS, recorded
+
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--services", nargs="*", default=["algorithmia", "hub", "wandb"])
+    parser.add_argument("--steps", nargs="*", default=list(STEPS))
+    parser.add_argument(
+        "--first", action="store_true", help="only the first call of each operation of a step"
+    )
+    parser.add_argument(
+        "--whole", action="store_true", help="go through the whole demo, as one command, each time"
+    )
+    args = parser.parse_args()
+    calls, failed = collections.Counter(), collections.Counter()
+    with tempfile.TemporaryDirectory() as folder, recorded(Path(folder).resolve()) as world:
+        for step in STEPS:
+            print(step, *(f"{name} {len(world.calls[name, step])}" for name in world.faulty), flush=True)
+        for case in world.cases(each=not args.first):
+            if case.service not in args.services or case.step not in args.steps:
+                continue
+            begun = time.perf_counter()
+            wrong = world.demo(case) if args.whole else world.suffer(case)
+            calls[case.service] += 1
+            failed[case.service] += bool(wrong)
+            told = f"{'LOST' if wrong else 'ok'} {time.perf_counter() - begun:.0f} s {case}"
+            print(told, *wrong, sep="\n    ", flush=True)
+    print(f"{'service':<12} {'calls':>6} {'not as promised':>16}")
+    for service in args.services:
+        print(f"{service:<12} {calls[service]:>6} {failed[service]:>16}")
+    sys.exit(bool(failed.total()))
+
+
+if __name__ == "__main__":
+    main()
