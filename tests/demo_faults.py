@@ -159,7 +159,6 @@ class World:
     def _lacking(self) -> list[str]:
         """What the services do not have of a whole demo."""
         lost = self.stored["monitor"] - set(self.in_store())
-        lost = {name for name in lost if "index" in name or not name.startswith("deployments")}
         return wrong_at_services(self, "monitor") + [f"the store has no {name}" for name in sorted(lost)]
 
     def _repair(self, *commands: str) -> Iterator[str]:
@@ -174,18 +173,18 @@ class World:
         return all(list((self.services.project).glob(name)) for name in MADE.get(step, ()))
 
     def in_store(self) -> list[str]:
-        """The files in Algorithmia's store, but for logs, checkpoints and a lock, which ends by itself.
+        """The files in Algorithmia's store, those of a deployment by its version; names of chance are made equal.
 
-        Names of chance are made equal.
+        Logs and checkpoints are left out, and what no version names: an attempt left it when the store failed.
         """
         root = self.store()
-        found = [path.relative_to(root) for path in root.rglob("*") if path.is_file()]
-        kept = [
-            str(path)
-            for path in found
-            if path.parts[0] not in ("logs", "checkpoints") and path.name != ".lock"
-        ]
-        return [re.sub(r"\d{8}-\d{6}-[0-9a-f]{4}", "RUN", name) for name in kept]
+        found = [path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file()]
+        names = [name for name in found if name.startswith(("data/", "models/"))]
+        for index in root.glob("deployments/*/index.json"):
+            for build in json.loads(index.read_text())["builds"]:
+                inside = [name for name in found if name.startswith(f"{build['folder']}/")]
+                names += [name.replace(build["folder"], build["version"]) for name in inside]
+        return [re.sub(r"\d{8}-\d{6}-[0-9a-f]{4}", "RUN", name) for name in names]
 
     def store(self) -> Path:
         """The folder in which Algorithmia keeps what it was sent."""

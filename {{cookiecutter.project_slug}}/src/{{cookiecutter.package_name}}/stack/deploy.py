@@ -4,6 +4,7 @@ import json
 import math
 import secrets
 import tempfile
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -64,7 +65,8 @@ def deploy(
         try_out(store, build, predictor)
         add_build(store, name, build)
     except BaseException:
-        store.rm(folder, recursive=True)
+        with suppress(OSError):  # a store that fails keeps a folder that no version names; why is what counts
+            store.rm(folder, recursive=True)
         raise
     return build
 
