@@ -171,6 +171,13 @@ def test_a_running_gateway_takes_up_new_versions(tmp_path: Path) -> None:
         assert client.algo("me/demo/0.2.0").pipe("word").result == "again"
 
 
+def test_a_version_that_is_named_answers_as_soon_as_it_is_there(tmp_path: Path) -> None:
+    with deployed(tmp_path, poll_seconds=3600) as gateway:
+        assert gateway.client().algo("me/demo").pipe("word").result == "hello"
+        deploy(echo_folder(tmp_path / "second", "again"), gateway.store, "demo", Echo())
+        assert gateway.client().algo("me/demo/0.2.0").pipe("word").result == "again"
+
+
 @pytest.mark.slow
 def test_no_call_fails_while_versions_change(tmp_path: Path) -> None:
     with deployed(tmp_path) as gateway:

@@ -55,8 +55,15 @@ class Models:
 
     async def get(self, name: str, reference: str) -> Model | None:
         """The model, loaded if need be; None if the store has no such version. Raises StackError."""
-        if name not in self.algorithms:
-            await self.refresh(name)
+        known = self.find(name, reference) or await self._settle(name, reference)
+        if known:
+            return known
+        try:
+            await self.refresh(name)  # it may have come since the last look
+        except (StackError, OSError) as error:
+            if name not in self.algorithms:
+                raise
+            log.warning("%s: the loaded versions go on: %s", name, error)
         return self.find(name, reference) or await self._settle(name, reference)
 
     async def refresh(self, name: str) -> Algorithm | None:
