@@ -1,6 +1,8 @@
-"""Let each call of the demo to each service fail, once or from then on; print in how many cases something was lost.
+"""Let calls of the demo to its services fail, once or from then on; print in how many cases something was lost.
 
-python bench/faults.py [--services wandb hub algorithmia] [--steps publish deploy] [--first] [--whole]
+python bench/faults.py [--services wandb hub algorithmia] [--steps publish deploy] [--each] [--whole]
+
+The first call of each operation of a step; with --each all of them, which takes more than an hour.
 """
 
 import argparse
@@ -22,9 +24,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--services", nargs="*", default=["algorithmia", "hub", "wandb"])
     parser.add_argument("--steps", nargs="*", default=list(STEPS))
-    parser.add_argument(
-        "--first", action="store_true", help="only the first call of each operation of a step"
-    )
+    parser.add_argument("--each", action="store_true", help="not only the first call of an operation")
     parser.add_argument(
         "--whole", action="store_true", help="go through the whole demo, as one command, each time"
     )
@@ -33,7 +33,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder, recorded(Path(folder).resolve()) as world:
         for step in STEPS:
             print(step, *(f"{name} {len(world.calls[name, step])}" for name in world.faulty), flush=True)
-        for case in world.cases(each=not args.first):
+        for case in world.cases(each=args.each):
             if case.service not in args.services or case.step not in args.steps:
                 continue
             begun = time.perf_counter()
