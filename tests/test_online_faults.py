@@ -1,6 +1,6 @@
 """A service that fails in the middle of the demo: what is made here is finished, and what is missing goes later.
 
-Some calls of each service; `bench/faults.py` lets every one of them fail.
+Some calls of each service; `bench/faults.py --each` lets every one of them fail.
 """
 
 from pathlib import Path
