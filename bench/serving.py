@@ -196,6 +196,7 @@ def make_project(folder: Path) -> Path:
     from skeleton.config import TrainConfig
     from skeleton.stack.deploy import deploy
     from skeleton.stack.drift import reference
+    from skeleton.stack.export import write_onnx
     from skeleton.stack.storage import local_store, write_manifest
 
     project = folder / "project"
@@ -206,16 +207,9 @@ def make_project(folder: Path) -> Path:
     )
     net = model.build(TrainConfig()).eval()
     example = torch.zeros(2, 8, 8)
-    axes = {"image": {0: "batch"}, "probabilities": {0: "batch"}}
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
-        names: dict[str, Any] = {
-            "input_names": ["image"],
-            "output_names": ["probabilities"],
-            "dynamic_axes": axes,
-        }
-        answering = torch.nn.Sequential(net, torch.nn.Softmax(1)).eval()
-        torch.onnx.export(answering, (example,), str(models / "model.onnx"), dynamo=False, **names)
+        write_onnx(net, {"image": example}, models / "model.onnx")
         torch.jit.trace(net, example).save(str(models / "model.pt"))
     (models / "labels.json").write_text(json.dumps(list(range(10))))
     loaded = predict.load(models)
