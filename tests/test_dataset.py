@@ -1,6 +1,8 @@
-"""A data set whose manifest or local copy is out of order: one line that names the file."""
+"""A data set whose manifest is out of order: one line that names it. Its local copy is made anew, or by many at once."""
 
 import json
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -53,9 +55,27 @@ def test_a_data_set_without_a_split_is_told(store, tmp_path):
 
 
 @pytest.mark.parametrize("size", [None, 0, 10, 130])
-def test_a_local_copy_that_is_damaged_is_named(store, tmp_path, size):
+def test_a_local_copy_that_is_damaged_is_made_again(store, tmp_path, size):
     dataset.read(store, tmp_path / "cache", "digits")
     for path in (tmp_path / "cache").rglob("label.npy"):
         path.write_bytes(path.read_bytes()[:size]) if size is not None else path.unlink()
-    with pytest.raises(DamagedError, match=r"cache.* is damaged, and only a copy: remove it"):
-        dataset.read(store, tmp_path / "cache", "digits")
+    splits, _ = dataset.read(store, tmp_path / "cache", "digits")
+    assert splits["train"]["label"].tolist() == [0, 1, 2, 3]
+
+
+def test_trials_that_begin_together_make_one_copy(tmp_path):
+    labels = np.arange(50_000)
+    store = local_store(tmp_path / "store")
+    dataset.write(store, {name: {"label": labels, "image": np.ones((50_000, 8))} for name in SPLITS}, {})
+    together = threading.Barrier(4)
+
+    def read(cache: Path) -> bool:
+        together.wait()
+        splits, _ = dataset.read(store, cache, "digits")
+        return bool((splits["train"]["label"].numpy() == labels).all())
+
+    with ThreadPoolExecutor(4) as pool:
+        for number in range(10):
+            cache = tmp_path / f"cache-{number}"
+            assert all(pool.map(read, [cache] * 4))
+            assert not [path.name for path in cache.glob(".*")]

@@ -10,6 +10,7 @@ import base64
 import hashlib
 import json
 import re
+import secrets
 import socket
 import sys
 import tempfile
@@ -90,6 +91,9 @@ class Hub:
         self.sent = 0  # bytes of contents that arrived
         self.start: Callable[[Repo], str] = lambda repo: ""  # runs a Space; returns its address
         self.url = self.far = ""  # where it is, and where it sends who asks for a large file
+        # The client remembers what a store of blocks has, by the store's address, also after its process has ended;
+        # the port may have been another Hub's.
+        self.store = f"/cas-{secrets.token_hex(8)}"
         self.app = Faulty(Starlette(routes=self._routes(), exception_handlers={RefusedError: refuse}))
 
     @property
@@ -161,8 +165,8 @@ class Hub:
             Route("/lfs/{sha256}", self.lfs_put, methods=["PUT"]),  # git-lfs: docs/api/basic-transfers.md
             Route("/lfs/{sha256}/verify", self.lfs_verify, methods=["POST"]),  # git-lfs: the same
             Route("/cdn/{sha256}", self.cdn),  # where the Hub sends who resolves a large file
-            Route("/v1/xorbs/default/{hash}", self.xorb, methods=["POST"]),  # docs: xet/api
-            Route("/v1/shards", self.shard, methods=["POST"]),  # docs: xet/api
+            Route(self.store + "/v1/xorbs/default/{hash}", self.xorb, methods=["POST"]),  # docs: xet/api
+            Route(self.store + "/v1/shards", self.shard, methods=["POST"]),  # docs: xet/api
         ]
         for prefix in ("/{user}/{name}", "/{kind}/{user}/{name}"):
             batch = prefix + ".git/info/lfs/objects/batch"
@@ -476,8 +480,9 @@ class Hub:
 
     async def xet_token(self, request: Request) -> Response:
         self.asked(request, write=request.path_params["right"] == "write")
-        told = {"casUrl": self.url, "accessToken": "xet_of_a_test", "exp": 4102444800}
-        headers = {"X-Xet-Cas-Url": self.url, "X-Xet-Access-Token": "xet_of_a_test"}
+        store = self.url + self.store
+        told = {"casUrl": store, "accessToken": "xet_of_a_test", "exp": 4102444800}
+        headers = {"X-Xet-Cas-Url": store, "X-Xet-Access-Token": "xet_of_a_test"}
         return JSONResponse(told, headers={**headers, "X-Xet-Token-Expiration": "4102444800"})
 
     def xet(self, request: Request) -> None:

@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import shutil
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from numpy.lib.format import open_memmap
 from numpy.typing import NDArray
 
 from . import StackError
+from .snapshot import replace
 from .storage import MANIFEST, DamagedError, read_manifest, verify
 
 FOLDER = "data"
@@ -89,9 +92,7 @@ def read(store: AbstractFileSystem, cache: Path, command: str) -> tuple[dict[str
     if absent := SPLITS - {Path(name).stem for name in content["files"]}:
         raise StackError(f"the data set has no {', '.join(sorted(absent))}: run `{command} data`")
     folders = {name: cache / entry["sha256"] for name, entry in content["files"].items()}
-    if not all((folder / MANIFEST).exists() for folder in folders.values()) or not _seen(
-        source, content, cache
-    ):
+    if not _seen(source, content, cache) or not all(map(_usable, folders.values())):
         verify(source)
         for name, folder in folders.items():
             _decode(source, name, folder)
@@ -146,7 +147,7 @@ def _seen(source: AbstractFileSystem, content: Mapping[str, Any], cache: Path) -
 
 
 def _remember(source: AbstractFileSystem, content: Mapping[str, Any], cache: Path) -> None:
-    (cache / VERIFIED).write_text(json.dumps(_marks(source, content)), encoding="utf-8")
+    replace(cache / VERIFIED, json.dumps(_marks(source, content)).encode())
 
 
 def _marks(source: AbstractFileSystem, content: Mapping[str, Any]) -> dict[str, str]:
@@ -154,22 +155,37 @@ def _marks(source: AbstractFileSystem, content: Mapping[str, Any]) -> dict[str, 
 
 
 def _decode(source: AbstractFileSystem, name: str, folder: Path) -> None:
-    """Write the columns of one Parquet file as .npy files, a row group at a time; the list of them last."""
-    if (folder / MANIFEST).exists():
+    """Write the columns of one Parquet file as .npy files, a row group at a time, under another name until all are.
+
+    Trials that begin together come here together; the first one's copy is everybody's.
+    """
+    if _usable(folder):
         return
-    folder.mkdir(parents=True, exist_ok=True)
-    with source.open(name, "rb") as file:
-        parquet = pq.ParquetFile(file)
-        arrays: dict[str, NDArray[Any]] = {}
-        start = 0
-        for batch in parquet.iter_batches(ROWS):
-            for key in batch.schema.names:
-                values = _numpy(batch.column(key))
-                if key not in arrays:
-                    shape = (parquet.metadata.num_rows, *values.shape[1:])
-                    arrays[key] = open_memmap(folder / f"{key}.npy", "w+", values.dtype, shape)
-                arrays[key][start : start + len(values)] = values
-            start += batch.num_rows
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".") as scratch:
+        made = Path(scratch) / folder.name
+        made.mkdir()
+        with source.open(name, "rb") as file:
+            _write_columns(pq.ParquetFile(file), made)
+        try:
+            made.rename(folder)
+        except OSError:
+            if not _usable(folder):  # what is there is damaged
+                shutil.rmtree(folder)
+                made.rename(folder)
+
+
+def _write_columns(parquet: pq.ParquetFile, folder: Path) -> None:
+    arrays: dict[str, NDArray[Any]] = {}
+    start = 0
+    for batch in parquet.iter_batches(ROWS):
+        for key in batch.schema.names:
+            values = _numpy(batch.column(key))
+            if key not in arrays:
+                shape = (parquet.metadata.num_rows, *values.shape[1:])
+                arrays[key] = open_memmap(folder / f"{key}.npy", "w+", values.dtype, shape)
+            arrays[key][start : start + len(values)] = values
+        start += batch.num_rows
     (folder / MANIFEST).write_text(json.dumps(list(arrays)), encoding="utf-8")
 
 
@@ -179,13 +195,18 @@ def _numpy(column: pa.Array) -> NDArray[Any]:
     return values
 
 
+def _usable(folder: Path) -> bool:
+    """Whether a decoded copy is there and whole, as far as its files' heads and sizes tell."""
+    try:
+        return bool(_open(folder))
+    except (OSError, ValueError, EOFError):
+        return False
+
+
 def _open(folder: Path) -> Split:
     names = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
     # Copy-on-write: torch wants memory it may write to, and the file must stay as it is.
-    try:
-        arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="c") for name in names}
-    except (ValueError, EOFError, FileNotFoundError) as error:
-        raise DamagedError(f"{folder} is damaged, and only a copy: remove it ({error})") from None
+    arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="c") for name in names}
     return Split({name: torch.from_numpy(array) for name, array in arrays.items()})
 
 

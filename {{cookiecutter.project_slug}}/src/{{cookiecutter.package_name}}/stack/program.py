@@ -44,6 +44,9 @@ def run_program(
             )
         except OSError as error:
             raise StackError(f"{words[0]} can't be started: {error.strerror}") from None
+    before = signal.signal(
+        signal.SIGTERM, lambda *_: process.terminate()
+    )  # who ends this one ends the program
     try:
         rows = _follow(process, record / METRICS)
         for number, row in enumerate(rows):
@@ -56,6 +59,7 @@ def run_program(
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
+        signal.signal(signal.SIGTERM, before)
     if process.returncode:
         lines = COLOUR.sub("", printed.read_text(encoding="utf-8", errors="replace")).split("\n")
         own = [line for line in lines if line.strip() and not line.startswith("wandb:")]

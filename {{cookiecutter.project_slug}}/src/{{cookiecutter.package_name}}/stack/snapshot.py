@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import shutil
+import threading
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -62,7 +63,7 @@ def clear(folder: Path) -> None:
 
 def replace(path: Path, content: bytes) -> None:
     """Give a file a new content: after a crash it has the old one or the new one."""
-    part = path.with_name(f".{path.name}-{os.getpid()}")
+    part = path.with_name(f".{path.name}-{os.getpid()}-{threading.get_native_id()}")
     _write(part, content)
     part.replace(path)
     sync(path.parent)

@@ -87,27 +87,35 @@ class Reporter(Untracked):
 def work(connection: "Connection", task: Task) -> None:
     """The loop of a worker: take a job, run it, report, until the other side hangs up."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the sweep's to handle
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that a program of the trial's is ended, too
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # one that raises may do so where Python can only print it
     connection.send(f"{task.science.package}.train" in sys.modules)
     from .checkpoint import Interrupted
 
-    with suppress(EOFError, ConnectionError):  # the sweep is no more
+    # the sweep is no more, or this process is told to end and has written its checkpoint
+    with suppress(EOFError, ConnectionError, Interrupted):
         while True:
             job: Job = connection.recv()
-            reporter = Reporter(connection, job.trial, task.plan.metric)
-            try:
-                perform(task, job, reporter)
-                connection.send((job.trial, "done", reporter.result()))
-            except Stopped:
-                connection.send((job.trial, "stopped", reporter.result()))
-            except Interrupted:  # told to end; a checkpoint is written
-                return
-            except StackError as error:
-                connection.send((job.trial, "failed", str(error)))
-            except (EOFError, ConnectionError):
-                raise
-            except Exception:
-                connection.send((job.trial, "failed", traceback.format_exc()))
+            what, value = outcome(task, job, Reporter(connection, job.trial, task.plan.metric))
+            connection.send((job.trial, what, value))
+
+
+def outcome(task: Task, job: Job, reporter: Reporter) -> tuple[str, Any]:
+    """Run a trial; how it ended (done, stopped, failed), and its value or what went wrong."""
+    from .checkpoint import Interrupted
+
+    what = "done"
+    try:
+        try:
+            perform(task, job, reporter)
+        except Stopped:
+            what = "stopped"
+        return what, reporter.result()
+    except StackError as error:
+        return "failed", str(error)
+    except (EOFError, ConnectionError, Interrupted):
+        raise
+    except Exception:
+        return "failed", traceback.format_exc()
 
 
 def perform(task: Task, job: Job, reporter: Reporter) -> None:
