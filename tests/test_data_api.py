@@ -10,6 +10,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
+from threading import Semaphore
 
 import Algorithmia
 import numpy as np
@@ -19,6 +20,7 @@ from Algorithmia.acl import ReadAcl
 from Algorithmia.errors import DataApiError
 from fsspec.callbacks import Callback
 from serving import serving
+from skeleton.stack import connection
 from skeleton.stack.algorithmia import AlgorithmiaFileSystem
 from skeleton.stack.gateway.direct import DirectProtocol
 from storing import data_app, free_port, process
@@ -429,8 +431,10 @@ class TestFaults:
             assert [file.getName() for file in client.dir("data://.my/c").files()] == ["a"]
             assert client.file("data://.my/c/a").getString() == "old"
 
-    def test_a_killed_server_takes_up_where_the_file_system_is_sending(self, tmp_path):
+    def test_a_killed_server_takes_up_where_the_file_system_is_sending(self, tmp_path, monkeypatch):
         """The file system sends again what was under way when the server went, as soon as it is back."""
+        tried = Semaphore(0)
+        monkeypatch.setattr(connection.log, "info", lambda *_: tried.release())
         port = free_port()
         (tmp_path / "up").write_bytes(os.urandom(30 << 20))
         with process(tmp_path / "store", port) as first:
@@ -440,6 +444,8 @@ class TestFaults:
                 upload = pool.submit(fs.put_file, str(tmp_path / "up"), ".my/c/a", callback=sent)
                 first.wait()
                 assert not (tmp_path / "store" / "me" / "c" / "a").exists()
+                # it is waited for longer than a server that was never there
+                assert all(tried.acquire(timeout=30) for _ in range(connection.FIRST_ATTEMPTS))
                 with process(tmp_path / "store", port):
                     upload.result()
                     fs.get_file(".my/c/a", str(tmp_path / "down"))

@@ -19,6 +19,7 @@ STEPS = [  # service, step, what the call does, how it fails, and whether the se
     ("wandb", "deploy", "CommitArtifact", 401, True),
 ]
 DEMOS = [
+    ("wandb", "doctor", "Viewer", 401, True),
     ("algorithmia", "deploy", "PUT ", 401, True),
     ("hub", "publish", "POST /api/models", 403, True),
 ]

@@ -15,7 +15,7 @@ import Algorithmia
 from requests import Request, Session
 from requests.adapters import HTTPAdapter
 from urllib3 import BaseHTTPResponse, HTTPConnectionPool, Timeout
-from urllib3.exceptions import HTTPError, NewConnectionError
+from urllib3.exceptions import HTTPError, NewConnectionError, ProtocolError, ReadTimeoutError
 
 from .disk import CHUNK
 
@@ -66,7 +66,7 @@ class Connection:
 
     def __init__(self, api_address: str | None, api_key: str | None, connections: int) -> None:
         self.options = (api_address, api_key, connections)
-        self.reached = False  # whether the server has ever answered
+        self.reached = False  # whether the server has ever been there
         self._connect()
 
     def _connect(self) -> None:
@@ -114,6 +114,7 @@ class Connection:
             except (HTTPError, OSError) as error:
                 failure = str(error).rpartition("): ")[2] or type(error).__name__
                 untouched = isinstance(error, NewConnectionError)
+                self.reached |= isinstance(error, ProtocolError | ReadTimeoutError)
                 last = FIRST_ATTEMPTS if untouched and not self.reached else ATTEMPTS
                 if attempt >= last or (once and not untouched):
                     raise ConnectionError(f"{self.host} does not answer: {failure}") from error
