@@ -313,13 +313,12 @@ def test_health_is_answered_while_the_model_works(tmp_path: Path) -> None:
             gateway.client().algo("me/demo").pipe({"sleep": 0.1})
         begun = tmp_path / "begun"
         slow = threading.Thread(
-            target=lambda: gateway.client().algo("me/demo").pipe({"sleep": 1, "begun": str(begun)})
+            target=lambda: gateway.client().algo("me/demo").pipe({"sleep": 2, "begun": str(begun)})
         )
         slow.start()
         until(begun.exists)
-        start = time.monotonic()
         assert requests.get(f"{gateway.url}/healthz", timeout=10).ok
-        assert time.monotonic() - start < 0.5
+        assert slow.is_alive()
         slow.join()
 
 
