@@ -15,8 +15,9 @@ from .tracking import PREEMPTED, Stopped, Values
 if TYPE_CHECKING:
     from .settings import Settings
 
-# Seconds: to open a run, to send its rest, for the service process to end, and until the client asks for orders again.
-INIT, FINISH, LAST, ORDERS = 20, 60, 10, 16
+# Seconds: to open a run, to send its rest, for the service process to end, and until the client, which asks for orders
+# every 15, has an answer on a machine that does other things, too.
+INIT, FINISH, LAST, ORDERS = 20, 60, 10, 22
 BURST = 5.0  # seconds of rows that are sent at once: one alone wakes thread and process, and takes nine times as long
 PICTURES = (".png",)
 
