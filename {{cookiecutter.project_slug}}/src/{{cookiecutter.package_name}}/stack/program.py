@@ -44,9 +44,8 @@ def run_program(
             )
         except OSError as error:
             raise StackError(f"{words[0]} can't be started: {error.strerror}") from None
-    before = signal.signal(
-        signal.SIGTERM, lambda *_: process.terminate()
-    )  # who ends this one ends the program
+    # who ends this process ends the program
+    before = signal.signal(signal.SIGTERM, lambda *_: process.terminate())
     try:
         rows = _follow(process, record / METRICS)
         for number, row in enumerate(rows):

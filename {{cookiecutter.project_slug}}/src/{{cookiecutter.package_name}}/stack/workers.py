@@ -103,13 +103,11 @@ def outcome(task: Task, job: Job, reporter: Reporter) -> tuple[str, Any]:
     """Run a trial; how it ended (done, stopped, failed), and its value or what went wrong."""
     from .checkpoint import Interrupted
 
-    what = "done"
     try:
-        try:
+        with suppress(Stopped):
             perform(task, job, reporter)
-        except Stopped:
-            what = "stopped"
-        return what, reporter.result()
+            return "done", reporter.result()
+        return "stopped", reporter.result()
     except StackError as error:
         return "failed", str(error)
     except (EOFError, ConnectionError, Interrupted):
