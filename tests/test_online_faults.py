@@ -3,10 +3,10 @@
 Some calls of each service; `bench/faults.py --each` lets every one of them fail.
 """
 
-from pathlib import Path
+from collections.abc import Iterator
 
 import pytest
-from demo_faults import Case, recorded
+from demo_faults import Case, World, recorded
 
 STEPS = [  # service, step, what the call does, how it fails, and whether the service is gone from then on
     ("algorithmia", "data", "PUT ", 401, True),
@@ -23,21 +23,32 @@ DEMOS = [
     ("algorithmia", "deploy", "PUT ", 401, True),
     ("hub", "publish", "POST /api/models", 403, True),
 ]
+pytestmark = pytest.mark.slow
 
 
-@pytest.mark.slow
-def test_a_failure_costs_nothing_that_was_made(tmp_path: Path) -> None:
-    """One test, for all of it starts from one demo in which nothing fails."""
-    wrong = {}
-    with recorded(tmp_path) as world:
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    """One demo in which nothing fails: every case starts from what it left before a step."""
+    with recorded(tmp_path_factory.mktemp("world")) as world:
+        yield world
 
-        def case(service: str, step: str, word: str, kind: int | str, dies: bool) -> Case:
-            calls = enumerate(world.calls[service, step], 1)
-            number = next(number for number, call in calls if word in call)
-            return Case(service, step, number, word, kind, dies)
 
-        for words in STEPS:
-            wrong[words] = world.suffer(case(*words))
-        for words in DEMOS:
-            wrong[words] = world.demo(case(*words))
-    assert not {words: found for words, found in wrong.items() if found}
+def first(world: World, service: str, step: str, word: str, kind: int | str, dies: bool) -> Case:
+    """A failure of the first call of a step that has the word."""
+    calls = enumerate(world.calls[service, step], 1)
+    number = next(number for number, call in calls if word in call)
+    return Case(service, step, number, word, kind, dies)
+
+
+@pytest.mark.parametrize(("service", "step", "word", "kind", "dies"), STEPS)
+def test_a_step_in_which_a_call_fails(
+    world: World, service: str, step: str, word: str, kind: int | str, dies: bool
+) -> None:
+    assert not world.suffer(first(world, service, step, word, kind, dies))
+
+
+@pytest.mark.parametrize(("service", "step", "word", "kind", "dies"), DEMOS)
+def test_a_demo_in_which_a_call_fails(
+    world: World, service: str, step: str, word: str, kind: int | str, dies: bool
+) -> None:
+    assert not world.demo(first(world, service, step, word, kind, dies))

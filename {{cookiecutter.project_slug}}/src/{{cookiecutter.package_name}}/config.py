@@ -29,7 +29,7 @@ class TrainConfig:
         ("auto", "float32", "bfloat16", "float16"),
     )
     threads: int = flag(1, "CPU threads; a small model is fastest with one. 0: torch's choice")
-    log_every: int = flag(10, "steps between two records of the training loss")
+    log_every: int = flag(20, "steps between two records of the training loss")
     checkpoint_seconds: float = flag(30.0, "seconds between two checkpoints")
     checkpoint_steps: int = flag(0, "steps between two checkpoints; 0: by time only")
 
