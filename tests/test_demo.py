@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from html.parser import HTMLParser
@@ -50,7 +51,7 @@ def test_the_demo_ends_with_what_it_made(demo: tuple[Path, str]) -> None:
     assert found["calls"] == 270
     for name in ("run", "model", "card", "report"):
         assert Path(found[name]).exists(), name
-        assert found[name] in printed
+        assert str(Path(found[name]).relative_to(project)) in printed
 
 
 @pytest.mark.slow
@@ -65,6 +66,14 @@ def test_every_step_left_its_result(demo: tuple[Path, str]) -> None:
     ):
         assert list(store.glob(pattern)), pattern
     assert not (project / ".stack" / "gateway.json").exists()  # the gateway was stopped, and said so
+
+
+@pytest.mark.slow
+def test_paths_are_told_as_they_would_be_typed_here(demo: tuple[Path, str]) -> None:
+    project, printed = demo
+    assert str(project) not in printed
+    [best] = re.findall(r"train --config (\S+)` or", printed)
+    assert (project / best).name == "best.json" and (project / best).exists()
 
 
 @pytest.mark.slow

@@ -278,7 +278,7 @@ def test_a_hub_that_fails_leaves_a_finished_model_and_one_line(
     finally:
         project.hub.app.faults = []
     [line] = [line for line in printed.splitlines() if line.startswith("error: ")]
-    assert f"Model and card are in {project.model}" in line
+    assert "Model and card are in models/first;" in line
     assert "hf_write" not in printed
     assert shown(project.hub) == before
     project.run("publish", "--run", "first")

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 
 from . import StackError
-from .console import say
+from .console import say, shown
 from .process import Process
 from .snapshot import (
     FILES,
@@ -192,7 +192,7 @@ class Checkpoints:
                 continue
             told = told or time.monotonic()
             if time.monotonic() - told > GRACE:
-                say(f"The store has not taken the last checkpoint yet; it is in {self.folder}.")
+                say(f"The store has not taken the last checkpoint yet; it is in {shown(self.folder)}.")
                 return False
         return True
 

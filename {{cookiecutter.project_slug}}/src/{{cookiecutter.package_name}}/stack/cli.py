@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import StackError
-from .console import say, table
+from .console import say, shown, table
 from .flags import add_flags, read, read_json
 from .settings import Settings, load
 
@@ -81,7 +81,10 @@ def train(science: "Science", settings: Settings, args: Arguments) -> int:
         say(
             f"Test accuracy {result['test']['accuracy']:.4f}; {result['steps']} steps in {result['seconds']:.1f} s."
         )
-        say(f"Run {result['run']} is in {settings.runs / result['run']}.", *filter(None, [result["tracked"]]))
+        say(
+            f"Run {result['run']} is in {shown(settings.runs / result['run'])}.",
+            *filter(None, [result["tracked"]]),
+        )
         _next(settings, "sweep", "publish")
     return 0
 
@@ -107,9 +110,13 @@ def sweep(science: "Science", settings: Settings, args: Arguments) -> int:
 
     options = Options(args.agents, args.trials, args.join, args.study, args.sampler, args.timeout)
     found = sweep(science, settings, args.file or settings.root / "sweep.yaml", options)
-    say(table(found.rows(), found.header()), f"Pictures and trials are in {found.folder}.", found.tracked)
-    say(f"Best: {found.metric} {found.best_value:.4f}, written to {found.best_config}.")
-    return _next(settings, f"train --config {found.best_config}", "publish")
+    say(
+        table(found.rows(), found.header()),
+        f"Pictures and trials are in {shown(found.folder)}.",
+        found.tracked,
+    )
+    say(f"Best: {found.metric} {found.best_value:.4f}, written to {shown(found.best_config)}.")
+    return _next(settings, f"train --config {shown(found.best_config)}", "publish")
 
 
 def publish(science: "Science", settings: Settings, args: Arguments) -> int:
@@ -130,7 +137,10 @@ def publish(science: "Science", settings: Settings, args: Arguments) -> int:
         return 0
     published = hub.publish(settings, folder, args.public, trouble or silence)
     tracked = lineage.published(settings, folder, {"run": run.name, "url": published.url})
-    say(f"Model and card are in {published.folder}, and in {published.stored}.", *filter(None, [tracked]))
+    say(
+        f"Model and card are in {shown(published.folder)}, and in {published.stored}.",
+        *filter(None, [tracked]),
+    )
     say(
         f"Published at {published.url} as {published.version}."
         if published.url
@@ -178,7 +188,7 @@ def _deploy_elsewhere(science: "Science", settings: Settings, args: Arguments) -
     hosted = to_space(science, settings, model, args.bump, args.space)
     say(f"The {hosted.rung} Space {hosted.page} answers at {hosted.url}")
     if hosted.calls:
-        say(f"Its key is in {settings.private / RECORD}. To call it from Python:", hosted.calls)
+        say(f"Its key is in {shown(settings.private / RECORD)}. To call it from Python:", hosted.calls)
     return 0
 
 
@@ -209,7 +219,7 @@ def serve(science: "Science", settings: Settings, args: Arguments) -> int:
     record = settings.private / RECORD
 
     def told(text: str) -> None:
-        say(text, f"The key is in {record}. Stop with Ctrl-C.")
+        say(text, f"The key is in {shown(record)}. Stop with Ctrl-C.")
 
     serve(app, keys=keys, host=args.host, port=args.port, workers=args.workers, record=record, say=told)
     return 0
@@ -238,7 +248,7 @@ def monitor(science: "Science", settings: Settings, args: Arguments) -> int:
     )
     say(
         f"Drift: {seen.drift['verdict']}.",
-        *(f"Picture: {path}" for path in seen.pictures.values()),
+        *(f"Picture: {shown(path)}" for path in seen.pictures.values()),
         seen.tracked,
     )
     return 0

@@ -3,6 +3,7 @@
 import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 
@@ -10,6 +11,12 @@ def say(*lines: str) -> None:
     """Print lines at once, also into a pipe."""
     for line in lines:
         print(line, flush=True)
+
+
+def shown(path: Path) -> str:
+    """A path as it would be typed here: relative to the working directory, if it lies below that."""
+    here = Path.cwd()
+    return str(path.relative_to(here) if path.is_relative_to(here) else path)
 
 
 def table(rows: Sequence[Sequence[object]], header: Sequence[str] = ()) -> str:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import NoServiceError, StackError, cli
 from .calling import RECORD, address, call
-from .console import say, table
+from .console import say, shown, table
 from .deploy import versions
 from .hub import FOLDER, Unpublished
 from .monitor import Monitoring, monitor, read_calls
@@ -43,7 +43,10 @@ def demo(science: "Science", settings: "Settings") -> int:
         if not way.lost(error):
             raise
         unstored = cli.in_a_line(error)
-        say(f"error: {unstored}", f"This project's own folder, {settings.private}, stands in from here on.")
+        say(
+            f"error: {unstored}",
+            f"This project's own folder, {shown(settings.private)}, stands in from here on.",
+        )
         way.settings = settings = standing_in(settings)
         way.go()
     found = facts(settings, way.url, way.answers[0], way.seen)
@@ -208,8 +211,8 @@ def rows(found: dict[str, Any]) -> list[tuple[str, object]]:
     lines: list[tuple[str, object]] = [
         ("Test accuracy", f"{found['test_accuracy']:.4f}"),
         ("Best of the sweep", best),
-        ("Model", found["model"]),
-        ("Model card", found["card"]),
+        ("Model", shown(Path(found["model"]))),
+        ("Model card", shown(Path(found["card"]))),
         ("In the store", found["stored"]),
         *[(title, found[name]) for title, name in LACKING if found.get(name)],
         ("Deployed", f"version {found['version']}"),
@@ -225,7 +228,7 @@ def rows(found: dict[str, Any]) -> list[tuple[str, object]]:
         ("Drift", found["drift"]),
         ("Time", f"{found.get('seconds', 0)} s"),
     ]
-    return lines + ([("Report", found["report"])] if "report" in found else [])
+    return lines + ([("Report", shown(Path(found["report"])))] if "report" in found else [])
 
 
 def images(settings: "Settings", seen: Monitoring) -> dict[str, Path]:

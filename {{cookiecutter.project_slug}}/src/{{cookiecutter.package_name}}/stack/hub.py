@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from . import StackError
-from .console import say
+from .console import say, shown
 from .storage import MANIFEST, open_store, verify
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ def publish(settings: "Settings", folder: Path, public: bool = False, trouble: s
             url, version = upload(client(), place, folder, f"Publish {folder.name}", public)
         except StackError as error:
             raise Unpublished(
-                f"{error}. Model and card are in {folder}; `{settings.command} publish` goes on"
+                f"{error}. Model and card are in {shown(folder)}; `{settings.command} publish` goes on"
             ) from None
     return Published(folder, f"{settings.storage}/{target}", url, version)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import StackError, pictures
-from .console import say
+from .console import say, shown
 from .space import Sweep, looked_up
 from .sweep_file import parse_sweep, read_sweep
 from .tracking import open_run, reachable
@@ -196,12 +196,12 @@ def conclude(plan: Sweep, trials: list[dict[str, Any]], settings: "Settings", fo
     good.sort(key=lambda trial: (sign * trial["value"], trial["trial"]))
     failed = [trial for trial in trials if trial["state"] == FAILED]
     if failed:
-        say(f"{len(failed)} of {len(trials)} trials failed; {folder / TABLE} says why.")
+        say(f"{len(failed)} of {len(trials)} trials failed; {shown(folder / TABLE)} says why.")
     ordered, best = good + failed, good[0]
     (folder / BEST).write_text(json.dumps(best["config"], indent=1), encoding="utf-8")
     (folder / TABLE).write_text(json.dumps(ordered, indent=1), encoding="utf-8")
-    shown = [{**trial, "config": _flat(trial["config"])} for trial in good]
-    drawn = pictures.sweep(shown, importance(plan, good), plan.metric, folder / "sweep.png")
+    flat = [{**trial, "config": _flat(trial["config"])} for trial in good]
+    drawn = pictures.sweep(flat, importance(plan, good), plan.metric, folder / "sweep.png")
     run = open_run(settings, f"{folder.name}-{len(ordered)}", "sweep", folder, dict(plan.whole))
     run.picture("sweep", drawn)
     run.summary(trials=len(ordered), failed=len(failed), best=best["value"], best_config=best["config"])

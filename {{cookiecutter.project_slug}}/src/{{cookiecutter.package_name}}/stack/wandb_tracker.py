@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .console import say
+from .console import say, shown
 from .tracking import PREEMPTED, Stopped, Values
 
 if TYPE_CHECKING:
@@ -190,9 +190,7 @@ class WandbTracker:
         if self.online and not self.failure:
             return f"W&B: {self.url}"
         why = f"{self.failure}; all of it is kept here" if self.online else "offline"
-        return (
-            f"W&B: {why}. `{self.command} sync` sends it; `wandb leet {self.folder / 'wandb'}` shows it here."
-        )
+        return f"W&B: {why}. `{self.command} sync` sends it; `wandb leet {shown(self.folder / 'wandb')}` shows it here."
 
     def _arrived(self) -> int:
         """How many rows W&B has."""
