@@ -136,3 +136,19 @@ def wait_until(condition: object, seconds: float = 90) -> None:
     while not condition():
         assert time.monotonic() < end
         time.sleep(0.05)
+
+
+@pytest.mark.slow
+def test_a_trial_that_wandb_did_not_take_is_sent_before_it_is_judged(project: Path, service: Wandb) -> None:
+    (project / "sweep.yaml").write_text(SWEEP.replace("[0.1, 2.0]", "[0.1]"))
+    service.faults.append(Fault(403, at=[1, 3], match="RunResumeStatus"))
+    printed = projects.run(project, "sweep", "--agents", "1", **account(project, service))
+    assert "Tracked offline" in printed
+    assert "The sweep goes on here." in printed  # for W&B did not take the trial the second time either
+    settings = project / "stack.toml"
+    settings.write_text(settings.read_text().replace('"skeleton"', '"other"'))
+    printed = projects.run(project, "sweep", "--join", "me/skeleton/sweep0", **account(project, service))
+    assert "sweep0-run0: http" in printed
+    assert "failed" not in printed
+    runs = [service.store.run(f"sweep0-run{number}") for number in range(2)]
+    assert [(run.state, run.project) for run in runs] == [("finished", "skeleton")] * 2

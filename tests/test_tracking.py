@@ -148,6 +148,8 @@ FAULTS = [  # the call that fails, how, and from which one on
     ("file_stream", "reset", 1),
     ("file_stream", 500, 2),
     ("graphql/RunHistoryKeys", 500, 1),
+    ("graphql/ArtifactType", 500, 1),
+    ("graphql/CommitArtifact", 500, 1),
 ]
 
 
@@ -155,8 +157,10 @@ FAULTS = [  # the call that fails, how, and from which one on
 def test_a_service_that_fails_on_the_way_stops_nothing(
     project: Path, service: Wandb, call: str, kind: int | str, first: int
 ) -> None:
-    service.faults.append(Fault(kind, range(first, 10**6), call))
-    printed = track(project, STEPS + END, service, WANDB_FINISH_TIMEOUT="3", WANDB_INIT_TIMEOUT="3")
+    service.faults += [Fault(kind, range(first, 10**6), call), Fault(500, None, "otel")]
+    table = "run.table('worst', ['image'], [[1]])\n"
+    printed = track(project, STEPS + table + END, service, WANDB_FINISH_TIMEOUT="3", WANDB_INIT_TIMEOUT="3")
+    assert "export" not in printed  # of the client's own telemetry
     assert len(record(project)) == 5
     assert 1 <= printed.count("`p sync` sends it") <= 2
     service.faults.clear()

@@ -21,6 +21,7 @@ from .command import default
 from .console import say
 from .snapshot import replace
 from .space import Sweep, looked_up, nested
+from .sync import runs, send
 from .wandb_tracker import LAST, end_service, first_line
 
 if TYPE_CHECKING:
@@ -146,7 +147,7 @@ def run_agents(settings: "Settings", path: str, folder: Path, count: int) -> lis
                 start_new_session=True,  # Ctrl-C is ours to hand on, once
             )
             agents.append(agent)
-            Thread(target=_show, args=(agent, f"[{number + 1}] " if count > 1 else ""), daemon=True).start()
+            Thread(target=_show, args=(agent, f"[{number + 1}] "), daemon=True).start()
         return [agent.wait() for agent in agents]
     finally:
         for agent in agents:
@@ -162,10 +163,18 @@ def run_agents(settings: "Settings", path: str, folder: Path, count: int) -> lis
 
 
 def _show(agent: "subprocess.Popen[str]", mark: str) -> None:
-    """Print what an agent and its trials print."""
+    """Print what an agent and its trials print, marked, lest a trial's error be taken for the sweep's."""
     for line in agent.stdout or ():
         if line.strip() and not NOISE.match(line):
             say(mark + line.rstrip())
+
+
+def send_rest(settings: "Settings", place: Place) -> None:
+    """Send the trials that are whole here alone, for W&B failed on the way. Raises ConnectionError if it still does."""
+    sweep = place.path.rpartition("/")[2]
+    for trial in runs(settings.runs):
+        if trial.opened["sweep"] == sweep and not (trial.sent or trial.running):
+            say(f"{trial.folder.name}: {send(settings, trial)}")
 
 
 def results(path: str, plan: Sweep) -> tuple[str, list[dict[str, Any]]]:
@@ -205,6 +214,7 @@ def sweep_at_wandb(
         f"Another agent, on any machine with this project: `{settings.command} sweep --join {place.path}`",
     )
     codes = run_agents(settings, place.path, folder, agents)
+    send_rest(settings, place)
     last, trials = results(place.path, plan)
     if not trials and any(codes):
         raise ConnectionError("the agents ended before a trial did")

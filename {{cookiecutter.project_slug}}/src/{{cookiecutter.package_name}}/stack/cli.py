@@ -458,7 +458,9 @@ def from_outside(error: Exception) -> bool:
 
 
 def in_a_line(error: Exception) -> str:
-    """An error in one line."""
+    """An error in one line, that of a system call in its own words."""
+    if isinstance(error, OSError) and error.strerror:
+        return ": ".join(str(part) for part in (error.filename, error.strerror) if part)
     name = "" if isinstance(error, StackError) else f"{type(error).__name__}: "
     return name + " ".join(str(error).split())
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from . import StackError
 from .pids import alive
 from .tracking import METRICS, TOLD, Record, reachable
-from .wandb_tracker import WandbTracker, end_service
+from .wandb_tracker import WandbTracker, end_service, first_line
 
 if TYPE_CHECKING:
     from .settings import Settings
@@ -58,7 +58,10 @@ def sync(settings: "Settings") -> Iterator[tuple[str, str]]:
         if run.running:
             yield run.folder.name, "is still running; sync again later"
         else:
-            yield run.folder.name, send(settings, run)
+            try:
+                yield run.folder.name, send(settings, run)
+            except ConnectionError as error:
+                raise StackError(f"{error}; run sync again later") from error
 
 
 def runs(folder: Path) -> list[Kept]:
@@ -76,12 +79,12 @@ def lines(path: Path) -> list[dict[str, Any]]:
 
 
 def send(settings: "Settings", run: Kept) -> str:
-    """Send one run; returns its address. Raises StackError if it did not arrive whole."""
+    """Send one run; returns its address. Raises ConnectionError if it did not arrive whole."""
     try:
         tracker = WandbTracker(settings, run.opened, run.folder, "online")
     except Exception as error:
         end_service()
-        raise StackError(f"{run.folder.name} was not sent: {error}; run sync again later") from error
+        raise ConnectionError(f"{run.folder.name} was not sent: {first_line(error)}") from error
     for row, values in enumerate(run.rows):
         tracker.log(row, values)
     for line in run.told:
@@ -90,7 +93,7 @@ def send(settings: "Settings", run: Kept) -> str:
     ends = [line["exit_code"] for line in run.told if line["call"] == "finish"]
     seen = tracker.finish(ends[-1] if run.told[-1]["call"] in ("finish", "sent") and ends else KILLED)
     if not tracker.complete:
-        raise StackError(f"{run.folder.name} was not sent whole: {tracker.failure}; run sync again later")
+        raise ConnectionError(f"{run.folder.name} was not sent whole: {tracker.failure}")
     record = Record(run.folder / TOLD)
     record.write({"call": "sent", "rows": len(run.rows)})
     record.close()

@@ -259,6 +259,8 @@ def open_run(
 
     opened = {"call": "open", "id": id, "kind": kind, "time": time.time(), "pid": os.getpid()}
     opened |= {"host": socket.gethostname(), "sweep": settings.wandb_sweep}
+    if settings.wandb_sweep:  # it may be elsewhere than this project's own runs
+        opened |= {name: os.environ.get(f"WANDB_{name.upper()}", "") for name in ("entity", "project")}
     opened["config"] = {
         **config,
         "commit": provenance.commit(settings.root),

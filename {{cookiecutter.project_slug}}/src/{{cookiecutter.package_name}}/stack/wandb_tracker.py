@@ -3,6 +3,7 @@
 Row n of metrics.jsonl is W&B's step n, so what W&B has of a run is told by one number; `step` is the charts' axis.
 """
 
+import logging
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -49,8 +50,14 @@ class WandbTracker:
             "finish_timeout": own.finish_timeout or FINISH,
         }
         self.patience = options["init_timeout"]
-        named: dict[str, Any] = {"id": opened["id"], "project": settings.wandb_project or settings.project}
-        named["entity"] = settings.wandb_entity or None
+        self.last_patience = (
+            options["finish_timeout"] + LAST
+        )  # the service process means to keep to the first alone
+        # What fails with the client's own telemetry is no news to who trains.
+        logging.getLogger("opentelemetry").setLevel(logging.CRITICAL)
+        named: dict[str, Any] = {"id": opened["id"]}
+        named["project"] = opened.get("project") or settings.wandb_project or settings.project
+        named["entity"] = opened.get("entity") or settings.wandb_entity or None
         # Instead of an interrupt, after which the run would be saved to go on later.
         options["stop_fn"] = self.stopped.set
         if opened.get("sweep"):
@@ -178,11 +185,11 @@ class WandbTracker:
         """End the run and the client's service process; returns its address, or how to send it later."""
         self._send()
         if self.pictures and self.known <= self.rows:
-            self._do(self.run.log, {**self.pictures, "step": self.step}, step=self.rows)
+            self._do_in_time(self._show, self.rows)
             self.rows += 1
         if exit_code == PREEMPTED and self.online:
             self._do(self.run.mark_preempting)
-        self._do(self.run.finish, exit_code=exit_code)
+        self._do_in_time(self.run.finish, exit_code, seconds=self.last_patience)
         had = self._arrived() if self.online and not self.failure else self.rows
         if not self.failure and had < self.rows:  # asking may have failed, too
             self.failure = f"{had} of {self.rows} rows have arrived"
@@ -191,6 +198,10 @@ class WandbTracker:
             return f"W&B: {self.url}"
         why = f"{self.failure}; all of it is kept here" if self.online else "offline"
         return f"W&B: {why}. `{self.command} sync` sends it; `wandb leet {shown(self.folder / 'wandb')}` shows it here."
+
+    def _show(self, row: int) -> None:
+        """Send the pictures and tables as a row; of a table the client asks the server something first."""
+        self.run.log({**self.pictures, "step": self.step}, step=row)
 
     def _arrived(self) -> int:
         """How many rows W&B has."""
@@ -203,13 +214,14 @@ class WandbTracker:
         self._do_in_time(ask)
         return found
 
-    def _do_in_time(self, call: Any, *arguments: Any) -> None:
+    def _do_in_time(self, call: Any, *arguments: Any, seconds: float = 0.0) -> None:
         """Do what waits for an answer, but not for long: the client would wait as long as it takes."""
+        patience = seconds or self.patience
         work = threading.Thread(target=self._do, args=(call, *arguments), daemon=True)
         work.start()
-        work.join(self.patience)
+        work.join(patience)
         if work.is_alive():
-            self.failure = self.failure or f"no answer within {self.patience:.0f} s"
+            self.failure = self.failure or f"no answer within {patience:.0f} s"
 
     def _do(self, call: Any, *arguments: Any, **named: Any) -> None:
         """Do it, unless something has failed before."""
