@@ -38,6 +38,7 @@ CONTINUOUS = {
     "distribution: normal": stats.norm(0, 1),
     "distribution: log_normal, mu: 1, sigma: 0.5": stats.lognorm(s=0.5, scale=math.e),
     "distribution: beta, a: 2, b: 5": stats.beta(2, 5),
+    "distribution: beta": stats.uniform(0, 1),
 }
 
 
@@ -113,7 +114,31 @@ WRONG = {
         "min_iter, or max_iter and s",
     ),
     HEAD + "  x: {value: 1}\nrun_cap: 0\n": (5, "above 0"),
-    "method: [\n": (0, "expected the node content"),
+    "method: [\n": (2, "expected the node content"),
+    HEAD + "  x: {value: 1}\n\trun_cap: 2\n": (5, "indented by spaces"),
+    HEAD + "  x: {distribution: uniform, min: 0, max: .inf}\n": (4, "expected a finite number, got inf"),
+    HEAD + "  x: {distribution: normal, mu: .nan}\n": (4, "expected a finite number, got nan"),
+    HEAD + "  x: {min: -1.0e+308, max: 1.0e+308}\n": (4, "too far apart"),
+    HEAD + "  x: {distribution: log_uniform, min: 1, max: 1000}\n": (4, "use log_uniform_values"),
+    HEAD + "  x: {distribution: q_log_normal, sigma: 500}\n": (4, "lower them"),
+    HEAD + "  x: {distribution: [uniform], min: 0, max: 1}\n": (4, "did you mean 'uniform'"),
+    HEAD + "  x: {values: [1, 2], probabilities: 0.5}\n": (4, "a number for each of values"),
+    HEAD + "  x: {values: [2026-01-01]}\n": (4, "a date to YAML: write it in quotes"),
+    HEAD + "  yes: {value: 1}\n": (3, "True is no parameter's name"),
+    HEAD + "  x: {value: 1}\nname: 2026-01-01\n": (5, "write it in quotes"),
+    HEAD + "  x: {value: 1}\ncommand: [python, 2026-01-01]\n": (5, "expected a list of words"),
+    HEAD + "  x: {value: 1}\nearly_terminate: []\n": (5, "needs type: hyperband"),
+    HEAD + "  x: {value: 1}\nearly_terminate: {type: hyperband, min_iter: .inf}\n": (5, "finite number"),
+    HEAD + "  x: {value: 1}\nearly_terminate: {type: hyperband, min_iter: 1, strict: maybe}\n": (
+        5,
+        "expected true or false",
+    ),
+    HEAD.replace("loss", "loss, target: low") + "  x: {value: 1}\n": (2, "expected a number, got 'low'"),
+    HEAD.replace("loss", "loss, target: 1e-3") + "  x: {value: 1}\n": (2, "write 0.001"),
+    "method: grid\nmetric: {name: l}\nparameters:\n  a:\n    parameters:\n      b: {min: 0.0, max: 1.0}\n": (
+        6,
+        "use values",
+    ),
 }
 
 
@@ -142,3 +167,17 @@ def test_hyperband_by_its_last_iteration(tmp_path: Path) -> None:
     plan = sweep(tmp_path, text)
     assert plan.early
     assert plan.early.bands == (3, 9)
+
+
+@pytest.mark.parametrize(
+    ("keys", "bands"),
+    [
+        ("min_iter: 1, eta: 1000000000", (1, 10**9)),
+        ("max_iter: 27, s: 1.0e+30", (1, 3, 9)),
+        ("min_iter: 4, max_iter: 8, s: 1, eta: 2", (4,)),  # as W&B, which looks for max_iter first
+    ],
+)
+def test_bands_end_where_no_trial_comes(tmp_path: Path, keys: str, bands: tuple[int, ...]) -> None:
+    early = sweep(tmp_path, HEAD + f"  x: {{value: 1}}\nearly_terminate: {{type: hyperband, {keys}}}\n").early
+    assert early
+    assert early.bands == bands

@@ -3,9 +3,12 @@
 Source of names and meanings: https://docs.wandb.ai/guides/sweeps/sweep-config-keys and the schema in W&B's `sweeps`.
 """
 
+import json
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import accumulate, islice, repeat, takewhile
+from operator import mul, truediv
 from pathlib import Path
 from typing import Any
 
@@ -40,10 +43,14 @@ NEEDS = {  # distribution: the keys it needs, and the ones it may have with thei
     "q_normal": ((), {"mu": 0.0, "sigma": 1.0, "q": 1.0}),
     "log_normal": ((), {"mu": 0.0, "sigma": 1.0}),
     "q_log_normal": ((), {"mu": 0.0, "sigma": 1.0, "q": 1.0}),
-    "beta": (("a", "b"), {}),
-    "q_beta": (("a", "b"), {"q": 1.0}),
+    "beta": ((), {"a": 1.0, "b": 1.0}),
+    "q_beta": ((), {"a": 1.0, "b": 1.0, "q": 1.0}),
 }
 GRID = ("constant", "categorical", "int_uniform", "q_uniform")
+TEXTS = ("program", "entity", "project", "name", "description")
+POWER = 700  # e to it is nearly the largest number
+SPREAD = 6  # standard deviations of a normal distribution within which all its draws are
+BANDS, LONGEST = 100, 10**12  # how many there are at most, and more values than any trial logs
 
 
 def read_sweep(path: Path) -> Sweep:
@@ -60,6 +67,10 @@ def parse_sweep(text: str, name: str) -> Sweep:
     """The sweep that the text of the file `name` asks for. Raises StackError as `read_sweep` does."""
     try:
         content, node = yaml.safe_load(text), yaml.compose(text)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        place = f"{name}:{mark.line + 1}" if mark else name
+        raise StackError(f"{place}: {error.problem}; it must be YAML, indented by spaces") from None
     except yaml.YAMLError as error:
         raise StackError(f"{name}: {' '.join(str(error).split())}") from None
     try:
@@ -80,6 +91,9 @@ def _sweep(content: Any) -> Sweep:
     if not isinstance(content, dict):
         raise Fault((), "expected a table of keys such as method and parameters")
     _known(content, ROOT, ())
+    for key in TEXTS:
+        if not isinstance(content.get(key) or "", str):
+            raise Fault((key,), f"expected text, got {content[key]}; write it in quotes")
     method = content.get("method")
     if method not in METHODS:
         raise Fault(("method",), f"expected one of {', '.join(METHODS)}, got {method!r}")
@@ -88,24 +102,25 @@ def _sweep(content: Any) -> Sweep:
     goal = metric.get("goal", "minimize")
     if goal not in ("minimize", "maximize"):
         raise Fault(("metric", "goal"), f"expected minimize or maximize, got {goal!r}")
-    if not isinstance(metric.get("name"), str):
+    if not isinstance(metric.get("name"), str) or not metric["name"]:
         raise Fault(("metric",), "needs a name: the metric that is compared, such as validation_loss")
+    if "target" in metric:
+        _number(metric["target"], ("metric", "target"))
     parameters = tuple(_parameters(content.get("parameters"), ("parameters",)))
     for parameter in parameters if method == "grid" else ():
         if parameter.distribution not in GRID:
-            raise Fault(
-                ("parameters", *parameter.path), f"a grid can't hold {parameter.distribution}; use values"
-            )
+            place = tuple(word for name in parameter.path for word in ("parameters", name))
+            raise Fault(place, f"a grid can't hold {parameter.distribution}; use values")
     cap = content.get("run_cap")
     if cap is not None and not (isinstance(cap, int) and not isinstance(cap, bool) and cap > 0):
         raise Fault(("run_cap",), f"expected a whole number above 0, got {cap!r}")
-    early = _hyperband(content["early_terminate"]) if content.get("early_terminate") else None
+    early = content.get("early_terminate")
     return Sweep(
         method,
         metric["name"],
         goal,
         parameters,
-        early,
+        None if early is None else _hyperband(early),
         cap,
         metric.get("target"),
         _command(content.get("command")),
@@ -117,7 +132,11 @@ def _sweep(content: Any) -> Sweep:
 def _command(words: Any) -> tuple[str, ...]:
     if words is None:
         return ()
-    if not isinstance(words, list) or not words or any(isinstance(word, list | dict) for word in words):
+    if (
+        not isinstance(words, list)
+        or not words
+        or not all(isinstance(word, str | int | float) for word in words)
+    ):
         raise Fault(("command",), "expected a list of words, such as ${interpreter} and ${args_json_file}")
     return tuple(str(word) for word in words)
 
@@ -127,7 +146,7 @@ def _parameters(table: Any, path: tuple[str, ...]) -> Iterator[Parameter]:
         raise Fault(path, "expected a table of parameters")
     for name, spec in table.items():
         here = (*path, str(name))
-        if not NAME.fullmatch(str(name)):
+        if not isinstance(name, str) or not NAME.fullmatch(name):
             raise Fault(
                 here, f"{name!r} is no parameter's name: letters, digits, _ . and -, first a letter or _"
             )
@@ -145,7 +164,7 @@ def _parameter(name: str, spec: Mapping[str, Any], path: tuple[str, ...]) -> Par
     kind = spec.get("distribution") or _inferred(spec, path)
     if kind == "categorical" and "probabilities" in spec:
         kind = "categorical_w_probabilities"
-    if kind not in NEEDS:
+    if not isinstance(kind, str) or kind not in NEEDS:
         raise Fault((*path, "distribution"), unknown(str(kind), list(NEEDS)))
     needed, optional = NEEDS[kind]
     _known(spec, ["distribution", *needed, *optional], path)
@@ -176,8 +195,8 @@ def _check(kind: str, numbers: Mapping[str, Any], path: tuple[str, ...]) -> None
         if not isinstance(numbers["values"], list) or not numbers["values"]:
             raise Fault((*path, "values"), "expected a list of one value or more")
         for value in numbers["values"]:
-            _refuse_text_number(value, (*path, "values"))
-    _refuse_text_number(numbers.get("value"), (*path, "value"))
+            _value(value, (*path, "values"))
+    _value(numbers.get("value"), (*path, "value"))
     for key in set(numbers) & {"min", "max", "mu", "sigma", "q", "a", "b"}:
         _number(numbers[key], (*path, key))
     if "min" in numbers and not numbers["min"] < numbers["max"]:
@@ -193,12 +212,27 @@ def _check(kind: str, numbers: Mapping[str, Any], path: tuple[str, ...]) -> None
             raise Fault((*path, key), f"must be above 0, is {numbers[key]}")
     if numbers.get("sigma", 0) < 0:
         raise Fault((*path, "sigma"), f"must not be below 0, is {numbers['sigma']}")
+    _bounded(kind, numbers, path)
     if kind == "categorical_w_probabilities":
+        if not isinstance(numbers["probabilities"], list):
+            raise Fault((*path, "probabilities"), "expected a list, a number for each of values")
         shares = [_number(share, (*path, "probabilities")) for share in numbers["probabilities"]]
         if len(shares) != len(numbers["values"]):
             raise Fault((*path, "probabilities"), f"{len(shares)} for {len(numbers['values'])} values")
         if any(share < 0 for share in shares) or not math.isclose(sum(shares), 1, abs_tol=1e-6):
             raise Fault((*path, "probabilities"), f"must sum to 1, sum to {sum(shares):g}")
+
+
+def _bounded(kind: str, numbers: Mapping[str, Any], path: tuple[str, ...]) -> None:
+    """Refuse what leads beyond the largest number."""
+    if kind.removeprefix("q_").removeprefix("inv_") == "log_uniform":
+        if max(abs(numbers["min"]), abs(numbers["max"])) > POWER:
+            remedy = f"for the numbers themselves use {kind}_values"
+            raise Fault(path, f"min and max are powers of e, here beyond {POWER}; {remedy}")
+    elif kind.endswith("log_normal") and abs(numbers["mu"]) + SPREAD * numbers["sigma"] > POWER:
+        raise Fault(path, f"mu and sigma are powers of e, here beyond {POWER}; lower them")
+    elif "min" in numbers and not math.isfinite(numbers["max"] - numbers["min"]):
+        raise Fault(path, "min and max are too far apart")
 
 
 def _hyperband(table: Any) -> Hyperband:
@@ -209,26 +243,41 @@ def _hyperband(table: Any) -> Hyperband:
     eta = _number(table.get("eta", 3), (*path, "eta"))
     if eta <= 1:
         raise Fault((*path, "eta"), f"must be above 1, is {eta}")
-    strict = table.get("strict", True) is True
-    if "min_iter" in table:
-        first = int(_number(table["min_iter"], (*path, "min_iter")))
-        if first < 1:
-            raise Fault((*path, "min_iter"), f"must be 1 or more, is {first}")
-        return Hyperband(tuple(int(first * eta**power) for power in range(40)), eta, strict)
-    if "max_iter" not in table or "s" not in table:
+    strict = table.get("strict", True)
+    if not isinstance(strict, bool):
+        raise Fault((*path, "strict"), f"expected true or false, got {strict!r}")
+    if "max_iter" in table and "s" in table:  # which W&B looks for first
+        last, count = (_number(table[key], (*path, key)) for key in ("max_iter", "s"))
+        down = accumulate(repeat(eta, int(min(count, BANDS))), truediv, initial=last)
+        bands = sorted({int(band) for band in takewhile(lambda band: band >= 1, islice(down, 1, None))})
+        if not bands:
+            raise Fault(path, "gives no band: raise max_iter or s, or lower eta")
+        return Hyperband(tuple(bands), eta, strict)
+    if "min_iter" not in table:
         raise Fault(path, "needs min_iter, or max_iter and s")
-    last, brackets = (int(_number(table[key], (*path, key))) for key in ("max_iter", "s"))
-    bands = tuple(sorted({int(last / eta**power) for power in range(1, brackets + 1)} - {0}))
-    if not bands:
-        raise Fault(path, "gives no band: raise max_iter or s, or lower eta")
-    return Hyperband(bands, eta, strict)
+    first = _number(table["min_iter"], (*path, "min_iter"))
+    if first < 1:
+        raise Fault((*path, "min_iter"), f"must be 1 or more, is {first}")
+    up = accumulate(repeat(eta, BANDS), mul, initial=first)
+    return Hyperband(tuple(map(int, takewhile(lambda band: band < LONGEST, up))), eta, strict)
 
 
 def _number(value: Any, path: tuple[str, ...]) -> float:
     _refuse_text_number(value, path)
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise Fault(path, f"expected a number, got {value!r}")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise Fault(path, f"expected a finite number, got {value}")
     return value
+
+
+def _value(value: Any, path: tuple[str, ...]) -> None:
+    """Refuse what YAML reads as something else than was meant, or that JSON can't hand to a trial."""
+    _refuse_text_number(value, path)
+    try:
+        json.dumps(value)
+    except (TypeError, ValueError):
+        raise Fault(path, f"{value} is a {type(value).__name__} to YAML: write it in quotes") from None
 
 
 def _refuse_text_number(value: Any, path: tuple[str, ...]) -> None:
