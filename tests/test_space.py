@@ -9,7 +9,7 @@ import optuna
 import pytest
 from scipy import stats
 from skeleton.stack import StackError
-from skeleton.stack.space import Hyperband, Sweep
+from skeleton.stack.space import Hyperband, Sweep, measured
 from skeleton.stack.sweep_file import read_sweep
 
 HEAD = "method: random\nmetric: {name: loss}\nparameters:\n"
@@ -181,3 +181,11 @@ def test_bands_end_where_no_trial_comes(tmp_path: Path, keys: str, bands: tuple[
     early = sweep(tmp_path, HEAD + f"  x: {{value: 1}}\nearly_terminate: {{type: hyperband, {keys}}}\n").early
     assert early
     assert early.bands == bands
+
+
+def test_a_metric_may_have_a_point_in_its_name_or_be_nested() -> None:
+    assert [measured({"a.b": 1}, "a.b"), measured({"a": {"b": 2}}, "a.b"), measured({"a": 3}, "a.b")] == [
+        1,
+        2,
+        None,
+    ]

@@ -148,6 +148,29 @@ def test_a_command_may_be_any_program_that_logs_to_wandb(tmp_path: Path) -> None
     assert "1 of 3 trials failed" in printed
 
 
+ODD = """
+import wandb
+run = wandb.init()
+value = run.config["x"]
+run.log({"deep": {"loss": float("nan") if value == 7 else len(value)}})
+run.finish()
+"""
+
+
+@pytest.mark.slow
+def test_values_may_be_tables_and_a_metric_nested_or_no_number(tmp_path: Path) -> None:
+    """Also for a user who has switched W&B off, for it is by its client that a program tells its metric."""
+    (tmp_path / "stack.toml").write_text('project = "p"\n')
+    text = "method: grid\nmetric: {name: deep.loss}\nprogram: odd.py\n"
+    (tmp_path / "sweep.yaml").write_text(text + "parameters: {x: {values: [{}, {a: 1, b: {c: 2}}, 7]}}\n")
+    (tmp_path / "odd.py").write_text(ODD)
+    printed = projects.run(tmp_path, "sweep", WANDB_MODE="disabled")
+    folder = next(tmp_path.glob("runs/sweep-*"))
+    assert json.loads((folder / "best.json").read_text()) == {"x": {}}
+    assert "{'a': 1, 'b': {'c': 2}}" in printed
+    assert "Trial 2 failed: deep.loss is NaN in the end" in printed
+
+
 @pytest.mark.slow
 def test_a_command_may_start_train_in_its_own_way(project: Path) -> None:
     """Here by another program, which trains with a flag more; its trials are stopped early like any other."""

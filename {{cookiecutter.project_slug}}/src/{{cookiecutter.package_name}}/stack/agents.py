@@ -1,7 +1,6 @@
 """A sweep at Weights & Biases: made through its own client, run by its own agents, and what they found fetched back."""
 
 import json
-import math
 import os
 import re
 import signal
@@ -20,7 +19,7 @@ from . import StackError
 from .command import default
 from .console import say
 from .snapshot import replace
-from .space import Sweep, looked_up, nested
+from .space import Sweep, is_number, looked_up, measured, nested
 from .sync import runs, send
 from .wandb_tracker import LAST, end_service, first_line
 
@@ -188,8 +187,8 @@ def results(path: str, plan: Sweep) -> tuple[str, list[dict[str, Any]]]:
 
 def entry(number: int, run: Any, plan: Sweep) -> dict[str, Any]:
     """A run of a sweep, for the table."""
-    value = looked_up(run.summary, plan.metric.split("."))
-    good = run.state == "finished" and isinstance(value, int | float) and math.isfinite(value)
+    value = measured(run.summary, plan.metric)
+    good = run.state == "finished" and is_number(value)
     error = (
         ""
         if good

@@ -29,7 +29,8 @@ def run_program(
     own W&B client leaves in `scratch`. Raises StackError where it fails, and what `tracker` raises to stop it.
     """
     scratch.mkdir(parents=True, exist_ok=True)
-    given = {"WANDB_MODE": "offline", **os.environ, **environ, "WANDB_DIR": str(scratch)}
+    # offline whatever the user's own mode is, or its metric could not be read
+    given = {**os.environ, **environ, "WANDB_MODE": "offline", "WANDB_DIR": str(scratch)}
     printed = scratch / "printed.txt"
     with printed.open("wb") as output:
         try:

@@ -120,6 +120,16 @@ def looked_up(table: Any, path: Iterable[str]) -> Any:
     return table
 
 
+def measured(table: Mapping[str, Any], metric: str) -> Any:
+    """The metric of a table of what was logged, by its name or, nested, by its place; None for nothing."""
+    return table[metric] if metric in table else looked_up(table, metric.split("."))
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value counts as one of a metric: W&B leaves out what does not."""
+    return isinstance(value, int | float) and math.isfinite(value)
+
+
 def _scale(kind: str, numbers: Mapping[str, Any]) -> tuple[float, float, Callable[[float], Any]]:
     """The interval that is searched, and the function from it to the parameter's values."""
     kind = kind.removeprefix("q_")

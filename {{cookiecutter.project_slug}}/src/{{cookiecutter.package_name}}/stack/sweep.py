@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import StackError, pictures
 from .console import say, shown
-from .space import Sweep, looked_up
+from .space import Parameter, Sweep, looked_up
 from .sweep_file import parse_sweep, read_sweep
 from .tracking import open_run, reachable
 
@@ -48,10 +48,11 @@ class Swept:
     folder: Path
     trials: list[dict[str, Any]]
     tracked: str
+    parameters: Sequence[Parameter]
 
     def header(self) -> list[str]:
         """The titles of the table."""
-        return ["trial", "state", self.metric, *_flat(self.trials[0]["config"])]
+        return ["trial", "state", self.metric, *(parameter.name for parameter in self.parameters)]
 
     def rows(self, count: int = 10) -> list[list[object]]:
         """The best trials, a row each."""
@@ -60,7 +61,7 @@ class Swept:
                 trial["trial"],
                 trial["state"],
                 _short(trial["value"]),
-                *map(_short, _flat(trial["config"]).values()),
+                *map(_short, _flat(trial["config"], self.parameters).values()),
             ]
             for trial in self.trials[:count]
         ]
@@ -200,12 +201,12 @@ def conclude(plan: Sweep, trials: list[dict[str, Any]], settings: "Settings", fo
     ordered, best = good + failed, good[0]
     (folder / BEST).write_text(json.dumps(best["config"], indent=1), encoding="utf-8")
     (folder / TABLE).write_text(json.dumps(ordered, indent=1), encoding="utf-8")
-    flat = [{**trial, "config": _flat(trial["config"])} for trial in good]
+    flat = [{**trial, "config": _flat(trial["config"], plan.parameters)} for trial in good]
     drawn = pictures.sweep(flat, importance(plan, good), plan.metric, folder / "sweep.png")
     run = open_run(settings, f"{folder.name}-{len(ordered)}", "sweep", folder, dict(plan.whole))
     run.picture("sweep", drawn)
     run.summary(trials=len(ordered), failed=len(failed), best=best["value"], best_config=best["config"])
-    return Swept(plan.metric, best["value"], folder / BEST, folder, ordered, run.finish())
+    return Swept(plan.metric, best["value"], folder / BEST, folder, ordered, run.finish(), plan.parameters)
 
 
 def importance(plan: Sweep, trials: Sequence[Mapping[str, Any]]) -> dict[str, float]:
@@ -237,11 +238,9 @@ def importance(plan: Sweep, trials: Sequence[Mapping[str, Any]]) -> dict[str, fl
     return optuna.importance.get_param_importances(study, evaluator=evaluator)
 
 
-def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in config.items():
-        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
-    return flat
+def _flat(config: Mapping[str, Any], parameters: Sequence[Parameter]) -> dict[str, Any]:
+    """A configuration with a value for each parameter; it may be a table itself."""
+    return {parameter.name: looked_up(config, parameter.path) for parameter in parameters}
 
 
 def _short(value: Any) -> object:

@@ -21,7 +21,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from . import StackError
 from .pids import alive
-from .space import Sweep
+from .space import Sweep, is_number
 from .workers import Job
 
 LOCK = 5  # seconds after which a lock was left by a process that was killed
@@ -172,7 +172,7 @@ class Trials:
     def report(self, number: int, value: float) -> str:
         """Note a value of a running trial; the order to give: on or stop."""
         early = self.plan.early
-        if early is None:
+        if early is None or not is_number(value):
             return "on"
         step = self.values.get(number, 0)
         self.values[number] = step + 1

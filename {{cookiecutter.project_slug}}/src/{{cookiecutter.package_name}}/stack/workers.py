@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import StackError
 from .command import Call, call, own_arguments, variables
+from .space import is_number, measured
 from .tracking import Stopped, Untracked
 
 if TYPE_CHECKING:
@@ -73,13 +74,14 @@ class Reporter(Untracked):
     def summary(self, values: Mapping[str, Any]) -> None:
         """Take the metric's final value where there is one."""
         self.names |= set(values)
-        self.value = values.get(self.metric, self.value)
+        if (value := measured(values, self.metric)) is not None:
+            self.value = value
 
     def result(self) -> float:
         """The trial's value; StackError if the metric never came, or is no number."""
         if self.value is None:
             raise StackError(f"training logs no {self.metric!r}; it logs {', '.join(sorted(self.names))}")
-        if not math.isfinite(self.value):
+        if not is_number(self.value):
             raise StackError(f"{self.metric} is {self.value} in the end")
         return float(self.value)
 
