@@ -118,6 +118,30 @@ def test_a_key_that_is_refused_is_told_once(project: Path, service: Wandb) -> No
     assert "no key for W&B that works" in sync(project, service, code=1)
 
 
+def test_an_older_name_of_offline_is_offline(project: Path, service: Wandb) -> None:
+    assert "W&B: offline." in track(project, STEPS + END, service, WANDB_MODE="dryrun")
+    assert not service.calls
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ({"WANDB_PROJECT": "a/b"}, "Invalid project name 'a/b'"),
+        ({"WANDB_INIT_TIMEOUT": "long"}, "init_timeout: Input should be a valid number"),
+    ],
+)
+def test_a_setting_that_the_client_refuses_stops_no_run(
+    project: Path, service: Wandb, wrong: dict[str, str], words: str
+) -> None:
+    printed = track(project, STEPS + END, service, **wrong)
+    assert printed.count(words) == 1
+    assert len(record(project)) == 5
+    refused = projects.run(project, "sync", code=1, **account(project, service, **wrong))
+    assert "one was not sent" in refused and words in refused
+    sync(project, service)
+    assert history(service.store.run("one")) == record(project)
+
+
 def test_a_service_that_does_not_answer_costs_five_seconds(project: Path, service: Wandb) -> None:
     service.faults.append(Fault("slow", None, "Viewer", seconds=30))
     printed = track(project, STEPS + END, service)

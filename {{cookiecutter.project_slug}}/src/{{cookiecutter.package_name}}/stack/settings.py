@@ -12,7 +12,11 @@ from .flags import convert, flag, read, unknown
 FILE = "stack.toml"
 PREFIX = "STACK_"
 LOCAL_USER = "me"
-WANDB_MODES = ("online", "offline", "shared", "disabled", "dryrun", "run")
+# Of W&B's client, with what each means here: two are older names.
+WANDB_MODES = {
+    "online": "online", "offline": "offline", "disabled": "disabled",
+    "shared": "online", "dryrun": "offline", "run": "online",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -111,7 +115,7 @@ def load(flags: Mapping[str, Any], start: Path, environ: MutableMapping[str, str
         algorithmia_api=environ.get("ALGORITHMIA_API", key.address if key else ""),
         algorithmia_api_key=key.value if key else "",
         wandb_base_url=environ.get("WANDB_BASE_URL", ""),
-        wandb_mode=environ.get("WANDB_MODE", ""),
+        wandb_mode=WANDB_MODES.get(environ.get("WANDB_MODE", ""), ""),
         wandb_run=environ.get("WANDB_RUN_ID", "") if environ.get("WANDB_SWEEP_ID") else "",
         wandb_sweep=environ.get("WANDB_SWEEP_ID", ""),
         rank=_number(environ, "RANK", 0),

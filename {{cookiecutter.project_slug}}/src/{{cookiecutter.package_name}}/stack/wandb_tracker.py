@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .console import say, shown
-from .tracking import PREEMPTED, Stopped, Values
+from .tracking import PREEMPTED, Stopped, Tracker, Untracked, Values
 
 if TYPE_CHECKING:
     from .settings import Settings
@@ -23,15 +23,19 @@ BURST = 5.0  # seconds of rows that are sent at once: one alone wakes thread and
 PICTURES = (".png",)
 
 
-def open_tracker(settings: "Settings", opened: Values, folder: Path, online: bool) -> "WandbTracker":
-    """The tracker of a run as it was `opened`; offline where online fails, which is said."""
-    if online:
+def open_tracker(settings: "Settings", opened: Values, folder: Path, online: bool) -> Tracker:
+    """The tracker of a run as it was `opened`; offline where online fails, and none where that does. Either is said."""
+    told = ""
+    for mode in ("online", "offline") if online else ("offline",):
         try:
-            return WandbTracker(settings, opened, folder, "online")
+            return WandbTracker(settings, opened, folder, mode)
         except Exception as error:  # whatever it is, the run goes on without
-            say(f"W&B: {first_line(error)}. Tracked offline; `{settings.command} sync` sends it later.")
+            how, failure = "Tracked offline" if mode == "online" else "Kept on disk", first_line(error)
+            if failure != told:
+                say(f"W&B: {failure}. {how}; `{settings.command} sync` sends it later.")
+            told = failure
             end_service()
-    return WandbTracker(settings, opened, folder, "offline")
+    return Untracked()
 
 
 class WandbTracker:
@@ -251,7 +255,8 @@ def end_service() -> None:
     import wandb
     from wandb.sdk import wandb_setup
 
-    service = getattr(wandb_setup.singleton(), "_connection", None)
+    # not by `singleton()`, which would read the settings, and fail again where it is they that are wrong
+    service = getattr(wandb_setup._singleton, "_connection", None)
     process = getattr(getattr(service, "_proc", None), "_process", None)
     late = threading.Timer(LAST, process.kill) if process else None
     if late:
@@ -266,5 +271,7 @@ def end_service() -> None:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+    """The first line of an error; of a setting that W&B's client refuses, what is wrong with it, too."""
+    lines = (str(error).strip() or type(error).__name__).splitlines()
+    count = 3 if "validation error" in lines[0] else 1
+    return ": ".join(line.strip() for line in lines[:count]).rstrip(".")
