@@ -205,6 +205,50 @@ def test_logging_does_not_wait_for_the_service(project: Path, service: Wandb) ->
     assert history(service.store.run("one")) == record(project)
 
 
+def test_two_that_send_at_once_send_nothing_twice(project: Path, service: Wandb) -> None:
+    track(project, STEPS + END, service, WANDB_API_KEY="")
+    both = [projects.start(project, "sync", **account(project, service)) for _ in range(2)]
+    printed = "".join(text for process in both for text in process.communicate(timeout=120))
+    assert printed.count("/runs/one") == 1
+    assert any(words in printed for words in ("another `sync` is sending", "Nothing to send"))
+    lines = (project / "runs/one/tracked.jsonl").read_text().splitlines()
+    assert sum('"sent"' in line for line in lines) == 1
+
+
+def test_a_line_that_a_crash_has_torn_spoils_nothing(project: Path, service: Wandb) -> None:
+    track(project, STEPS, service, WANDB_API_KEY="")
+    for name in ("metrics", "tracked"):
+        with (project / f"runs/one/{name}.jsonl").open("a") as file:
+            file.write('{"call": "summ')
+    track(project, "run.log(50, loss=0.1)\n" + END, service, WANDB_API_KEY="")
+    sync(project, service)
+    assert [row["step"] for row in history(service.store.run("one"))] == [0, 10, 20, 30, 40, 50]
+    assert service.store.run("one").summary["accuracy"] == 0.5
+
+
+def test_the_changes_of_the_code_are_kept_as_git_takes_them_back(project: Path, service: Wandb) -> None:
+    """Also of a file that is no UTF-8."""
+
+    def git(*words: str) -> None:
+        subprocess.run(
+            ["git", "-c", "user.name=me", "-c", "user.email=me@x", *words], cwd=project, check=True
+        )
+
+    notes = project / "notes.txt"
+    notes.write_bytes(b"caf\xe9\n\n\n")
+    git("init", "-q")
+    git("add", "notes.txt")
+    git("commit", "-qm", "one")
+    notes.write_bytes(b"th\xe9\n\n\n")
+    track(project, STEPS + END, service)
+    git("checkout", "-q", "notes.txt")
+    git("apply", "runs/one/changes.patch")
+    assert notes.read_bytes() == b"th\xe9\n\n\n"
+    assert (
+        service.store.run("one").files["changes.patch"] == (project / "runs/one/changes.patch").read_bytes()
+    )
+
+
 @pytest.mark.parametrize("key", ["", KEY])
 def test_a_run_that_was_killed_is_filled_in(project: Path, service: Wandb, key: str) -> None:
     process = start(

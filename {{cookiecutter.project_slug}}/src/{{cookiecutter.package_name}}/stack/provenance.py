@@ -23,11 +23,11 @@ PACKAGES = (
 
 def commit(root: Path) -> str:
     """The git commit of the project, `-dirty` where files differ from it, empty without git."""
-    return _git(root, "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*")
+    return _git(root, "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*").decode().strip()
 
 
-def changes(root: Path) -> str:
-    """What differs from the commit, as git shows it; empty without git."""
+def changes(root: Path) -> bytes:
+    """What differs from the commit, in the bytes that `git apply` takes back; empty without git."""
     return _git(root, "diff", "HEAD", "--no-color", "--no-ext-diff")
 
 
@@ -88,11 +88,9 @@ def _gpu(device: str) -> str:
     return torch.cuda.get_device_name(device)
 
 
-def _git(root: Path, *arguments: str) -> str:
+def _git(root: Path, *arguments: str) -> bytes:
     try:
-        done = subprocess.run(
-            ["git", *arguments], cwd=root, capture_output=True, text=True, check=True, timeout=10
-        )
+        done = subprocess.run(["git", *arguments], cwd=root, capture_output=True, check=True, timeout=10)
     except (OSError, subprocess.SubprocessError):
-        return ""
-    return done.stdout.strip()
+        return b""
+    return done.stdout

@@ -1,8 +1,11 @@
 """Send to Weights & Biases what it lacks: from our own records, in order, nothing twice."""
 
+import errno
 import json
 import socket
+import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +18,7 @@ from .wandb_tracker import WandbTracker, end_service, first_line
 if TYPE_CHECKING:
     from .settings import Settings
 
+LOCK = ".sync"
 KILLED = 137  # the exit code of a run that has no end in its record
 MARKS = ("open", "finish", "sent")
 
@@ -47,21 +51,44 @@ class Kept:
 def sync(settings: "Settings") -> Iterator[tuple[str, str]]:
     """Send each run that W&B does not have whole, oldest first; yields its name and what came of it.
 
-    Raises StackError without a key that works, and where W&B fails on the way: what was sent by then is not sent again.
+    Raises StackError without a key that works, beside another `sync`, and where W&B fails on the way: what was sent by
+    then is not sent again.
     """
-    kept = [run for run in runs(settings.runs) if not run.sent]
-    if not kept:
+    if not runs(settings.runs):
         return
-    if not reachable(settings):
-        raise StackError(f"no key for W&B that works; `{settings.command} doctor` says more. Nothing is lost")
-    for run in kept:
-        if run.running:
-            yield run.folder.name, "is still running; sync again later"
-        else:
-            try:
-                yield run.folder.name, send(settings, run)
-            except ConnectionError as error:
-                raise StackError(f"{error}; run sync again later") from error
+    with alone(settings.runs / LOCK):
+        kept = [run for run in runs(settings.runs) if not run.sent]
+        if kept and not reachable(settings):
+            raise StackError(
+                f"no key for W&B that works; `{settings.command} doctor` says more. Nothing is lost"
+            )
+        for run in kept:
+            if run.running:
+                yield run.folder.name, "is still running; sync again later"
+            else:
+                try:
+                    yield run.folder.name, send(settings, run)
+                except ConnectionError as error:
+                    raise StackError(f"{error}; run sync again later") from error
+
+
+@contextmanager
+def alone(path: Path) -> Iterator[None]:
+    """A block that one process at a time is in; the system frees the lock of one that dies. Raises StackError."""
+    with path.open("ab") as file:
+        try:
+            if sys.platform == "win32":
+                import msvcrt
+
+                msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+            else:
+                import fcntl
+
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in (errno.EACCES, errno.EAGAIN):  # else the file system has no locks
+                raise StackError("another `sync` is sending; run it again when that has ended") from None
+        yield
 
 
 def runs(folder: Path) -> list[Kept]:

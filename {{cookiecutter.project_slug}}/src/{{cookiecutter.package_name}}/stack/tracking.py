@@ -105,7 +105,10 @@ class Record:
         self.path = path
         path.parent.mkdir(parents=True, exist_ok=True)
         self.file = path.open("ab")
-        self.rows = self.content().count(b"\n")
+        content = self.content()
+        self.rows = content.count(b"\n")
+        if not content.endswith(b"\n"):  # a line that a crash has left torn would spoil the next one
+            self.file.truncate(content.rfind(b"\n") + 1)
 
     def write(self, values: Values) -> None:
         """Append one line; it survives the end of this process, however it ends."""
@@ -271,7 +274,7 @@ def open_run(
     online = settings.wandb_mode != "offline" and reachable(settings)
     run = Run(id, folder, open_tracker(settings, opened, folder, online), told=told)
     if changes := provenance.changes(settings.root):
-        (folder / CHANGES).write_text(changes, encoding="utf-8")
+        (folder / CHANGES).write_bytes(changes)
         run.file(folder / CHANGES)
     return run
 
