@@ -124,6 +124,21 @@ def test_to_join_needs_a_key(project: Path) -> None:
     )
 
 
+@pytest.mark.parametrize("place", ["nosuch", "http://host/me/p/sweeps/s", "a/b/c/d"])
+def test_what_names_no_sweep_is_told_how_it_is_named(project: Path, service: Wandb, place: str) -> None:
+    printed = projects.run(project, "sweep", "--join", place, code=1, **account(project, service))
+    assert f"--join {place}: name the sweep as ENTITY/PROJECT/ID" in printed
+
+
+@pytest.mark.slow
+def test_a_sweep_file_says_where_its_sweep_is_made(project: Path, service: Wandb) -> None:
+    (project / "sweep.yaml").write_text(
+        "entity: team\nproject: other\nname: Süß 🚀\n" + SWEEP.replace("[0.1, 2.0]", "[0.1]")
+    )
+    printed = projects.run(project, "sweep", **account(project, service))
+    assert "sweep --join team/other/sweep0`" in printed
+
+
 @pytest.mark.slow
 def test_a_sweep_that_is_not_there_is_told(project: Path, service: Wandb) -> None:
     printed = projects.run(project, "sweep", "--join", "me/p/nosuch", code=1, **account(project, service))

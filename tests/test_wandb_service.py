@@ -8,9 +8,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 from services.hub_faults import Fault
 from services.wandb_server import KEY, Wandb
-from services.wandb_store import Run
+from services.wandb_store import Run, Sweep
 from tracking_service import program, wandb_service
 
 INIT = """
@@ -203,3 +204,29 @@ def test_lines_are_put_where_their_offset_says() -> None:
         content = [json.dumps({"_step": offset + line}) for line in range(2)]
         run.stream({"files": {"wandb-history.jsonl": {"offset": offset, "content": content}}})
     assert [row["_step"] for row in run.history] == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("spec", "low", "high"),
+    [
+        ("{distribution: log_uniform, min: -3, max: 0}", 0.04, 1.0),
+        ("{distribution: inv_log_uniform_values, min: 2, max: 8}", 2.0, 8.0),
+        ("{distribution: q_uniform, min: 0, max: 8, q: 4}", 0, 8),
+        ("{distribution: q_log_normal, q: 0.5}", 0.0, 200.0),
+        ("{distribution: normal, sigma: 0}", 0.0, 0.0),
+        ("{distribution: beta}", 0.0, 1.0),
+        ("{values: [1, 2], probabilities: [0, 1]}", 2, 2),
+        ("{min: 3, max: 3.5}", 3, 3.5),
+    ],
+)
+def test_a_sweep_draws_from_each_distribution(spec: str, low: float, high: float) -> None:
+    config = yaml.safe_load(f"{{method: random, run_cap: 50, parameters: {{x: {spec}}}}}")
+    found = [point["x"] for point in Sweep("s", "me", "p", config).points]
+    assert len(found) == 50
+    assert all(low <= value <= high for value in found)
+
+
+def test_a_grid_is_over_whole_numbers_and_steps_too() -> None:
+    config = yaml.safe_load("{method: grid, parameters: {a: {min: 1, max: 2}, b: {min: 0, max: 1, q: 0.5}}}")
+    points = [tuple(point.values()) for point in Sweep("s", "me", "p", config).points]
+    assert points == [(1, 0), (1, 0.5), (2, 0), (2, 0.5)]

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import math
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -83,11 +84,22 @@ class Sweep:
 def grid(parameters: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """Every point of a grid, nested parameters as nested values."""
     choices = [
-        list(grid(spec["parameters"])) if "parameters" in spec else spec.get("values", [spec.get("value")])
+        list(grid(spec["parameters"])) if "parameters" in spec else choices_of(spec)
         for spec in parameters.values()
     ]
     for point in itertools.product(*choices):
         yield dict(zip(parameters, point, strict=True))
+
+
+def choices_of(spec: dict[str, Any]) -> list[Any]:
+    """All values of a parameter of a grid (sweeps: grid_search.py)."""
+    if "min" not in spec:
+        return list(spec.get("values", [spec.get("value")]))
+    if "q" not in spec:
+        return list(range(spec["min"], spec["max"] + 1))
+    return [
+        spec["min"] + step * spec["q"] for step in range(math.ceil((spec["max"] - spec["min"]) / spec["q"]))
+    ]
 
 
 def draws(config: dict[str, Any]) -> Iterator[dict[str, Any]]:
@@ -103,15 +115,37 @@ def drawn(parameters: dict[str, Any], chance: random.Random) -> dict[str, Any]:
     for name, spec in parameters.items():
         if "parameters" in spec:
             point[name] = drawn(spec["parameters"], chance)
-        elif "value" in spec:
-            point[name] = spec["value"]
-        elif "values" in spec:
-            point[name] = chance.choice(spec["values"])
-        elif isinstance(spec["min"], int) and isinstance(spec["max"], int):
-            point[name] = chance.randint(spec["min"], spec["max"])
         else:
-            point[name] = chance.uniform(spec["min"], spec["max"])
+            point[name] = drawn_value(spec, chance)
     return point
+
+
+def drawn_value(spec: dict[str, Any], chance: random.Random) -> Any:
+    """A random value of a parameter (sweeps: params.py, and its schema for the defaults)."""
+    if "value" in spec:
+        return spec["value"]
+    if "values" in spec:
+        return chance.choices(spec["values"], spec.get("probabilities"))[0]
+    whole = all(isinstance(spec.get(end), int) for end in ("min", "max"))
+    kind = spec.get("distribution") or ("int_uniform" if whole else "uniform")
+    if kind == "int_uniform":
+        return chance.randint(spec["min"], spec["max"])
+    plain = kind.removeprefix("q_").removeprefix("inv_")
+    if plain == "beta":
+        value = chance.betavariate(spec.get("a", 1), spec.get("b", 1))
+    elif plain == "normal":
+        value = chance.gauss(spec.get("mu", 0), spec.get("sigma", 1))
+    elif plain == "log_normal":
+        value = chance.lognormvariate(spec.get("mu", 0), spec.get("sigma", 1))
+    elif plain == "uniform":
+        value = chance.uniform(spec["min"], spec["max"])
+    else:
+        ends = [spec["min"], spec["max"]]
+        low, high = map(math.log, ends) if plain.endswith("_values") else ends
+        sign = -1 if kind == "inv_log_uniform" else 1
+        value = math.exp(sign * chance.uniform(low, high))
+    q = spec.get("q", 1.0)
+    return round(value / q) * q if kind.startswith("q_") else value
 
 
 @dataclass

@@ -30,6 +30,7 @@ RECORD = "wandb.json"
 UNDER_WAY = ("running", "pending", "preempting", "preempted")
 NOISE = re.compile(r"wandb: (?!ERROR)|\t|.* - wandb\.wandb_agent - INFO - ")  # of an agent, about itself
 NUMBER = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+")
+PATH = re.compile(r"[^/\s]+/[^/]+/[^/\s]+")  # of a sweep
 OVER = ("FINISHED", "CANCELED", "CANCELLED", "STOPPED")
 PATIENCE = 60  # seconds that a trial gets to write its checkpoint when the sweep is stopped
 FIRST_FAILURES = 3  # trials that may all fail in the beginning before an agent gives up
@@ -56,8 +57,9 @@ def make(settings: "Settings", plan: Sweep, package: str, folder: Path, cap: int
             content.setdefault("command", list(default(plan.program, package)))
             if cap:
                 content["run_cap"] = cap
-            entity = settings.wandb_entity or wandb.Api(timeout=LAST).default_entity
-            project = settings.wandb_project or settings.project
+            entity = plan.whole.get("entity") or settings.wandb_entity
+            entity = entity or wandb.Api(timeout=LAST).default_entity
+            project = plan.whole.get("project") or settings.wandb_project or settings.project
             with redirect_stdout(StringIO()):  # it would name the address, which is told in a moment
                 path = f"{entity}/{project}/{wandb.sweep(content, entity=entity, project=project)}"
             replace(record, json.dumps({"path": path}).encode())
@@ -77,6 +79,8 @@ def at_wandb(wandb: Any, path: str) -> Any:
 
 def definition(path: str) -> tuple[Place, str]:
     """A sweep at W&B, and its sweep file. Raises StackError where there is none, ConnectionError."""
+    if not PATH.fullmatch(path):
+        raise StackError(f"--join {path}: name the sweep as ENTITY/PROJECT/ID")
     with asking_wandb() as wandb:
         found = at_wandb(wandb, path)
         if not found:

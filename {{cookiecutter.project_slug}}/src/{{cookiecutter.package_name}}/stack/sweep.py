@@ -193,7 +193,11 @@ def conclude(plan: Sweep, trials: list[dict[str, Any]], settings: "Settings", fo
     sign = 1 if plan.goal == "minimize" else -1
     good = [trial for trial in trials if trial["state"] != FAILED]
     if not good:
-        raise StackError("no trial has ended well; see the messages above")
+        raise StackError(
+            "no trial has ended well; see the messages above"
+            if trials
+            else "the sweep is over without a trial"
+        )
     good.sort(key=lambda trial: (sign * trial["value"], trial["trial"]))
     failed = [trial for trial in trials if trial["state"] == FAILED]
     if failed:
