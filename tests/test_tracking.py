@@ -194,6 +194,12 @@ def test_a_service_that_fails_on_the_way_stops_nothing(
     assert "Nothing to send" in sync(project, service)
 
 
+def test_a_run_that_is_not_sent_in_time_says_so(project: Path, service: Wandb) -> None:
+    service.faults.append(Fault("reset", None, "file_stream"))
+    printed = track(project, STEPS + END, service, WANDB_FINISH_TIMEOUT="3")
+    assert "W&B: Timed out finishing run; all of it is kept here." in printed
+
+
 def test_logging_does_not_wait_for_the_service(project: Path, service: Wandb) -> None:
     text = "started = time.perf_counter()\nfor step in range(300): run.log(step, loss=0.5)\n"
     text += "print('logged', time.perf_counter() - started)\n"

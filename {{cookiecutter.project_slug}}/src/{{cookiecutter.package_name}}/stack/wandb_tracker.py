@@ -63,7 +63,8 @@ class WandbTracker:
         named["project"] = opened.get("project") or settings.wandb_project or settings.project
         named["entity"] = opened.get("entity") or settings.wandb_entity or None
         # Instead of an interrupt, after which the run would be saved to go on later.
-        options["stop_fn"] = self.stopped.set
+        # A function, which the client can copy, as it does with its settings where a run does not finish in time.
+        options["stop_fn"] = lambda: self.stopped.set()
         if opened.get("sweep"):
             options["sweep_id"] = opened["sweep"]
         self.run = wandb.init(
