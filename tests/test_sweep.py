@@ -239,6 +239,20 @@ def test_a_metric_that_training_does_not_log_is_told_with_those_it_does(project:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("time", ["-3", "nan", "soon"])
+def test_a_time_that_is_none_is_refused(project: Path, time: str) -> None:
+    assert f"expected seconds, 0 or more, got '{time}'" in projects.run(
+        project, "sweep", "--timeout", time, code=2
+    )
+
+
+@pytest.mark.slow
+def test_a_trial_that_diverges_says_so(project: Path) -> None:
+    text = GRID.replace("[0.001, 0.006]", "[1.0e+30, 0.006]").replace("[0, 1, 2]", "[0]")
+    (project / "sweep.yaml").write_text(text)
+    assert "training diverged; try a lower learning rate" in projects.run(project, "sweep")
+
+
 def test_an_unknown_parameter_is_refused_by_name(project: Path) -> None:
     (project / "sweep.yaml").write_text(GRID.replace("seed:", "sead:"))
     assert "did you mean 'seed'?" in projects.run(project, "sweep", code=1)

@@ -147,7 +147,9 @@ class Checkpoints:
         self.best_states[name] = {key: value.detach().clone() for key, value in state.items()}
 
     def best(self, name: str) -> dict[str, Any]:
-        """The state that part `name` had when it was marked last."""
+        """The state that part `name` had when it was marked last; StackError if it never was."""
+        if name not in self.best_states:
+            raise StackError("no epoch ended better than none: training diverged; try a lower learning rate")
         found: dict[str, Any] = self.best_states[name]
         return found
 

@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import json
+import math
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -350,7 +351,7 @@ def add_arguments(name: str, parser: argparse.ArgumentParser, science: "Science"
             help="keep the trials there, for several machines: a folder that they share, or a database's URL",
         )
         add("--sampler", choices=("tpe", "gp"), default="tpe", help="of a bayes sweep here (default: tpe)")
-        add("--timeout", type=float, default=0.0, metavar="S", help="seconds that a trial here may take")
+        add("--timeout", type=seconds, default=0.0, metavar="S", help="seconds that a trial here may take")
     elif name == "publish":
         add("--run", default="", metavar="ID", help="the run to publish (default: the latest)")
         add("--public", action="store_true", help="make the repository on the Hub public")
@@ -415,6 +416,17 @@ def whole(least: int) -> Callable[[str], int]:
         return int(text)
 
     return read_number
+
+
+def seconds(text: str) -> float:
+    """A time from the command line."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 <= value < math.inf:
+        raise argparse.ArgumentTypeError(f"expected seconds, 0 or more, got {text!r}")
+    return value
 
 
 def parse(science: "Science", arguments: Sequence[str]) -> Arguments:
