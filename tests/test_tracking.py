@@ -221,6 +221,28 @@ def test_two_that_send_at_once_send_nothing_twice(project: Path, service: Wandb)
     assert sum('"sent"' in line for line in lines) == 1
 
 
+def test_a_run_that_can_not_be_sent_keeps_no_other_one(project: Path, service: Wandb) -> None:
+    (project / "picture.png").write_bytes(b"")
+    text = "run.picture('p', Path('picture.png').resolve())\n"
+    track(project, STEPS + text + END, service, WANDB_API_KEY="")
+    (project / "picture.png").unlink()
+    (project / "runs/one").rename(project / "runs/another")
+    told = project / "runs/another/tracked.jsonl"
+    told.write_text(told.read_text().replace('"id": "one"', '"id": "another"'))
+    track(project, STEPS + END, service, WANDB_API_KEY="")
+    printed = sync(project, service, code=1)
+    assert "another: was not sent whole" in printed
+    assert "1 of 2 runs were not sent whole" in printed
+    assert history(service.store.run("one")) == record(project)
+
+
+def test_a_metric_that_is_no_number_is_sent_as_it_is(project: Path, service: Wandb) -> None:
+    track(project, "run.log(1, loss=float('nan'))\n" + END, service, WANDB_API_KEY="")
+    sync(project, service)
+    assert history(service.store.run("one")) == [{"step": 1, "loss": "NaN"}]
+    assert "Nothing to send" in sync(project, service)
+
+
 def test_a_line_that_a_crash_has_torn_spoils_nothing(project: Path, service: Wandb) -> None:
     track(project, STEPS, service, WANDB_API_KEY="")
     for name in ("metrics", "tracked"):

@@ -29,7 +29,7 @@ if __name__ == "__main__":
 from services.hub_faults import Faulty, Protocol
 from services.ports import listening
 from services.wandb_queries import ordered, wanted
-from services.wandb_store import CREATED, Artifact, Run, Store, Sweep
+from services.wandb_store import CREATED, Artifact, Run, Store, Sweep, read
 
 KEY = "0123456789abcdef" * 2 + "01234567"
 USER, TEAM = "me", "team"
@@ -189,9 +189,9 @@ class Wandb:
         run.facts |= {key: value for key, value in variables.items() if value is not None}
         run.started, run.state = True, "running"
         if variables.get("config"):
-            run.config = json.loads(variables["config"])
+            run.config = read(variables["config"])
         if variables.get("summaryMetrics"):
-            run.summary = json.loads(variables["summaryMetrics"])
+            run.summary = read(variables["summaryMetrics"])
         return {"upsertBucket": {"bucket": self.node(run), "inserted": inserted}}
 
     def resume_status(self, variables: Variables) -> Any:

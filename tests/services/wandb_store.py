@@ -13,6 +13,11 @@ import yaml
 CREATED = "2026-01-01T00:00:00Z"
 
 
+def read(text: str) -> Any:
+    """JSON as the client writes it, with NaN, which is none; as text it can stand in an answer."""
+    return json.loads(text, parse_constant=str)
+
+
 @dataclass
 class Run:
     """A run, its files by name, and the lines of its streams."""
@@ -40,7 +45,7 @@ class Run:
     @property
     def history(self) -> list[dict[str, Any]]:
         """The rows that were logged, in their order."""
-        return [json.loads(line) for line in self.streams.get("wandb-history.jsonl", [])]
+        return [read(line) for line in self.streams.get("wandb-history.jsonl", [])]
 
     @property
     def values(self) -> dict[str, Any]:
@@ -54,7 +59,7 @@ class Run:
             offset = chunk.get("offset", 0)
             lines[offset : offset + len(chunk["content"])] = chunk["content"]
             if name == "wandb-summary.json":
-                self.summary = json.loads(chunk["content"][-1])
+                self.summary = read(chunk["content"][-1])
         self.preempting |= bool(body.get("preempting"))
         if body.get("complete"):
             self.exit_code = body.get("exitcode", 0)

@@ -20,7 +20,7 @@ from .command import default
 from .console import say
 from .snapshot import replace
 from .space import Sweep, is_number, looked_up, measured, nested
-from .sync import runs, send
+from .sync import Torso, runs, send
 from .wandb_tracker import LAST, end_service, first_line
 
 if TYPE_CHECKING:
@@ -177,7 +177,11 @@ def send_rest(settings: "Settings", place: Place) -> None:
     sweep = place.path.rpartition("/")[2]
     for trial in runs(settings.runs):
         if trial.opened["sweep"] == sweep and not (trial.sent or trial.running):
-            say(f"{trial.folder.name}: {send(settings, trial)}")
+            try:
+                seen = send(settings, trial)
+            except Torso as error:
+                seen = str(error)
+            say(f"{trial.folder.name}: {seen}")
 
 
 def results(path: str, plan: Sweep) -> tuple[str, list[dict[str, Any]]]:

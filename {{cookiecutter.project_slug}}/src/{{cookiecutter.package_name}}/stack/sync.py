@@ -23,6 +23,10 @@ KILLED = 137  # the exit code of a run that has no end in its record
 MARKS = ("open", "finish", "sent")
 
 
+class Torso(StackError):  # noqa: N818 - what has become of a run
+    """W&B has a run only in part."""
+
+
 @dataclass(frozen=True)
 class Kept:
     """A run as it is kept on disk."""
@@ -51,8 +55,8 @@ class Kept:
 def sync(settings: "Settings") -> Iterator[tuple[str, str]]:
     """Send each run that W&B does not have whole, oldest first; yields its name and what came of it.
 
-    Raises StackError without a key that works, beside another `sync`, and where W&B fails on the way: what was sent by
-    then is not sent again.
+    Raises StackError without a key that works, beside another `sync`, and where W&B takes no run any more, or not all
+    of one: what was sent by then is not sent again.
     """
     if not runs(settings.runs):
         return
@@ -62,14 +66,20 @@ def sync(settings: "Settings") -> Iterator[tuple[str, str]]:
             raise StackError(
                 f"no key for W&B that works; `{settings.command} doctor` says more. Nothing is lost"
             )
+        failed = 0
         for run in kept:
             if run.running:
                 yield run.folder.name, "is still running; sync again later"
-            else:
-                try:
-                    yield run.folder.name, send(settings, run)
-                except ConnectionError as error:
-                    raise StackError(f"{error}; run sync again later") from error
+                continue
+            try:
+                yield run.folder.name, send(settings, run)
+            except Torso as error:  # what ails one run is no reason to keep the others
+                failed += 1
+                yield run.folder.name, str(error)
+            except ConnectionError as error:
+                raise StackError(f"{error}; run sync again later") from error
+        if failed:
+            raise StackError(f"{failed} of {len(kept)} runs were not sent whole; run sync again later")
 
 
 @contextmanager
@@ -106,7 +116,7 @@ def lines(path: Path) -> list[dict[str, Any]]:
 
 
 def send(settings: "Settings", run: Kept) -> str:
-    """Send one run; returns its address. Raises ConnectionError if it did not arrive whole."""
+    """Send one run; returns its address. Raises Torso if it did not arrive whole, ConnectionError if nothing did."""
     try:
         tracker = WandbTracker(settings, run.opened, run.folder, "online")
     except Exception as error:
@@ -120,7 +130,7 @@ def send(settings: "Settings", run: Kept) -> str:
     ends = [line["exit_code"] for line in run.told if line["call"] == "finish"]
     seen = tracker.finish(ends[-1] if run.told[-1]["call"] in ("finish", "sent") and ends else KILLED)
     if not tracker.complete:
-        raise ConnectionError(f"{run.folder.name} was not sent whole: {tracker.failure}")
+        raise Torso(f"was not sent whole: {tracker.failure}")
     record = Record(run.folder / TOLD)
     record.write({"call": "sent", "rows": len(run.rows)})
     record.close()
