@@ -124,7 +124,10 @@ def upload(model_dir: Path, store: AbstractFileSystem, folder: str) -> None:
 def try_out(store: AbstractFileSystem, build: Build, predictor: Predictor) -> None:
     """Fetch a build as a gateway will, and hold its answer against the recorded one. Raises StackError."""
     with tempfile.TemporaryDirectory() as scratch:
-        folder = fetch(store, build, scratch)
+        try:
+            folder = fetch(store, build, scratch)
+        except StackError as error:
+            raise StackError(f"{error}; run the same command again") from None
         try:
             sample = json.loads((folder / SAMPLE).read_text())
             answer = predictor.apply(sample["input"], predictor.load(folder))

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 # Seconds: to open a run, to send its rest, for the service process to end, and until the client, which asks for orders
 # every 15, has an answer on a machine that does other things, too.
 INIT, FINISH, LAST, ORDERS = 20, 60, 10, 22
+SETTLE = 2.0  # seconds until W&B shows what it has been sent
 BURST = 5.0  # seconds of rows that are sent at once: one alone wakes thread and process, and takes nine times as long
 PICTURES = (".png",)
 
@@ -54,9 +55,8 @@ class WandbTracker:
             "finish_timeout": own.finish_timeout or FINISH,
         }
         self.patience = options["init_timeout"]
-        self.last_patience = (
-            options["finish_timeout"] + LAST
-        )  # the service process means to keep to the first alone
+        # The service process means to keep to the first, and does not always.
+        self.last_patience = options["finish_timeout"] + LAST
         # What fails with the client's own telemetry is no news to who trains.
         logging.getLogger("opentelemetry").setLevel(logging.CRITICAL)
         named: dict[str, Any] = {"id": opened["id"]}
@@ -83,6 +83,7 @@ class WandbTracker:
         self.sent = float("-inf")
         self.url = (self.run.url or "") if self.online else ""
         self.pictures: dict[str, Any] = {}
+        self.artifacts: list[Any] = []
         self.run.define_metric("step")
         self.run.define_metric("*", step_metric="step")
 
@@ -165,7 +166,7 @@ class WandbTracker:
         if used:
             self.run.use_artifact(artifact, aliases=[alias])
         else:
-            self.run.log_artifact(artifact, aliases=[alias])
+            self.artifacts.append(self.run.log_artifact(artifact, aliases=[alias]))
 
     def file(self, path: str) -> None:
         """Send a file."""
@@ -194,10 +195,9 @@ class WandbTracker:
             self.rows += 1
         if exit_code == PREEMPTED and self.online:
             self._do(self.run.mark_preempting)
-        self._do_in_time(self.run.finish, exit_code, seconds=self.last_patience)
-        had = self._arrived() if self.online and not self.failure else self.rows
-        if not self.failure and had < self.rows:  # asking may have failed, too
-            self.failure = f"{had} of {self.rows} rows have arrived"
+        self._do_in_time(self._finish, exit_code, seconds=self.last_patience)
+        if self.online:
+            self._do_in_time(self._arrived)
         end_service()
         if self.online and not self.failure:
             return f"W&B: {self.url}"
@@ -208,16 +208,26 @@ class WandbTracker:
         """Send the pictures and tables as a row; of a table the client asks the server something first."""
         self.run.log({**self.pictures, "step": self.step}, step=row)
 
-    def _arrived(self) -> int:
-        """How many rows W&B has."""
-        found = -1
+    def _finish(self, exit_code: int) -> None:
+        """End the run. Raises ValueError for an artifact that W&B has refused, of which ending says nothing."""
+        try:
+            for artifact in self.artifacts:
+                artifact.wait()
+        finally:
+            self.run.finish(exit_code=exit_code)
 
-        def ask() -> None:
-            nonlocal found
-            found = rows_at(f"{self.run.entity}/{self.run.project}/{self.run.id}")
-
-        self._do_in_time(ask)
-        return found
+    def _arrived(self) -> None:
+        """Raise ValueError if W&B does not have all rows, and the run's end, after a few seconds at most."""
+        deadline = time.monotonic() + SETTLE
+        while True:
+            rows, ended = found_at(f"{self.run.entity}/{self.run.project}/{self.run.id}")
+            if rows >= self.rows and ended:
+                return
+            if time.monotonic() > deadline:
+                raise ValueError(
+                    f"{rows} of {self.rows} rows have arrived{'' if ended else ', the end has not'}"
+                )
+            time.sleep(0.2)
 
     def _do_in_time(self, call: Any, *arguments: Any, seconds: float = 0.0) -> None:
         """Do what waits for an answer, but not for long: the client would wait as long as it takes."""
@@ -238,16 +248,17 @@ class WandbTracker:
             self.failure = first_line(error)
 
 
-def rows_at(path: str) -> int:
-    """How many rows of `entity/project/run` W&B has; 0 where there is no such run."""
+def found_at(path: str) -> tuple[int, bool]:
+    """How many rows of `entity/project/run` W&B has, 0 where there is no such run, and whether it has ended there."""
     import wandb
     from wandb.errors import CommError
 
     try:
-        return int(wandb.Api(timeout=LAST).run(path).lastHistoryStep) + 1
+        run = wandb.Api(timeout=LAST).run(path)
+        return int(run.lastHistoryStep) + 1, run.state not in ("running", "pending")
     except (ValueError, CommError) as error:
         if "not find" in str(error) or "not found" in str(error):
-            return 0
+            return 0, False
         raise
 
 
