@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from huggingface_hub import ModelCard
 from skeleton.config import TrainConfig
 from skeleton.stack import StackError
 from skeleton.stack.card import MARK, card, check, latest, sections
@@ -85,6 +86,24 @@ def test_every_card_passes_the_check_without_a_remark(license: str) -> None:
     assert "More Information Needed" not in made
 
 
+@pytest.mark.parametrize(
+    "title", ["Digits ---", "---", "- a: 'b' \"c\" #d", "null", "1e3", "{x}", "数 \u2028"]
+)
+def test_any_title_is_valid_in_the_metadata(title: str) -> None:
+    made = text(title=title)
+    assert check(made) == []
+    [results] = ModelCard(made).data.to_dict()["model-index"]
+    assert results["name"] == title
+
+
+def test_a_license_is_one_of_the_hubs_or_told() -> None:
+    assert front(text(license="GPL-3.0"))["license"] == "gpl-3.0"
+    [remark] = check(text(license="GPL-9.0"))
+    assert "'gpl-9.0' was not among the Hub's" in remark
+    with pytest.raises(StackError, match="license must be one of the Hub's ids, is 'as you like'"):
+        check(text(license="As you like"))
+
+
 def test_what_a_person_wrote_stays_and_the_rest_is_made_anew() -> None:
     first = text()
     assert sections(first) == {}  # nobody wrote anything yet
@@ -119,6 +138,37 @@ def test_a_line_of_code_is_no_title() -> None:
     assert unmarked(torn) == {"Limits": "Mine.\n\n```\nnever closed"}
 
 
+@pytest.mark.parametrize(
+    "block",
+    [
+        "~~~\n## a comment\n~~~",
+        "  ```text\n## a comment\n  ```",
+        "````\n```\n## a comment\n```\n````",
+        "```\n~~~\n## a comment\n```",
+        "```` inline ``` code ````",
+        "A line\u2028that breaks\x0c\x85\x1cin other ways",
+    ],
+)
+def test_words_stay_to_the_last_character(block: str) -> None:
+    written = f"Mine.\n\n{block}\n\nMore."
+    made = text({"Intended use": written, "Limits": written})
+    assert unmarked(sections(made)) == {"Intended use": written, "Limits": written}
+    assert unmarked(sections(made.replace("\n", "\r\n"))) == {"Intended use": written, "Limits": written}
+
+
+def test_a_block_left_open_hides_no_title() -> None:
+    words = {"Intended use": "Mine.\n\n```\nnever closed", "Limits": "Mine too."}
+    assert unmarked(sections(text(words))) == words
+
+
+def test_a_card_that_is_no_text_is_told_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "first").mkdir()
+    (tmp_path / "first" / "README.md").write_bytes("## Limits\n\nCafé".encode("latin-1"))
+    with pytest.raises(StackError, match=r"first/README.md: .*save it as plain text in UTF-8") as refusal:
+        edited(tmp_path, tmp_path / "first")
+    assert "\n" not in str(refusal.value)
+
+
 def test_what_was_written_goes_on_to_the_next_run(tmp_path: Path) -> None:
     for run, words in (("first", "My words."), ("second", "")):
         (tmp_path / run).mkdir()
@@ -144,6 +194,8 @@ MALFORMED = {
     "data set": ("---\ndatasets: ['a b']\n---\n", "datasets must name repositories"),
     "base": ("---\nbase_model: https://hub/x/y\n---\n", "base_model must name repositories"),
     "no task": ("---\nmodel-index: [{results: [{dataset: {type: a, name: a}}]}]\n---\n", "needs task.type"),
+    "task text": ("---\nmodel-index: [{results: [{task: t, dataset: d}]}]\n---\n", "needs task.type"),
+    "open": ("---\nlicense: mit\n", "must begin with a block"),
     "gap": ("---\nlicense: mit\n---\n[More Information Needed]", "it says 'More Information Needed'"),
 }
 RESULTS = "---\nmodel-index: [{{name: a, results: [{{task: {{type: t}}, dataset: {{type: d, name: d}}, metrics: [{}]}}]}}]\n---\n"

@@ -218,6 +218,17 @@ def test_a_hub_that_stays_in_trouble_is_told_in_one_line(
     assert "\n" not in str(refusal.value)
 
 
+def test_words_on_the_hub_that_can_not_be_read_are_not_written_over(
+    hub: Hub, api: HfApi, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hubbing, "client", lambda: api)
+    hub.put("model", "me/model", {"README.md": "## Limits\n\nCafé".encode("latin-1")})
+    kept, trouble = hubbing.edited(PLACE)
+    assert kept == {}
+    assert trouble.startswith("README.md of me/model on the Hub: ")
+    assert trouble.endswith("; save it as plain text in UTF-8")
+
+
 def test_a_card_that_the_hub_would_refuse_is_not_sent(hub: Hub, api: HfApi, old: Path) -> None:
     (old / "README.md").write_text("---\nlicense: [mit]\n---\n")
     write_manifest(old)

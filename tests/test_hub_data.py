@@ -18,6 +18,7 @@ from services.hub_faults import Fault
 from services.hub_server import Hub, serving
 from skeleton.data import fits
 from skeleton.stack import StackError
+from skeleton.stack.shards import split_of
 
 
 @pytest.fixture(scope="module")
@@ -126,8 +127,12 @@ def shards_of(**columns: Any) -> dict[str, bytes]:
 
 def test_what_can_not_be_trained_on_is_told_in_one_line(hub: Hub, tmp_path: Path) -> None:
     ragged, text = pa.array([[1], [1, 2]]), pa.array(["a", "b"])
+    damaged = {**shards_of(), "data/test-00000-of-00001.parquet": b"PAR1 and no more"}
+    twice = {**shards_of(), "more/train-0.parquet": parquet(pa.table(LISTS))}
     contents = {
         "lists": shards_of(),
+        "damaged": damaged,
+        "twice": twice,
         "ragged": shards_of(image=ragged),
         "text": shards_of(label=text),
         "empty": shards_of(label=pa.array([1, None])),
@@ -143,6 +148,9 @@ def test_what_can_not_be_trained_on_is_told_in_one_line(hub: Hub, tmp_path: Path
         "hf://datasets/you/empty": "column label has empty values",
         "hf://datasets/you/split": "has no Parquet files of its validation split",
         "hf://datasets/you/shapes": "differ in their columns",
+        "hf://datasets/you/damaged": "data/test-00000-of-00001.parquet is no whole file of Parquet",
+        "hf://datasets/you/twice": "has several data sets, in data, more; name the folder of one",
+        "hf://datasets/you/twice/data": '{"train": 2, "validation": 2, "test": 2}',
         "hf://datasets/you/nothing": "is not on the Hub",
         "hf://datasets/you/lists@v9": "is not on the Hub",
         "hf://you/lists": "expected hf://datasets/USER/NAME",
@@ -151,6 +159,38 @@ def test_what_can_not_be_trained_on_is_told_in_one_line(hub: Hub, tmp_path: Path
     assert len(lines) == len(expected) + 1
     for line, words in zip(lines, expected.values(), strict=False):
         assert words in line
+
+
+def test_a_file_belongs_to_the_split_that_its_path_names_last() -> None:
+    for path, expected in {
+        "/data/train-00000-of-00001.parquet": ("train", "/data"),
+        "/train-test-split/test.parquet": ("test", "/train-test-split"),
+        "/mnist/validation/0000.parquet": ("validation", "/mnist"),
+        "/latest/trained.parquet": ("", ""),
+    }.items():
+        assert split_of(path) == expected
+
+
+def test_a_revision_may_be_one_of_the_hubs_own(hub: Hub, tmp_path: Path) -> None:
+    """Where the Hub itself keeps what it has converted to Parquet."""
+    made = hub.put("dataset", "you/converted", shards_of())
+    repo = hub.repo("dataset", "you/converted")
+    repo.branches["refs/convert/parquet"] = made.oid
+    line, _ = fetch(tmp_path, hub, "hf://datasets/you/converted@refs/convert/parquet/data")
+    assert '{"train": 2, "validation": 2, "test": 2}' in line
+
+
+@pytest.mark.slow
+def test_what_can_not_be_fetched_whole_leaves_the_data_as_they_were(
+    hub: Hub, project: Path, tmp_path: Path
+) -> None:
+    files = shards_of()
+    hub.put("dataset", "you/half", {**files, "data/test-00000-of-00001.parquet": b"PAR1 and no more"})
+    before = stored(project)
+    printed = run(project, hub, "data", "--from", "hf://datasets/you/half", code=1)
+    assert "is no whole file of Parquet" in printed
+    assert "Exception ignored" not in printed
+    assert stored(project) == before
 
 
 def test_data_that_the_model_can_not_take_is_told_in_one_line() -> None:

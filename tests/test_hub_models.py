@@ -209,6 +209,7 @@ def test_a_start_that_can_not_be_is_told_in_one_line(project: Project) -> None:
     index = "model.safetensors.index.json"
     project.hub.put("model", "you/index", {index: b"[]"})
     project.hub.put("model", "you/shard", {index: b'{"weight_map": {"a": "one.safetensors"}}'})
+    project.hub.put("model", "you/number", {index: b'{"weight_map": {"a": 5}}'})
     expected = {
         "me/digits": "expected hf://USER/NAME",
         "hf://me/nothing": "is not on the Hub",
@@ -218,11 +219,14 @@ def test_a_start_that_can_not_be_is_told_in_one_line(project: Project) -> None:
         "hf://you/torn": "model.safetensors is no whole file of safetensors",
         "hf://you/index": "does not tell where its tensors are",
         "hf://you/shard": "other formats may run code",
+        "hf://you/number": "other formats may run code",
     }
     lines = project.python(REFUSED, *expected).splitlines()
     assert len(lines) == len(expected)
     for line, words in zip(lines, expected.values(), strict=True):
         assert words in line
+    printed = project.run("train", "--init", "hf://you/nothing", code=1, HF_TOKEN="")
+    assert "error: hf://you/nothing is not on the Hub, or this account may not read it" in printed
 
 
 MINILM = """

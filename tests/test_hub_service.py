@@ -208,6 +208,15 @@ def test_what_is_not_there_is_told_by_its_kind(hub: Hub, api: HfApi) -> None:
         HfApi(endpoint=hub.url, token=False).model_info("me/model")  # private
 
 
+def test_a_branch_may_have_a_slash_in_its_name(hub: Hub, api: HfApi, tmp_path: Path) -> None:
+    api.create_branch("me/model", branch="refs/pr/1")
+    api.upload_file(path_or_fileobj=b"x", path_in_repo="in/x", repo_id="me/model", revision="refs/pr/1")
+    assert api.model_info("me/model", revision="refs/pr/1").sha != api.model_info("me/model").sha
+    assert "in/x" in api.list_repo_files("me/model", revision="refs/pr/1")
+    path = api.hf_hub_download("me/model", "in/x", revision="refs/pr/1", cache_dir=tmp_path / "cache")
+    assert Path(path).read_bytes() == b"x"
+
+
 def test_a_commit_on_an_old_state_is_refused(hub: Hub, api: HfApi) -> None:
     old = hub.repo("model", "me/model").head.oid
     api.upload_file(path_or_fileobj=b"x", path_in_repo="a", repo_id="me/model", parent_commit=old)

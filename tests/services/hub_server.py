@@ -20,6 +20,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import uvicorn
 import yaml
@@ -74,6 +75,24 @@ class RefusedError(Exception):
         self.status, self.message, self.code = status, message, code
 
 
+class Quoted:
+    """An app that is told of a slash within a name, as of a branch, by the %2F that the client sends for it."""
+
+    def __init__(self, app: Any) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "http":
+            raw = scope["raw_path"].decode()
+            scope = {**scope, "path": unquote(re.sub("%2[Ff]", "%252F", raw))}
+        await self.app(scope, receive, send)
+
+
+def revision(request: Request) -> str:
+    """The branch, tag or commit that a request names."""
+    return unquote(request.path_params.get("revision", "main"))
+
+
 class Hub:
     """The Hub: repositories and contents in `folder`, `tokens`, and the kinds of Space that it `grants`."""
 
@@ -94,7 +113,7 @@ class Hub:
         # The client remembers what a store of blocks has, by the store's address, also after its process has ended;
         # the port may have been another Hub's.
         self.store = f"/cas-{secrets.token_hex(8)}"
-        self.app = Faulty(Starlette(routes=self._routes(), exception_handlers={RefusedError: refuse}))
+        self.app = Faulty(Quoted(Starlette(routes=self._routes(), exception_handlers={RefusedError: refuse})))
 
     @property
     def calls(self) -> list[str]:
@@ -198,10 +217,9 @@ class Hub:
 
     def at(self, request: Request, repo: Repo) -> Commit:
         """The commit that a request names."""
-        revision = request.path_params.get("revision", "main")
-        if found := repo.at(revision):
+        if found := repo.at(revision(request)):
             return found
-        raise RefusedError(404, f"Invalid rev id: {revision}", "RevisionNotFound")
+        raise RefusedError(404, f"Invalid rev id: {revision(request)}", "RevisionNotFound")
 
     async def whoami(self, request: Request) -> Response:
         token = self.token(request)
@@ -377,7 +395,7 @@ class Hub:
         repo = self.asked(request, write=True)
         lines = [json.loads(line) for line in (await request.body()).splitlines()]
         header, changes = lines[0]["value"], {}
-        branch = request.path_params["revision"]
+        branch = revision(request)
         if branch not in repo.branches:
             raise RefusedError(404, f"Invalid rev id: {branch}", "RevisionNotFound")
         if header.get("parentCommit") not in (None, repo.branches[branch]):
@@ -415,7 +433,7 @@ class Hub:
                     "date": CREATED,
                     "authors": [{"user": "me"}],
                 }
-                for commit in repo.history(request.path_params["revision"])
+                for commit in repo.history(revision(request))
             ]
         )
 
@@ -434,7 +452,7 @@ class Hub:
     async def tag(self, request: Request) -> Response:
         repo = self.asked(request, write=True)
         if request.method == "DELETE":
-            if repo.tags.pop(request.path_params["revision"], None) is None:
+            if repo.tags.pop(revision(request), None) is None:
                 raise RefusedError(404, "no such tag", "RevisionNotFound")
             return Response("OK")
         commit, name = self.at(request, repo), (await request.json())["tag"]
@@ -444,7 +462,7 @@ class Hub:
         return Response("OK", 201)
 
     async def branch(self, request: Request) -> Response:
-        repo, name = self.asked(request, write=True), request.path_params["revision"]
+        repo, name = self.asked(request, write=True), revision(request)
         if name in repo.branches:
             raise RefusedError(409, "Reference already exists")
         start = repo.at((await request.json()).get("startingPoint", "main"))

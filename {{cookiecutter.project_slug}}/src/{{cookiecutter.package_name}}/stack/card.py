@@ -3,7 +3,8 @@
 import hashlib
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
@@ -17,11 +18,11 @@ if TYPE_CHECKING:
     from .science import Science
     from .settings import Settings
 
-HUB_LICENSES = {"MIT": "mit", "Apache-2.0": "apache-2.0", "BSD-3-Clause": "bsd-3-clause"}
 KEPT = ("Intended use", "Limits")
 PLACES = 4  # digits shown in the text; the metadata has them all
 MARK = re.compile(r"\n*<!-- (generated|kept) ([0-9a-f]{12}): .*-->\s*$")
-FENCE = "```"
+FENCE = re.compile(r" {0,3}(`{3,}(?!.*`)|~{3,})(.*)")  # spec.commonmark.org, 4.5
+FRONT = re.compile(r"---\n(.*?\n)---(?:\n|$)", re.DOTALL)
 GAP = "More Information Needed"
 ID = re.compile(r"[a-z0-9][a-z0-9.+-]*")
 REPOSITORY = re.compile(r"([\w.-]+/)?[\w.-]+")
@@ -38,7 +39,7 @@ def card(
 
 def metadata(settings: "Settings", science: "Science", result: Mapping[str, Any]) -> ModelCardData:
     """The block that the Hub reads: license, task, data, what it started from, and results."""
-    license_id = HUB_LICENSES.get(settings.license, "other")
+    license_id = "other" if settings.license == "Proprietary" else settings.license.lower()
     data_name, sources = result["data"]["name"], (result["data"].get("source", ""), settings.storage)
     data_id = next(filter(None, (repository(url, "datasets/") for url in sources)), data_name)
     results = [
@@ -178,6 +179,14 @@ def fresh(body: str) -> bool:
     return not (mark and mark[2] == _digest(MARK.sub("", body)))
 
 
+def words(path: Path, name: str) -> str:
+    """A card that a person may have edited; StackError, by its `name`, for one that is not text in UTF-8."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise StackError(f"{name}: {error}; save it as plain text in UTF-8") from None
+
+
 def sections(card: str) -> dict[str, str]:
     """The sections of an earlier card that a person has written; those from before that card keep their mark."""
     found = {}
@@ -203,11 +212,10 @@ def _newer(name: str, there: Mapping[str, str]) -> bool:
 
 def _parts(card: str) -> Iterable[tuple[str, str]]:
     """Titles and texts of a card's sections; in a block of code no line is a title."""
-    title, code = "", False
+    title = ""
     lines: list[str] = []
-    closed = sum(line.startswith(FENCE) for line in card.splitlines()) % 2 == 0
-    for line in card.splitlines():
-        code ^= closed and line.startswith(FENCE)
+    written = re.split(r"\r\n?|\n", card)  # what else `splitlines` splits at are people's words
+    for line, code in zip(written, _code(written), strict=True):
         if line.startswith("## ") and not code:
             yield title, "\n".join(lines).strip()
             title, lines = line[3:].strip(), []
@@ -216,11 +224,26 @@ def _parts(card: str) -> Iterable[tuple[str, str]]:
     yield title, "\n".join(lines).strip()
 
 
+def _code(lines: Sequence[str]) -> list[bool]:
+    """Whether each line is in a block of code; none is where a block was left open."""
+    inside, fence = [], ""
+    for line in lines:
+        inside.append(bool(fence))
+        found = FENCE.fullmatch(line)
+        if found and not fence:
+            fence = found[1]
+        elif found and found[1].startswith(fence):
+            if found[2].strip():  # another block begins
+                return [False] * len(lines)
+            fence = ""
+    return [False] * len(lines) if fence else inside
+
+
 def check(card: str) -> list[str]:
     """What the Hub may remark of a card; StackError for what it would refuse, and for a gap in the text."""
-    parts = card.split("---\n", 2)
+    block = FRONT.match(card)
     try:
-        front = yaml.safe_load(parts[1]) if card.startswith("---\n") else None
+        front = yaml.safe_load(block[1]) if block else None
     except yaml.YAMLError as error:
         raise StackError(f"README.md: its metadata is no YAML: {' '.join(str(error).split())}") from None
     if not isinstance(front, dict):
@@ -256,7 +279,7 @@ def _malformed(front: Mapping[str, Any]) -> Iterable[str]:
 
 def _malformed_result(result: Any) -> Iterable[str]:
     if not isinstance(result, dict) or not all(
-        (result.get(name) or {}).get(key)
+        isinstance(about := result.get(name), dict) and about.get(key)
         for name, key in (("task", "type"), ("dataset", "type"), ("dataset", "name"))
     ):
         yield "a result in model-index needs task.type, dataset.type and dataset.name"

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from torch.jit._trace import TracerWarning
 
 from . import StackError, dataset, evaluation, pictures, provenance
-from .card import card, latest, sections
+from .card import card, latest, sections, words
 from .drift import reference
 from .settings import FILE
 from .storage import open_store, write_manifest
@@ -71,7 +71,7 @@ def edited(models: Path, folder: Path) -> dict[str, str]:
     cards = sorted(models.glob(f"*/{CARD}"), key=lambda path: (path.parent == folder, path.stat().st_mtime))
     found: dict[str, str] = {}
     for path in cards:
-        found |= sections(path.read_text(encoding="utf-8"))
+        found |= sections(words(path, str(path)))
     return found
 
 

@@ -64,7 +64,8 @@ def _tensors(url: str, path: Path) -> dict[str, Tensor]:
 
 def _shards(url: str, index: Path) -> list[str]:
     try:
-        return sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        return sorted(map(str, names))
     except (ValueError, KeyError, TypeError, AttributeError):
         raise StackError(f"{url}: {index.name} does not tell where its tensors are") from None
 
@@ -91,12 +92,20 @@ def _parts(url: str) -> tuple[str, str]:
 
 def _asked(url: str, work: Callable[[], Any]) -> Any:
     """What the Hub answers; StackError where it does not know the model or the revision."""
-    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
+    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, RepositoryNotFoundError
+
+    absent = StackError(f"{url} is not on the Hub, or this account may not read it")
+
+    def ask() -> Any:
+        try:
+            return work()
+        except RepositoryNotFoundError:  # a 401 to whoever has no key
+            raise absent from None
 
     try:
-        return patiently(work)
+        return patiently(ask)
     except EntryNotFoundError:
         raise
     except HfHubHTTPError as error:
         assert error.response.status_code == MISSING
-        raise StackError(f"{url} is not on the Hub, or this account may not read it") from None
+        raise absent from None

@@ -6,7 +6,7 @@ import os
 import re
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import closing
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
@@ -51,18 +51,21 @@ def fetch(url: str, store: AbstractFileSystem, labels: list[Any]) -> dict[str, A
     source = filesystem("hf", endpoint=api.endpoint, skip_instance_cache=True)
     shards = hub.patiently(lambda: by_split(pinned, source))
     content: dict[str, Any] = {"name": place.id, "source": pinned, "labels": labels, "rows": {}, "files": {}}
-    for split, paths in shards.items():
-        rows, columns, summed = copy(source, paths, target, f"{split}.parquet", url)
-        content["rows"][split] = rows
-        content["columns"] = columns
-        content["files"][f"{split}.parquet"] = summed
+    with innermost(target).transaction:  # until all are there, the data set before stays as it is
+        for split, paths in shards.items():
+            rows, columns, summed = copy(source, paths, target, f"{split}.parquet", url)
+            content["rows"][split] = rows
+            content["columns"] = columns
+            content["files"][f"{split}.parquet"] = summed
     target.pipe_file(MANIFEST, json.dumps(content, indent=1).encode())
     return content
 
 
 def parts(url: str) -> tuple[hub.Place, str, str]:
     """The repository, revision and folder of a URL; StackError for one that names no data set on the Hub."""
-    found = re.fullmatch(r"hf://datasets/([\w.-]+/[\w.-]+)(?:@([\w.-]+))?(?:/(.+?))?/?", url)
+    found = re.fullmatch(
+        r"hf://datasets/([\w.-]+/[\w.-]+)(?:@(refs/(?:convert|pr)/[\w.-]+|[\w.-]+))?(?:/(.+?))?/?", url
+    )
     if not found:
         raise StackError(
             f"expected hf://datasets/USER/NAME, with @REVISION and a folder if need be; got {url!r}"
@@ -92,19 +95,37 @@ def whole(target: AbstractFileSystem, pinned: str) -> dict[str, Any] | None:
 
 
 def by_split(pinned: str, source: AbstractFileSystem) -> dict[str, list[str]]:
-    """The Parquet files of each split, in order; StackError where one has none."""
+    """The Parquet files of each split, in order; StackError where one has none, or those of several data sets."""
     root = pinned.removeprefix("hf://")
     found: dict[str, list[str]] = {split: [] for split in WORDS}
+    folders: dict[str, set[str]] = {split: set() for split in WORDS}
     for path in sorted(source.find(root)):
-        inner = path.removeprefix(root)
-        splits = [
-            split for split, words in WORDS.items() if re.search(rf"(?<![a-z0-9])({words})(?![a-z])", inner)
-        ]
-        if path.endswith(".parquet") and splits:
-            found[splits[0]].append(path)
+        split, folder = split_of(path.removeprefix(root))
+        if path.endswith(".parquet") and split:
+            found[split].append(path)
+            folders[split].add(folder)
     if missing := [split for split, paths in found.items() if not paths]:
         raise StackError(f"{pinned} has no Parquet files of its {' and '.join(missing)} split")
+    if several := next((places for places in folders.values() if len(places) > 1), None):
+        names = ", ".join(place.strip("/") or "its root" for place in sorted(several))
+        raise StackError(f"{pinned} has several data sets, in {names}; name the folder of one at its end")
     return found
+
+
+def split_of(path: str) -> tuple[str, str]:
+    """The split that a path names last, and the folder in which it does; empty where it names none."""
+    named = [
+        (match.start(), split)
+        for split, words in WORDS.items()
+        for match in re.finditer(rf"(?<![a-z0-9])({words})(?![a-z])", path)
+    ]
+    start, split = max(named, default=(0, ""))
+    return split, path[:start].rpartition("/")[0]
+
+
+def innermost(store: AbstractFileSystem) -> AbstractFileSystem:
+    """The file system of which a store is a folder: the one that knows transactions."""
+    return innermost(store.fs) if isinstance(store, DirFileSystem) else store
 
 
 def copy(
@@ -112,32 +133,36 @@ def copy(
 ) -> tuple[int, dict[str, Any], dict[str, Any]]:
     """Write many Parquet files as one; returns its rows, its columns, and its checksum and size."""
     writer, rows, columns = None, 0, {}
-    with target.open(name, "wb") as file:
+    with target.open(name, "wb") as file, ExitStack() as ends:
         summed = Summed(file)
         for arrays in batches(source, paths, url):
             table = pa.table({key: dataset.as_column(values) for key, values in arrays.items()})
             if writer is None:
                 columns = {key: dataset.described(values) for key, values in arrays.items()}
-                writer = pq.ParquetWriter(summed, table.schema, compression="zstd")
+                writer = ends.enter_context(pq.ParquetWriter(summed, table.schema, compression="zstd"))
             if table.schema != writer.schema:
                 raise StackError(f"{url}: the files of {name} differ in their columns or shapes")
             writer.write_table(table)
             rows += table.num_rows
         if writer is None:
             raise StackError(f"{url}: {name} would have no rows")
-        writer.close()
     return rows, columns, {"sha256": summed.total.hexdigest(), "size": summed.size}
 
 
 def batches(source: AbstractFileSystem, paths: list[str], url: str) -> Iterator[dict[str, NDArray[Any]]]:
     """The rows of many files, some at a time, as arrays (rows, …)."""
     for path in paths:
-        with (
-            source.open(path, "rb", block_size=2 * BUFFER) as file,
-            closing(pq.ParquetFile(file, buffer_size=BUFFER, pre_buffer=False)) as parquet,
-        ):
-            for batch in parquet.iter_batches(ROWS):
-                yield {key: dense(batch.column(key), f"{url}: column {key}") for key in batch.schema.names}
+        try:
+            with (
+                source.open(path, "rb", block_size=2 * BUFFER) as file,
+                closing(pq.ParquetFile(file, buffer_size=BUFFER, pre_buffer=False)) as parquet,
+            ):
+                for batch in parquet.iter_batches(ROWS):
+                    yield {
+                        key: dense(batch.column(key), f"{url}: column {key}") for key in batch.schema.names
+                    }
+        except pa.ArrowException as error:
+            raise StackError(f"{path} is no whole file of Parquet ({hub.first_line(error)})") from None
 
 
 def dense(column: pa.Array, name: str) -> NDArray[Any]:
