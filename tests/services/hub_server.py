@@ -76,7 +76,7 @@ class RefusedError(Exception):
 
 
 class Quoted:
-    """An app that is told of a slash within a name, as of a branch, by the %2F that the client sends for it."""
+    """An app that is told of a slash within a name, as of a branch or a file, by the %2F that a client sends for it."""
 
     def __init__(self, app: Any) -> None:
         self.app = app
@@ -354,7 +354,7 @@ class Hub:
 
     async def tree(self, request: Request) -> Response:
         repo = self.asked(request)
-        commit, inner = self.at(request, repo), request.path_params.get("path", "").strip("/")
+        commit, inner = self.at(request, repo), unquote(request.path_params.get("path", "")).strip("/")
         below = {
             path: entry for path, entry in commit.tree.items() if not inner or path.startswith(f"{inner}/")
         }
@@ -522,7 +522,7 @@ class Hub:
 
     async def resolve(self, request: Request) -> Response:
         repo = self.asked(request)
-        commit, path = self.at(request, repo), request.path_params["path"]
+        commit, path = self.at(request, repo), unquote(request.path_params["path"])
         if path not in commit.tree:
             headers = {
                 "X-Error-Code": "EntryNotFound",
