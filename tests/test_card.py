@@ -94,6 +94,8 @@ def test_any_title_is_valid_in_the_metadata(title: str) -> None:
     assert check(made) == []
     [results] = ModelCard(made).data.to_dict()["model-index"]
     assert results["name"] == title
+    with pytest.raises(StackError, match="accuracy is nan"):
+        check(text(title=title, result={"test": {"accuracy": float("nan")}}))
 
 
 def test_a_license_is_one_of_the_hubs_or_told() -> None:

@@ -66,6 +66,14 @@ def test_a_mistake_is_told_in_one_line(empty: Path, arguments: tuple[str, ...], 
     assert len(printed.strip().splitlines()) == 1
 
 
+def test_a_failure_of_the_network_is_told_in_one_line() -> None:
+    from huggingface_hub.utils import httpx  # type: ignore[attr-defined]
+    from skeleton.stack.cli import from_outside
+
+    assert from_outside(httpx.ReadError("cut off"))
+    assert not from_outside(ValueError("a mistake of ours"))
+
+
 @pytest.mark.parametrize("arguments", [[], ["train"], ["serve"], ["deploy"]])
 def test_help_needs_no_heavy_package(arguments: list[str]) -> None:
     probe = (
