@@ -58,7 +58,7 @@ def sync(settings: "Settings") -> Iterator[tuple[str, str]]:
     Raises StackError without a key that works, beside another `sync`, and where W&B takes no run any more, or not all
     of one: what was sent by then is not sent again.
     """
-    if not runs(settings.runs):
+    if not settings.runs.exists():
         return
     with alone(settings.runs / LOCK):
         kept = [run for run in runs(settings.runs) if not run.sent]
