@@ -118,6 +118,30 @@ def test_where_wandb_makes_no_sweep_it_is_run_here(project: Path, service: Wandb
     assert json.loads((folder / "best.json").read_text())["lr"] == 0.006
 
 
+@pytest.mark.slow
+def test_where_wandb_is_gone_between_two_trials_the_sweep_goes_on_here(project: Path, service: Wandb) -> None:
+    """Its own agent would wait for it as long as it takes."""
+    (project / "sweep.yaml").write_text(SWEEP.replace("[0.1, 2.0]", "[0.1]"))
+    process = projects.start(
+        project, "sweep", "--agents", "1", **account(project, service, WANDB_INIT_TIMEOUT="5")
+    )
+    wait_until(lambda: bool(service.store.runs))
+    [sweep] = service.store.sweeps.values()
+    sweep.state = "PAUSED"
+    wait_until(lambda: (project / "runs" / "sweep0-run0" / "result.json").exists())
+    idle = Fault("slow", match="Heartbeat", seconds=0)
+    service.faults.append(idle)
+    wait_until(lambda: idle.seen > 1)
+    service.faults[:] = [Fault("reset")]
+    printed, complaint = process.communicate(timeout=200)
+    assert process.returncode == 0, printed + complaint
+    assert "W&B: does not answer any more. The sweep goes on here." in printed
+    assert "Traceback" not in printed + complaint
+    folder = next(project.glob("runs/sweep-????????"))
+    assert json.loads((folder / "best.json").read_text())["lr"] == 0.006
+    assert "`skeleton sync` sends it" in printed
+
+
 def test_to_join_needs_a_key(project: Path) -> None:
     assert "--join needs a key for W&B that works" in projects.run(
         project, "sweep", "--join", "me/p/s", code=1

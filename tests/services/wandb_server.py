@@ -352,11 +352,14 @@ class Wandb:
         return {"createAgent": {"agent": {"id": agent}}}
 
     def heartbeat(self, variables: Variables) -> Any:
-        """client: agent_heartbeat; a command only for an agent that runs nothing (guide: sweeps/start-sweep-agents)."""
+        """client: agent_heartbeat; a command only for an agent that runs nothing (guide: sweeps/start-sweep-agents).
+
+        A paused sweep executes no new runs, until it is resumed (client: help of `wandb sweep --pause`).
+        """
         sweep = self.store.sweeps[self.store.agents[variables["id"]]]
         running = [name for name, runs in json.loads(variables.get("runState") or "{}").items() if runs]
         with self.lock:
-            commands = [] if running else [self.store.next_command(sweep)]
+            commands = [] if running or sweep.state == "PAUSED" else [self.store.next_command(sweep)]
         stopped = [name for name in running if self.store.run(name).stopped]
         commands += [{"type": "stop", "run_id": name} for name in stopped]
         return {"agentHeartbeat": {"agent": {"id": variables["id"]}, "commands": json.dumps(commands)}}

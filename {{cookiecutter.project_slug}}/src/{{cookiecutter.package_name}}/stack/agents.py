@@ -6,7 +6,8 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from io import StringIO
 from pathlib import Path
@@ -20,7 +21,8 @@ from .command import default
 from .console import say
 from .snapshot import replace
 from .space import Sweep, is_number, looked_up, measured, nested
-from .sync import Torso, runs, send
+from .sync import LOCK, alone, runs, send_each
+from .tracking import answers
 from .wandb_tracker import LAST, end_service, first_line
 
 if TYPE_CHECKING:
@@ -34,6 +36,11 @@ PATH = re.compile(r"[^/\s]+/[^/]+/[^/\s]+")  # of a sweep
 OVER = ("FINISHED", "CANCELED", "CANCELLED", "STOPPED")
 PATIENCE = 60  # seconds that a trial gets to write its checkpoint when the sweep is stopped
 FIRST_FAILURES = 3  # trials that may all fail in the beginning before an agent gives up
+STARTS, ENDS = "INFO - Agent starting run", "INFO - Cleaning up finished run"  # what an agent says of a trial
+GONE, LOOK = (
+    60,
+    10,
+)  # seconds without an answer while no trial runs, after which W&B is given up; between two looks
 
 
 class Place(NamedTuple):
@@ -112,76 +119,103 @@ def asking_wandb() -> Iterator[Any]:
         end_service()
 
 
+class Agent:
+    """One of W&B's agents, in a process of its own."""
+
+    def __init__(self, settings: "Settings", path: str, folder: Path, mark: str) -> None:
+        self.mark = mark
+        self.busy = False  # with a trial
+        words = ("agent", "--forward-signals", "--term-timeout", str(PATIENCE), path)
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "wandb", *words],
+            cwd=settings.root,
+            env=_environment(settings, folder),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,  # Ctrl-C is ours to hand on, once
+        )
+        Thread(target=self._show, daemon=True).start()
+
+    def _show(self) -> None:
+        """Print what it and its trials print, marked, lest a trial's error be taken for the sweep's."""
+        for line in self.process.stdout or ():
+            if STARTS in line or ENDS in line:
+                self.busy = STARTS in line
+            if line.strip() and not NOISE.match(line):
+                say(self.mark + line.rstrip())
+
+    def end(self) -> None:
+        """Wait for its trial to write a checkpoint, having told it to."""
+        try:
+            self.process.wait(PATIENCE + LAST)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+
+
+def _environment(settings: "Settings", folder: Path) -> dict[str, str]:
+    """What an agent and its trials find in their environment."""
+    kept = {name: value for name, value in os.environ.items() if name != "WANDB_SERVICE"}
+    own = str(Path(sys.executable).parent)  # its `python`
+    return (
+        kept
+        | {
+            "PATH": os.pathsep.join((own, os.environ.get("PATH", ""))),
+            "PYTHONUNBUFFERED": "1",
+            "WANDB_DIR": str(folder),
+            "STACK_STORAGE": settings.storage,  # whatever it was set by
+            "WANDB_AGENT_DISABLE_FLAPPING": "true",  # three failures in the first minute would end it without a word
+            "WANDB_AGENT_MAX_INITIAL_FAILURES": str(FIRST_FAILURES),
+        }
+    )
+
+
 def run_agents(settings: "Settings", path: str, folder: Path, count: int) -> list[int]:
-    """Run `count` of W&B's agents until the sweep is over; returns their exit codes. Stopped, it stops the trials."""
-    environ = {name: value for name, value in os.environ.items() if name != "WANDB_SERVICE"}
-    environ |= {
-        "PATH": os.pathsep.join(
-            (str(Path(sys.executable).parent), os.environ.get("PATH", ""))
-        ),  # its `python`
-        "PYTHONUNBUFFERED": "1",
-        "WANDB_DIR": str(folder),
-        "STACK_STORAGE": settings.storage,  # whatever it was set by
-        "WANDB_AGENT_DISABLE_FLAPPING": "true",  # three failures in the first minute would end it without a word
-        "WANDB_AGENT_MAX_INITIAL_FAILURES": str(FIRST_FAILURES),
-    }
-    words = [
-        sys.executable,
-        "-m",
-        "wandb",
-        "agent",
-        "--forward-signals",
-        "--term-timeout",
-        str(PATIENCE),
-        path,
-    ]
+    """Run `count` of W&B's agents until the sweep is over; returns their exit codes. Stopped, it stops the trials.
+
+    Raises ConnectionError where W&B is gone while none has a trial: its agents would wait for it without end.
+    """
     before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    agents: list[subprocess.Popen[str]] = []
+    agents: list[Agent] = []
     try:
         for number in range(count):
-            agent = subprocess.Popen(
-                words,
-                cwd=settings.root,
-                env=environ,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-                start_new_session=True,  # Ctrl-C is ours to hand on, once
-            )
-            agents.append(agent)
-            Thread(target=_show, args=(agent, f"[{number + 1}] "), daemon=True).start()
-        return [agent.wait() for agent in agents]
+            agents.append(Agent(settings, path, folder, f"[{number + 1}] "))
+        _attend(settings, agents)
+        return [agent.process.wait() for agent in agents]
     finally:
         for agent in agents:
-            if agent.poll() is None:
-                agent.terminate()
+            if agent.process.poll() is None:
+                agent.process.terminate()
         for agent in agents:
-            try:
-                agent.wait(PATIENCE + LAST)
-            except subprocess.TimeoutExpired:
-                agent.kill()
-                agent.wait()
+            agent.end()
         signal.signal(signal.SIGTERM, before)
 
 
-def _show(agent: "subprocess.Popen[str]", mark: str) -> None:
-    """Print what an agent and its trials print, marked, lest a trial's error be taken for the sweep's."""
-    for line in agent.stdout or ():
-        if line.strip() and not NOISE.match(line):
-            say(mark + line.rstrip())
+def _attend(settings: "Settings", agents: Sequence[Agent]) -> None:
+    """Return when all agents have ended. Raises ConnectionError if W&B does not answer while none has a trial."""
+    answered = time.monotonic()
+    for agent in agents:
+        while True:
+            try:
+                agent.process.wait(LOOK)
+                break
+            except subprocess.TimeoutExpired:
+                if any(one.busy and one.process.poll() is None for one in agents) or answers(settings):
+                    answered = time.monotonic()
+                elif time.monotonic() - answered > GONE:
+                    raise ConnectionError("does not answer any more") from None
 
 
 def send_rest(settings: "Settings", place: Place) -> None:
     """Send the trials that are whole here alone, for W&B failed on the way. Raises ConnectionError if it still does."""
     sweep = place.path.rpartition("/")[2]
-    for trial in runs(settings.runs):
-        if trial.opened["sweep"] == sweep and not (trial.sent or trial.running):
-            try:
-                seen = send(settings, trial)
-            except Torso as error:
-                seen = str(error)
-            say(f"{trial.folder.name}: {seen}")
+    with alone(settings.runs / LOCK, patient=True):
+        trials = [trial for trial in runs(settings.runs) if trial.opened["sweep"] == sweep]
+        unsent = [trial for trial in trials if not (trial.sent or trial.running)]
+        for name, seen in send_each(settings, unsent):
+            say(f"{name}: {seen}")
 
 
 def results(path: str, plan: Sweep) -> tuple[str, list[dict[str, Any]]]:

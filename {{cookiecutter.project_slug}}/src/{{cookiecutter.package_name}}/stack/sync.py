@@ -4,7 +4,7 @@ import errno
 import json
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,35 +66,46 @@ def sync(settings: "Settings") -> Iterator[tuple[str, str]]:
             raise StackError(
                 f"no key for W&B that works; `{settings.command} doctor` says more. Nothing is lost"
             )
-        failed = 0
-        for run in kept:
-            if run.running:
-                yield run.folder.name, "is still running; sync again later"
-                continue
-            try:
-                yield run.folder.name, send(settings, run)
-            except Torso as error:  # what ails one run is no reason to keep the others
-                failed += 1
-                yield run.folder.name, str(error)
-            except ConnectionError as error:
-                raise StackError(f"{error}; run sync again later") from error
+        try:
+            failed = yield from send_each(settings, kept)
+        except ConnectionError as error:
+            raise StackError(f"{error}; run sync again later") from error
         if failed:
             raise StackError(f"{failed} of {len(kept)} runs were not sent whole; run sync again later")
 
 
+def send_each(settings: "Settings", kept: Sequence[Kept]) -> Generator[tuple[str, str], None, int]:
+    """Send runs; yields the name of each and what came of it, and returns how many did not arrive whole.
+
+    Raises ConnectionError where W&B takes no run any more.
+    """
+    failed = 0
+    for run in kept:
+        try:
+            seen = "is still running; sync again later" if run.running else send(settings, run)
+        except Torso as error:  # what ails one run is no reason to keep the others
+            failed += 1
+            seen = str(error)
+        yield run.folder.name, seen
+    return failed
+
+
 @contextmanager
-def alone(path: Path) -> Iterator[None]:
-    """A block that one process at a time is in; the system frees the lock of one that dies. Raises StackError."""
+def alone(path: Path, patient: bool = False) -> Iterator[None]:
+    """A block that one process at a time is in; the system frees the lock of one that dies.
+
+    Raises StackError where another is in it and this one is not `patient`.
+    """
     with path.open("ab") as file:
         try:
             if sys.platform == "win32":
                 import msvcrt
 
-                msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+                msvcrt.locking(file.fileno(), msvcrt.LK_LOCK if patient else msvcrt.LK_NBLCK, 1)
             else:
                 import fcntl
 
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(file, fcntl.LOCK_EX | (0 if patient else fcntl.LOCK_NB))
         except OSError as error:
             if error.errno in (errno.EACCES, errno.EAGAIN):  # else the file system has no locks
                 raise StackError("another `sync` is sending; run it again when that has ended") from None

@@ -14,6 +14,7 @@ from .console import Progress, say
 
 if TYPE_CHECKING:
     from .settings import Settings
+    from .verdict import Report
 
 METRICS = "metrics.jsonl"
 TOLD = "tracked.jsonl"  # all that a tracker was told besides the metrics, so that it can be told again
@@ -282,12 +283,20 @@ def open_run(
 @cache
 def reachable(settings: "Settings") -> bool:
     """Whether there is a key for W&B that works: one call of at most 5 s. What is wrong with one is said."""
-    from . import credentials
-
     if "wandb" not in settings.credentials:
         return False
-    report = credentials.check_here("wandb", settings.wandb_entity, settings.root / ".env")
-    good = report.outcome == "ok" or report.reason == "exchanged"
-    if not good:
+    report = _ask_wandb(settings)
+    if not report.usable:
         say(f"W&B: {report.text}. Tracked offline. {report.remedy[:1].upper()}{report.remedy[1:]}")
-    return good
+    return report.usable
+
+
+def answers(settings: "Settings") -> bool:
+    """Whether W&B takes the key now."""
+    return _ask_wandb(settings).usable
+
+
+def _ask_wandb(settings: "Settings") -> "Report":
+    from . import credentials
+
+    return credentials.check_here("wandb", settings.wandb_entity, settings.root / ".env")

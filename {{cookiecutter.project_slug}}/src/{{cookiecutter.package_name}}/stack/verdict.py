@@ -102,6 +102,11 @@ class Report:
     account: str = ""
     plan: str = ""
 
+    @property
+    def usable(self) -> bool:
+        """Whether a call may be tried with it: it works, or a key is only made from it by the call."""
+        return self.outcome == "ok" or self.reason == "exchanged"
+
 
 def report(key: Key, reason: str, status: int = 0, account: str = "", plan: str = "", **facts: str) -> Report:
     """Word a finding; of the key only its source and its last four characters are kept."""
