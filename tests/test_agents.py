@@ -119,6 +119,17 @@ def test_where_wandb_makes_no_sweep_it_is_run_here(project: Path, service: Wandb
 
 
 @pytest.mark.slow
+def test_where_each_trial_fails_a_table_says_why(project: Path, service: Wandb) -> None:
+    (project / "sweep.yaml").write_text(SWEEP.replace("[0.1, 2.0]", "[2.0]"))
+    printed = projects.run(project, "sweep", code=1, **account(project, service))
+    table = next(project.glob("runs/sweep-????????/trials.json"))
+    assert (
+        f"error: no trial has ended well; see the messages above, and {table.relative_to(project)}" in printed
+    )
+    assert [trial["error"] for trial in json.loads(table.read_text())] == ["failed at W&B"] * 2
+
+
+@pytest.mark.slow
 def test_where_wandb_is_gone_between_two_trials_the_sweep_goes_on_here(project: Path, service: Wandb) -> None:
     """Its own agent would wait for it as long as it takes."""
     (project / "sweep.yaml").write_text(SWEEP.replace("[0.1, 2.0]", "[0.1]"))

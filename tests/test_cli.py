@@ -55,6 +55,7 @@ def test_predict_says_that_no_gateway_runs(empty: Path) -> None:
         (("train", "--set", "storage"), "expected NAME=VALUE"),
         (("data", "--set", "storage=ftp://x/y"), "unknown storage"),
         (("sweep",), "no file"),
+        (("sweep", "--file", "."), ".: Is a directory"),
         (("serve", "--port", "99999"), "a port is a number from 0 to 65535"),
         (("serve", "--host", "no.such.host.invalid"), "can't be opened"),
     ],

@@ -135,6 +135,18 @@ WRONG = {
     ),
     HEAD.replace("loss", "loss, target: low") + "  x: {value: 1}\n": (2, "expected a number, got 'low'"),
     HEAD.replace("loss", "loss, target: 1e-3") + "  x: {value: 1}\n": (2, "write 0.001"),
+    HEAD + "  a.b: {value: 1}\n  a:\n    parameters:\n      b: {value: 2}\n": (
+        4,
+        "a.b is the name of two parameters",
+    ),
+    HEAD + "  x: &x {value: [*x]}\n": (0, "an alias stand inside of its own anchor"),
+    HEAD + f"  x: {{value: {'[' * 3000}{']' * 3000}}}\n": (0, "nested without end"),
+    HEAD.replace("random", "grid") + "  x: {min: 1, max: 1_000_000_000_000}\n": (3, "a grid of 1e+12 points"),
+    HEAD.replace("random", "grid") + "  x: {distribution: q_uniform, min: 0, max: 1.0e+300, q: 1.0e-300}\n": (
+        3,
+        "a grid of inf points",
+    ),
+    HEAD + "  x: {value: 1}\ncontroller: {type: local}\n": (5, "no controller is run here"),
     "method: grid\nmetric: {name: l}\nparameters:\n  a:\n    parameters:\n      b: {min: 0.0, max: 1.0}\n": (
         6,
         "use values",

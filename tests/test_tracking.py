@@ -8,12 +8,14 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from threading import Thread
 
 import projects
 import pytest
 from services.hub_faults import Fault
 from services.wandb_server import KEY, Wandb
 from services.wandb_store import Run
+from skeleton.stack.sync import alone
 from tracking_service import account, wandb_service
 
 PROGRAM = """
@@ -123,6 +125,12 @@ def test_an_older_name_of_offline_is_offline(project: Path, service: Wandb) -> N
     assert not service.calls
 
 
+def test_the_names_of_the_client_win_over_the_file(project: Path, service: Wandb) -> None:
+    track(project, STEPS + END, service, WANDB_PROJECT="other", WANDB_ENTITY="team")
+    [run] = service.store.runs.values()
+    assert (run.entity, run.project) == ("team", "other")
+
+
 @pytest.mark.parametrize(
     ("wrong", "words"),
     [
@@ -209,6 +217,22 @@ def test_logging_does_not_wait_for_the_service(project: Path, service: Wandb) ->
     service.faults.clear()
     sync(project, service)
     assert history(service.store.run("one")) == record(project)
+
+
+def test_a_sweep_waits_for_a_sync_that_is_sending(tmp_path: Path) -> None:
+    order: list[str] = []
+
+    def wait() -> None:
+        with alone(tmp_path / "lock", patient=True):
+            order.append("sweep")
+
+    waiting = Thread(target=wait)
+    with alone(tmp_path / "lock"):
+        waiting.start()
+        waiting.join(0.2)
+        order.append("sync")
+    waiting.join()
+    assert order == ["sync", "sweep"]
 
 
 def test_two_that_send_at_once_send_nothing_twice(project: Path, service: Wandb) -> None:

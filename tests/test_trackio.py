@@ -33,6 +33,14 @@ def trackio(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.parametrize("command", ["train", "sweep"])
+def test_that_it_is_not_installed_is_told_first(tmp_path: Path, command: str) -> None:
+    projects.make(tmp_path)
+    (tmp_path / "sweep.yaml").write_text("method: nonsense")
+    printed = projects.run(tmp_path, command, "--set", "tracker=trackio", code=1)
+    assert "not installed: pip install trackio, or set tracker" in printed
+
+
 @pytest.mark.slow
 def test_a_run_is_in_trackio_with_every_number(tmp_path: Path, trackio: Path) -> None:
     projects.make(tmp_path)

@@ -11,6 +11,10 @@ from .flags import convert, flag, read, unknown
 
 FILE = "stack.toml"
 PREFIX = "STACK_"
+CLIENTS = {
+    "WANDB_ENTITY": "wandb_entity",
+    "WANDB_PROJECT": "wandb_project",
+}  # the names that its client knows
 LOCAL_USER = "me"
 # Of W&B's client, with what each means here: two are older names.
 WANDB_MODES = {
@@ -102,6 +106,7 @@ def load(flags: Mapping[str, Any], start: Path, environ: MutableMapping[str, str
     names = {PREFIX + option.name.upper(): option.name for option in fields(Options)}
     layers = (
         _named(FILE, read_toml(root / FILE)),
+        {option: environ[name] for name, option in CLIENTS.items() if environ.get(name)},
         {names[name]: environ[name] for name in names if name in environ},
     )
     _refuse_unknown(environ, names)

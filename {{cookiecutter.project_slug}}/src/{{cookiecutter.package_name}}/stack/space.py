@@ -27,16 +27,25 @@ class Parameter:
         """The place as text."""
         return ".".join(self.path)
 
-    def choices(self) -> list[Any]:
+    def size(self) -> float:
+        """How many values a grid takes it through; infinity where no number is large enough."""
+        numbers = self.numbers
+        if self.distribution == "int_uniform":
+            return float(numbers["max"] - numbers["min"] + 1)
+        if self.distribution == "q_uniform":
+            count = float((numbers["max"] - numbers["min"]) / numbers["q"])
+            return math.ceil(count) if math.isfinite(count) else count
+        return 1 if self.distribution == "constant" else len(numbers["values"])
+
+    def choices(self) -> Iterable[Any]:
         """All values that a grid takes it through."""
         numbers = self.numbers
         if self.distribution == "constant":
             return [numbers["value"]]
         if self.distribution == "int_uniform":
-            return list(range(numbers["min"], numbers["max"] + 1))
+            return range(numbers["min"], numbers["max"] + 1)
         if self.distribution == "q_uniform":
-            count = math.ceil((numbers["max"] - numbers["min"]) / numbers["q"])
-            return [numbers["min"] + step * numbers["q"] for step in range(count)]
+            return [numbers["min"] + step * numbers["q"] for step in range(int(self.size()))]
         return list(numbers["values"])
 
     def suggest(self, trial: "optuna.Trial") -> Any:

@@ -12,6 +12,7 @@ from .console import say, shown
 from .space import Parameter, Sweep, looked_up
 from .sweep_file import parse_sweep, read_sweep
 from .tracking import open_run, reachable
+from .trackio_tracker import require_trackio
 
 if TYPE_CHECKING:
     from .science import Science
@@ -73,6 +74,8 @@ def sweep(science: "Science", settings: "Settings", file: Path, options: Options
     Started again with the same file, it goes on; trials whose process died are run again. Raises StackError for a
     wrong file, or if every trial fails.
     """
+    if settings.tracker == "trackio":  # told before the trials, which don't need it
+        require_trackio()
     online = settings.tracker == "wandb" and settings.wandb_mode in ("", "online") and reachable(settings)
     if options.join:
         if not online:
@@ -191,20 +194,19 @@ def on_target(plan: Sweep, ended: Sequence[Any]) -> bool:
 def conclude(plan: Sweep, trials: list[dict[str, Any]], settings: "Settings", folder: Path) -> Swept:
     """Write the best configuration, the table and the picture of a sweep."""
     sign = 1 if plan.goal == "minimize" else -1
+    if not trials:
+        raise StackError("the sweep is over without a trial")
     good = [trial for trial in trials if trial["state"] != FAILED]
-    if not good:
-        raise StackError(
-            "no trial has ended well; see the messages above"
-            if trials
-            else "the sweep is over without a trial"
-        )
     good.sort(key=lambda trial: (sign * trial["value"], trial["trial"]))
     failed = [trial for trial in trials if trial["state"] == FAILED]
+    ordered, table = good + failed, folder / TABLE
+    table.write_text(json.dumps(ordered, indent=1), encoding="utf-8")
+    if not good:
+        raise StackError(f"no trial has ended well; see the messages above, and {shown(table)}")
     if failed:
-        say(f"{len(failed)} of {len(trials)} trials failed; {shown(folder / TABLE)} says why.")
-    ordered, best = good + failed, good[0]
+        say(f"{len(failed)} of {len(trials)} trials failed; {shown(table)} says why.")
+    best = good[0]
     (folder / BEST).write_text(json.dumps(best["config"], indent=1), encoding="utf-8")
-    (folder / TABLE).write_text(json.dumps(ordered, indent=1), encoding="utf-8")
     flat = [{**trial, "config": _flat(trial["config"], plan.parameters)} for trial in good]
     drawn = pictures.sweep(flat, importance(plan, good), plan.metric, folder / "sweep.png")
     run = open_run(settings, f"{folder.name}-{len(ordered)}", "sweep", folder, dict(plan.whole))

@@ -49,6 +49,7 @@ NEEDS = {  # distribution: the keys it needs, and the ones it may have with thei
 GRID = ("constant", "categorical", "int_uniform", "q_uniform")
 TEXTS = ("program", "entity", "project", "name", "description")
 POWER = 700  # e to it is nearly the largest number
+LARGEST = 100_000  # points of a grid: years of trials
 SPREAD = 6  # standard deviations of a normal distribution within which all its draws are
 BANDS, LONGEST = 100, 10**12  # how many there are at most, and more values than any trial logs
 
@@ -59,20 +60,27 @@ def read_sweep(path: Path) -> Sweep:
         return parse_sweep(path.read_text(encoding="utf-8"), path.name)
     except FileNotFoundError:
         raise StackError(f"no file {path}") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise StackError(f"{path.name}: {' '.join(str(error).split())}") from None
+    except OSError as error:
+        raise StackError(f"{path}: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise StackError(f"{path}: {error}; save it as plain text in UTF-8") from None
 
 
 def parse_sweep(text: str, name: str) -> Sweep:
     """The sweep that the text of the file `name` asks for. Raises StackError as `read_sweep` does."""
     try:
         content, node = yaml.safe_load(text), yaml.compose(text)
+        json.dumps(content, default=str, skipkeys=True)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         place = f"{name}:{mark.line + 1}" if mark else name
         raise StackError(f"{place}: {error.problem}; it must be YAML, indented by spaces") from None
     except yaml.YAMLError as error:
         raise StackError(f"{name}: {' '.join(str(error).split())}") from None
+    except (ValueError, RecursionError):
+        raise StackError(
+            f"{name}: nested without end; does an alias stand inside of its own anchor?"
+        ) from None
     try:
         return _sweep(content)
     except Fault as fault:
@@ -107,10 +115,16 @@ def _sweep(content: Any) -> Sweep:
     if "target" in metric:
         _number(metric["target"], ("metric", "target"))
     parameters = tuple(_parameters(content.get("parameters"), ("parameters",)))
-    for parameter in parameters if method == "grid" else ():
-        if parameter.distribution not in GRID:
-            place = tuple(word for name in parameter.path for word in ("parameters", name))
-            raise Fault(place, f"a grid can't hold {parameter.distribution}; use values")
+    names = [parameter.name for parameter in parameters]
+    for parameter in parameters:
+        if names.count(parameter.name) > 1:
+            raise Fault(_place(parameter), f"{parameter.name} is the name of two parameters; rename one")
+        if method == "grid" and parameter.distribution not in GRID:
+            raise Fault(_place(parameter), f"a grid can't hold {parameter.distribution}; use values")
+    if method == "grid" and (points := math.prod(parameter.size() for parameter in parameters)) > LARGEST:
+        raise Fault(("parameters",), f"a grid of {points:.3g} points; take fewer values, or method: random")
+    if content.get("controller"):  # W&B would leave the search to a program that nobody starts here
+        raise Fault(("controller",), "no controller is run here; leave it out, and W&B's own searches")
     cap = content.get("run_cap")
     if cap is not None and not (isinstance(cap, int) and not isinstance(cap, bool) and cap > 0):
         raise Fault(("run_cap",), f"expected a whole number above 0, got {cap!r}")
@@ -127,6 +141,10 @@ def _sweep(content: Any) -> Sweep:
         str(content.get("program") or ""),
         content,
     )
+
+
+def _place(parameter: Parameter) -> tuple[str, ...]:
+    return tuple(word for name in parameter.path for word in ("parameters", name))
 
 
 def _command(words: Any) -> tuple[str, ...]:

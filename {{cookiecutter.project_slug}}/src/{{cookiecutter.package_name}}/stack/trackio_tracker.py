@@ -11,16 +11,22 @@ if TYPE_CHECKING:
     from .settings import Settings
 
 
+def require_trackio() -> Any:
+    """The package. Raises StackError where it is not installed."""
+    try:
+        import trackio
+    except ImportError:
+        raise StackError(
+            "tracker is trackio, which is not installed: pip install trackio, or set tracker in stack.toml"
+        ) from None
+    return trackio
+
+
 class TrackioTracker(Untracked):
     """One run in Trackio: its configuration, numbers, pictures and final numbers. Of artifacts it is told nothing."""
 
     def __init__(self, settings: "Settings", id: str, kind: str, folder: Path, config: Values) -> None:
-        try:
-            import trackio
-        except ImportError:
-            raise StackError(
-                "tracker is trackio, which is not installed: pip install trackio, or set tracker in stack.toml"
-            ) from None
+        trackio = require_trackio()
         self.folder, self.rows = folder, 0
         self.project = settings.wandb_project or settings.project
         self.run: Any = trackio.init(
@@ -39,9 +45,7 @@ class TrackioTracker(Untracked):
 
     def picture(self, name: str, path: str) -> None:
         """Keep a picture."""
-        import trackio
-
-        self.run.log({name: trackio.Image(str(self.folder / path))}, step=self.rows)
+        self.run.log({name: require_trackio().Image(str(self.folder / path))}, step=self.rows)
 
     def finish(self, exit_code: int) -> str:
         """End the run; returns how to see it."""
