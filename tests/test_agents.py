@@ -147,9 +147,12 @@ def test_where_wandb_is_gone_between_two_trials_the_sweep_goes_on_here(project: 
     printed, complaint = process.communicate(timeout=200)
     assert process.returncode == 0, printed + complaint
     assert "W&B: does not answer any more. The sweep goes on here." in printed
+    assert "Trials that W&B's agents have run here: 1." in printed
     assert "Traceback" not in printed + complaint
     folder = next(project.glob("runs/sweep-????????"))
     assert json.loads((folder / "best.json").read_text())["lr"] == 0.006
+    points = [trial["config"]["lr"] for trial in json.loads((folder / "trials.json").read_text())]
+    assert sorted(points) == [0.00001, 0.006]
     assert "`skeleton sync` sends it" in printed
 
 

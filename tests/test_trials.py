@@ -159,3 +159,17 @@ def test_a_value_that_is_no_number_counts_for_no_band(tmp_path: Path) -> None:
         if job
     ]
     assert orders == ["on", "on", "stop"]
+
+
+@pytest.mark.parametrize("text", [GRID, BAYES])
+@pytest.mark.parametrize("sampler", ["tpe", "gp"])
+def test_a_trial_that_was_run_elsewhere_counts_once(tmp_path: Path, text: str, sampler: str) -> None:
+    crew = shared(str(tmp_path), text, sampler)
+    assert crew.adopt("a-run", {"x": 0}, [0.5, 0.25], 0.25)
+    assert not crew.adopt("a-run", {"x": 0}, [0.5, 0.25], 0.25)
+    taken = []
+    while job := crew.next(8):
+        taken.append(job.config["x"])
+        crew.end(job.trial, 1.0 + len(taken), stopped=False)
+    assert len(set(taken)) == 7 and 0 not in taken
+    assert [trial.value for trial in crew.ended()] == [0.25, *range(2, 9)]

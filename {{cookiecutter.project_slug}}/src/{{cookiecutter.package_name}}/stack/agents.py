@@ -218,6 +218,34 @@ def send_rest(settings: "Settings", place: Place) -> None:
             say(f"{name}: {seen}")
 
 
+class Tried(NamedTuple):
+    """A trial that has ended well under an agent on this machine, as its own record tells."""
+
+    run: str
+    config: dict[str, Any]
+    history: list[float]  # all values of the metric
+    value: float  # that counts
+
+
+def tried(settings: "Settings", plan: Sweep, folder: Path) -> Iterator[Tried]:
+    """The trials with which a sweep goes on that W&B's agents have begun."""
+    record = folder / RECORD
+    if not record.exists():
+        return
+    sweep = str(json.loads(record.read_text(encoding="utf-8"))["path"]).rpartition("/")[2]
+    for trial in runs(settings.runs):
+        value = measured(trial.summary, plan.metric)
+        if trial.opened["sweep"] == sweep and not trial.exit_code and is_number(value):
+            seen = [measured(row, plan.metric) for row in trial.rows]
+            config = _config(plan, trial.opened["config"])
+            yield Tried(trial.folder.name, config, [one for one in seen if is_number(one)], float(value))
+
+
+def _config(plan: Sweep, whole: Any) -> dict[str, Any]:
+    """What a sweep chose of a run's configuration."""
+    return nested({one.path: looked_up(whole, one.path) for one in plan.parameters})
+
+
 def results(path: str, plan: Sweep) -> tuple[str, list[dict[str, Any]]]:
     """The state of a sweep, and its trials that have ended. Raises ConnectionError."""
     with asking_wandb() as wandb:
@@ -240,7 +268,7 @@ def entry(number: int, run: Any, plan: Sweep) -> dict[str, Any]:
         "trial": number,
         "state": "finished" if good else "failed",
         "value": float(value) if good else None,
-        "config": nested({one.path: looked_up(run.config, one.path) for one in plan.parameters}),
+        "config": _config(plan, run.config),
         "error": error,
         "run": run.id,
     }

@@ -137,12 +137,15 @@ def sweep_here(
     science: "Science", settings: "Settings", plan: Sweep, folder: Path, options: Options
 ) -> list[dict[str, Any]]:
     """Run a sweep on this machine, and on all others that share its trials; returns them."""
+    from .agents import tried
     from .trials import Trials, entry, lock_of, open_storage, open_study
     from .workers import Task, Workers
 
     storage = open_storage(options.study, folder, folder.name)
     study = open_study(plan, storage, folder.name, options.sampler)
     trials = Trials(plan, study, lock_of(options.study))
+    if adopted := sum(trials.adopt(*trial) for trial in tried(settings, plan, folder)):
+        say(f"Trials that W&B's agents have run here: {adopted}. They count.")
     limit = options.trials or plan.run_cap or len(trials.points) or CAP
     limit = min(limit, len(trials.points) or limit)
     count = max(1, min(options.agents, limit))

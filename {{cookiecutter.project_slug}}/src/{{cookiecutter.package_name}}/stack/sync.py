@@ -46,6 +46,19 @@ class Kept:
         return bool(self.told[-1]["call"] == "sent") and self.told[-1]["rows"] == len(self.rows)
 
     @property
+    def exit_code(self) -> int:
+        """How it ended."""
+        ends: list[int] = [line["exit_code"] for line in self.told if line["call"] == "finish"]
+        return ends[-1] if ends and self.told[-1]["call"] in ("finish", "sent") else KILLED
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """The last of each of its numbers, as W&B sums a run up."""
+        last = {name: value for row in self.rows for name, value in row.items()}
+        final = [line["values"] for line in self.told if line["call"] == "summary"]
+        return last | {name: value for values in final for name, value in values.items()}
+
+    @property
     def running(self) -> bool:
         """Whether its process, on this machine, is still at it."""
         here = bool(self.opened["host"] == socket.gethostname())
@@ -138,8 +151,7 @@ def send(settings: "Settings", run: Kept) -> str:
     for line in run.told:
         if line["call"] not in MARKS:
             getattr(tracker, line["call"])(**{name: value for name, value in line.items() if name != "call"})
-    ends = [line["exit_code"] for line in run.told if line["call"] == "finish"]
-    seen = tracker.finish(ends[-1] if run.told[-1]["call"] in ("finish", "sent") and ends else KILLED)
+    seen = tracker.finish(run.exit_code)
     if not tracker.complete:
         raise Torso(f"was not sent whole: {tracker.failure}")
     record = Record(run.folder / TOLD)

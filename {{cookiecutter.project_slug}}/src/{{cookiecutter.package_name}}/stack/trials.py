@@ -17,7 +17,7 @@ from optuna.exceptions import UpdateFinishedTrialError
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from optuna.study import StudyDirection
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from . import StackError
 from .pids import alive
@@ -186,6 +186,17 @@ class Trials:
             for trial in self.all()
         }
         return "stop" if early.stops(histories[number], list(histories.values())) else "on"
+
+    def adopt(self, run: str, config: dict[str, Any], history: list[float], value: float) -> bool:
+        """Count a trial that was run elsewhere; False where it counts already. Optuna learns nothing from it."""
+        if any(trial.user_attrs.get(RUN) == run for trial in self.all()):
+            return False
+        noted: dict[str, Any] = {RUN: run, CONFIG: config}
+        noted |= {GRID: self.points.index(config)} if config in self.points else {}
+        self.study.add_trial(
+            create_trial(value=value, intermediate_values=dict(enumerate(history)), user_attrs=noted)
+        )
+        return True
 
     def end(self, number: int, value: float, stopped: bool) -> None:
         """A trial has ended with a value; it does not count where it has lost its lease."""
