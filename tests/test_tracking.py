@@ -320,6 +320,20 @@ def test_a_run_that_was_killed_is_filled_in(project: Path, service: Wandb, key: 
     assert "Nothing to send" in sync(project, service)
 
 
+def test_a_killed_run_is_sent_though_another_process_has_its_pid(project: Path, service: Wandb) -> None:
+    process = start(
+        project, STEPS + "print('logged', flush=True)\ntime.sleep(60)\n", service, WANDB_API_KEY=""
+    )
+    assert process.stdout
+    next(line for line in process.stdout if line.startswith("logged"))
+    told = project / "runs" / "one" / "tracked.jsonl"
+    text = told.read_text().replace(f'"pid": {process.pid}', f'"pid": {os.getpid()}')
+    process.kill()
+    process.communicate()
+    told.write_text(text)
+    assert "/runs/one" in sync(project, service)
+
+
 def left_alone(pid: int) -> None:
     """Wait until the client's service has noticed that its program is gone."""
     deadline = time.monotonic() + 30

@@ -1,7 +1,10 @@
-"""Whether a process on this machine is still there."""
+"""Whether a process on this machine is still there, and still at what it had begun."""
 
 import os
 import sys
+from contextlib import suppress
+from pathlib import Path
+from typing import IO
 
 
 def alive(pid: int) -> bool:
@@ -20,3 +23,26 @@ def alive(pid: int) -> bool:
     except PermissionError:
         return True
     return True
+
+
+def claim(file: IO[bytes]) -> None:
+    """Mark an open file as this process's own until it is closed, or the process ends, however that comes."""
+    if sys.platform != "win32":
+        import fcntl
+
+        with suppress(OSError):  # a file system without locks, or another process has it
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def claimed(path: Path) -> bool:
+    """Whether a process may have claimed a file; a pid alone says little, for it is used again after a restart."""
+    if sys.platform == "win32":
+        return True
+    import fcntl
+
+    with path.open("rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            return True
+    return False

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import StackError
-from .pids import alive
+from .pids import alive, claimed
 from .tracking import METRICS, TOLD, Record, reachable
 from .wandb_tracker import WandbTracker, end_service, first_line
 
@@ -61,8 +61,9 @@ class Kept:
     @property
     def running(self) -> bool:
         """Whether its process, on this machine, is still at it."""
-        here = bool(self.opened["host"] == socket.gethostname())
-        return here and self.told[-1]["call"] not in ("finish", "sent") and alive(self.opened["pid"])
+        if self.opened["host"] != socket.gethostname() or self.told[-1]["call"] in ("finish", "sent"):
+            return False
+        return alive(self.opened["pid"]) and claimed(self.folder / TOLD)
 
 
 def sync(settings: "Settings") -> Iterator[tuple[str, str]]:

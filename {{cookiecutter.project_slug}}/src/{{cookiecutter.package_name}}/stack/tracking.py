@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from . import provenance
 from .console import Progress, say
+from .pids import claim
 
 if TYPE_CHECKING:
     from .settings import Settings
@@ -271,6 +272,7 @@ def open_run(
         "environment": provenance.environment(),
     }
     told = Record(folder / TOLD)
+    claim(told.file)
     told.write(opened)
     online = settings.wandb_mode != "offline" and reachable(settings)
     run = Run(id, folder, open_tracker(settings, opened, folder, online), told=told)
