@@ -139,11 +139,9 @@ def test_where_wandb_is_gone_between_two_trials_the_sweep_goes_on_here(project: 
     wait_until(lambda: bool(service.store.runs))
     [sweep] = service.store.sweeps.values()
     sweep.state = "PAUSED"
-    wait_until(lambda: (project / "runs" / "sweep0-run0" / "result.json").exists())
-    idle = Fault("slow", match="Heartbeat", seconds=0)
-    service.faults.append(idle)
-    wait_until(lambda: idle.seen > 1)
-    service.faults[:] = [Fault("reset")]
+    assert process.stdout
+    assert any("W&B gives the agents no trial; the sweep may be paused." in line for line in process.stdout)
+    service.faults.append(Fault("reset"))
     printed, complaint = process.communicate(timeout=200)
     assert process.returncode == 0, printed + complaint
     assert "W&B: does not answer any more. The sweep goes on here." in printed

@@ -195,16 +195,23 @@ def run_agents(settings: "Settings", path: str, folder: Path, count: int) -> lis
 
 def _attend(settings: "Settings", agents: Sequence[Agent]) -> None:
     """Return when all agents have ended. Raises ConnectionError if W&B does not answer while none has a trial."""
-    answered = time.monotonic()
+    idle = answered = time.monotonic()
+    told = False
     for agent in agents:
         while True:
             try:
                 agent.process.wait(LOOK)
                 break
             except subprocess.TimeoutExpired:
-                if any(one.busy and one.process.poll() is None for one in agents) or answers(settings):
-                    answered = time.monotonic()
-                elif time.monotonic() - answered > GONE:
+                now = time.monotonic()
+                if any(one.busy and one.process.poll() is None for one in agents):
+                    idle = answered = now
+                elif answers(settings):
+                    answered = now
+                    if now - idle > GONE and not told:
+                        say("W&B gives the agents no trial; the sweep may be paused. Ctrl-C ends the wait.")
+                        told = True
+                elif now - answered > GONE:
                     raise ConnectionError("does not answer any more") from None
 
 
