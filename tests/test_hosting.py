@@ -37,7 +37,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     images = {"image": torch.tensor(SAMPLES, dtype=torch.uint8)}
     write_onnx(net.build(TrainConfig()).eval(), images, folder / "model.onnx")
     (folder / "labels.json").write_text(json.dumps(list(range(10))))
-    (folder / "README.md").write_text("# Digits\n\nWhat it can and can't do.\n")
+    (folder / "README.md").write_text("---\nlicense: mit\n---\n\n# Digits\n\nWhat it can and can't do.\n")
     image = SAMPLES[0]
     answer = predict.apply(image, predict.load(folder))
     (folder / "sample.json").write_text(json.dumps({"input": image, "output": answer}))
@@ -125,6 +125,7 @@ def test_the_last_rung_is_free_for_everyone(tmp_path: Path, model: Path, cache: 
             assert found["label"] == expected["label"]
             assert found["probabilities"] == pytest.approx(expected["probabilities"], abs=1e-5)
         assert "What it can and can't do." in page
+        assert (spaces.uploaded / "card.md").read_text().startswith("# ")  # and no metadata
         for file in ("index.html", "ort.wasm.min.mjs"):
             text = (spaces.uploaded / file).read_text()
             assert "https://cdn" not in text

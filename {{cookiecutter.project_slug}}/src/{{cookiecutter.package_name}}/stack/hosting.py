@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from . import StackError
+from .card import FRONT
 from .deploy import SAMPLE, deploy
 from .storage import local_store, verify
 from .versions import Bump, index_path
@@ -171,7 +172,9 @@ def assemble(tree: Path, rung: Rung, model_dir: Path, project: Project) -> None:
 def web_page(tree: Path, model_dir: Path, project: Project) -> None:
     """The files of a page that runs the model in the browser: model, samples, card and runtime."""
     shutil.copy(model_dir / "model.onnx", tree)
-    shutil.copy(model_dir / "README.md", tree / "card.md")
+    card = (model_dir / "README.md").read_text(encoding="utf-8")
+    front = FRONT.match(card)
+    (tree / "card.md").write_text(card[front.end() if front else 0 :].lstrip(), encoding="utf-8")
     samples = project.samples or [json.loads((model_dir / SAMPLE).read_text(encoding="utf-8"))["input"]]
     labels = json.loads((model_dir / "labels.json").read_text(encoding="utf-8"))
     content = {"title": project.title, "labels": labels, "samples": samples}
