@@ -170,6 +170,20 @@ def test_trouble_at_any_call_is_got_over(
         assert shown(hub, "v0.2.0") == content(new)
 
 
+def test_the_clients_patience_is_not_multiplied_by_ours(
+    hub: Hub, api: HfApi, old: Path, new: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A listing that fails has been tried for 23 seconds; that another was quicker is no matter of patience."""
+    upload(api, PLACE, old, "first")
+    monkeypatch.setattr(hubbing, "PATIENCE", 0.0)
+    hub.app.faults = [Fault(503, match="GET /api/models/me/model")]
+    with pytest.raises(StackError, match="answers 503: .*; try again later"):
+        upload(api, PLACE, new, "second")
+    assert hub.app.faults[0].seen == 1
+    hub.app.faults = [Fault(412, at=[1], match="/commit/")]
+    assert upload(api, PLACE, new, "second")[1] == "v0.2.0"
+
+
 def test_two_who_publish_at_the_same_time_do_not_mix(hub: Hub, api: HfApi, old: Path, new: Path) -> None:
     upload(api, PLACE, old, "first")
     head, _ = compare(api, PLACE, new)

@@ -22,7 +22,9 @@ T = TypeVar("T")
 
 FOLDER, CARD = "models", "README.md"
 WAITS = (1.0, 2.0, 4.0, 8.0)  # seconds before each new attempt
-PASSING = (409, 412, 429, 500, 502, 503, 504)  # another writer, too many requests, a server in trouble
+PATIENCE = 20.0  # seconds after which trouble is told: most of the client's calls have been patient themselves by then
+CROSSED = (409, 412)  # another writer was quicker
+PASSING = (*CROSSED, 429, 500, 502, 503, 504)  # too many requests, a server in trouble
 MISSING, UNKNOWN_KEY = 404, 401
 VERSION = re.compile(r"v(\d+)\.(\d+)\.(\d+)")
 
@@ -253,33 +255,39 @@ def patiently(work: Callable[[], T]) -> T:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
     from huggingface_hub.utils import httpx  # type: ignore[attr-defined]
 
+    end = time.monotonic() + PATIENCE
     for wait in (*WAITS, None):
         try:
             return work()
         except (HfHubHTTPError, httpx.HTTPError, OSError, RuntimeError) as error:
-            time.sleep(pause_after(error, wait))
+            time.sleep(pause_after(error, wait, time.monotonic() > end))
         except HFValidationError as error:
-            raise StackError(first_line(error).rstrip(".")) from None
+            raise StackError(first_line(error)) from None
         except ValueError as error:
             raise StackError(f"that was no answer of the Hub: {first_line(error)}") from None
     raise AssertionError
 
 
-def pause_after(error: Exception, wait: float | None) -> float:
-    """The seconds to wait after an error. Raises it where something is missing, StackError where to wait is vain."""
+def pause_after(error: Exception, wait: float | None, late: bool = False) -> float:
+    """The seconds to wait after an error, `late` only if another writer crossed.
+
+    Raises it where something is missing, StackError where to wait is vain.
+    """
     from huggingface_hub.errors import HfHubHTTPError
     from huggingface_hub.utils import httpx  # type: ignore[attr-defined]
 
     wrapped = not isinstance(error, httpx.HTTPError) and isinstance(error.__cause__, httpx.HTTPError)
     answer = error.__cause__ if wrapped else error  # downloads wrap it
     if not isinstance(answer, HfHubHTTPError):
-        if wait is None or not isinstance(answer, httpx.HTTPError):  # hf_xet has tried for minutes by itself
-            raise StackError(f"the Hub can't be reached: {first_line(error)}") from None
+        if wait is None or late or not isinstance(answer, httpx.HTTPError):  # hf_xet has tried by itself
+            raise StackError(
+                f"the Hub can't be reached: {first_line(error)}; check the network, then try again"
+            ) from None
         return wait
     status = answer.response.status_code
     if status == MISSING:
         raise answer
-    if wait is None or status not in PASSING:
+    if wait is None or status not in (CROSSED if late else PASSING):
         raise StackError(told(status, answer.server_message or str(answer))) from None
     return max(wait, reset(answer.response.headers.get("ratelimit", "")))
 
@@ -289,7 +297,7 @@ def told(status: int, message: str) -> str:
     reason = " ".join(message.split())[:200]
     if status in (401, 403):
         return f"the Hub refuses the key ({status}): {reason}; it must be one that may write, see `doctor`"
-    return f"the Hub answers {status}: {reason}"
+    return f"the Hub answers {status}: {reason}{'; try again later' if status in PASSING else ''}"
 
 
 def reset(header: str) -> float:
@@ -299,8 +307,8 @@ def reset(header: str) -> float:
 
 
 def first_line(error: BaseException) -> str:
-    """An error in one line."""
-    return next(iter(str(error).splitlines()), "") or type(error).__name__
+    """An error in one line, for others to end."""
+    return next(iter(str(error).splitlines()), "").rstrip(".") or type(error).__name__
 
 
 def difference(changes: Iterable[Change]) -> list[str]:
