@@ -116,6 +116,24 @@ def test_what_is_the_same_would_not_be_sent_again(project: Project) -> None:
 
 
 @pytest.mark.slow
+def test_told_to_stay_offline_it_publishes_to_the_folder(project: Project) -> None:
+    """As without a key; what is asked for from the Hub then is refused in one line."""
+    made, calls = content(project.model), len(project.hub.calls)
+    later = "HF_HUB_OFFLINE is set; `skeleton publish` without it sends this."
+    for flags in ([], ["--dry-run"]):
+        assert f"Not on the Hub yet: {later}" in project.run("publish", *flags, HF_HUB_OFFLINE="1")
+    assert content(project.model) == made
+    for command in (
+        ("data", "--from", "hf://datasets/me/digits"),
+        ("data", "--publish", "hf://datasets/me/digits"),
+        ("train", "--init", "hf://me/digits"),
+    ):
+        printed = project.run(*command, code=1, HF_HUB_OFFLINE="1")
+        assert "error: HF_HUB_OFFLINE is set, so the Hub is not asked; unset it and try again\n" in printed
+    assert len(project.hub.calls) == calls
+
+
+@pytest.mark.slow
 def test_the_lines_of_the_card_load_the_model_that_was_trained(project: Project) -> None:
     """Weights bit for bit; classes as the service's, probabilities to 1e-5."""
     card = shown(project.hub)["README.md"].decode()

@@ -127,6 +127,7 @@ def publish(science: "Science", settings: Settings, args: Arguments) -> int:
     from .training import find_run
 
     place, run = hub.place_of(settings), find_run(settings, args.run)
+    not_yet = f"Not on the Hub yet: {hub.lacking(settings)}."
     account = place.id.partition("/")[0] if place else ""
     trouble = credentials.trouble("huggingface", account, settings.root / ".env") if place else ""
     kept, silence = hub.edited(place) if not trouble else ({}, "")
@@ -134,7 +135,7 @@ def publish(science: "Science", settings: Settings, args: Arguments) -> int:
     if args.dry_run:
         if trouble:
             raise StackError(trouble)
-        say(*hub.preview(place, folder), "Nothing was sent.")
+        say(*(hub.preview(place, folder) if place else [not_yet]), "Nothing was sent.")
         return 0
     published = hub.publish(settings, folder, args.public, trouble or silence)
     tracked = lineage.published(settings, folder, {"run": run.name, "url": published.url})
@@ -142,11 +143,7 @@ def publish(science: "Science", settings: Settings, args: Arguments) -> int:
         f"Model and card are in {shown(published.folder)}, and in {published.stored}.",
         *filter(None, [tracked]),
     )
-    say(
-        f"Published at {published.url} as {published.version}."
-        if published.url
-        else "Not on the Hub yet: needs HF_TOKEN and model_repo."
-    )
+    say(f"Published at {published.url} as {published.version}." if published.url else not_yet)
     return _next(settings, "deploy")
 
 

@@ -90,9 +90,22 @@ def publish(settings: "Settings", folder: Path, public: bool = False, trouble: s
 
 
 def place_of(settings: "Settings") -> Place | None:
-    """The project's repository on the Hub; None where it has none or no token."""
-    online = "huggingface" in settings.credentials and settings.model_repo
-    return Place(settings.model_repo) if online else None
+    """The project's repository on the Hub; None where it has none or no token, or is to stay offline."""
+    return None if lacking(settings) else Place(settings.model_repo)
+
+
+def lacking(settings: "Settings") -> str:
+    """What keeps the project's models from the Hub, and how to mend it; nothing where they can go there."""
+    if "huggingface" not in settings.credentials or not settings.model_repo:
+        return "needs HF_TOKEN and model_repo"
+    return f"HF_HUB_OFFLINE is set; `{settings.command} publish` without it sends this" if offline() else ""
+
+
+def offline() -> bool:
+    """Whether the Hub's client has been told to ask nothing."""
+    from huggingface_hub import is_offline_mode
+
+    return is_offline_mode()
 
 
 def client() -> "HfApi":
@@ -278,6 +291,8 @@ def pause_after(error: Exception, wait: float | None, late: bool = False) -> flo
 
     wrapped = not isinstance(error, httpx.HTTPError) and isinstance(error.__cause__, httpx.HTTPError)
     answer = error.__cause__ if wrapped else error  # downloads wrap it
+    if offline():
+        raise StackError("HF_HUB_OFFLINE is set, so the Hub is not asked; unset it and try again") from None
     if not isinstance(answer, HfHubHTTPError):
         if wait is None or late or not isinstance(answer, httpx.HTTPError):  # hf_xet has tried by itself
             raise StackError(
@@ -318,10 +333,8 @@ def difference(changes: Iterable[Change]) -> list[str]:
     return [f"{change.sign} {change.name}  {change.size:,} bytes, {words[change.sign]}" for change in shown]
 
 
-def preview(place: Place | None, folder: Path) -> list[str]:
-    """Lines that say what publishing a folder would do, or why it can't be said."""
-    if not place:
-        return ["Not for the Hub yet: needs HF_TOKEN and model_repo."]
+def preview(place: Place, folder: Path) -> list[str]:
+    """Lines that say what publishing a folder would do."""
     api = client()
     _, changes = patiently(lambda: compare(api, place, folder))
     return [f"{api.endpoint}/{place.page}:", *difference(changes)]
