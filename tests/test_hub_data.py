@@ -112,8 +112,8 @@ print(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
 """
 
 
-def fetch(folder: Path, hub: Hub, *urls: str) -> list[str]:
-    environ = projects.environment(folder, HF_ENDPOINT=hub.url, HF_HUB_DISABLE_TELEMETRY="1")
+def fetch(folder: Path, hub: Hub, *urls: str, **extra: str) -> list[str]:
+    environ = projects.environment(folder, HF_ENDPOINT=hub.url, HF_HUB_DISABLE_TELEMETRY="1", **extra)
     command = [sys.executable, "-c", FETCH, str(folder), *urls]
     done = subprocess.run(command, env=environ, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -207,6 +207,37 @@ def test_data_that_the_model_can_not_take_is_told_in_one_line() -> None:
         with pytest.raises(StackError, match=words) as told:
             fits({"train": columns})
         assert "\n" not in str(told.value)
+
+
+def test_a_key_that_may_not_read_is_told_so(hub: Hub, tmp_path: Path) -> None:
+    """Wherever the Hub refuses it: of the data set, its listing or a file; and a key that nobody has as that."""
+    hub.put("dataset", "you/gated", shards_of())
+    for match in ("GET /api/datasets/you/gated", "/tree/", "/resolve/"):
+        hub.app.faults = [Fault(403, match=match)]
+        [line, _] = fetch(tmp_path / match.strip("/")[:4], hub, "hf://datasets/you/gated")
+        assert (
+            line == "the Hub refuses the key (403): told to fail; it must be one that may read, see `doctor`"
+        )
+    hub.app.faults = []
+    [line, _] = fetch(tmp_path, hub, "hf://datasets/you/gated", HF_TOKEN="hf_unknown")
+    assert line.startswith("the Hub refuses the key (401): Invalid credentials")
+
+
+@pytest.mark.slow
+def test_a_folder_of_the_client_that_is_none_is_named(hub: Hub, project: Path, tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    home.write_text("")
+    hub.put("model", "you/model", {"model.safetensors": b"any"})
+    for command in (
+        ("data", "--publish", "hf://datasets/me/homeless"),
+        ("train", "--init", "hf://you/model"),
+    ):
+        printed = projects.run(
+            project, *command, code=1, HF_ENDPOINT=hub.url, HF_TOKEN="hf_write", HF_HOME=str(home)
+        )
+        assert f"error: HF_HOME: the Hub's client can't keep files in {home} (" in printed
+        assert "; name another folder there\n" in printed
+    assert ("dataset", "me/homeless") not in hub.repos
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 import json
 import re
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from .storage import MANIFEST, open_store, verify
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError
 
     from .settings import Settings
 
@@ -25,7 +27,7 @@ WAITS = (1.0, 2.0, 4.0, 8.0)  # seconds before each new attempt
 PATIENCE = 20.0  # seconds after which trouble is told: most of the client's calls have been patient themselves by then
 CROSSED = (409, 412)  # another writer was quicker
 PASSING = (*CROSSED, 429, 500, 502, 503, 504)  # too many requests, a server in trouble
-MISSING, UNKNOWN_KEY = 404, 401
+MISSING, UNKNOWN_KEY, FORBIDDEN = 404, 401, 403
 VERSION = re.compile(r"v(\d+)\.(\d+)\.(\d+)")
 
 
@@ -129,6 +131,7 @@ def upload(api: "HfApi", place: Place, folder: Path, message: str, public: bool 
     from .card import check
 
     verify(folder)
+    demand_home()
     for remark in check((folder / CARD).read_text(encoding="utf-8")):
         say(f"Note: {remark}")
     private = not public
@@ -139,7 +142,7 @@ def upload(api: "HfApi", place: Place, folder: Path, message: str, public: bool 
         if public:
             patiently(lambda: open_to_all(api, place))
     except HfHubHTTPError as error:  # what was there a moment ago is missing
-        raise StackError(told(error.response.status_code, error.server_message or str(error))) from None
+        raise told(error) from None
     return f"{api.endpoint}/{place.page}", version
 
 
@@ -294,6 +297,7 @@ def pause_after(error: Exception, wait: float | None, late: bool = False) -> flo
     if offline():
         raise StackError("HF_HUB_OFFLINE is set, so the Hub is not asked; unset it and try again") from None
     if not isinstance(answer, HfHubHTTPError):
+        demand_home()
         if wait is None or late or not isinstance(answer, httpx.HTTPError):  # hf_xet has tried by itself
             raise StackError(
                 f"the Hub can't be reached: {first_line(error)}; check the network, then try again"
@@ -303,16 +307,31 @@ def pause_after(error: Exception, wait: float | None, late: bool = False) -> flo
     if status == MISSING:
         raise answer
     if wait is None or status not in (CROSSED if late else PASSING):
-        raise StackError(told(status, answer.server_message or str(answer))) from None
+        raise told(answer) from None
     return max(wait, reset(answer.response.headers.get("ratelimit", "")))
 
 
-def told(status: int, message: str) -> str:
-    """One line on a refusal, with its remedy."""
-    reason = " ".join(message.split())[:200]
-    if status in (401, 403):
-        return f"the Hub refuses the key ({status}): {reason}; it must be one that may write, see `doctor`"
-    return f"the Hub answers {status}: {reason}{'; try again later' if status in PASSING else ''}"
+def told(error: "HfHubHTTPError") -> StackError:
+    """A refusal in one line, with its remedy."""
+    status, reason = error.response.status_code, " ".join((error.server_message or str(error)).split())[:200]
+    right = "read" if error.response.request.method in ("GET", "HEAD") else "write"
+    if status in (UNKNOWN_KEY, FORBIDDEN):
+        needed = f"it must be one that may {right}, " if status == FORBIDDEN else ""
+        return StackError(f"the Hub refuses the key ({status}): {reason}; {needed}see `doctor`")
+    return StackError(f"the Hub answers {status}: {reason}{'; try again later' if status in PASSING else ''}")
+
+
+def demand_home() -> None:
+    """Refuse a folder that the Hub's client can't keep its files in: what it says of that itself misleads."""
+    from huggingface_hub.constants import HF_HOME
+
+    try:
+        Path(HF_HOME).mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=HF_HOME).close()
+    except OSError as error:
+        raise StackError(
+            f"HF_HOME: the Hub's client can't keep files in {HF_HOME} ({error.strerror}); name another folder there"
+        ) from None
 
 
 def reset(header: str) -> float:

@@ -75,14 +75,12 @@ def parts(url: str) -> tuple[hub.Place, str, str]:
 
 def known(url: str, work: Any) -> Any:
     """What the Hub answers; StackError where it does not know the data set."""
-    from huggingface_hub.errors import HfHubHTTPError
+    from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 
     try:
         return work()
-    except HfHubHTTPError as error:
-        if error.response.status_code in (hub.MISSING, hub.UNKNOWN_KEY):
-            raise StackError(f"{url} is not on the Hub, or this account may not read it") from None
-        raise
+    except (RepositoryNotFoundError, RevisionNotFoundError):
+        raise StackError(f"{url} is not on the Hub, or this account may not read it") from None
 
 
 def whole(target: AbstractFileSystem, pinned: str) -> dict[str, Any] | None:
@@ -151,6 +149,8 @@ def copy(
 
 def batches(source: AbstractFileSystem, paths: list[str], url: str) -> Iterator[dict[str, NDArray[Any]]]:
     """The rows of many files, some at a time, as arrays (rows, …)."""
+    from huggingface_hub.errors import HfHubHTTPError
+
     for path in paths:
         try:
             with (
@@ -163,6 +163,8 @@ def batches(source: AbstractFileSystem, paths: list[str], url: str) -> Iterator[
                     }
         except pa.ArrowException as error:
             raise StackError(f"{path} is no whole file of Parquet ({hub.first_line(error)})") from None
+        except HfHubHTTPError as error:  # the client has tried again; and rows of it have gone on
+            raise hub.told(error) from None
 
 
 def dense(column: pa.Array, name: str) -> NDArray[Any]:
