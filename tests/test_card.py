@@ -1,5 +1,6 @@
 """The model card: what was measured, what people wrote, and nothing that the Hub would refuse."""
 
+import html
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +8,7 @@ import numpy as np
 import pytest
 import yaml
 from huggingface_hub import ModelCard
+from markdown_it import MarkdownIt
 from skeleton.config import TrainConfig
 from skeleton.stack import StackError
 from skeleton.stack.card import MARK, card, check, latest, sections
@@ -96,6 +98,40 @@ def test_any_title_is_valid_in_the_metadata(title: str) -> None:
     assert results["name"] == title
     with pytest.raises(StackError, match="accuracy is nan"):
         check(text(title=title, result={"test": {"accuracy": float("nan")}}))
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "# 1. [x](y) ![x](y) <script>alert(1)</script> <!-- x -->",
+        "`code` **b** _i_ __b__ ~~s~~ a\\*b &lt; &amp; | a | b | $x$ {y}",
+        "- a list",
+        "1. one",
+        "2) two",
+        "+",
+        "---",
+        "> said",
+        "```",
+        "    code",
+        "===",
+        "first\nsecond\n\n- third\r\n# fourth\n## Limits\n\nnone",
+    ],
+)
+def test_what_people_call_things_is_shown_as_they_wrote_it(words: str) -> None:
+    """Held against CommonMark with GitHub's tables and strikethrough."""
+    made = text(title=words, description=words, author=words, result={"config": {"name": words}})
+    shown = rendered(made)
+    lines = html.escape(words.strip(), quote=False).replace("\r\n", "\n").replace("\n", "<br>")
+    for place in ("<h1>{}</h1>", "<p>{}</p>", "<li>By: {}</li>", "<td>{}</td>"):
+        assert place.format(lines) in shown
+    assert rendered(text()).count("<h2>") == shown.count("<h2>")
+    assert sections(made) == {}
+
+
+def rendered(card: str) -> str:
+    """A card's text as HTML."""
+    markdown = MarkdownIt("commonmark").enable(["table", "strikethrough"])
+    return markdown.render(ModelCard(card).text).replace("&quot;", '"')
 
 
 def test_a_license_is_one_of_the_hubs_or_told() -> None:

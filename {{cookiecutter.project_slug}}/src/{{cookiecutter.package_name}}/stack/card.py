@@ -92,17 +92,17 @@ def text(
         if name in NAMES
     )
     changed = "\n".join(
-        f"| `{name}` | {value if value != '' else '-'} |" for name, value in result["config"].items()
+        f"| `{name}` | {plain(str(value)) or '-'} |" for name, value in result["config"].items()
     )
     versions = ", ".join(f"{name} {version}" for name, version in result["environment"].items())
     started = result["config"].get("init")
     tracked = result.get("url")
-    return f"""# {settings.title or settings.project}
+    return f"""# {plain(settings.title or settings.project)}
 
-{settings.description}
+{plain(settings.description)}
 
 - Model: `{model}`, {result["parameters"]:,} parameters{f", started from {started}" if started else ""}
-- By: {settings.author}
+- By: {plain(settings.author)}
 - License: {settings.license}
 
 ## Intended use
@@ -131,7 +131,7 @@ answer = apply(json.loads(Path("sample.json").read_text())["input"], load(Path("
 
 ## Data
 
-{data["name"]}, from {data.get("source", science.data.SOURCE)}: {rows} examples.
+{plain(data["name"])}, from {data.get("source", science.data.SOURCE)}: {rows} examples.
 SHA-256 of the data set: `{data["sha256"]}`.
 
 ## Training
@@ -163,6 +163,16 @@ The weights are those with the lowest validation loss.
 Run `{result["run"]}`{f" ([its curves]({tracked}))" if tracked else ""}, commit `{result["commit"] or "not under git"}`.
 {versions}; all packages are in `requirements.txt`, the settings in `stack.toml`.
 """
+
+
+def plain(text: str) -> str:
+    """Text that Markdown shows as it was written, each line of it.
+
+    Source: spec.commonmark.org, 2.4, 5.2 (what begins a list) and 6.7; tables and strikethrough are GitHub's.
+    """
+    escaped = re.sub(r"[\\`*_{}\[\]<>#|~$!&]", r"\\\g<0>", text.strip())
+    escaped = re.sub(r"^(\d*)([-+.)])(?=[-\s]|$)", r"\1\\\2", escaped)
+    return re.sub(r"[ \t]*(\r\n?|\n)[ \t]*", "<br>", escaped)
 
 
 def section(kept: str | None, generated: str) -> str:
@@ -302,12 +312,12 @@ def _digest(body: str) -> str:
 
 def _intended(science: "Science", data: Mapping[str, Any]) -> str:
     task = science.model.TASK.replace("-", " ").capitalize()
-    names = ", ".join(str(label) for label in science.data.LABELS)
-    return f"{task} of inputs like those of {data['name']}, into the classes {names}."
+    names = ", ".join(plain(str(label)) for label in science.data.LABELS)
+    return f"{task} of inputs like those of {plain(data['name'])}, into the classes {names}."
 
 
 def _limits(science: "Science", data: Mapping[str, Any]) -> str:
     return (
-        f"Measured on the test split of {data['name']} only ({data['rows']['test']:,} examples). "
+        f"Measured on the test split of {plain(data['name'])} only ({data['rows']['test']:,} examples). "
         "Inputs of another kind were not tried, and the confidence was not calibrated."
     )

@@ -20,7 +20,7 @@ from fsspec.implementations.local import LocalFileSystem
 from numpy.typing import NDArray
 
 from . import StackError, dataset, hub
-from .card import ID, check, section
+from .card import ID, check, plain, section
 from .storage import MANIFEST, DamagedError, verify, write_manifest
 
 SCHEME = "hf://datasets/"
@@ -276,9 +276,7 @@ def card(facts: Mapping[str, Any], license_id: str, task: str, title: str, kept:
         for name, about in facts["columns"].items()
     )
     seed = f" Split with seed {facts['split_seed']}." if "split_seed" in facts else ""
-    intended = (
-        f"{task.replace('-', ' ').capitalize()} with the classes {', '.join(map(str, facts['labels']))}."
-    )
+    intended = f"{task.replace('-', ' ').capitalize()} with the classes {plain(', '.join(map(str, facts['labels'])))}."
     limits = (
         "What the source says of how the examples were chosen and labelled holds here too; nothing was added."
     )
@@ -286,7 +284,7 @@ def card(facts: Mapping[str, Any], license_id: str, task: str, title: str, kept:
 {front.to_yaml()}
 ---
 
-# {title}
+# {plain(title)}
 
 From {facts["source"]}.{seed} SHA-256 of the data: `{dataset.fingerprint(facts)}`.
 
