@@ -156,6 +156,20 @@ def test_what_a_person_wrote_stays_and_the_rest_is_made_anew() -> None:
     assert "(9 examples)" in text({}, {"data": rows})
 
 
+def test_a_section_that_nobody_asked_for_stays_too() -> None:
+    """At the end, in its order; those that a run makes are made anew."""
+    words = "\n## Citation\n\nMine.\n\n### More\n\n## Thanks\n\nYours.\n\n## Citation\n\nAnd another.\n"
+    written = (text() + words).replace("Run `2026", "By hand `2026")
+    kept = sections(written)
+    assert kept == {"Citation": "Mine.\n\n### More\n\nAnd another.", "Thanks": "Yours."}
+    again = text(kept)
+    assert again.startswith(text())
+    assert unmarked(sections(again)) == kept
+    assert text(sections(again)) == again
+    changed = sections(again.replace("Yours.", "Ours."))
+    assert unmarked(latest(sections(again), changed))["Thanks"] == "Ours."
+
+
 def unmarked(found: dict[str, str]) -> dict[str, str]:
     return {name: MARK.sub("", body) for name, body in found.items()}
 

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from .science import Science
     from .settings import Settings
 
-KEPT = ("Intended use", "Limits")
+EDITABLE = ("Intended use", "Limits")
+MADE = ("How to use", "Data", "Training", "Results", "Reproduce")  # anew for each run, whatever was there
 PLACES = 4  # digits shown in the text; the metadata has them all
 MARK = re.compile(r"\n*<!-- (generated|kept) ([0-9a-f]{12}): .*-->\s*$")
 FENCE = re.compile(r" {0,3}(`{3,}(?!.*`)|~{3,})(.*)")  # spec.commonmark.org, 4.5
@@ -162,7 +163,13 @@ The weights are those with the lowest validation loss.
 
 Run `{result["run"]}`{f" ([its curves]({tracked}))" if tracked else ""}, commit `{result["commit"] or "not under git"}`.
 {versions}; all packages are in `requirements.txt`, the settings in `stack.toml`.
-"""
+{own(kept)}"""
+
+
+def own(kept: Mapping[str, str]) -> str:
+    """The sections that only a person has written, as the end of a card."""
+    written = {title: body for title, body in kept.items() if title not in EDITABLE}
+    return "".join(f"\n## {title}\n\n{section(body, '')}\n" for title, body in written.items())
 
 
 def plain(text: str) -> str:
@@ -197,17 +204,20 @@ def words(path: Path, name: str) -> str:
         raise StackError(f"{name}: {error}; save it as plain text in UTF-8") from None
 
 
-def sections(card: str) -> dict[str, str]:
-    """The sections of an earlier card that a person has written; those from before that card keep their mark."""
-    found = {}
+def sections(card: str, made: Sequence[str] = MADE) -> dict[str, str]:
+    """The sections of an earlier card that a person has written, all but those that are `made`.
+
+    Those from before that card keep their mark.
+    """
+    found: dict[str, str] = {}
     for title, body in _parts(card):
         mark = MARK.search(body)
         if fresh(body):
             body = MARK.sub("", body)
         elif mark and mark[1] == "generated":
             continue
-        if title in KEPT and body:
-            found[title] = body
+        if title and title not in made and body:
+            found[title] = "\n\n".join(filter(None, (found.get(title), body)))
     return found
 
 

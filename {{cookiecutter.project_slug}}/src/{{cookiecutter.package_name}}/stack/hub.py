@@ -250,13 +250,14 @@ def edited(place: Place | None) -> tuple[dict[str, str], str]:
     """The sections of the card on the Hub that a person has edited there, and what kept it from being read."""
     from huggingface_hub.errors import HfHubHTTPError
 
-    from .card import sections, words
+    from .card import MADE, sections, words
 
     if not place:
         return {}, ""
     try:
         path = patiently(lambda: client().hf_hub_download(place.id, CARD, repo_type=place.kind))
-        return sections(words(Path(path), f"{CARD} of {place.id} on the Hub")), ""
+        card = words(Path(path), f"{CARD} of {place.id} on the Hub")
+        return sections(card, MADE if place.kind == "model" else ()), ""
     except HfHubHTTPError:  # there is none
         return {}, ""
     except StackError as error:

@@ -20,7 +20,7 @@ from fsspec.implementations.local import LocalFileSystem
 from numpy.typing import NDArray
 
 from . import StackError, dataset, hub
-from .card import ID, check, plain, section
+from .card import ID, check, own, plain, section
 from .storage import MANIFEST, DamagedError, verify, write_manifest
 
 SCHEME = "hf://datasets/"
@@ -303,6 +303,6 @@ From {facts["source"]}.{seed} SHA-256 of the data: `{dataset.fingerprint(facts)}
 ## Limits
 
 {section(kept.get("Limits"), limits)}
-"""
+{own(kept)}"""
     check(made)
     return str(DatasetCard(made))
