@@ -14,11 +14,12 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
+from huggingface_hub import DatasetCardData
 from services.hub_faults import Fault
 from services.hub_server import Hub, serving
 from skeleton.data import fits
 from skeleton.stack import StackError
-from skeleton.stack.shards import split_of
+from skeleton.stack.shards import licensed, split_of
 
 
 @pytest.fixture(scope="module")
@@ -90,6 +91,40 @@ def test_a_data_set_goes_to_the_hub_and_comes_back_the_same(hub: Hub, project: P
     run(other, hub, "data", "--from", "hf://datasets/me/digits")
     assert len(hub.calls) == calls + 1  # which revision it is now; what is here already is not fetched
     assert {path: path.stat().st_mtime_ns for path in marks} == marks
+
+
+@pytest.mark.slow
+def test_data_of_others_keep_their_license_and_say_where_they_are_from(hub: Hub, project: Path) -> None:
+    text = "---\nlicense: other\nlicense_name: theirs\nlicense_link: LICENSE\n---\n# Theirs\n"
+    commit = hub.put("dataset", "you/theirs", {**shards_of(), "README.md": text.encode()})
+    run(project, hub, "data", "--from", "hf://datasets/you/theirs", "--publish", "hf://datasets/me/copy")
+    front = yaml.safe_load(hub.files("dataset", "me/copy")["README.md"].decode().split("---\n")[1])
+    assert (front["license"], front["license_name"]) == ("other", "theirs")
+    assert front["license_link"] == f"{hub.url}/datasets/you/theirs/blob/{commit.oid}/LICENSE"
+    assert front["source_datasets"] == ["you/theirs"]
+
+
+def test_a_license_is_told_in_one_id() -> None:
+    """As the Hub's cards have it: one id, a list of them, a name of its own, or none."""
+    for said, expected in (
+        ({"license": "mit"}, {"license": "mit"}),
+        ({"license": ["mit"]}, {"license": "mit"}),
+        ({}, {"license": "unknown"}),
+        (
+            {"license": ["mit", "cc0-1.0"]},
+            {
+                "license": "other",
+                "license_name": "mit and cc0-1.0",
+                "license_link": "https://hub/you/README.md",
+            },
+        ),
+        (
+            {"license": "other", "license_name": "own", "license_link": "https://own/"},
+            {"license": "other", "license_name": "own", "license_link": "https://own/"},
+        ),
+    ):
+        assert licensed(DatasetCardData(**said), "https://hub/you/") == expected
+    assert licensed(None, "") == {"license": "unknown"}
 
 
 LISTS = {

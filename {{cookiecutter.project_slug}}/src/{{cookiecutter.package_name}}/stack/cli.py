@@ -43,6 +43,7 @@ def data(science: "Science", settings: Settings, args: Arguments) -> int:
         facts = {
             "name": source.NAME,
             "source": source.SOURCE,
+            "license": {"license": source.LICENSE},
             "labels": source.LABELS,
             "split_seed": args.seed,
         }
@@ -50,10 +51,7 @@ def data(science: "Science", settings: Settings, args: Arguments) -> int:
     say(table(list(written["rows"].items()), ("split", "rows")))
     say(f"Data set {written['name']} is in {settings.storage}/{dataset.FOLDER}.")
     if args.publish:
-        license_id = "unknown" if written["source"].startswith("hf://") else source.LICENSE
-        url, version = shards.publish(
-            args.publish, store, license_id, science.model.TASK, written["name"], args.public
-        )
+        url, version = shards.publish(args.publish, store, science.model.TASK, written["name"], args.public)
         say(f"Published at {url} as {version}.")
     return _next(settings, "train")
 

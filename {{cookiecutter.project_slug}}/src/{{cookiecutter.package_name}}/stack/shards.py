@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
+from urllib.parse import urljoin
 
 import numpy as np
 import pyarrow as pa
@@ -20,7 +21,7 @@ from fsspec.implementations.local import LocalFileSystem
 from numpy.typing import NDArray
 
 from . import StackError, dataset, hub
-from .card import ID, check, own, plain, section
+from .card import ID, check, own, plain, repository, section
 from .storage import MANIFEST, DamagedError, verify, write_manifest
 
 SCHEME = "hf://datasets/"
@@ -43,14 +44,15 @@ def fetch(url: str, store: AbstractFileSystem, labels: list[Any]) -> dict[str, A
     """
     place, revision, folder = parts(url)
     api = hub.client()
-    sha = hub.patiently(lambda: known(url, lambda: api.dataset_info(place.id, revision=revision or None).sha))
-    pinned = f"{SCHEME}{place.id}@{sha}{f'/{folder}' if folder else ''}"
+    info = hub.patiently(lambda: known(url, lambda: api.dataset_info(place.id, revision=revision or None)))
+    pinned = f"{SCHEME}{place.id}@{info.sha}{f'/{folder}' if folder else ''}"
     target = dataset.in_store(store)
     if present := whole(target, pinned):
         return present
     source = filesystem("hf", endpoint=api.endpoint, skip_instance_cache=True)
     shards = hub.patiently(lambda: by_split(pinned, source))
     content: dict[str, Any] = {"name": place.id, "source": pinned, "labels": labels, "rows": {}, "files": {}}
+    content["license"] = licensed(info.card_data, f"{api.endpoint}/datasets/{place.id}/blob/{info.sha}/")
     with innermost(target).transaction:  # until all are there, the data set before stays as it is
         for split, paths in shards.items():
             rows, columns, summed = copy(source, paths, target, f"{split}.parquet", url)
@@ -81,6 +83,18 @@ def known(url: str, work: Any) -> Any:
         return work()
     except (RepositoryNotFoundError, RevisionNotFoundError):
         raise StackError(f"{url} is not on the Hub, or this account may not read it") from None
+
+
+def licensed(front: Any, page: str) -> dict[str, str]:
+    """What a card says of its data's license, as another's card says it; a link that is relative is so to `page`."""
+    said = front.to_dict() if front else {}
+    named = said.get("license") or "unknown"
+    ids = [str(one) for one in named] if isinstance(named, list) else [str(named)]
+    if len(ids) == 1 and ids != ["other"]:
+        return {"license": ids[0]}
+    link = urljoin(page, str(said.get("license_link") or hub.CARD))
+    name = str(said.get("license_name") or " and ".join(ids))
+    return {"license": "other", "license_name": name, "license_link": link}
 
 
 def whole(target: AbstractFileSystem, pinned: str) -> dict[str, Any] | None:
@@ -216,11 +230,11 @@ class Summed:
 
 
 def publish(
-    url: str, store: AbstractFileSystem, license_id: str, task: str, title: str, public: bool = False
+    url: str, store: AbstractFileSystem, task: str, title: str, public: bool = False
 ) -> tuple[str, str]:
     """Bring the store's data set to the Hub in one commit, with a card; returns its page and version.
 
-    Raises StackError. `license_id` is the Hub's id of the data's license, `task` that of what it is for.
+    Raises StackError. `task` is the Hub's id of what it is for.
     """
     place, source = repository_of(url), dataset.in_store(store)
     facts = verify(source)
@@ -231,7 +245,7 @@ def publish(
         made = Path(scratch)
         for name in facts["files"]:
             link(source, name, made / name)
-        (made / hub.CARD).write_text(card(facts, license_id, task, title, kept), encoding="utf-8")
+        (made / hub.CARD).write_text(card(facts, task, title, kept), encoding="utf-8")
         content = {**facts, **write_manifest(made)}
         (made / MANIFEST).write_text(json.dumps(content, indent=1), encoding="utf-8")
         return hub.upload(hub.client(), place, made, f"Publish {facts['name']}", public)
@@ -256,15 +270,17 @@ def link(source: AbstractFileSystem, name: str, path: Path) -> None:
     source.get_file(name, str(path))
 
 
-def card(facts: Mapping[str, Any], license_id: str, task: str, title: str, kept: Mapping[str, str]) -> str:
+def card(facts: Mapping[str, Any], task: str, title: str, kept: Mapping[str, str]) -> str:
     """The card of a data set, from its manifest."""
     from huggingface_hub import DatasetCard, DatasetCardData
 
+    terms = facts.get("license", {"license": ""})
     total = sum(facts["rows"].values())
     files = [{"split": split, "path": f"{split}.parquet"} for split in facts["rows"]]
     front = DatasetCardData(
         pretty_name=title,
-        license=license_id if ID.fullmatch(license_id) else "unknown",
+        **(terms if ID.fullmatch(terms["license"]) else {"license": "unknown"}),
+        source_datasets=list(filter(None, [repository(facts["source"], "datasets/")])) or None,
         task_categories=[task],
         size_categories=[next((word for limit, word in SIZES if total < limit), "n>1M")],
         tags=["free-ml-stack"],
