@@ -18,6 +18,7 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
+from huggingface_hub.utils import get_session
 from services.hub_faults import Fault
 from services.hub_server import Hub, Token, serving
 
@@ -197,6 +198,20 @@ def test_it_tells_what_is_there(hub: Hub, api: HfApi, folder: Path) -> None:
     assert api.file_exists("me/model", "x", revision="try")
 
 
+def test_a_long_listing_comes_in_pages(hub: Hub, api: HfApi) -> None:
+    hub.put("model", "me/long", {f"some & more/{number:04}.txt": b"x" for number in range(2100)})
+    paths = [item.path for item in api.list_repo_tree("me/long", recursive=True)]
+    assert len(set(paths)) == len(paths) == 2100 + 2  # the folder, .gitattributes
+    assert len([call for call in hub.calls if "/tree/" in call]) == 3
+    expanded = api.list_repo_tree("me/long", "some & more", expand=True)
+    assert len(list(expanded)) == 2100
+    assert len([call for call in hub.calls if "/tree/" in call]) == 3 + 2100 / 50
+    files = HfFileSystem(endpoint=hub.url, token="hf_write", skip_instance_cache=True)
+    assert len(files.find("me/long/some & more")) == 2100
+    page = get_session().get(f"{hub.url}/api/models/me/long/tree/main", params={"limit": "1"})
+    assert (len(page.json()), 'rel="next"' in page.headers["link"]) == (1, True)
+
+
 def test_what_is_not_there_is_told_by_its_kind(hub: Hub, api: HfApi) -> None:
     with pytest.raises(RepositoryNotFoundError):
         api.model_info("me/nothing")
@@ -229,6 +244,7 @@ def test_a_card_is_judged_before_anything_is_uploaded(hub: Hub, api: HfApi) -> N
         "license: 5",
         "tags: x",
         "license: [",
+        "model_name: Digits ---\nlicense: 5",
         "model-index:\n- name: x\n  results:\n  - metrics: [{type: f1}]",
     ):
         with pytest.raises(ValueError, match="Invalid metadata"):
@@ -236,6 +252,11 @@ def test_a_card_is_judged_before_anything_is_uploaded(hub: Hub, api: HfApi) -> N
                 path_or_fileobj=f"---\n{front}\n---\n".encode(), path_in_repo="README.md", repo_id="me/model"
             )
     assert len(hub.repo("model", "me/model").commits) == 1
+    front = "---\r\nmodel_name: Digits ---\r\nlicense: mit\r\n---\r\n"
+    api.upload_file(path_or_fileobj=front.encode(), path_in_repo="README.md", repo_id="me/model")
+    data = api.model_info("me/model").card_data
+    assert data
+    assert (data["license"], data["model_name"]) == ("mit", "Digits ---")
     assert ModelCard("---\nlicense: mit\n---\n").data.license == "mit"
 
 

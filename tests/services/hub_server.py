@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote
+from urllib.parse import quote, unquote, urlencode
 
 import uvicorn
 import yaml
@@ -37,8 +37,10 @@ from services.hub_faults import Faulty, Protocol
 from services.hub_store import ATTRIBUTES, CREATED, Commit, Contents, Entry, Repo
 from services.hub_xet import Blocks
 
+PAGE = (1000, 50)  # entries of a listing's page, plain and with more of each
 LARGE = 10 << 20  # bytes from which a file is not kept in git
 PRO = "hosting Gradio and Docker Spaces on free cpu-basic requires a PRO subscription"
+BLOCK = re.compile(r"\s*---(?:\r\n|\r|\n)([\S\s]*?)(?:\r\n|\r|\n)---[ \t]*(?:\r\n|\n|$)")
 NAME = re.compile(r"[\w.-]{1,96}")
 
 
@@ -156,7 +158,8 @@ class Hub:
             Route("/api/agent-harnesses", self.nothing),  # client: once a day
             Route(api + "/auth-check", self.auth_check),  # client: auth_check
             Route(api + "/auth-check/write", self.auth_check),  # client: auth_check(write=True)
-            Route(api + "/tree/{revision}", self.tree),  # client: RepoFile, RepoFolder
+            # client: RepoFile, RepoFolder, paginate; js: listFiles and parseLinkHeader, which follow its `Link` too
+            Route(api + "/tree/{revision}", self.tree),
             Route(api + "/tree/{revision}/{path:path}", self.tree),
             Route(
                 api + "/paths-info/{revision}", self.paths_info, methods=["POST"]
@@ -366,7 +369,7 @@ class Hub:
         if not deep:
             depth = inner.count("/") + 1 if inner else 0
             found = [item for item in found if item["path"].count("/") == depth]
-        return JSONResponse(sorted(found, key=lambda item: str(item["path"])))
+        return paged(request, sorted(found, key=lambda item: str(item["path"])), self.url)
 
     async def paths_info(self, request: Request) -> Response:
         repo = self.asked(request)
@@ -600,6 +603,21 @@ def is_large(path: str, sample: bytes, size: int = 0) -> bool:
     return max(size, len(sample)) > 0 and (named or max(size, len(sample)) > LARGE or b"\0" in sample)
 
 
+def paged(request: Request, items: list[dict[str, Any]], url: str) -> Response:
+    """A page of a listing, with the address of the next in `Link` (RFC 8288), the query's other words in it.
+
+    A page has 1,000 entries, 50 with more of each (client: list_repo_tree), or fewer by `limit`. The cursor is the Hub's
+    own affair; here it counts entries.
+    """
+    asked = request.query_params
+    most = PAGE[asked.get("expand", "").lower() in ("true", "1")]
+    start, size = int(asked.get("cursor", 0)), min(most, int(asked.get("limit", most)))
+    end = start + size
+    query = urlencode({**asked, "limit": size, "cursor": end})
+    more = {"Link": f'<{url}{quote(request.url.path)}?{query}>; rel="next"'} if end < len(items) else {}
+    return JSONResponse(items[start:end], headers=more)
+
+
 def folders(paths: Mapping[str, Entry], inner: str) -> list[str]:
     """The folders that files are in, below one."""
     found = {path[: match.start()] for path in paths for match in re.finditer("/", path)}
@@ -612,9 +630,9 @@ def folder(path: str) -> dict[str, Any]:
 
 
 def metadata(text: str) -> dict[str, Any]:
-    """The block at the head of a card."""
-    parts = text.split("---\n", 2) if text.startswith("---\n") else []
-    found = yaml.safe_load(parts[1]) if len(parts) == 3 else {}
+    """The block at the head of a card: between two lines of dashes (client: repocard.REGEX_YAML_BLOCK)."""
+    block = BLOCK.match(text)
+    found = yaml.safe_load(block[1]) if block else {}
     return found if isinstance(found, dict) else {}
 
 
