@@ -1,8 +1,11 @@
 """Publishing: one version or the other, never half of one, whatever fails and wherever; and back from the Hub."""
 
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import projects
 import pytest
 from huggingface_hub import HfApi, constants
 from huggingface_hub.utils import disable_progress_bars
@@ -151,6 +154,52 @@ def test_refused_at_any_call_it_shows_one_version_or_the_other(
     assert not [line for line in told if "\n" in line]
 
 
+UPLOAD = """
+import sys
+from pathlib import Path
+from skeleton.stack.hub import Place, client, upload
+upload(client(), Place("me/model"), Path(sys.argv[1]), "second")
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:Use 'content=<...>':DeprecationWarning")  # the client's own, with LFS
+@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
+@pytest.mark.parametrize(
+    ("xet", "call"),
+    [
+        *((True, call) for call in ("/v1/xorbs/", "/v1/shards", "/commit/", "/tag/")),
+        *((False, call) for call in ("PUT /lfs/", "/verify", "/commit/")),
+    ],
+)
+def test_killed_while_it_sends_it_shows_one_version_or_the_other(
+    hub: Hub,
+    api: HfApi,
+    old: Path,
+    new: Path,
+    tmp_path: Path,
+    xet: bool,
+    call: str,
+    after: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """With what it had begun at the Hub obeyed or not; and the next attempt completes."""
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", not xet)
+    upload(api, PLACE, old, "first")
+    fault = Fault("held", match=call, after=after)
+    hub.app.faults = [fault]
+    environ = {"HF_ENDPOINT": hub.url, "HF_TOKEN": "hf_write", "HF_HUB_DISABLE_XET": str(not xet)}
+    command = [sys.executable, "-c", UPLOAD, str(new)]
+    with subprocess.Popen(command, env=projects.environment(tmp_path, **environ)) as process:
+        assert fault.struck.wait(60)
+        process.kill()
+    assert shown(hub) in (content(old), content(new))
+    hub.app.faults = []
+    assert upload(api, PLACE, new, "second")[1] == "v0.2.0"
+    assert shown(hub, "v0.2.0") == content(new)
+    assert [commit.title for commit in hub.repo("model", "me/model").commits][1:] == ["first", "second"]
+
+
 @pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
 @pytest.mark.parametrize("kind", [429, 503, "reset"])
 def test_trouble_at_any_call_is_got_over(
@@ -182,6 +231,20 @@ def test_the_clients_patience_is_not_multiplied_by_ours(
     assert hub.app.faults[0].seen == 1
     hub.app.faults = [Fault(412, at=[1], match="/commit/")]
     assert upload(api, PLACE, new, "second")[1] == "v0.2.0"
+
+
+@pytest.mark.slow
+def test_two_programs_that_publish_together_make_two_versions(
+    hub: Hub, api: HfApi, old: Path, new: Path, tmp_path: Path
+) -> None:
+    environ = projects.environment(tmp_path, HF_ENDPOINT=hub.url, HF_TOKEN="hf_write")
+    both = [
+        subprocess.Popen([sys.executable, "-c", UPLOAD, str(folder)], env=environ) for folder in (old, new)
+    ]
+    assert [process.wait(100) for process in both] == [0, 0]
+    versions = [shown(hub, version) for version in ("v0.1.0", "v0.2.0")]
+    assert all(content(folder) in versions for folder in (old, new))
+    assert shown(hub) == versions[1]
 
 
 def test_two_who_publish_at_the_same_time_do_not_mix(hub: Hub, api: HfApi, old: Path, new: Path) -> None:

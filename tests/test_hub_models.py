@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -283,6 +284,24 @@ def test_a_trusted_workflow_publishes_without_a_stored_token(project: Project) -
     project.hub.publishers["identity"] = "me/digits"
     oidc = {"HF_TOKEN": "", "HF_OIDC_RESOURCE": "me/digits", "HF_OIDC_ID_TOKEN": "identity"}
     assert "Published at" in project.run("publish", "--run", "first", **oidc)
+
+
+@pytest.mark.slow
+def test_stopped_by_ctrl_c_it_goes_on_later(project: Project) -> None:
+    card = project.model / "README.md"
+    card.write_text(card.read_text() + "\n## Thanks\n\nTo all.\n")
+    before, fault = shown(project.hub), Fault("held", match="/commit/")
+    project.hub.app.faults = [fault]
+    publishing = projects.start(project.folder, "publish", "--run", "first", **project.environ)
+    assert fault.struck.wait(60)
+    publishing.send_signal(signal.SIGINT)
+    printed = "".join(publishing.communicate(timeout=60))
+    project.hub.app.faults = []
+    assert (publishing.returncode, printed) == (130, "stopped\n")
+    assert shown(project.hub) == before
+    project.run("publish", "--run", "first")
+    assert shown(project.hub) == content(project.model)
+    assert "## Thanks\n\nTo all." in shown(project.hub)["README.md"].decode()
 
 
 @pytest.mark.slow

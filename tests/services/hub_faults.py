@@ -4,8 +4,9 @@ import asyncio
 import json
 import socket
 import struct
+import threading
 from collections.abc import Container
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
@@ -15,8 +16,9 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 class Fault:
     """What goes wrong with the requests whose `METHOD /path` has `match` in it: all of them, or those that `at` counts.
 
-    `kind` is a status, "reset", "slow" (`seconds` late) or "html" (a page with status 200, as of a captive portal).
-    With `after` the request is obeyed first, so that only its answer is lost.
+    `kind` is a status, "reset", "slow" (`seconds` late), "held" (no answer until the client has gone) or "html" (a page
+    with status 200, as of a captive portal). With `after` the request is obeyed first, so that only its answer is lost.
+    `struck` is set with the first of them.
     """
 
     kind: int | str
@@ -25,6 +27,7 @@ class Fault:
     after: bool = False
     seconds: float = 1.0
     seen: int = 0
+    struck: threading.Event = field(default_factory=threading.Event)
 
     def strikes(self, call: str) -> bool:
         """Whether this request is one of them."""
@@ -51,11 +54,13 @@ class Faulty:
         fault = struck[0]
         if fault.after:
             await self.app(scope, receive, nowhere)
+        fault.struck.set()
         if fault.kind == "slow":
             await asyncio.sleep(fault.seconds)
             return await self.app(scope, receive, send)
-        if fault.kind == "reset":
-            reset(scope["extensions"]["transport"])
+        if fault.kind in ("reset", "held"):
+            if fault.kind == "reset":
+                reset(scope["extensions"]["transport"])
             while (await receive())["type"] != "http.disconnect":
                 pass
             return None
