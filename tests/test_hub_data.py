@@ -103,6 +103,12 @@ def test_data_of_others_keep_their_license_and_say_where_they_are_from(hub: Hub,
     assert front["license_link"] == f"{hub.url}/datasets/you/theirs/blob/{commit.oid}/LICENSE"
     assert front["source_datasets"] == ["you/theirs"]
 
+    words = "\n## Data\n\nChosen by hand.\n"
+    edited = hub.files("dataset", "me/copy")["README.md"] + words.encode()
+    hub.put("dataset", "me/copy", {"README.md": edited})
+    run(project, hub, "data", "--from", "hf://datasets/you/theirs", "--publish", "hf://datasets/me/copy")
+    assert words in hub.files("dataset", "me/copy")["README.md"].decode()
+
 
 def test_a_license_is_told_in_one_id() -> None:
     """As the Hub's cards have it: one id, a list of them, a name of its own, or none."""
