@@ -119,6 +119,21 @@ def test_where_wandb_makes_no_sweep_it_is_run_here(project: Path, service: Wandb
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("operation", ["GetSweep", "graphql/Runs"])
+def test_where_wandb_does_not_tell_of_its_trials_the_sweep_goes_on_here(
+    project: Path, service: Wandb, operation: str
+) -> None:
+    (project / "sweep.yaml").write_text(SWEEP.replace("[0.00001, 0.006]", "[0.006]").replace(", 2.0", ""))
+    process = projects.start(project, "sweep", "--agents", "1", **account(project, service))
+    wait_until(lambda: any(sweep.state == "FINISHED" for sweep in service.store.sweeps.values()))
+    service.faults.append(Fault("reset", match=operation))
+    printed, complaint = process.communicate(timeout=200)
+    assert process.returncode == 0, printed + complaint
+    assert "The sweep goes on here." in printed
+    assert "Best: validation_accuracy" in printed
+
+
+@pytest.mark.slow
 def test_where_each_trial_fails_a_table_says_why(project: Path, service: Wandb) -> None:
     (project / "sweep.yaml").write_text(SWEEP.replace("[0.1, 2.0]", "[2.0]"))
     printed = projects.run(project, "sweep", code=1, **account(project, service))

@@ -113,7 +113,9 @@ def asking_wandb() -> Iterator[Any]:
     try:
         wandb.setup(wandb.Settings(silent=True))
         yield wandb
-    except (wandb.Error, OSError, RuntimeError, ValueError) as error:
+    except StackError:
+        raise
+    except Exception as error:  # of many kinds, few of them its own Error
         raise ConnectionError(first_line(error)) from error
     finally:
         end_service()
