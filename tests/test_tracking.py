@@ -278,6 +278,19 @@ def test_a_line_that_a_crash_has_torn_spoils_nothing(project: Path, service: Wan
     assert service.store.run("one").summary["accuracy"] == 0.5
 
 
+def test_what_a_machine_that_went_down_has_blanked_keeps_no_run(project: Path, service: Wandb) -> None:
+    """Blocks that were not on the disk yet are read as zeros."""
+    track(project, STEPS + END, service, WANDB_API_KEY="")
+    for name in ("metrics", "tracked"):
+        with (project / f"runs/one/{name}.jsonl").open("ab") as file:
+            file.write(bytes(100) + b"\n")
+    (project / "runs/other").mkdir()
+    (project / "runs/other/tracked.jsonl").write_text('\0\0\n{"call": "finish", "exit_code": 0}\n')
+    sync(project, service)
+    assert [row["step"] for row in history(service.store.run("one"))] == [0, 10, 20, 30, 40]
+    assert "Nothing to send" in sync(project, service)
+
+
 def test_the_changes_of_the_code_are_kept_as_git_takes_them_back(project: Path, service: Wandb) -> None:
     """Also of a file that is no UTF-8."""
 

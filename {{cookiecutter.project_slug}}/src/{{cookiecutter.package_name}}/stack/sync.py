@@ -5,7 +5,7 @@ import json
 import socket
 import sys
 from collections.abc import Generator, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -131,13 +131,20 @@ def runs(folder: Path) -> list[Kept]:
     found = [
         Kept(path.parent, lines(path.parent / METRICS), lines(path)) for path in folder.glob(f"*/{TOLD}")
     ]
-    return sorted((run for run in found if run.told), key=lambda run: run.told[0]["time"])
+    # one whose beginning is lost has no configuration that could be told
+    return sorted(
+        (run for run in found if run.told and "time" in run.told[0]), key=lambda run: run.told[0]["time"]
+    )
 
 
 def lines(path: Path) -> list[dict[str, Any]]:
-    """The lines of a record; one cut short by a kill is none."""
+    """The lines of a record; one cut short by a kill, or blanked by a machine that went down, is none."""
     text = path.read_bytes() if path.exists() else b""
-    return [json.loads(line) for line in text[: text.rfind(b"\n") + 1].splitlines()]
+    read: list[dict[str, Any]] = []
+    for line in text[: text.rfind(b"\n") + 1].splitlines():
+        with suppress(ValueError):
+            read.append(json.loads(line))
+    return read
 
 
 def send(settings: "Settings", run: Kept) -> str:
