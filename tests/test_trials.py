@@ -173,3 +173,28 @@ def test_a_trial_that_was_run_elsewhere_counts_once(tmp_path: Path, text: str, s
         crew.end(job.trial, 1.0 + len(taken), stopped=False)
     assert len(set(taken)) == 7 and 0 not in taken
     assert [trial.value for trial in crew.ended()] == [0.25, *range(2, 9)]
+
+
+@pytest.mark.parametrize("text", [GRID, BAYES])
+def test_failures_count_no_more_once_called_again_where_no_trial_went_well(tmp_path: Path, text: str) -> None:
+    crew = shared(str(tmp_path), text)
+    for _ in range(2):
+        job = crew.next(8)
+        assert job
+        crew.fail(job.trial, "no such file")
+    assert len(crew.ended()) == 2
+    again = shared(str(tmp_path), text)
+    again.begin_anew()
+    assert not again.ended()
+    for _ in range(8):
+        job = again.next(8)
+        assert job
+        again.end(job.trial, 0.5, stopped=False)
+    assert again.next(8) is None
+    if again.points:
+        assert sorted(trial.user_attrs["config"]["x"] for trial in again.ended()) == list(range(8))
+    job = again.next(9)
+    if job:
+        again.fail(job.trial, "diverged")
+        again.begin_anew()
+        assert len(again.ended()) == 9

@@ -144,6 +144,7 @@ def sweep_here(
     storage = open_storage(options.study, folder, folder.name)
     study = open_study(plan, storage, folder.name, options.sampler)
     trials = Trials(plan, study, lock_of(options.study))
+    trials.begin_anew()
     if adopted := sum(trials.adopt(*trial) for trial in tried(settings, plan, folder)):
         say(f"Trials that W&B's agents have run here: {adopted}. They count.")
     limit = options.trials or plan.run_cap or len(trials.points) or CAP

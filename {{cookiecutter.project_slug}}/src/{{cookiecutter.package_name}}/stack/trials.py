@@ -40,6 +40,7 @@ RUNNING, WAITING, COMPLETE, FAIL = (
 CONFIG, RUN, GRID, OWNER, UNTIL, BEGUN = "config", "run", "grid", "owner", "until", "begun"
 STOPPED, ERROR, SURPLUS = "stopped", "error", "surplus"
 CREW = "crew "  # what the study notes of each process that works on it
+MENDED = "mended"  # what it notes where all had failed: those before this number count no more
 KEPT = (RUN, GRID, CONFIG, BEGUN)  # when it is run again
 
 
@@ -91,7 +92,7 @@ def open_study(plan: Sweep, storage: BaseStorage, name: str, sampler: str = "tpe
     direction = StudyDirection.MINIMIZE if plan.goal == "minimize" else StudyDirection.MAXIMIZE
     study = optuna.create_study(study_name=name, storage=storage, direction=direction, load_if_exists=True)
     study.set_user_attr(CREW + ME, time.time())
-    crews = sorted((at, crew) for crew, at in study.user_attrs.items())
+    crews = sorted((at, crew) for crew, at in study.user_attrs.items() if crew.startswith(CREW))
     # Another one after each restart and for each crew, or the same suggestions would come again.
     seed = len(study.get_trials(deepcopy=False)) + 1000 * crews.index(
         (study.user_attrs[CREW + ME], CREW + ME)
@@ -120,8 +121,13 @@ class Trials:
         self.renewed = time.monotonic()
 
     def all(self) -> list[FrozenTrial]:
-        """Every trial but those that were one too many."""
-        return [trial for trial in self.study.get_trials(deepcopy=False) if SURPLUS not in trial.user_attrs]
+        """Every trial but those that were one too many, or whose failure is mended."""
+        mended = self.study.user_attrs.get(MENDED, 0)
+        return [
+            trial
+            for trial in self.study.get_trials(deepcopy=False)
+            if SURPLUS not in trial.user_attrs and not (trial.number < mended and trial.state == FAIL)
+        ]
 
     def ended(self) -> list[FrozenTrial]:
         """The trials that count: those with a value, and those that failed by themselves."""
@@ -130,6 +136,11 @@ class Trials:
     def running(self) -> list[FrozenTrial]:
         """The trials under way, here or elsewhere."""
         return [trial for trial in self.all() if trial.state == RUNNING]
+
+    def begin_anew(self) -> None:
+        """Let failures count no more where no trial has gone well: whoever calls again has mended what was wrong."""
+        if self.ended() and not any(trial.state == COMPLETE for trial in self.all()):
+            self.study.set_user_attr(MENDED, len(self.study.get_trials(deepcopy=False)))
 
     def queue(self) -> None:
         """Queue the points of the grid that are neither done, nor under way, nor queued."""
@@ -257,7 +268,8 @@ class Trials:
         until = trial.user_attrs.get(
             UNTIL, trial.datetime_start.timestamp() + LEASE if trial.datetime_start else 0
         )
-        others = (crew.removeprefix(CREW) for crew in self.study.user_attrs if crew != CREW + ME)
+        crews = (name.removeprefix(CREW) for name in self.study.user_attrs if name.startswith(CREW))
+        others = (crew for crew in crews if crew != ME)
         return bool(time.time() > until) or not (owner or any(map(_present, others)))
 
 
