@@ -157,6 +157,29 @@ run.finish()
 """
 
 
+PRICED = """
+import wandb
+with wandb.init() as run:
+    run.log({"€ or $_{ of 数据 in $": run.config["lr"]})
+"""
+
+
+@pytest.mark.slow
+def test_a_metric_has_any_name_and_a_sweep_that_failed_runs_once_mended(tmp_path: Path) -> None:
+    """Two dollars are no formula in the picture, and what the font lacks is not told line by line."""
+    (tmp_path / "stack.toml").write_text('project = "p"\n')
+    (tmp_path / "sweep.yaml").write_text(
+        "method: random\nrun_cap: 3\nprogram: other.py\nmetric: {name: '€ or $_{ of 数据 in $'}\n"
+        "parameters: {lr: {min: 0.0, max: 1.0}}\n"
+    )
+    assert "mend this first" in projects.run(tmp_path, "sweep", "--agents", "1", code=1)
+    (tmp_path / "other.py").write_text(PRICED)
+    printed = projects.run(tmp_path, "sweep", "--agents", "1")
+    assert "failed" not in printed
+    assert "Glyph" not in printed
+    assert "Best: € or $_{ of 数据 in $" in printed
+
+
 @pytest.mark.slow
 def test_values_may_be_tables_and_a_metric_nested_or_no_number(tmp_path: Path) -> None:
     """Also for a user who has switched W&B off, for it is by its client that a program tells its metric."""

@@ -1,6 +1,7 @@
 """The pictures of a project: learning curves, confusion, sweep, latency, drift. Each writes one PNG."""
 
 import json
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -40,8 +41,8 @@ def confusion(counts: NDArray[np.int64], labels: Sequence[Any], path: Path) -> P
         color = "white" if shares[row, column] > 0.5 else "black"
         axes.text(column, row, str(counts[row, column]), ha="center", va="center", color=color, fontsize=8)
     axes.set(xlabel="predicted", ylabel="true", title="Confusion matrix (test split)")
-    axes.set_xticks(range(len(labels)), [str(label) for label in labels])
-    axes.set_yticks(range(len(labels)), [str(label) for label in labels])
+    axes.set_xticks(range(len(labels)), [_literal(label) for label in labels])
+    axes.set_yticks(range(len(labels)), [_literal(label) for label in labels])
     return _save(figure, path)
 
 
@@ -69,8 +70,8 @@ def histograms(
         places = np.arange(len(bins))
         axes.bar(places - 0.2, reference, 0.4, color=GREY, label="training")
         axes.bar(places + 0.2, current, 0.4, color=BLUE, label="calls")
-        axes.set_xticks(places, [str(name) for name in bins], fontsize=7)
-        axes.set_title(title)
+        axes.set_xticks(places, [_literal(name) for name in bins], fontsize=7)
+        axes.set_title(_literal(title))
     figure.axes[0].set_ylabel("share")
     figure.axes[0].legend(frameon=False, fontsize=8, loc="lower left", bbox_to_anchor=(0, 1.1), ncols=2)
     return _save(figure, path)
@@ -86,12 +87,15 @@ def sweep(trials: Sequence[Mapping[str, Any]], weights: Mapping[str, float], met
     columns = [_places([trial["config"].get(name) for trial in trials]) for name in names]
     columns.append(_places([trial["value"] for trial in trials]))
     for rank, heights in reversed(list(enumerate(zip(*columns, strict=True)))):
-        left.plot(
-            heights, color=BLUE if rank else ORANGE, alpha=1 - 0.8 * rank / len(trials), lw=1 if rank else 2.5
-        )
-    left.set_xticks(range(len(columns)), [*names, metric], rotation=20, ha="right", fontsize=8)
-    left.set(yticks=[0, 1], yticklabels=["low", "high"], title=f"{len(trials)} trials, the best in orange")
+        shade = 1 - 0.8 * rank / len(trials)
+        # with marks, for where no parameter varies there is no line
+        left.plot(heights, color=BLUE if rank else ORANGE, alpha=shade, lw=1 if rank else 2.5, marker=".")
+    left.set_xticks(range(len(columns)), [*names, _literal(metric)], rotation=20, ha="right", fontsize=8)
+    count = f"{len(trials)} trials" if len(trials) > 1 else "1 trial"
+    left.set(yticks=[0, 1], yticklabels=["low", "high"], title=f"{count}, the best in orange")
     right.barh(list(weights), list(weights.values()), color=BLUE)
+    if not weights:
+        right.set_yticks([])
     right.set(title="Importance" if weights else "Importance: too few trials", xlim=(0, 1))
     right.tick_params(labelsize=8)
     return _save(figure, path)
@@ -116,9 +120,18 @@ def _line(axes: Axes, rows: Sequence[Mapping[str, float]], name: str, title: str
         axes.plot(*zip(*points, strict=True), color=color, label=title)
 
 
+def _literal(name: Any) -> str:
+    """A name of the user's own as it stands: between two dollars matplotlib would read mathematics, or fail to."""
+    return str(name).replace("$", r"\$")
+
+
 def _save(figure: Figure, path: Path) -> Path:
     for axes in figure.axes:
         axes.spines[["top", "right"]].set_visible(False)
-    figure.tight_layout()
-    figure.savefig(path, dpi=DPI)
+    with (
+        warnings.catch_warnings()
+    ):  # a character that the font lacks is a box: no reason for lines in a terminal
+        warnings.filterwarnings("ignore", "Glyph")
+        figure.tight_layout()
+        figure.savefig(path, dpi=DPI)
     return path
