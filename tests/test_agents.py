@@ -53,6 +53,7 @@ def test_a_sweep_is_run_by_agents_and_its_best_comes_back(project: Path, service
     table = json.loads((folder / "trials.json").read_text())
     assert [trial["state"] for trial in table] == ["finished", "finished", "failed", "failed"]
     assert "2 of 4 trials failed" in printed
+    assert "Next: `skeleton sweep`" not in printed  # what a trial that is trained by hand would say
     assert service.store.run(table[0]["run"]).summary["validation_accuracy"] == table[0]["value"]
     assert (folder / "sweep.png").read_bytes().startswith(b"\x89PNG")
     assert not (project / "runs" / "latest").exists()  # a trial is not what is published next
@@ -98,7 +99,8 @@ def test_a_sweep_that_is_interrupted_goes_on_with_the_same_trial(project: Path, 
     assert run.state == "preempted"
     assert not alive(process.pid)
     before = len(run.history)
-    printed = projects.run(project, "sweep", "--agents", "1", **account(project, service))
+    printed = projects.run(project, "sweep", "--agents", "1", "--trials", "7", **account(project, service))
+    assert "--trials 7: the sweep at W&B goes on with the number that it was made with." in printed
     assert "Going on after step" in printed
     assert len(service.store.sweeps) == 1
     assert run.state == "finished"
@@ -167,6 +169,21 @@ def test_where_wandb_is_gone_between_two_trials_the_sweep_goes_on_here(project: 
     points = [trial["config"]["lr"] for trial in json.loads((folder / "trials.json").read_text())]
     assert sorted(points) == [0.00001, 0.006]
     assert "`skeleton sync` sends it" in printed
+
+
+@pytest.mark.slow
+def test_a_sweep_that_is_deleted_at_wandb_goes_on_here_with_the_trials_it_had(
+    project: Path, service: Wandb
+) -> None:
+    (project / "sweep.yaml").write_text(SWEEP.replace("[0.00001, 0.006]", "[0.006]").replace(", 2.0", ""))
+    process = projects.start(project, "sweep", "--agents", "1", **account(project, service))
+    wait_until(lambda: any(sweep.state == "FINISHED" for sweep in service.store.sweeps.values()))
+    service.store.sweeps.clear()
+    printed, complaint = process.communicate(timeout=200)
+    assert process.returncode == 0, printed + complaint
+    assert "W&B: the sweep me/skeleton/sweep0 is there no more. The sweep goes on here." in printed
+    assert "Trials that W&B's agents have run here: 1." in printed
+    assert "Best: validation_accuracy" in printed
 
 
 def test_to_join_needs_a_key(project: Path) -> None:

@@ -11,6 +11,8 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 from skeleton.stack.pids import alive
+from skeleton.stack.sweep import importance
+from skeleton.stack.sweep_file import parse_sweep
 
 GRID = """
 method: grid
@@ -162,6 +164,17 @@ import wandb
 with wandb.init() as run:
     run.log({"€ or $_{ of 数据 in $": run.config["lr"]})
 """
+
+
+def test_what_weighs_the_parameters_says_nothing_of_itself() -> None:
+    """Also after a sweep at W&B, where Optuna has not been used before."""
+    optuna.logging.set_verbosity(optuna.logging.INFO)
+    plan = parse_sweep(GRID, "sweep.yaml")
+    trials = [
+        {"config": {"lr": 0.1, "seed": seed, "epochs": 1}, "value": 1.0 / (seed + 1)} for seed in range(4)
+    ]
+    assert set(importance(plan, trials)) == {"seed"}
+    assert optuna.logging.get_verbosity() == optuna.logging.WARNING
 
 
 @pytest.mark.slow

@@ -50,8 +50,10 @@ class Place(NamedTuple):
     url: str
 
 
-def make(settings: "Settings", plan: Sweep, package: str, folder: Path, cap: int) -> Place:
+def make(settings: "Settings", plan: Sweep, package: str, folder: Path, wanted: int, cap: int) -> Place:
     """The sweep of this file at W&B: as it was made before, unless it is over; else a new one.
+
+    That has as many trials as are `wanted`, else as the file says, else `cap`; 0 is no number.
 
     Raises ConnectionError where W&B does not make it.
     """
@@ -62,8 +64,8 @@ def make(settings: "Settings", plan: Sweep, package: str, folder: Path, cap: int
         if not found or found.state in OVER:
             content = dict(plan.whole)
             content.setdefault("command", list(default(plan.program, package)))
-            if cap:
-                content["run_cap"] = cap
+            if wanted or cap:
+                content["run_cap"] = wanted or cap
             entity = plan.whole.get("entity") or settings.wandb_entity
             entity = entity or wandb.Api(timeout=LAST).default_entity
             project = plan.whole.get("project") or settings.wandb_project or settings.project
@@ -71,6 +73,8 @@ def make(settings: "Settings", plan: Sweep, package: str, folder: Path, cap: int
                 path = f"{entity}/{project}/{wandb.sweep(content, entity=entity, project=project)}"
             replace(record, json.dumps({"path": path}).encode())
             found = wandb.Api(timeout=LAST).sweep(path)
+        elif wanted and found.config.get("run_cap") != wanted:
+            say(f"--trials {wanted}: the sweep at W&B goes on with the number that it was made with.")
         return Place(path, str(found.url))
 
 
@@ -259,6 +263,8 @@ def results(path: str, plan: Sweep) -> tuple[str, list[dict[str, Any]]]:
     """The state of a sweep, and its trials that have ended. Raises ConnectionError."""
     with asking_wandb() as wandb:
         found = at_wandb(wandb, path)
+        if not found:
+            raise ConnectionError(f"the sweep {path} is there no more")
         runs = sorted(found.runs, key=lambda run: str(run.created_at))
         ended = [run for run in runs if run.state not in UNDER_WAY]
         return str(found.state), [entry(number, run, plan) for number, run in enumerate(ended)]

@@ -84,7 +84,8 @@ def train(science: "Science", settings: Settings, args: Arguments) -> int:
             f"Run {result['run']} is in {shown(settings.runs / result['run'])}.",
             *filter(None, [result["tracked"]]),
         )
-        _next(settings, "sweep", "publish")
+        if not settings.wandb_sweep:  # after a trial comes the next one
+            _next(settings, "sweep", "publish")
     return 0
 
 

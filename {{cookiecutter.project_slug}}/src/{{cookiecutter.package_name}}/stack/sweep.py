@@ -104,9 +104,9 @@ def sweep_online(
     """Run a sweep by W&B and its agents; returns its trials, None where W&B is lost on the way, which is said."""
     from . import agents
 
-    cap = options.trials or (0 if plan.run_cap or plan.method == "grid" else CAP)
+    cap = 0 if plan.run_cap or plan.method == "grid" else CAP
     try:
-        place = agents.make(settings, plan, science.package, folder, cap)
+        place = agents.make(settings, plan, science.package, folder, options.trials, cap)
         return agents.sweep_at_wandb(settings, plan, place, folder, options.agents)
     except ConnectionError as error:
         say(f"W&B: {error}. The sweep goes on here.")
@@ -240,6 +240,7 @@ def importance(plan: Sweep, trials: Sequence[Mapping[str, Any]]) -> dict[str, fl
         else:
             columns[name] = [str(value) for value in column]
             kinds[name] = CategoricalDistribution(sorted(set(columns[name])))
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(direction="minimize" if plan.goal == "minimize" else "maximize")
     for row, trial in enumerate(trials):
         params = {name: column[row] for name, column in columns.items()}
