@@ -410,3 +410,21 @@ def test_a_training_that_is_stopped_is_preempted_and_goes_on(tmp_path: Path, ser
     assert service.store.run(run).state == "finished"
     steps = [json.loads(line)["step"] for line in rows[0].read_text().splitlines()]
     assert [row["step"] for row in service.store.run(run).history if "worst_mistakes" not in row] == steps
+
+
+@pytest.mark.slow
+def test_who_stops_the_wait_for_wandb_has_a_trained_model_all_the_same(
+    tmp_path: Path, service: Wandb
+) -> None:
+    folder = projects.make(tmp_path / "project")
+    service.faults.append(Fault("slow", match="file_stream", seconds=300))
+    process = projects.start(folder, "train", "--epochs", "1", "--name", "one", **account(tmp_path, service))
+    latest, end = folder / "runs/latest", time.monotonic() + 50  # W&B is waited for longer
+    while not latest.exists():
+        assert process.poll() is None
+        assert time.monotonic() < end
+    process.terminate()
+    process.communicate(timeout=60)
+    assert "Model and card are in" in projects.run(folder, "publish")
+    service.faults.clear()
+    assert "runs/one" in sync(folder, service)

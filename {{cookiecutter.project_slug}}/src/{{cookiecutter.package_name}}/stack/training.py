@@ -111,8 +111,10 @@ def train(
         }
         if process.first:
             result |= _keep(science, model, splits, run, result)
-    if process.first and folder is None and not settings.wandb_sweep:  # a trial is not what is published next
-        replace(runs / LATEST, run_id.encode())
+            if folder is None and not settings.wandb_sweep:  # a trial is not what is published next
+                # before W&B is waited for: who stops that wait has a trained model all the same
+                replace(runs / LATEST, run_id.encode())
+            result["tracked"] = run.finish()
     return result
 
 
@@ -200,7 +202,7 @@ def stoppable(checkpoints: Checkpoints) -> Iterator[None]:
 def _keep(
     science: "Science", model: Any, splits: Mapping[str, "Split"], run: Run, result: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Evaluate the model and write what came of the run; returns the scores, and where the run can be seen."""
+    """Evaluate the model and write what came of the run; returns the scores."""
     outputs = {name: science.train.predict(model, splits[name]).numpy() for name in ("validation", "test")}
     labels = {name: splits[name]["label"].cpu().numpy().astype(np.int64) for name in outputs}
     scores = {name: evaluation.metrics(evaluation.softmax(outputs[name]), labels[name]) for name in outputs}
@@ -211,7 +213,7 @@ def _keep(
     run.summary(**{f"{split}_{name}": value for split in scores for name, value in scores[split].items()})
     files = [run.folder / name for name in (WEIGHTS, CONFIG, RESULT)]
     lineage.trained(run, files, outputs["test"], labels["test"], splits["test"]["image"], science.data.LABELS)
-    return {**scores, "tracked": run.finish()}
+    return scores
 
 
 def saved_config(settings: "Settings", run_id: str) -> dict[str, Any]:
