@@ -291,6 +291,20 @@ def test_what_a_machine_that_went_down_has_blanked_keeps_no_run(project: Path, s
     assert "Nothing to send" in sync(project, service)
 
 
+def test_a_disk_that_is_full_is_no_news_from_the_client(project: Path, service: Wandb) -> None:
+    """Each line of its own log would be a traceback."""
+    full = "import resource\nresource.setrlimit(resource.RLIMIT_FSIZE, (0, resource.RLIM_INFINITY))\n"
+    assert "Traceback" not in track(project, STEPS + full + "run.tracker.finish(0)\n", service)
+
+
+@pytest.mark.slow
+def test_a_model_that_the_disk_does_not_take_is_told_in_a_line(data: Path, tmp_path: Path) -> None:
+    folder = projects.make(tmp_path / "project", data)
+    (folder / "runs/one/model.safetensors/taken").mkdir(parents=True)
+    printed = projects.run(folder, "train", "--epochs", "1", "--name", "one", code=1)
+    assert "error: SafetensorError: " in printed
+
+
 def test_the_changes_of_the_code_are_kept_as_git_takes_them_back(project: Path, service: Wandb) -> None:
     """Also of a file that is no UTF-8."""
 

@@ -461,7 +461,7 @@ def run(science: "Science", arguments: Sequence[str] | None = None) -> int:
 
 def from_outside(error: Exception) -> bool:
     """Whether an error is the disk's, the network's or a service's: a line is enough for it."""
-    clients = ("botocore", "httpx", "httpx2", "requests", "urllib3", "huggingface_hub")
+    clients = ("botocore", "httpx", "httpx2", "requests", "urllib3", "huggingface_hub", "safetensors")
     return isinstance(error, OSError) or type(error).__module__.partition(".")[0] in clients
 
 

@@ -59,6 +59,9 @@ class WandbTracker:
         self.last_patience = options["finish_timeout"] + LAST
         # What fails with the client's own telemetry is no news to who trains.
         logging.getLogger("opentelemetry").setLevel(logging.CRITICAL)
+        logging.raiseExceptions = (
+            False  # nor, where the disk is full, a traceback for each line of its own log
+        )
         named: dict[str, Any] = {"id": opened["id"]}
         named["project"] = opened.get("project") or settings.wandb_project or settings.project
         named["entity"] = opened.get("entity") or settings.wandb_entity or None
