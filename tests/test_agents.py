@@ -93,6 +93,9 @@ def test_a_sweep_that_is_interrupted_goes_on_with_the_same_trial(project: Path, 
     process = projects.start(project, "sweep", "--agents", "1", **account(project, service))
     wait_until(lambda: any(run.history for run in service.store.runs.values()))
     process.send_signal(signal.SIGINT)
+    assert process.stdout
+    assert any(line.startswith("Stopping: each trial writes its checkpoint") for line in process.stdout)
+    process.send_signal(signal.SIGINT)  # of somebody impatient: the agents would be left behind
     printed, complaint = process.communicate(timeout=120)
     assert process.returncode == 130, printed + complaint
     run = service.store.run("sweep0-run0")

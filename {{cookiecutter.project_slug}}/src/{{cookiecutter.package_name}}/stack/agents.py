@@ -191,12 +191,22 @@ def run_agents(settings: "Settings", path: str, folder: Path, count: int) -> lis
         _attend(settings, agents)
         return [agent.process.wait() for agent in agents]
     finally:
-        for agent in agents:
-            if agent.process.poll() is None:
-                agent.process.terminate()
-        for agent in agents:
-            agent.end()
+        _stop([agent for agent in agents if agent.process.poll() is None])
         signal.signal(signal.SIGTERM, before)
+
+
+def _stop(agents: Sequence[Agent]) -> None:
+    """End agents with their trials, which write a checkpoint; a second Ctrl-C, which would leave both, is not heard."""
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    heard = {number: signal.signal(number, signal.SIG_IGN) for number in numbers}
+    if any(agent.busy for agent in agents):
+        say("Stopping: each trial writes its checkpoint first, which may take a minute.")
+    for agent in agents:
+        agent.process.terminate()
+    for agent in agents:
+        agent.end()
+    for number, handler in heard.items():
+        signal.signal(number, handler)
 
 
 def _attend(settings: "Settings", agents: Sequence[Agent]) -> None:
