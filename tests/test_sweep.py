@@ -148,20 +148,14 @@ def test_a_command_may_be_any_program_that_logs_to_wandb(tmp_path: Path) -> None
     assert "Trial 0 failed: the program ended with code 1" in printed
     assert "it does not converge" in printed
     assert "1 of 3 trials failed" in printed
-
-
-ODD = """
-import wandb
-run = wandb.init()
-value = run.config["x"]
-run.log({"deep": {"loss": float("nan") if value == 7 else len(value)}})
-run.finish()
-"""
+    assert "train --config" not in printed  # which does not know another program's settings
 
 
 PRICED = """
 import wandb
 with wandb.init() as run:
+    run.define_metric("top", summary="max")
+    run.log({"top": 1})
     run.log({"€ or $_{ of 数据 in $": run.config["lr"]})
 """
 
@@ -191,6 +185,18 @@ def test_a_metric_has_any_name_and_a_sweep_that_failed_runs_once_mended(tmp_path
     assert "failed" not in printed
     assert "Glyph" not in printed
     assert "Best: € or $_{ of 数据 in $" in printed
+    file = tmp_path / "sweep.yaml"
+    file.write_text(file.read_text().replace("€ or $_{ of 数据 in $", "top"))
+    assert "name as the metric one of: top.max" in projects.run(tmp_path, "sweep", code=1)
+
+
+ODD = """
+import wandb
+run = wandb.init()
+value = run.config["x"]
+run.log({"deep": {"loss": float("nan") if value == 7 else len(value)}})
+run.finish()
+"""
 
 
 @pytest.mark.slow

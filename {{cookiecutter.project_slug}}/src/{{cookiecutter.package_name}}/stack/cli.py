@@ -106,6 +106,7 @@ def configured(science: "Science", settings: Settings, args: Arguments) -> Any:
 
 def sweep(science: "Science", settings: Settings, args: Arguments) -> int:
     """Search for a better configuration, as sweep.yaml says: by W&B where a key works, else here."""
+    from .command import is_own
     from .sweep import Options, sweep
 
     options = Options(args.agents, args.trials, args.join, args.study, args.sampler, args.timeout)
@@ -116,6 +117,8 @@ def sweep(science: "Science", settings: Settings, args: Arguments) -> int:
         found.tracked,
     )
     say(f"Best: {found.metric} {found.best_value:.4f}, written to {shown(found.best_config)}.")
+    if not is_own(found.plan, science.package):  # what another program takes is nothing to `train` with
+        return 0
     return _next(settings, f"train --config {shown(found.best_config)}", "publish")
 
 

@@ -49,11 +49,11 @@ class Swept:
     folder: Path
     trials: list[dict[str, Any]]
     tracked: str
-    parameters: Sequence[Parameter]
+    plan: Sweep
 
     def header(self) -> list[str]:
         """The titles of the table."""
-        return ["trial", "state", self.metric, *(parameter.name for parameter in self.parameters)]
+        return ["trial", "state", self.metric, *(parameter.name for parameter in self.plan.parameters)]
 
     def rows(self, count: int = 10) -> list[list[object]]:
         """The best trials, a row each."""
@@ -62,7 +62,7 @@ class Swept:
                 trial["trial"],
                 trial["state"],
                 _short(trial["value"]),
-                *map(_short, _flat(trial["config"], self.parameters).values()),
+                *map(_short, _flat(trial["config"], self.plan.parameters).values()),
             ]
             for trial in self.trials[:count]
         ]
@@ -216,7 +216,7 @@ def conclude(plan: Sweep, trials: list[dict[str, Any]], settings: "Settings", fo
     run = open_run(settings, f"{folder.name}-{len(ordered)}", "sweep", folder, dict(plan.whole))
     run.picture("sweep", drawn)
     run.summary(trials=len(ordered), failed=len(failed), best=best["value"], best_config=best["config"])
-    return Swept(plan.metric, best["value"], folder / BEST, folder, ordered, run.finish(), plan.parameters)
+    return Swept(plan.metric, best["value"], folder / BEST, folder, ordered, run.finish(), plan)
 
 
 def importance(plan: Sweep, trials: Sequence[Mapping[str, Any]]) -> dict[str, float]:

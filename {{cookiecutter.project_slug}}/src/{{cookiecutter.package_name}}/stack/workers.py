@@ -81,6 +81,9 @@ class Reporter(Untracked):
         """The trial's value; StackError if the metric never came, or is no number."""
         if self.value is None:
             raise StackError(f"training logs no {self.metric!r}; it logs {', '.join(sorted(self.names))}")
+        if isinstance(self.value, Mapping):  # as `define_metric` leaves one that it is to sum up
+            places = ", ".join(f"{self.metric}.{name}" for name in self.value)
+            raise StackError(f"{self.metric} is a table in the end; name as the metric one of: {places}")
         if not is_number(self.value):
             raise StackError(f"{self.metric} is {self.value} in the end")
         return float(self.value)
