@@ -131,6 +131,7 @@ class Agent:
     def __init__(self, settings: "Settings", path: str, folder: Path, mark: str) -> None:
         self.mark = mark
         self.busy = False  # with a trial
+        self.ending = False  # as it was told to
         words = ("agent", "--forward-signals", "--term-timeout", str(PATIENCE), path)
         self.process = subprocess.Popen(
             [sys.executable, "-m", "wandb", *words],
@@ -149,7 +150,8 @@ class Agent:
         for line in self.process.stdout or ():
             if STARTS in line or ENDS in line:
                 self.busy = STARTS in line
-            if line.strip() and not NOISE.match(line):
+            silent = self.ending and not self.busy  # how its client takes the end is nothing to who sweeps
+            if line.strip() and not silent and not NOISE.match(line):
                 say(self.mark + line.rstrip())
 
     def end(self) -> None:
@@ -202,6 +204,7 @@ def _stop(agents: Sequence[Agent]) -> None:
     if any(agent.busy for agent in agents):
         say("Stopping: each trial writes its checkpoint first, which may take a minute.")
     for agent in agents:
+        agent.ending = True
         agent.process.terminate()
     for agent in agents:
         agent.end()
