@@ -167,17 +167,14 @@ def _environment(settings: "Settings", folder: Path) -> dict[str, str]:
     """What an agent and its trials find in their environment."""
     kept = {name: value for name, value in os.environ.items() if name != "WANDB_SERVICE"}
     own = str(Path(sys.executable).parent)  # its `python`
-    return (
-        kept
-        | {
-            "PATH": os.pathsep.join((own, os.environ.get("PATH", ""))),
-            "PYTHONUNBUFFERED": "1",
-            "WANDB_DIR": str(folder),
-            "STACK_STORAGE": settings.storage,  # whatever it was set by
-            "WANDB_AGENT_DISABLE_FLAPPING": "true",  # three failures in the first minute would end it without a word
-            "WANDB_AGENT_MAX_INITIAL_FAILURES": str(FIRST_FAILURES),
-        }
-    )
+    return kept | {
+        "PATH": os.pathsep.join((own, os.environ.get("PATH", ""))),
+        "PYTHONUNBUFFERED": "1",
+        "WANDB_DIR": str(folder),
+        "STACK_STORAGE": settings.storage,  # whatever it was set by
+        "WANDB_AGENT_DISABLE_FLAPPING": "true",  # else three early failures would end it without a word
+        "WANDB_AGENT_MAX_INITIAL_FAILURES": str(FIRST_FAILURES),
+    }
 
 
 def run_agents(settings: "Settings", path: str, folder: Path, count: int) -> list[int]:

@@ -128,10 +128,8 @@ def _literal(name: Any) -> str:
 def _save(figure: Figure, path: Path) -> Path:
     for axes in figure.axes:
         axes.spines[["top", "right"]].set_visible(False)
-    with (
-        warnings.catch_warnings()
-    ):  # a character that the font lacks is a box: no reason for lines in a terminal
-        warnings.filterwarnings("ignore", "Glyph")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph")  # a box for a character is no news to a terminal
         figure.tight_layout()
         figure.savefig(path, dpi=DPI)
     return path

@@ -57,11 +57,9 @@ class WandbTracker:
         self.patience = options["init_timeout"]
         # The service process means to keep to the first, and does not always.
         self.last_patience = options["finish_timeout"] + LAST
-        # What fails with the client's own telemetry is no news to who trains.
+        # What fails with the client's own telemetry is no news to who trains, nor, on a full disk, with its log.
         logging.getLogger("opentelemetry").setLevel(logging.CRITICAL)
-        logging.raiseExceptions = (
-            False  # nor, where the disk is full, a traceback for each line of its own log
-        )
+        logging.raiseExceptions = False
         named: dict[str, Any] = {"id": opened["id"]}
         named["project"] = opened.get("project") or settings.wandb_project or settings.project
         named["entity"] = opened.get("entity") or settings.wandb_entity or None
