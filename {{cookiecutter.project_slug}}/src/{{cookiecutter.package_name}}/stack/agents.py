@@ -21,7 +21,7 @@ from .command import default
 from .console import say
 from .snapshot import replace
 from .space import Sweep, is_number, looked_up, measured, nested
-from .sync import LOCK, alone, runs, send_each
+from .sync import LOCK, Kept, alone, runs, send_each
 from .tracking import answers
 from .wandb_tracker import LAST, end_service, first_line
 
@@ -37,10 +37,8 @@ OVER = ("FINISHED", "CANCELED", "CANCELLED", "STOPPED")
 PATIENCE = 60  # seconds that a trial gets to write its checkpoint when the sweep is stopped
 FIRST_FAILURES = 3  # trials that may all fail in the beginning before an agent gives up
 STARTS, ENDS = "INFO - Agent starting run", "INFO - Cleaning up finished run"  # what an agent says of a trial
-GONE, LOOK = (
-    60,
-    10,
-)  # seconds without an answer while no trial runs, after which W&B is given up; between two looks
+GONE = 60  # seconds without an answer while no trial runs, after which W&B is given up
+LOOK = 10  # seconds between two looks
 
 
 class Place(NamedTuple):
@@ -233,12 +231,15 @@ def _attend(settings: "Settings", agents: Sequence[Agent]) -> None:
 
 def send_rest(settings: "Settings", place: Place) -> None:
     """Send the trials that are whole here alone, for W&B failed on the way. Raises ConnectionError if it still does."""
-    sweep = place.path.rpartition("/")[2]
     with alone(settings.runs / LOCK, patient=True):
-        trials = [trial for trial in runs(settings.runs) if trial.opened["sweep"] == sweep]
-        unsent = [trial for trial in trials if not (trial.sent or trial.running)]
+        unsent = [trial for trial in _kept(settings, place.path) if not (trial.sent or trial.running)]
         for name, seen in send_each(settings, unsent):
             say(f"{name}: {seen}")
+
+
+def _kept(settings: "Settings", path: str) -> list[Kept]:
+    """The trials of a sweep that were run on this machine."""
+    return [run for run in runs(settings.runs) if run.opened["sweep"] == path.rpartition("/")[2]]
 
 
 class Tried(NamedTuple):
@@ -255,10 +256,9 @@ def tried(settings: "Settings", plan: Sweep, folder: Path) -> Iterator[Tried]:
     record = folder / RECORD
     if not record.exists():
         return
-    sweep = str(json.loads(record.read_text(encoding="utf-8"))["path"]).rpartition("/")[2]
-    for trial in runs(settings.runs):
+    for trial in _kept(settings, str(json.loads(record.read_text(encoding="utf-8"))["path"])):
         value = measured(trial.summary, plan.metric)
-        if trial.opened["sweep"] == sweep and not trial.exit_code and is_number(value):
+        if not trial.exit_code and is_number(value):
             seen = [measured(row, plan.metric) for row in trial.rows]
             config = _config(plan, trial.opened["config"])
             yield Tried(trial.folder.name, config, [one for one in seen if is_number(one)], float(value))
@@ -275,8 +275,8 @@ def results(path: str, plan: Sweep) -> tuple[str, list[dict[str, Any]]]:
         found = at_wandb(wandb, path)
         if not found:
             raise ConnectionError(f"the sweep {path} is there no more")
-        runs = sorted(found.runs, key=lambda run: str(run.created_at))
-        ended = [run for run in runs if run.state not in UNDER_WAY]
+        ordered = sorted(found.runs, key=lambda run: str(run.created_at))
+        ended = [run for run in ordered if run.state not in UNDER_WAY]
         return str(found.state), [entry(number, run, plan) for number, run in enumerate(ended)]
 
 

@@ -1,8 +1,8 @@
 """Whether a process on this machine is still there, and still at what it had begun."""
 
+import errno
 import os
 import sys
-from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
@@ -25,24 +25,34 @@ def alive(pid: int) -> bool:
     return True
 
 
-def claim(file: IO[bytes]) -> None:
-    """Mark an open file as this process's own until it is closed, or the process ends, however that comes."""
-    if sys.platform != "win32":
-        import fcntl
+def lock(file: IO[bytes], patient: bool = False) -> bool | None:
+    """Lock an open file until it is closed, or this process ends, however that comes; `patient`, wait for it.
 
-        with suppress(OSError):  # a file system without locks, or another process has it
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    False where another has it, None where the file system has no locks.
+    """
+    try:
+        if sys.platform == "win32":
+            import msvcrt
+
+            msvcrt.locking(file.fileno(), msvcrt.LK_LOCK if patient else msvcrt.LK_NBLCK, 1)
+        else:
+            import fcntl
+
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if patient else fcntl.LOCK_NB))
+    except OSError as error:
+        return False if error.errno in (errno.EACCES, errno.EAGAIN) else None
+    return True
+
+
+def claim(file: IO[bytes]) -> None:
+    """Mark an open file as this process's own, where that does not keep others from reading it."""
+    if sys.platform != "win32":
+        lock(file)
 
 
 def claimed(path: Path) -> bool:
     """Whether a process may have claimed a file; a pid alone says little, for it is used again after a restart."""
     if sys.platform == "win32":
         return True
-    import fcntl
-
     with path.open("rb") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            return True
-    return False
+        return lock(file) is not True

@@ -11,10 +11,7 @@ from .flags import convert, flag, read, unknown
 
 FILE = "stack.toml"
 PREFIX = "STACK_"
-CLIENTS = {
-    "WANDB_ENTITY": "wandb_entity",
-    "WANDB_PROJECT": "wandb_project",
-}  # the names that its client knows
+CLIENTS = {"WANDB_ENTITY": "wandb_entity", "WANDB_PROJECT": "wandb_project"}  # names of W&B's own client
 LOCAL_USER = "me"
 # Of W&B's client, with what each means here: two are older names.
 WANDB_MODES = {

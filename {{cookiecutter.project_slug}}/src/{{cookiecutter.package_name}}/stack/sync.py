@@ -1,9 +1,7 @@
 """Send to Weights & Biases what it lacks: from our own records, in order, nothing twice."""
 
-import errno
 import json
 import socket
-import sys
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -11,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import StackError
-from .pids import alive, claimed
+from .pids import alive, claimed, lock
 from .tracking import METRICS, TOLD, Record, reachable
 from .wandb_tracker import WandbTracker, end_service, first_line
 
@@ -111,18 +109,8 @@ def alone(path: Path, patient: bool = False) -> Iterator[None]:
     Raises StackError where another is in it and this one is not `patient`.
     """
     with path.open("ab") as file:
-        try:
-            if sys.platform == "win32":
-                import msvcrt
-
-                msvcrt.locking(file.fileno(), msvcrt.LK_LOCK if patient else msvcrt.LK_NBLCK, 1)
-            else:
-                import fcntl
-
-                fcntl.flock(file, fcntl.LOCK_EX | (0 if patient else fcntl.LOCK_NB))
-        except OSError as error:
-            if error.errno in (errno.EACCES, errno.EAGAIN):  # else the file system has no locks
-                raise StackError("another `sync` is sending; run it again when that has ended") from None
+        if lock(file, patient) is False:
+            raise StackError("another `sync` is sending; run it again when that has ended")
         yield
 
 
