@@ -60,7 +60,7 @@ def timed(save: Callable[[int], None], settle: Callable[[], None], times: int) -
 
 
 def ours(part: Part, folder: Path, times: int) -> float:
-    from skeleton.stack.checkpoint import Checkpoints
+    from free_ml_stack.training.checkpoint import Checkpoints
 
     checkpoints = Checkpoints(folder, Lines(), {})
     checkpoints.resume({"part": part})

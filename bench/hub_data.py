@@ -27,8 +27,8 @@ LIMIT = 1024  # MiB
 FETCH = """
 import re, sys
 from pathlib import Path
-from skeleton.stack import shards
-from skeleton.stack.storage import local_store
+from free_ml_stack.data import hub_dataset as shards
+from free_ml_stack.storage.stores import local_store
 made = shards.fetch(sys.argv[1], local_store(Path(sys.argv[2])), [])
 size = sum(entry["size"] for entry in made["files"].values())
 print(size, re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])

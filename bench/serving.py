@@ -194,10 +194,10 @@ def make_project(folder: Path) -> Path:
     import torch
     from skeleton import model, predict
     from skeleton.config import TrainConfig
-    from skeleton.stack.deploy import deploy
-    from skeleton.stack.drift import reference
-    from skeleton.stack.export import write_onnx
-    from skeleton.stack.storage import local_store, write_manifest
+    from free_ml_stack.deployment.deploy import deploy
+    from free_ml_stack.evaluation.drift import reference
+    from free_ml_stack.training.export import write_onnx
+    from free_ml_stack.storage.stores import local_store, write_manifest
 
     project = folder / "project"
     models = project / "models" / "digits"

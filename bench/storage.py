@@ -65,7 +65,7 @@ def main() -> None:
 def large_files(folder: Path, big: Path, gateway: str, nginx: str, rounds: int) -> list[Row]:
     """The gateway against nginx, and the file system against curl and the official client."""
     import Algorithmia
-    from skeleton.stack.algorithmia import AlgorithmiaFileSystem
+    from free_ml_stack.algorithmia.filesystem import AlgorithmiaFileSystem
 
     fs, client = AlgorithmiaFileSystem(gateway, KEY), Algorithmia.client(KEY, gateway)
     data = f"{gateway}/v1/data/.my/bench"
@@ -100,7 +100,7 @@ def large_files(folder: Path, big: Path, gateway: str, nginx: str, rounds: int) 
 def small_files(folder: Path, gateway: str, count: int) -> list[Row]:
     """Files of 4 KiB against the official client's loop."""
     import Algorithmia
-    from skeleton.stack.algorithmia import AlgorithmiaFileSystem
+    from free_ml_stack.algorithmia.filesystem import AlgorithmiaFileSystem
 
     fs, client = AlgorithmiaFileSystem(gateway, KEY), Algorithmia.client(KEY, gateway)
     source = folder / "small"
@@ -155,7 +155,7 @@ def memory(folder: Path, gateway: str, process: int, largest: int) -> list[Row]:
 
 def transfer_once(gateway: str, path: str) -> None:
     """Print the MiB that sending and fetching a file adds to this process's peak."""
-    from skeleton.stack.algorithmia import AlgorithmiaFileSystem
+    from free_ml_stack.algorithmia.filesystem import AlgorithmiaFileSystem
 
     fs = AlgorithmiaFileSystem(gateway, KEY)
     fs.exists(".my/bench")
@@ -221,9 +221,9 @@ def serve_gateway(folder: Path) -> Iterator[tuple[str, int]]:
 
 def run_gateway(store: Path, record: Path) -> None:
     """Serve until terminated."""
-    from skeleton.stack.gateway.app import create_app
-    from skeleton.stack.gateway.serve import serve
-    from skeleton.stack.storage import local_store
+    from free_ml_stack.gateway.app import create_app
+    from free_ml_stack.gateway.serve import serve
+    from free_ml_stack.storage.stores import local_store
 
     def app(keys: Any) -> Any:
         project = local_store(store / "me" / "project")

@@ -185,8 +185,8 @@ def agent_seconds(folder: Path, count: int) -> float:
 
 def suggestion_seconds(folder: Path, trials: int = 200) -> float:
     """What one more trial costs when there are 200: asked for, drawn, and noted in the journal."""
-    from skeleton.stack.sweep_file import parse_sweep
-    from skeleton.stack.trials import Trials, open_storage, open_study
+    from free_ml_stack.sweeps.sweep_file import parse_sweep
+    from free_ml_stack.sweeps.trials import Trials, open_storage, open_study
 
     plan = parse_sweep(SWEEP.replace("CAP", "1000"), "sweep.yaml")
     known = Trials(plan, open_study(plan, open_storage(str(folder), folder, "s"), "s"))
@@ -203,8 +203,8 @@ def suggestion_seconds(folder: Path, trials: int = 200) -> float:
 def quality(seeds: int) -> None:
     """Best of 50 on standard functions, beside Optuna's default used directly."""
     import optuna
-    from skeleton.stack.sweep_file import parse_sweep
-    from skeleton.stack.trials import sampler_of
+    from free_ml_stack.sweeps.sweep_file import parse_sweep
+    from free_ml_stack.sweeps.trials import sampler_of
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
 
@@ -232,7 +232,7 @@ def quality(seeds: int) -> None:
 def kill(folder: Path, kills: int) -> None:
     """Kill workers, and now and then the sweep itself; every trial must be there once, and none be left running."""
     import projects
-    from skeleton.stack.trials import RUNNING, open_storage
+    from free_ml_stack.sweeps.trials import RUNNING, open_storage
 
     chance, done, sweeps, finished, begun = random.Random(kills), 0, 0, 0, time.perf_counter()
     while done < kills:

@@ -74,11 +74,11 @@ def ours(name: str, epochs: int) -> tuple[float, int]:
     import skeleton.train as science
     from skeleton.config import TrainConfig
     from skeleton.data import fetch, split
-    from skeleton.stack import dataset
-    from skeleton.stack.checkpoint import Checkpoints
-    from skeleton.stack.process import Process, choose_device
-    from skeleton.stack.storage import local_store
-    from skeleton.stack.tracking import Run, Untracked
+    from free_ml_stack.data import dataset
+    from free_ml_stack.training.checkpoint import Checkpoints
+    from free_ml_stack.training.process import Process, choose_device
+    from free_ml_stack.storage.stores import local_store
+    from free_ml_stack.tracking.run import Run, Untracked
 
     science.build = lambda config: model(name)  # type: ignore[assignment]
     config = TrainConfig(epochs=epochs, patience=0, shift=0)

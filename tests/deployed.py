@@ -10,10 +10,10 @@ import Algorithmia
 from fsspec import AbstractFileSystem
 from predictors import Echo, echo_folder
 from serving import serving
-from skeleton.stack.deploy import deploy
-from skeleton.stack.gateway.app import Gateway, create_app
-from skeleton.stack.gateway.express import ExpressProtocol
-from skeleton.stack.storage import local_store
+from free_ml_stack.deployment.deploy import deploy
+from free_ml_stack.gateway.app import Gateway, create_app
+from free_ml_stack.gateway.protocol.express import ExpressProtocol
+from free_ml_stack.storage.stores import local_store
 
 KEY = "sim0123456789012345678901234"
 

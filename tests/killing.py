@@ -19,7 +19,7 @@ import projects
 MOMENTS = ("step", "checkpoint", "upload", "validation", "bookkeeping")
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(
-    ["killing", "torch._dynamo", "skeleton.train", "skeleton.stack.training", "skeleton.stack.cli"]
+    ["killing", "torch._dynamo", "skeleton.train", "free_ml_stack.training.run", "free_ml_stack.cli.commands"]
 )
 
 
@@ -62,8 +62,9 @@ def work(
     from skeleton import __main__ as project
     from skeleton import train
     from skeleton.config import TrainConfig
-    from skeleton.stack import checkpoint, cli, training
-    from skeleton.stack.science import Science
+    from free_ml_stack.training import checkpoint, run as training
+    from free_ml_stack.cli import commands as cli
+    from free_ml_stack.project.science import Science
 
     places: dict[str, tuple[Any, str]] = {
         "step": (train, "cross_entropy"),

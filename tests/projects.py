@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from conftest import SOURCE
+from conftest import ROOT, SOURCE
 
 SERVICES = ("WANDB", "HF_", "HUGGING", "ALGORITHMIA", "AWS", "STACK_")
 
@@ -16,7 +16,7 @@ def environment(home: Path, **extra: str) -> dict[str, str]:
     kept = {name: value for name, value in os.environ.items() if not name.startswith(SERVICES)}
     own = {
         "HOME": str(home),
-        "PYTHONPATH": str(SOURCE),
+        "PYTHONPATH": f"{SOURCE}{os.pathsep}{ROOT / 'src'}",
         "STACK_TRACKER": "none",
         "PYTHONDONTWRITEBYTECODE": "1",
     }

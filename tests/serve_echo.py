@@ -5,8 +5,8 @@ from pathlib import Path
 
 from conftest import link_skeleton  # noqa: F401 - puts the skeleton on the path
 from deployed import open_app
-from skeleton.stack import StackError
-from skeleton.stack.gateway.serve import serve
+from free_ml_stack.errors import StackError
+from free_ml_stack.gateway.serve import serve
 
 if __name__ == "__main__":
     root, workers, port, *_ = *sys.argv[1:], *("1", "0")[len(sys.argv) - 2 :]

@@ -17,8 +17,8 @@ from services.ports import listening
 if __name__ == "__main__":
     import conftest  # noqa: F401 - puts the skeleton on the path
 
-from skeleton.stack.gateway.data import DataAPI
-from skeleton.stack.gateway.direct import DirectProtocol
+from free_ml_stack.gateway.data.api import DataAPI
+from free_ml_stack.gateway.protocol.direct import DirectProtocol
 
 USERS = {b"key-of-me": "me", b"key-of-you": "you"}
 

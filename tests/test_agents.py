@@ -10,7 +10,7 @@ import projects
 import pytest
 from services.hub_faults import Fault
 from services.wandb_server import Wandb
-from skeleton.stack.pids import alive
+from free_ml_stack.locks import alive
 from tracking_service import account, wandb_service
 
 SWEEP = """

@@ -15,10 +15,10 @@ from deployed import KEY, Deployed, deployed
 from gitting import GitServer
 from predictors import echo_folder
 from serving import serving
-from skeleton.stack import StackError
-from skeleton.stack.deploy import versions
-from skeleton.stack.installation import assemble, deploy_to_installation, upload
-from skeleton.stack.storage import write_manifest
+from free_ml_stack.errors import StackError
+from free_ml_stack.deployment.deploy import versions
+from free_ml_stack.deployment.installation import assemble, deploy_to_installation, upload
+from free_ml_stack.storage.stores import write_manifest
 
 PREDICT = """
 def load(model_dir):

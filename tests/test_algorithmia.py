@@ -25,10 +25,10 @@ import torch
 from faults import Faults, failing, original, proxied, spoiling
 from fsspec.generic import rsync
 from serving import serving
-from skeleton.stack import connection
-from skeleton.stack.algorithmia import AlgorithmiaFileSystem
-from skeleton.stack.gateway.direct import DirectProtocol
-from skeleton.stack.remote import ChecksumError
+from free_ml_stack.algorithmia import connection
+from free_ml_stack.algorithmia.filesystem import AlgorithmiaFileSystem
+from free_ml_stack.gateway.protocol.direct import DirectProtocol
+from free_ml_stack.algorithmia.streams import ChecksumError
 from storing import data_app
 
 MIB = 1 << 20
@@ -378,11 +378,11 @@ class TestFaults:
         fs.pipe_file(".my/c/a", os.urandom(3 * MIB))
         code = (
             "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (1_500_000,) * 2);"
-            "from skeleton.stack.algorithmia import AlgorithmiaFileSystem;"
+            "from free_ml_stack.algorithmia.filesystem import AlgorithmiaFileSystem;"
             "AlgorithmiaFileSystem(sys.argv[1], 'key-of-me').get_file('.my/c/a', sys.argv[2])"
         )
         command = [sys.executable, "-c", code, url, str(tmp_path / "down")]
-        environ = {**os.environ, "PYTHONPATH": str(conftest.SOURCE)}
+        environ = {**os.environ, "PYTHONPATH": f"{conftest.SOURCE}{os.pathsep}{conftest.ROOT / 'src'}"}
         done = subprocess.run(command, env=environ, capture_output=True, text=True)
         assert done.stderr.splitlines()[-1].startswith("OSError: [Errno 27] File too large")
         assert list(tmp_path.iterdir()) == []

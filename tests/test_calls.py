@@ -8,7 +8,7 @@ import pytest
 from Algorithmia.algorithm import OutputType
 from Algorithmia.errors import AlgorithmException
 from deployed import Deployed, deployed
-from skeleton.stack.gateway.express import ExpressProtocol
+from free_ml_stack.gateway.protocol.express import ExpressProtocol
 
 
 @pytest.fixture(scope="module", params=["httptools", "h11", ExpressProtocol])

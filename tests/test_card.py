@@ -10,12 +10,12 @@ import yaml
 from huggingface_hub import ModelCard
 from markdown_it import MarkdownIt
 from skeleton.config import TrainConfig
-from skeleton.stack import StackError
-from skeleton.stack.card import MARK, card, check, latest, sections
-from skeleton.stack.export import edited
-from skeleton.stack.science import Science
-from skeleton.stack.settings import Settings
-from skeleton.stack.vocabulary import LICENSES, TASKS
+from free_ml_stack.errors import StackError
+from free_ml_stack.hub.card import MARK, card, check, latest, sections
+from free_ml_stack.training.export import edited
+from free_ml_stack.project.science import Science
+from free_ml_stack.project.settings import Settings
+from free_ml_stack.hub.vocabulary import LICENSES, TASKS
 
 SCIENCE = Science("skeleton", TrainConfig)
 RESULT: dict[str, Any] = {

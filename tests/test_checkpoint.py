@@ -15,9 +15,10 @@ from fsspec.implementations.dirfs import DirFileSystem
 from fsspec.implementations.local import LocalFileSystem
 from safetensors.torch import load_file, save_file
 from sick_disk import PowerCut, SickDisk, chance
-from skeleton.stack import StackError, checkpoint
-from skeleton.stack.checkpoint import Checkpoints, Interrupted
-from skeleton.stack.snapshot import read, replace, serialized
+from free_ml_stack.errors import StackError
+from free_ml_stack.training import checkpoint
+from free_ml_stack.training.checkpoint import Checkpoints, Interrupted
+from free_ml_stack.training.snapshot import read, replace, serialized
 
 CONFIG = {"lr": 0.1, "epochs": 3}
 SURVIVES = {"nothing": (lambda: False, lambda: False), "names": (lambda: True, lambda: False)} | {

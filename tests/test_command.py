@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 import yaml
-from skeleton.stack.command import DEFAULT, call, filled, own_arguments, variables
-from skeleton.stack.sweep_file import parse_sweep
+from free_ml_stack.sweeps.command import DEFAULT, call, filled, own_arguments, variables
+from free_ml_stack.sweeps.sweep_file import parse_sweep
 from wandb.sdk.launch.sweeps import utils
 from wandb.wandb_agent import Agent
 

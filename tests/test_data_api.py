@@ -20,9 +20,9 @@ from Algorithmia.acl import ReadAcl
 from Algorithmia.errors import DataApiError
 from fsspec.callbacks import Callback
 from serving import serving
-from skeleton.stack import connection
-from skeleton.stack.algorithmia import AlgorithmiaFileSystem
-from skeleton.stack.gateway.direct import DirectProtocol
+from free_ml_stack.algorithmia import connection
+from free_ml_stack.algorithmia.filesystem import AlgorithmiaFileSystem
+from free_ml_stack.gateway.protocol.direct import DirectProtocol
 from storing import data_app, free_port, process
 
 

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from skeleton.stack import StackError, dataset
-from skeleton.stack.storage import DamagedError, local_store
+from free_ml_stack.errors import StackError
+from free_ml_stack.data import dataset
+from free_ml_stack.storage.stores import DamagedError, local_store
 
 SPLITS = {name: {"label": np.arange(4)} for name in ("train", "validation", "test")}
 

@@ -13,9 +13,9 @@ import pytest
 from deployed import KEY, deployed
 from fsspec import AbstractFileSystem
 from predictors import Digits, Echo, digits_folder, echo_folder
-from skeleton.stack import StackError
-from skeleton.stack.deploy import deploy, rollback, versions
-from skeleton.stack.storage import local_store, write_manifest
+from free_ml_stack.errors import StackError
+from free_ml_stack.deployment.deploy import deploy, rollback, versions
+from free_ml_stack.storage.stores import local_store, write_manifest
 
 
 @pytest.fixture

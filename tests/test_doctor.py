@@ -7,7 +7,8 @@ import sys
 
 import pytest
 from baking import TEMPLATE, bake
-from skeleton.stack import doctor, settings
+from free_ml_stack.cli import doctor
+from free_ml_stack.project import settings
 from test_credentials import HF_KEY, WANDB_KEY, environment, serving, viewer, whoami
 
 

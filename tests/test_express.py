@@ -16,8 +16,8 @@ from pathlib import Path
 import pytest
 from deployed import KEY, Deployed, deployed, open_app
 from predictors import Echo, echo_folder
-from skeleton.stack.deploy import deploy
-from skeleton.stack.gateway import guarded
+from free_ml_stack.deployment.deploy import deploy
+from free_ml_stack.gateway.protocol import guarded
 from test_deploy import until
 
 HEAD = ("Host: x", f"Authorization: {KEY}", "Content-Type: application/json")

@@ -11,10 +11,10 @@ from huggingface_hub import HfApi, constants
 from huggingface_hub.utils import disable_progress_bars
 from services.hub_faults import Fault
 from services.hub_server import Hub, serving
-from skeleton.stack import StackError
-from skeleton.stack import hub as hubbing
-from skeleton.stack.hub import Place, compare, upload
-from skeleton.stack.storage import write_manifest
+from free_ml_stack.errors import StackError
+from free_ml_stack.hub import publish as hubbing
+from free_ml_stack.hub.publish import Place, compare, upload
+from free_ml_stack.storage.stores import write_manifest
 
 CARD = "---\nlicense: mit\npipeline_tag: image-classification\n---\n# A model\n"
 PLACE = Place("me/model")
@@ -157,7 +157,9 @@ def test_refused_at_any_call_it_shows_one_version_or_the_other(
 UPLOAD = """
 import sys
 from pathlib import Path
-from skeleton.stack.hub import Place, client, upload
+from free_ml_stack.hub.publish import Place
+from free_ml_stack.hub.publish import client
+from free_ml_stack.hub.publish import upload
 upload(client(), Place("me/model"), Path(sys.argv[1]), "second")
 """
 

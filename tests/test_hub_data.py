@@ -18,8 +18,8 @@ from huggingface_hub import DatasetCardData
 from services.hub_faults import Fault
 from services.hub_server import Hub, serving
 from skeleton.data import fits
-from skeleton.stack import StackError
-from skeleton.stack.shards import licensed, split_of
+from free_ml_stack.errors import StackError
+from free_ml_stack.data.hub_dataset import licensed, split_of
 
 
 @pytest.fixture(scope="module")
@@ -141,8 +141,9 @@ LISTS = {
 FETCH = """
 import json, re, sys
 from pathlib import Path
-from skeleton.stack import StackError, shards
-from skeleton.stack.storage import local_store
+from free_ml_stack.errors import StackError
+from free_ml_stack.data import hub_dataset as shards
+from free_ml_stack.storage.stores import local_store
 for number, url in enumerate(sys.argv[2:]):
     try:
         made = shards.fetch(url, local_store(Path(sys.argv[1], str(number))), [])

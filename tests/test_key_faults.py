@@ -5,7 +5,7 @@ import threading
 from contextlib import contextmanager
 
 import pytest
-from skeleton.stack import credentials, keys
+from free_ml_stack.credentials import check as credentials, keys
 from test_credentials import ALGORITHMIA_KEY, HF_KEY, environment, serving, whoami, write
 
 

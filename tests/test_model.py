@@ -10,9 +10,9 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from serving import serving
-from skeleton.stack.algorithmia import AlgorithmiaFileSystem
-from skeleton.stack.gateway.direct import DirectProtocol
-from skeleton.stack.storage import local_store
+from free_ml_stack.algorithmia.filesystem import AlgorithmiaFileSystem
+from free_ml_stack.gateway.protocol.direct import DirectProtocol
+from free_ml_stack.storage.stores import local_store
 from storing import data_app
 
 FILES = st.sampled_from(["a", "b", "ä ö", "d/a", "d/b", "d/e/a", "f/a"])

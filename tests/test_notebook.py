@@ -24,8 +24,8 @@ from projects import environment
 from services.online import KEYS as SERVED
 from services.online import Online, online
 from skeleton.config import TrainConfig
-from skeleton.stack.notebook import KEYS, Project
-from skeleton.stack.science import Science
+from free_ml_stack.notebook.project import KEYS, Project
+from free_ml_stack.project.science import Science
 
 USERDATA = '''"""A stand-in for Colab's secrets: the environment says what it answers."""
 import json, os

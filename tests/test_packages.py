@@ -16,7 +16,8 @@ OFFERED = {**HERE, "torch ": "2.13.0", "numpy ": "2.4.0", "wandb ": "0.31", "orj
 CODE = """
 import sys
 from pathlib import Path
-from skeleton.stack import StackError, packages
+from free_ml_stack.errors import StackError
+from free_ml_stack.notebook import packages
 if sys.argv[1] == "pip":
     packages.shutil.which = lambda name: None
 try:

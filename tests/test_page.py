@@ -14,11 +14,11 @@ from deployed import KEY, Deployed, deployed, open_app
 from predictors import Digits, Echo, digits_folder, echo_folder
 from prometheus_client.parser import text_string_to_metric_families
 from serving import serving
-from skeleton.stack.deploy import deploy
-from skeleton.stack.drift import reference
-from skeleton.stack.gateway.statistics import latency_class, percentiles, upper_end
-from skeleton.stack.monitor import read_calls
-from skeleton.stack.storage import write_manifest
+from free_ml_stack.deployment.deploy import deploy
+from free_ml_stack.evaluation.drift import reference
+from free_ml_stack.gateway.log.statistics import latency_class, percentiles, upper_end
+from free_ml_stack.deployment.monitor import read_calls
+from free_ml_stack.storage.stores import write_manifest
 from test_deploy import until
 
 IMAGES = [[(7 * row + column * column) % 17 for column in range(64)] for row in range(60)]
@@ -160,8 +160,8 @@ def test_every_call_is_in_the_log(gateway: Deployed) -> None:
 
 
 def test_the_log_is_rotated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("skeleton.stack.gateway.metrics.FILE_BYTES", 2000)
-    monkeypatch.setattr("skeleton.stack.gateway.metrics.FILES", 3)
+    monkeypatch.setattr("free_ml_stack.gateway.log.call_log.FILE_BYTES", 2000)
+    monkeypatch.setattr("free_ml_stack.gateway.log.call_log.FILES", 3)
     store, app = open_app(tmp_path)
     app.calls.log.seconds = 0.01
     deploy(echo_folder(tmp_path / "model"), store, "demo", Echo())

@@ -15,7 +15,7 @@ import projects
 import pytest
 import torch
 from killing import Blow, Training
-from skeleton.stack.process import PORT, Process
+from free_ml_stack.training.process import PORT, Process
 
 NAME = "one"
 CURVE = ("--epochs", "4", "--log-every", "1", "--dropout", "0", "--checkpoint-steps", "7", "--name", NAME)

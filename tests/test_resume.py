@@ -10,7 +10,7 @@ import projects
 import pytest
 from killing import MOMENTS, Blow, Training
 from safetensors.numpy import load_file
-from skeleton.stack.snapshot import DamagedCheckpoint, read
+from free_ml_stack.training.snapshot import DamagedCheckpoint, read
 
 NAME = "one"
 TRAIN = ("train", "--epochs", "6", "--checkpoint-steps", "7", "--checkpoint-seconds", "600", "--name", NAME)

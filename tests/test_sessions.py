@@ -13,7 +13,7 @@ from baking import bake
 from conftest import ROOT
 from projects import environment
 from services.sessions import Sessions, clients, serving
-from skeleton.stack import sessions
+from free_ml_stack.notebook import sessions
 
 SECRET = "hf_this_must_not_travel_0123456789abcdef"
 ACCOUNT = {"KAGGLE_API_ENVIRONMENT": "LOCALHOST", "KAGGLE_USERNAME": "me", "KAGGLE_KEY": "k"}

@@ -4,9 +4,10 @@ from pathlib import Path
 
 import pytest
 from skeleton.config import TrainConfig
-from skeleton.stack import StackError, flags
-from skeleton.stack.settings import load
-from skeleton.stack.storage import open_store
+from free_ml_stack.errors import StackError
+from free_ml_stack.project import flags
+from free_ml_stack.project.settings import load
+from free_ml_stack.storage.stores import open_store
 
 
 @pytest.fixture

@@ -8,9 +8,9 @@ import numpy as np
 import optuna
 import pytest
 from scipy import stats
-from skeleton.stack import StackError
-from skeleton.stack.space import Hyperband, Sweep, measured
-from skeleton.stack.sweep_file import read_sweep
+from free_ml_stack.errors import StackError
+from free_ml_stack.sweeps.search_space import Hyperband, Sweep, measured
+from free_ml_stack.sweeps.sweep_file import read_sweep
 
 HEAD = "method: random\nmetric: {name: loss}\nparameters:\n"
 

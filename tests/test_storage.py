@@ -13,9 +13,17 @@ from fsspec.implementations.memory import MemoryFileSystem
 from requests.adapters import HTTPAdapter
 from services import hub_server
 from serving import serving
-from skeleton.stack import StackError, connection
-from skeleton.stack.settings import Settings
-from skeleton.stack.storage import DamagedError, local_store, open_store, transfer, verify, write_manifest
+from free_ml_stack.errors import StackError
+from free_ml_stack.algorithmia import connection
+from free_ml_stack.project.settings import Settings
+from free_ml_stack.storage.stores import (
+    DamagedError,
+    local_store,
+    open_store,
+    transfer,
+    verify,
+    write_manifest,
+)
 from storing import data_app, free_port
 from urllib3.util import Retry
 
@@ -168,8 +176,11 @@ def test_a_transfer_goes_through_the_gateway_both_ways(tmp_path: Path, settings:
 WORK = """
 import sys
 from pathlib import Path
-from skeleton.stack.settings import Settings
-from skeleton.stack.storage import open_store, transfer, verify, write_manifest
+from free_ml_stack.project.settings import Settings
+from free_ml_stack.storage.stores import open_store
+from free_ml_stack.storage.stores import transfer
+from free_ml_stack.storage.stores import verify
+from free_ml_stack.storage.stores import write_manifest
 url, service = sys.argv[1:]
 offline = Settings(root=Path(), storage=url)
 online = Settings(root=Path(), storage=url, credentials=frozenset({service}))

@@ -10,9 +10,9 @@ import pytest
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
-from skeleton.stack.pids import alive
-from skeleton.stack.sweep import importance
-from skeleton.stack.sweep_file import parse_sweep
+from free_ml_stack.locks import alive
+from free_ml_stack.sweeps.sweep import importance
+from free_ml_stack.sweeps.sweep_file import parse_sweep
 
 GRID = """
 method: grid

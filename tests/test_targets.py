@@ -9,7 +9,7 @@ import projects
 import pytest
 from baking import SKELETON, bake
 from deployed import KEY, Deployed
-from skeleton.stack.deploy import close
+from free_ml_stack.deployment.deploy import close
 from test_algorithm import echo_folder, installation
 from test_hosting import SAMPLES, hub, model
 

@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).parent / "src"))
 from importlib import import_module
 
 PACKAGE = next(path.parent.name for path in (Path(__file__).parent / "src").glob("*/predict.py"))
-hosted = import_module(f"{PACKAGE}.stack.gateway.hosted")
+hosted = import_module("free_ml_stack.gateway.hosted")
 gateway = hosted.gateway(import_module(f"{PACKAGE}.predict"), os.environ)
 
 

@@ -4,8 +4,8 @@ import io
 import sys
 
 from .config import TrainConfig
-from .stack.cli import run
-from .stack.science import Science
+from free_ml_stack.cli.commands import run
+from free_ml_stack.project.science import Science
 
 
 def main() -> None:

@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
-from .stack import StackError
-from .stack.flags import flag
+from free_ml_stack.errors import StackError
+from free_ml_stack.project.flags import flag
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from .stack import StackError
+from free_ml_stack.errors import StackError
 
 Arrays = dict[str, NDArray[Any]]
 

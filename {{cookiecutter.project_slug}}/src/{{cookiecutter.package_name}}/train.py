@@ -12,12 +12,12 @@ from torch.nn.parallel import DistributedDataParallel
 from .config import TrainConfig as TrainConfig
 from .data import fits, shifted
 from .model import DigitsNet, begin, build
-from .stack import StackError
-from .stack.checkpoint import Checkpoints, Stateful
-from .stack.dataset import Split
-from .stack.library import start
-from .stack.process import Process, number_format
-from .stack.tracking import Run
+from free_ml_stack.errors import StackError
+from free_ml_stack.training.checkpoint import Checkpoints, Stateful
+from free_ml_stack.data.dataset import Split
+from free_ml_stack.hub.pretrained import start
+from free_ml_stack.training.process import Process, number_format
+from free_ml_stack.tracking.run import Run
 
 
 def fit(

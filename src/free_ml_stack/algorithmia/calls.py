@@ -1,0 +1,72 @@
+"""Call the deployed algorithm through Algorithmia's own client."""
+
+import json
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from free_ml_stack.errors import NoServiceError, StackError
+from free_ml_stack.locks import alive
+
+if TYPE_CHECKING:
+    from free_ml_stack.project.settings import Settings
+
+RECORD = "gateway.json"
+ATTEMPTS = 4
+
+
+def address(settings: "Settings") -> tuple[str, str]:
+    """Address and key of the gateway: the local one while it runs, else the configured one."""
+    try:
+        running = json.loads((settings.private / RECORD).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        running = {"pid": 0}
+    if alive(running["pid"]):
+        return running["url"], running["key"]
+    if settings.algorithmia_api and settings.algorithmia_api_key:
+        return settings.algorithmia_api, settings.algorithmia_api_key
+    raise StackError(f"no gateway runs: start one with `{settings.command} serve` in another terminal")
+
+
+def call(settings: "Settings", inputs: Iterable[Any], version: str = "") -> list[Any]:
+    """The algorithm's answers to some inputs, one call each; StackError with the gateway's words if it refuses."""
+    import Algorithmia
+
+    url, key = address(settings)
+    algorithm = Algorithmia.client(key, url).algo("/".join(filter(None, (settings.algorithm, version))))
+    return [answer(algorithm, value, settings, url) for value in inputs]
+
+
+def answer(algorithm: Any, value: Any, settings: "Settings", url: str) -> Any:
+    """One answer. A call that does not get through is made again: it changes nothing."""
+    from Algorithmia.errors import AlgorithmException
+
+    from free_ml_stack.algorithmia.connection import wait
+
+    for attempt in range(1, ATTEMPTS + 1):
+        try:
+            return algorithm.pipe(value).result
+        except AlgorithmException as error:
+            raise StackError(f"{settings.algorithm}: {error.message}") from None
+        except Exception as error:  # the client has no other for a status that is none of success
+            if attempt == ATTEMPTS:
+                reason = " ".join(str(error).split())
+                raise NoServiceError(
+                    f"Algorithmia at {url} does not answer: {reason}; `{settings.command} doctor` says more"
+                ) from None
+        wait(attempt)
+    raise AssertionError
+
+
+def read_input(text: str) -> Any:
+    """The JSON in a file, on standard input (`-`), or in the text itself."""
+    source = text
+    try:
+        if text == "-":
+            source = sys.stdin.read()
+        elif not text.lstrip().startswith(("[", "{", '"')) and Path(text).is_file():
+            source = Path(text).read_text(encoding="utf-8")
+        return json.loads(source)
+    except (ValueError, OSError) as error:
+        raise StackError(f"input is neither a file nor JSON: {error}") from None

@@ -1,0 +1,205 @@
+"""Requests to an Algorithmia installation: the official client's session, address and key, with retries."""
+
+import errno
+import json
+import logging
+import os
+import random
+import time
+from collections.abc import Callable, Mapping
+from email.utils import parsedate_to_datetime
+from typing import Any
+from urllib.parse import quote, urlsplit
+
+import Algorithmia
+from requests import Request, Session
+from requests.adapters import HTTPAdapter
+from urllib3 import BaseHTTPResponse, HTTPConnectionPool, Timeout
+from urllib3.exceptions import HTTPError, NewConnectionError, ProtocolError, ReadTimeoutError
+
+from free_ml_stack.storage.local import CHUNK
+
+log = logging.getLogger(__name__)
+Body = Callable[[], Any]  # makes the body anew for each attempt: bytes, or a file that has a length
+ATTEMPTS = 8
+FIRST_ATTEMPTS = 4  # to reach a server that has never answered: none may be there, and somebody waits
+PAUSE, LONGEST_PAUSE = 0.1, 30.0  # seconds before the first repeat, doubled for each further one
+CONNECT_SECONDS, READ_SECONDS = 10.0, 60.0
+SLOWEST = 5e6  # bytes per second that a server is expected to bring to its disk
+BUSY = {408, 425, 429, 500, 502, 503, 504}
+UNTOUCHED = {429, 503}  # of a server that has not begun with what it was asked
+ERRORS = {
+    400: errno.EINVAL,
+    401: errno.EACCES,
+    403: errno.EACCES,
+    404: errno.ENOENT,
+    409: errno.EEXIST,
+    412: errno.EEXIST,
+    413: errno.EFBIG,
+    416: errno.ERANGE,
+    507: errno.ENOSPC,
+}
+
+
+class Adapter(HTTPAdapter):
+    """The session's way to the network, with large blocks and a connection for each worker."""
+
+    def __init__(self, connections: int) -> None:
+        super().__init__()
+        self.init_poolmanager(1, connections, blocksize=CHUNK)
+
+    def pool(self, session: Session, address: str) -> HTTPConnectionPool:
+        """The connections to an address, by the session's proxies and certificates."""
+        settings = session.merge_environment_settings(address, {}, None, None, None)
+        request = session.prepare_request(Request("GET", address))
+        return self.get_connection_with_tls_context(
+            request, settings["verify"], settings["proxies"], settings["cert"]
+        )
+
+
+class Connection:
+    """One installation, as one user; safe in threads and after a fork.
+
+    Raises OSError for what the server answers (FileNotFoundError, FileExistsError, PermissionError, …), and
+    ConnectionError when it does not answer.
+    """
+
+    def __init__(self, api_address: str | None, api_key: str | None, connections: int) -> None:
+        self.options = (api_address, api_key, connections)
+        self.reached = False  # whether the server has ever been there
+        self._connect()
+
+    def _connect(self) -> None:
+        address, key, connections = self.options
+        self.client = Algorithmia.client(key, address)
+        adapter = Adapter(connections)
+        self.client.requestSession.mount(self.client.apiAddress, adapter)
+        self.pool = adapter.pool(self.client.requestSession, self.client.apiAddress)
+        parts = urlsplit(self.client.apiAddress)
+        through_proxy = self.pool.proxy is not None and parts.scheme == "http"
+        self.host = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
+        self.prefix = (self.host if through_proxy else "") + parts.path.rstrip("/")
+        self.process = os.getpid()
+
+    def json(
+        self, method: str, path: str, value: Any = None, query: str = "", repeatable: bool = False
+    ) -> Any:
+        """What a call answers in JSON, None for nothing."""
+        body = json.dumps(value).encode()
+        headers = {"Content-Type": "application/json"} if value is not None else {}
+        content = (lambda: body) if value is not None else None
+        answer = self.send(method, path, headers, query, content, repeatable=repeatable)
+        return None if answer.status == 404 else read_json(answer)
+
+    def send(
+        self,
+        method: str,
+        path: str,
+        headers: Mapping[str, str] | None = None,
+        query: str = "",
+        body: Body | None = None,
+        stream: bool = False,
+        repeatable: bool = False,
+    ) -> BaseHTTPResponse:
+        """A successful answer; unless it is to be streamed, its body is there and the connection free.
+
+        Attempts that fail are repeated where that does no harm: not a POST that the server may have begun, unless it
+        is said to be `repeatable`.
+        """
+        once = method == "POST" and not repeatable
+        for attempt in range(1, ATTEMPTS + 1):
+            pause = 0.0
+            try:
+                answer = self._once(method, path, headers or {}, query, body, stream)
+            except (HTTPError, OSError) as error:
+                failure = str(error).rpartition("): ")[2] or type(error).__name__
+                untouched = isinstance(error, NewConnectionError)
+                self.reached |= isinstance(error, ProtocolError | ReadTimeoutError)
+                last = FIRST_ATTEMPTS if untouched and not self.reached else ATTEMPTS
+                if attempt >= last or (once and not untouched):
+                    raise ConnectionError(f"{self.host} does not answer: {failure}") from error
+            else:
+                self.reached = True
+                failure = f"status {answer.status}"
+                if answer.status < 300 or (answer.status == 404 and method == "DELETE" and attempt > 1):
+                    return answer  # also where the attempt before has done it
+                if attempt == ATTEMPTS or answer.status not in (UNTOUCHED if once else BUSY):
+                    raise _error(answer, path, self.host)
+                pause = _retry_after(answer)
+            log.info("%s of %s failed, is tried again: %s", method, path, failure)
+            wait(attempt, pause)
+        raise AssertionError("the last attempt returns or raises")
+
+    def _once(
+        self, method: str, path: str, headers: Mapping[str, str], query: str, body: Body | None, stream: bool
+    ) -> BaseHTTPResponse:
+        if self.process != os.getpid():
+            self._connect()  # a parent's sockets are not ours to use
+        content = body() if body else None
+        size = 0 if content is None else len(content)
+        length = {} if content is None else {"Content-Length": str(size)}
+        answer = self.pool.urlopen(
+            method,
+            f"{self.prefix}/v1/data/{quote(path)}" + (f"?{query}" if query else ""),
+            body=content,
+            headers={**self._identity(), **length, **headers},
+            retries=False,
+            redirect=False,
+            preload_content=False,
+            decode_content=False,
+            timeout=Timeout(connect=CONNECT_SECONDS, read=READ_SECONDS + size / SLOWEST),
+        )
+        if not stream or answer.status >= 300:
+            answer.read(cache_content=True)
+            answer.release_conn()
+        return answer
+
+    def _identity(self) -> dict[str, str]:
+        headers = {"Accept-Encoding": "identity"}
+        if self.client.apiKey is not None:
+            headers["Authorization"] = self.client.apiKey
+        elif self.client.bearerToken is not None:
+            headers["Authorization"] = f"Bearer {self.client.bearerToken}"
+        return headers
+
+
+def wait(attempt: int, at_least: float = 0.0) -> None:
+    """Pause before an attempt is repeated: longer each time, and never in step with other clients."""
+    longest = min(LONGEST_PAUSE, PAUSE * 2.0 ** (attempt - 1))
+    time.sleep(max(at_least, random.uniform(longest / 2, longest)))  # noqa: S311 - jitter, no secret
+
+
+def _retry_after(answer: BaseHTTPResponse) -> float:
+    """The seconds that the server asks to wait, 0 when it doesn't say."""
+    value = answer.headers.get("Retry-After", "")
+    if value.isdecimal():
+        return min(float(value), 10 * LONGEST_PAUSE)
+    try:
+        return max(0.0, parsedate_to_datetime(value).timestamp() - time.time())
+    except ValueError:
+        return 0.0
+
+
+def _error(answer: BaseHTTPResponse, path: str, host: str) -> OSError:
+    """The error that an answer stands for; its type follows from the number."""
+    if answer.status < 400:
+        return OSError(errno.EIO, f"{host} redirects to {answer.headers.get('Location')}: use that address")
+    number = ERRORS.get(answer.status, errno.EIO)
+    try:
+        message = str(json.loads(answer.data)["error"]["message"])
+    except (ValueError, TypeError, KeyError):
+        message = answer.headers.get("X-Error-Message") or f"status {answer.status} from {host}"
+    return OSError(number, message, path)
+
+
+def read_json(answer: BaseHTTPResponse) -> Any:
+    """An answer's JSON, None for nothing. Raises OSError where it tells an error in spite of its status."""
+    try:
+        value = json.loads(answer.data) if answer.data else None
+    except ValueError:
+        raise OSError(errno.EIO, "the answer is not Algorithmia's: does ALGORITHMIA_API name it?") from None
+    finally:
+        answer.release_conn()
+    if isinstance(value, dict) and "error" in value:
+        raise OSError(errno.EIO, str(value["error"]))
+    return value

@@ -1,0 +1,330 @@
+"""fsspec's file system over Algorithmia's Data API: `algorithmia://.my/<collection>/…`."""
+
+import errno
+import io
+import os
+from collections.abc import Iterator
+from contextlib import suppress
+from datetime import datetime
+from email.utils import parsedate_to_datetime
+from pathlib import Path
+from stat import S_ISREG
+from typing import Any, Literal
+from urllib.parse import urlencode
+
+from fsspec import AbstractFileSystem
+from fsspec.callbacks import DEFAULT_CALLBACK
+from fsspec.utils import isfilelike
+
+from free_ml_stack.algorithmia.connection import Connection, read_json
+from free_ml_stack.storage.parallel import InFlight
+from free_ml_stack.algorithmia.mover import AT_ONCE, Mover
+from free_ml_stack.algorithmia.streams import FAST, Download, ReadFile, Upload, UploadFile
+from free_ml_stack.storage.checksums import digest_field, read_digest, sum_of
+
+Access = Literal["private", "my-algos", "public"]
+READERS: dict[Access, list[str]] = {"private": [], "my-algos": ["algo://.my/*"], "public": ["user://*"]}
+
+
+class AlgorithmiaFileSystem(AbstractFileSystem):  # type: ignore[misc]
+    """Files of an Algorithmia installation, or of the gateway that speaks its Data API.
+
+    Address and key are the official client's: arguments, else `ALGORITHMIA_API` and `ALGORITHMIA_API_KEY`. `.my` is
+    the user whose key it is. Every path is a file or a folder; folders come with the files that are put in them.
+    """
+
+    protocol = ("algorithmia",)
+    root_marker = ""
+
+    def __init__(self, api_address: str | None = None, api_key: str | None = None, **options: Any) -> None:
+        super().__init__(**options)
+        self.connection = Connection(api_address, api_key, 2 * AT_ONCE)
+        self.mover = Mover(self)
+
+    @classmethod
+    def _strip_protocol(cls, path: Any) -> Any:
+        if isinstance(path, list):
+            return [cls._strip_protocol(one) for one in path]
+        name = os.fspath(path)
+        for scheme in ("algorithmia://", "data://"):
+            name = name.removeprefix(scheme)
+        return "/".join(segment for segment in name.split("/") if segment)
+
+    def ls(self, path: str, detail: bool = True, **options: Any) -> list[Any]:
+        """A folder's entries, from all pages of its listing; of a file itself."""
+        path = self._strip_protocol(path)
+        found = [info for page in self._pages(path) for info in page]
+        return found if detail else [info["name"] for info in found]
+
+    def _pages(self, path: str) -> Iterator[list[dict[str, Any]]]:
+        marker = None
+        while marker != "":
+            query = urlencode({"marker": marker}) if marker else ""
+            answer = self.connection.send("GET", path, query=query, stream=True)
+            if answer.headers.get("X-Data-Type") == "file":
+                answer.close()
+                yield [self.info(path)]
+                return
+            listing = read_json(answer)
+            infos = _infos(path, listing)
+            if together := self.mover.under_way():
+                together.sizes |= {info["name"]: info["size"] for info in infos if info["type"] == "file"}
+            yield infos
+            marker = listing.get("marker") or ""
+
+    def info(self, path: str, **options: Any) -> dict[str, Any]:
+        """`name`, `type`, `size`, and for a file `etag` and `modified` where the server tells them."""
+        path = self._strip_protocol(path)
+        if not path:
+            return _folder(path)
+        told = self.connection.send("HEAD", path).headers
+        if told.get("X-Data-Type") == "directory":
+            return _folder(path)
+        size = told.get("Content-Length")
+        info: dict[str, Any] = {
+            "name": path,
+            "type": "file",
+            "size": int(size) if size else self._listed_size(path),
+        }
+        if "ETag" in told:
+            info["etag"] = told["ETag"].strip('"')
+        if "Last-Modified" in told:
+            info["modified"] = parsedate_to_datetime(told["Last-Modified"])
+        return info
+
+    def _listed_size(self, path: str) -> int | None:
+        """The size that the folder's listing tells, for servers whose HEAD does not."""
+        entries = (info for page in self._pages(self._parent(path)) for info in page)
+        return next((info["size"] for info in entries if info["name"] == path), None)
+
+    def _type(self, path: str) -> str:
+        """ "file", "directory", or "" for nothing; other errors are raised, not taken for its absence."""
+        try:
+            return str(self.info(path)["type"])
+        except FileNotFoundError:
+            return ""
+
+    def exists(self, path: str, **options: Any) -> bool:
+        """Whether there is something."""
+        return bool(self._type(path))
+
+    def isfile(self, path: str) -> bool:
+        """Whether there is a file."""
+        return self._type(path) == "file"
+
+    def isdir(self, path: str) -> bool:
+        """Whether there is a folder."""
+        return self._type(path) == "directory"
+
+    def walk(
+        self,
+        path: str,
+        maxdepth: int | None = None,
+        topdown: bool = True,
+        on_error: Any = "omit",
+        **options: Any,
+    ) -> Any:
+        """fsspec's walk, which takes a missing folder for an empty one, but not a server that fails."""
+        return super().walk(
+            path, maxdepth, topdown, _raise_failure if on_error == "omit" else on_error, **options
+        )
+
+    def modified(self, path: str) -> datetime:
+        """When a file was written."""
+        modified: datetime = self.info(path)["modified"]
+        return modified
+
+    def sha256(self, path: str) -> str:
+        """The hexadecimal SHA-256 of a file, as the server tells it; read and summed up where it doesn't."""
+        told = self.connection.send("HEAD", self._strip_protocol(path), {"Want-Repr-Digest": "sha-256=1"})
+        kind, digest = read_digest(told.headers.get("Repr-Digest", ""))
+        if kind == "sha-256":
+            return digest.hex()
+        with self.open(path) as file:
+            return sum_of(file, "sha-256").hex()
+
+    def mkdir(self, path: str, create_parents: bool = True, **options: Any) -> None:
+        """Make a folder. Raises FileExistsError."""
+        self._make(self._strip_protocol(path), create_parents)
+
+    def makedirs(self, path: str, exist_ok: bool = False) -> None:
+        """Make a folder and those above it."""
+        path = self._strip_protocol(path)
+        try:
+            self._make(path, repeatable=exist_ok)
+        except FileExistsError:
+            if not exist_ok or not self.isdir(path):
+                raise
+
+    def _make(self, path: str, create_parents: bool = True, repeatable: bool = False) -> None:
+        parent, _, name = path.rpartition("/")
+        if not parent:
+            raise FileExistsError(errno.EEXIST, "a user's folder is there from the beginning", path)
+        try:
+            self.connection.json("POST", parent, {"name": name}, repeatable=repeatable)
+        except FileNotFoundError:
+            if not create_parents or "/" not in parent:
+                raise
+            self.makedirs(parent, exist_ok=True)
+            self.connection.json("POST", parent, {"name": name}, repeatable=repeatable)
+
+    def rmdir(self, path: str) -> None:
+        """Remove an empty folder."""
+        self._delete(self._strip_protocol(path))
+
+    def rm_file(self, path: str) -> None:
+        """Remove a file, or an empty folder."""
+        self._delete(self._strip_protocol(path))
+
+    def rm(self, path: Any, recursive: bool = False, maxdepth: int | None = None) -> None:
+        """Remove files, and with `recursive` folders with all they hold, each in one call."""
+        if maxdepth is not None:
+            super().rm(path, recursive=recursive, maxdepth=maxdepth)
+            return
+        with InFlight(AT_ONCE) as calls:
+            for one in self.expand_path(path):
+                calls.submit(self._delete, one, recursive)
+
+    def _delete(self, path: str, force: bool = False) -> None:
+        try:
+            self.connection.json("DELETE", path, query="force=true" if force else "")
+        except FileExistsError as error:
+            raise OSError(errno.ENOTEMPTY, error.strerror, path) from None
+
+    def cp_file(self, path1: str, path2: str, **options: Any) -> None:
+        """Copy a file in a stream through this machine, or make the folder `path2` where `path1` is one."""
+        source, target = self._strip_protocol(path1), self._strip_protocol(path2)
+        info = self.info(source)
+        if info["type"] == "directory":
+            self.makedirs(target, exist_ok=True)
+        else:
+            self.mover.send(
+                target, Upload(lambda: Download(self.connection, source).buffered(), info["size"])
+            )
+
+    def cat_file(self, path: str, start: int | None = None, end: int | None = None, **options: Any) -> bytes:
+        """A file's bytes, or those of a range; negative positions count from the end."""
+        path = self._strip_protocol(path)
+        if (start or 0) < 0 or (end or 0) < 0:
+            start, end, _ = slice(start, end).indices(self.info(path)["size"])
+        if end is not None and end <= (start or 0):
+            return b""
+        try:
+            with Download(self.connection, path, start or 0, end).buffered() as file:
+                return file.read()
+        except OSError as error:
+            if error.errno != errno.ERANGE:
+                raise
+            return b""  # the range begins after the last byte
+
+    def pipe_file(self, path: str, value: bytes, mode: str = "overwrite", **options: Any) -> None:
+        """Store bytes as a file; the server refuses them when they arrive changed."""
+        value = bytes(value)
+        told = {"Repr-Digest": digest_field(FAST, sum_of(io.BytesIO(value), FAST))}
+        upload = Upload(lambda: io.BytesIO(value), len(value))
+        self.mover.send(self._strip_protocol(path), upload, told, exclusive=mode == "create")
+
+    def put(self, *arguments: Any, **options: Any) -> None:
+        """Store local files: small ones many at once, others several in flight."""
+        with self.mover.together(self.mover.put_bundle):
+            super().put(*arguments, **options)
+
+    def put_file(
+        self,
+        lpath: Any,
+        rpath: str,
+        callback: Any = DEFAULT_CALLBACK,
+        mode: str = "overwrite",
+        **options: Any,
+    ) -> None:
+        """Store a local file, or make the folder `rpath` where `lpath` is one."""
+        source, target = Path(lpath), self._strip_protocol(rpath)
+        if (together := self.mover.under_way()) and mode != "create":
+            found = source.stat()
+            size = found.st_size if S_ISREG(found.st_mode) else None
+            together.add(size, self.mover.put, source, target, callback)
+        else:
+            self.mover.put(source, target, callback, mode == "create")
+
+    def get(
+        self,
+        *arguments: Any,
+        sizes: dict[str, int] | None = None,
+        scratch: Path | None = None,
+        **options: Any,
+    ) -> None:
+        """Fetch files: small ones, as `sizes` or a listing tells, many at once, others several in flight.
+
+        They grow in `scratch`, by default beside the place where they will be.
+        """
+        with self.mover.together(self.mover.get_bundle, sizes, scratch):
+            super().get(*arguments, **options)
+
+    def get_file(self, rpath: str, lpath: Any, callback: Any = DEFAULT_CALLBACK, **options: Any) -> None:
+        """Fetch a file to a path, where it appears whole, or into an open file; makes a folder for a folder."""
+        source = self._strip_protocol(rpath)
+        if isfilelike(lpath):
+            with Download(self.connection, source) as download:
+                download.copy_to(lpath, callback)
+        elif together := self.mover.under_way():
+            size = together.sizes.get(source)
+            together.add(size, self.mover.get, source, Path(lpath), callback, together.scratch)
+        else:
+            self.mover.get(source, Path(lpath), callback)
+
+    def _open(
+        self,
+        path: str,
+        mode: str = "rb",
+        block_size: int | None = None,
+        autocommit: bool = True,
+        **options: Any,
+    ) -> Any:
+        if mode == "rb":
+            return ReadFile(self, path)
+        if mode not in ("wb", "xb", "ab"):
+            raise ValueError(f"a stored file can't be opened with mode {mode!r}")
+        if mode == "xb":
+            self.mover.refuse_taken(path)
+        file = UploadFile(
+            lambda growing: self.mover.put(growing, path, DEFAULT_CALLBACK, mode == "xb"), autocommit
+        )
+        if mode == "ab":
+            with suppress(FileNotFoundError):
+                self.get_file(path, file)
+        return file
+
+    def access(self, path: str) -> Access | None:
+        """Who may read a folder; None where a folder has no rights of its own."""
+        listing = self.connection.json("GET", self._strip_protocol(path), query="acl=true")
+        readers = listing.get("acl", {}).get("read")
+        return next((access for access, read in READERS.items() if read == readers), None)
+
+    def set_access(self, path: str, access: Access) -> None:
+        """Set who may read a folder; only its user may write."""
+        self.connection.json("PATCH", self._strip_protocol(path), {"acl": {"read": READERS[access]}})
+
+
+def _raise_failure(error: OSError) -> None:
+    if not isinstance(error, FileNotFoundError):
+        raise error
+
+
+def _folder(path: str) -> dict[str, Any]:
+    return {"name": path, "type": "directory", "size": 0}
+
+
+def _infos(path: str, listing: dict[str, Any]) -> list[dict[str, Any]]:
+    """A page of a listing as fsspec tells it."""
+    prefix = f"{path}/" if path else ""
+    folders = [_folder(prefix + item["name"]) for item in listing.get("folders", [])]
+    files = [
+        {
+            "name": prefix + item["filename"],
+            "type": "file",
+            "size": item["size"],
+            "modified": datetime.fromisoformat(item["last_modified"]),
+        }
+        for item in listing.get("files", [])
+    ]
+    return folders + files

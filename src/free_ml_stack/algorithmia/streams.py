@@ -1,0 +1,270 @@
+"""Files of Algorithmia's Data API as streams: reads that survive cuts, writes that appear whole or not at all."""
+
+import errno
+import io
+import os
+import re
+import tempfile
+import uuid
+from collections.abc import Callable
+from http.client import HTTPException
+from pathlib import Path
+from typing import Any
+
+from urllib3 import BaseHTTPResponse
+from urllib3.exceptions import HTTPError
+
+from free_ml_stack.algorithmia.connection import ATTEMPTS, Connection, wait
+from free_ml_stack.storage.local import CHUNK, WholeFile, write_all
+from free_ml_stack.storage.checksums import SUMS, read_digest
+
+FAST = "xxh3-128"  # the checksum that costs next to nothing
+WISH = {"Want-Repr-Digest": f"{FAST}=1"}
+LARGE = 1 << 20  # bytes from which on a checksum is worth a request of its own
+
+
+class ChecksumError(OSError):
+    """The bytes that came are not those that were stored."""
+
+
+class Download(io.RawIOBase):
+    """A file's bytes from `start` on, up to `end`, over as many connections as it takes.
+
+    A file read from its first to its last byte is held against the server's checksum: ChecksumError. Raises
+    IsADirectoryError for a folder, and OSError where the file is replaced meanwhile.
+    """
+
+    def __init__(self, connection: Connection, path: str, start: int = 0, end: int | None = None) -> None:
+        self.connection, self.path = connection, path
+        self.position, self.end = start, end
+        self.etag, self.size, self.failures = "", -1, 0
+        whole = start == 0 and end is None
+        self.answer = self._open(WISH if whole else {})
+        self.kind, self.expected = self._promise() if whole else ("", b"")
+        self.total = SUMS[self.kind]() if self.kind else None
+
+    def _open(self, wish: dict[str, str]) -> BaseHTTPResponse:
+        headers = dict(wish)
+        if self.position or self.end is not None:
+            headers["Range"] = f"bytes={self.position}-{'' if self.end is None else self.end - 1}"
+            headers |= {"If-Range": self.etag} if self.etag else {}
+        answer = self.connection.send("GET", self.path, headers, stream=True)
+        if answer.headers.get("X-Data-Type") == "directory":
+            answer.close()
+            raise IsADirectoryError(errno.EISDIR, "is a directory", self.path)
+        self._check_version(answer)
+        if answer.status != 206:  # the server has no ranges
+            for _ in range(self.position // CHUNK):
+                answer.read(CHUNK)
+            answer.read(self.position % CHUNK)
+        return answer
+
+    def _check_version(self, answer: BaseHTTPResponse) -> None:
+        match = re.fullmatch(r"bytes \d+-\d+/(\d+)", answer.headers.get("Content-Range", ""))
+        size = int(match[1] if match else answer.headers.get("Content-Length", -1))
+        etag = answer.headers.get("ETag", "")
+        if self.failures and (size, etag) != (self.size, self.etag):
+            answer.close()
+            raise OSError(errno.ESTALE, "the file was replaced while it was read", self.path)
+        self.size, self.etag = size, etag
+        if size >= 0:
+            self.end = size if self.end is None else min(self.end, size)
+
+    def _promise(self) -> tuple[str, bytes]:
+        """The checksum that the server tells beforehand, or the kind that it can be asked for."""
+        kind, digest = read_digest(self.answer.headers.get("Repr-Digest", ""))
+        if kind:
+            return kind, digest
+        if re.fullmatch(r'"?[0-9a-f]{32}"?', self.etag):
+            return "md5", bytes.fromhex(self.etag.strip('"'))
+        return (FAST, b"") if self.size >= LARGE else ("", b"")
+
+    def readable(self) -> bool:
+        """Always."""
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        """Fill a buffer as far as one piece reaches; 0 at the end."""
+        view = memoryview(buffer).cast("B")
+        if self.end is not None:
+            view = view[: self.end - self.position]
+        count = self._receive(view) if len(view) else 0
+        if self.total:
+            self.total.update(view[:count])
+        self.position += count
+        if count == 0 or self.position == self.end:
+            self._finish()
+        return count
+
+    def _receive(self, view: memoryview) -> int:
+        while True:
+            try:
+                # urllib3's own readinto copies every byte twice
+                count: int = self.answer._fp.readinto(view)  # type: ignore[attr-defined]
+                if count or self.end is None:
+                    self.failures = 0
+                    return count
+                failure: Exception = ConnectionError(f"{self.path} was cut off after {self.position} bytes")
+            except (OSError, HTTPError, HTTPException) as error:
+                failure = error
+            self.answer.close()
+            self.failures += 1
+            if self.failures == ATTEMPTS:
+                raise failure
+            wait(self.failures)
+            self.answer = self._open({})
+
+    def _finish(self) -> None:
+        """Free the connection, and hold a whole file against its checksum."""
+        self.answer.release_conn()
+        if not self.total:
+            return
+        if not self.expected:
+            told = self.connection.send("HEAD", self.path, WISH).headers
+            if told.get("ETag", "") == self.etag:
+                self.expected = read_digest(told.get("Repr-Digest", ""))[1]
+        if self.expected and self.total.digest() != self.expected:
+            raise ChecksumError(
+                errno.EIO, f"the bytes received do not have the server's {self.kind}", self.path
+            )
+        self.total = None
+
+    def buffered(self) -> io.BufferedReader:
+        """The same, to read from in pieces of any size."""
+        return io.BufferedReader(self, CHUNK)
+
+    def copy_to(self, file: Any, callback: Any) -> None:
+        """Write it all to an open file in constant memory."""
+        callback.set_size(self.size)
+        buffer = memoryview(bytearray(max(1, min(CHUNK, self.size) if self.size >= 0 else CHUNK)))
+        while count := self.readinto(buffer):
+            write_all(file, buffer[:count])
+            callback.relative_update(count)
+
+    def close(self) -> None:
+        """Drop the connection if there is something left on it."""
+        if not self.closed and self.position != self.end and hasattr(self, "answer"):
+            self.answer.close()
+        super().close()
+
+
+class RemoteFile(io.RawIOBase):
+    """A stored file to read and seek in; reads on ahead the further the longer it is read in order."""
+
+    def __init__(self, connection: Connection, path: str) -> None:
+        self.connection, self.path = connection, path
+        self.download = Download(connection, path)
+        self.position, self.size, self.window = 0, self.download.size, CHUNK
+
+    def readable(self) -> bool:
+        """Always."""
+        return True
+
+    def seekable(self) -> bool:
+        """Where the server tells sizes."""
+        return self.size >= 0
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        """Go to a position; nothing is asked of the server before the next read."""
+        base = (0, self.position, self.size)[whence]
+        if base + offset < 0:
+            raise OSError(
+                errno.EINVAL, "seek before the start of the file", self.path
+            )  # zipfile counts on it
+        self.position = base + offset
+        return self.position
+
+    def readinto(self, buffer: Any) -> int:
+        """Fill a buffer as far as one piece reaches; 0 at the end."""
+        if 0 <= self.size <= self.position:
+            return 0
+        if self.download.position != self.position or self.download.position == self.download.end:
+            self._jump(len(buffer))
+        count = self.download.readinto(buffer)
+        self.position += count
+        return count
+
+    def _jump(self, wanted: int) -> None:
+        in_order = self.download.position == self.position
+        self.window = max(wanted, CHUNK, self.window * 4 if in_order else 0)
+        etag = self.download.etag
+        self.download.close()
+        self.download = Download(self.connection, self.path, self.position, self.position + self.window)
+        if self.download.etag != etag:
+            raise OSError(errno.ESTALE, "the file was replaced while it was read", self.path)
+
+    def close(self) -> None:
+        """Drop the connection."""
+        if not self.closed and hasattr(self, "download"):
+            self.download.close()
+        super().close()
+
+
+class ReadFile(io.BufferedReader):
+    """What `open` returns to read from; can be pickled."""
+
+    def __init__(self, fs: Any, path: str) -> None:
+        raw = RemoteFile(fs.connection, path)
+        super().__init__(raw, CHUNK)
+        self.fs, self.path, self.size = fs, path, raw.size
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return _reopen, (self.fs, self.path, self.tell())
+
+
+def _reopen(fs: Any, path: str, position: int) -> ReadFile:
+    file = ReadFile(fs, path)
+    file.seek(position)
+    return file
+
+
+class Upload:
+    """The body of a PUT: a file that is summed up while it is sent; `begin` before each attempt."""
+
+    def __init__(
+        self, opened: Callable[[], Any], size: int, sent: Callable[[int], object] = lambda count: None
+    ) -> None:
+        self.opened, self.size, self.sent = opened, size, sent
+        self.file: Any = io.BytesIO()
+        self.count = 0
+
+    def begin(self) -> "Upload":
+        """Read from the file's first byte again."""
+        self.file.close()
+        self.file, self.total = self.opened(), SUMS[FAST]()
+        self.sent(-self.count)
+        self.count = 0
+        return self
+
+    def __len__(self) -> int:
+        return self.size
+
+    def read(self, size: int = -1) -> bytes:
+        """The next piece."""
+        chunk: bytes = self.file.read(size)
+        self.total.update(chunk)
+        self.count += len(chunk)
+        self.sent(len(chunk))
+        return chunk
+
+
+class UploadFile(WholeFile):
+    """A file to write, kept on local disk, that goes to the server when it is closed."""
+
+    def __init__(self, send: Callable[[Path], None], autocommit: bool) -> None:
+        growing = Path(tempfile.gettempdir(), uuid.uuid4().hex)
+        super().__init__(io.FileIO(growing, "xb"), growing, growing, autocommit=autocommit)
+        self.send = send
+
+    def finish(self) -> None:
+        """Write out; the file is here only until it is sent."""
+        self.flush()
+        self.raw.close()
+
+    def _sync_ahead(self, count: int) -> None:
+        pass
+
+    def commit(self) -> None:
+        """Send what has been written."""
+        self.send(self.growing)
+        self.discard()

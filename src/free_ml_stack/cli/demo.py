@@ -1,0 +1,244 @@
+"""The whole way in one command: doctor, data, train, sweep, publish, deploy, predict, monitor, and a report."""
+
+import json
+import subprocess
+import sys
+import time
+from argparse import Namespace
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from free_ml_stack.errors import NoServiceError, StackError
+from free_ml_stack.cli import commands as cli
+from free_ml_stack.algorithmia.calls import RECORD, address, call
+from free_ml_stack.console import say, shown, table
+from free_ml_stack.deployment.deploy import versions
+from free_ml_stack.hub.publish import FOLDER, Unpublished
+from free_ml_stack.deployment.monitor import Monitoring, monitor, read_calls
+from free_ml_stack.evaluation.page import report
+from free_ml_stack.storage.stores import open_store, standing_in
+from free_ml_stack.sweeps.sweep import sweep_folder
+from free_ml_stack.training.run import RESULT, find_run
+
+if TYPE_CHECKING:
+    from free_ml_stack.project.science import Science
+    from free_ml_stack.project.settings import Settings
+
+START = 60  # seconds that a gateway gets to start, and to write its log
+SUMMARY, SWEEP = "demo.json", "sweep.yaml"
+LACKING = (("Store", "unstored"), ("Hub", "unpublished"))  # rows of what a service did not take
+HERE = ("doctor", "train", "sweep")  # the steps whose results are on this machine, whatever the store
+
+
+def demo(science: "Science", settings: "Settings") -> int:
+    """Take the project through all steps, and end with a table and a page of what was made.
+
+    Where the store or the gateway elsewhere fails on the way, the project's own stand in for it.
+    """
+    way, unstored = Way(science, settings), ""
+    try:
+        way.go()
+    except Exception as error:
+        if not way.lost(error):
+            raise
+        unstored = cli.in_a_line(error)
+        say(
+            f"error: {unstored}",
+            f"This project's own folder, {shown(settings.private)}, stands in from here on.",
+        )
+        way.settings = settings = standing_in(settings)
+        way.go()
+    found = facts(settings, way.url, way.answers[0], way.seen)
+    found["unpublished"], found["unstored"] = way.unpublished, unstored
+    found["seconds"] = round(time.perf_counter() - way.started, 1)
+    page = report(
+        settings.title or settings.project,
+        rows(found),
+        images(settings, way.seen),
+        settings.root / "report.html",
+    )
+    found["report"] = str(page)
+    (settings.runs / SUMMARY).write_text(json.dumps(found, indent=1), encoding="utf-8")
+    say("", table([(name, value) for name, value in rows(found)]))
+    if unstored:
+        steps = ", ".join(f"`{settings.command} {step}`" for step in ("data", "publish", "deploy"))
+        say(f"What is missing elsewhere goes there later, by {steps}.")
+    return 0
+
+
+class Way:
+    """The steps of a demo; gone again, what was made on this machine stays, and what is in a store is made anew."""
+
+    def __init__(self, science: "Science", settings: "Settings") -> None:
+        self.science, self.settings = science, settings
+        self.started, self.done = time.perf_counter(), set[str]()
+        self.unpublished, self.url = "", ""
+        self.answers: list[Any] = []
+        self.seen: Monitoring
+
+    def go(self) -> None:
+        """Take all steps that are still to be taken."""
+        self.unpublished = ""
+        for name in ("doctor", "data", "train", "sweep", "publish", "deploy"):
+            if name not in self.done:
+                say("", f"== {name} ==")
+                self.take(name)
+            if name in HERE:
+                self.done.add(name)
+        say("", "== predict ==")
+        self.predict()
+        say("", "== monitor ==")
+        self.seen = monitor(self.settings)
+
+    def take(self, name: str) -> None:
+        """Run one command. Raises StackError where it fails; publishing may, for what comes next needs no Hub.
+
+        What `doctor` finds wrong elsewhere ends nothing: each step says itself what it does without.
+        """
+        try:
+            code = cli.COMMANDS[name](self.science, self.settings, arguments(name, self.science))
+        except Unpublished as error:
+            self.unpublished = str(error)
+            say(f"error: {error}")
+            return
+        if code and name == "doctor":
+            say("What can be done without that is done; the rest can follow once it is mended.")
+        elif code:
+            raise StackError(f"{name} failed; the lines above say why")
+        if name == "train":
+            say(f"First trained model after {time.perf_counter() - self.started:.1f} s.")
+
+    def predict(self) -> None:
+        """Call the deployed model with all images of the test split, and wait until the calls are in the log."""
+        settings = self.settings
+        with gateway(self.science, settings):
+            self.url, _ = address(settings)
+            before = logged(settings)
+            self.answers = call(settings, test_images(settings))
+            if settings.algorithmia_api:
+                wait_for_log(settings, before + len(self.answers))
+        first = json.dumps(self.answers[0])[:60]
+        say(f"{len(self.answers)} calls through Algorithmia's client, the first answer: {first}…")
+
+    def lost(self, error: Exception) -> bool:
+        """Whether an error is that of a service that this project's own folder can stand in for."""
+        elsewhere = self.settings != standing_in(self.settings)
+        return elsewhere and (isinstance(error, NoServiceError) or cli.from_outside(error))
+
+
+def arguments(command: str, science: "Science") -> Namespace:
+    """The arguments that a command gets when it is called without any."""
+    return cli.parse(science, [command])
+
+
+@contextmanager
+def gateway(science: "Science", settings: "Settings") -> Iterator[None]:
+    """A gateway in a process of its own, as `serve` starts it, stopped in the end; none where one is configured."""
+    if settings.algorithmia_api:
+        yield
+        return
+    record = settings.private / RECORD
+    process = subprocess.Popen(
+        [sys.executable, "-m", science.package, "serve"], cwd=settings.root, stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert process.stdout is not None
+        if not any(line.startswith("Serving on") for line in process.stdout):
+            raise StackError(f"the gateway did not start; `{settings.command} serve` says why")
+        assert record.exists()
+        yield
+    finally:
+        process.terminate()
+        process.wait(START)
+
+
+def logged(settings: "Settings") -> int:
+    """How many calls are in the log."""
+    return len(read_calls(open_store(settings.storage, settings), settings.algorithm.partition("/")[2]))
+
+
+def wait_for_log(settings: "Settings", calls: int) -> None:
+    """Wait for a gateway that runs elsewhere, which writes its log in pauses, to have written down `calls`."""
+    end = time.monotonic() + START
+    while logged(settings) < calls and time.monotonic() < end:
+        time.sleep(0.2)
+
+
+def test_images(settings: "Settings") -> list[Any]:
+    """The images of the test split: what the model has never seen."""
+    from free_ml_stack.data import dataset
+
+    splits, _ = dataset.read(
+        open_store(settings.storage, settings), settings.private / "cache", settings.command
+    )
+    images: list[Any] = splits["test"]["image"].tolist()
+    return images
+
+
+def facts(settings: "Settings", url: str, answer: Any, seen: Monitoring) -> dict[str, Any]:
+    """What the demo has made, by name."""
+    run = find_run(settings)
+    result = json.loads((run / RESULT).read_text(encoding="utf-8"))
+    sweep = sweep_folder(settings, settings.root / SWEEP)
+    model = settings.models / run.name
+    return {
+        "test_accuracy": result["test"]["accuracy"],
+        "run": str(run),
+        "best_config": json.loads((sweep / "best.json").read_text(encoding="utf-8")),
+        "model": str(model),
+        "card": str(model / "README.md"),
+        "stored": f"{settings.storage}/{FOLDER}/{run.name}",
+        "version": versions(open_store(settings.storage, settings), settings.algorithm.partition("/")[2])[
+            0
+        ].version,
+        "gateway": url,
+        "remote": bool(settings.algorithmia_api),
+        "prediction": {key: answer[key] for key in ("label", "confidence") if key in answer},
+        "calls": seen.calls,
+        "median_ms": seen.median_ms,
+        "p99_ms": seen.p99_ms,
+        "drift": seen.drift["verdict"],
+    }
+
+
+def rows(found: dict[str, Any]) -> list[tuple[str, object]]:
+    """The facts as a table for people."""
+    best = ", ".join(
+        f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}"
+        for name, value in found["best_config"].items()
+    )
+    lines: list[tuple[str, object]] = [
+        ("Test accuracy", f"{found['test_accuracy']:.4f}"),
+        ("Best of the sweep", best),
+        ("Model", shown(Path(found["model"]))),
+        ("Model card", shown(Path(found["card"]))),
+        ("In the store", found["stored"]),
+        *[(title, found[name]) for title, name in LACKING if found.get(name)],
+        ("Deployed", f"version {found['version']}"),
+        ("Gateway", found["gateway"] + ("" if found["remote"] else " (stopped; `serve` starts it again)")),
+        (
+            "Prediction",
+            f"{found['prediction'].get('label')} with confidence {found['prediction'].get('confidence', 0):.2f}",
+        ),
+        (
+            "Latency",
+            f"median {found['median_ms']:.1f} ms, 99 % within {found['p99_ms']:.1f} ms, {found['calls']} calls",
+        ),
+        ("Drift", found["drift"]),
+        ("Time", f"{found.get('seconds', 0)} s"),
+    ]
+    return lines + ([("Report", shown(Path(found["report"])))] if "report" in found else [])
+
+
+def images(settings: "Settings", seen: Monitoring) -> dict[str, Path]:
+    """The pictures of the report, by title."""
+    model = settings.models / find_run(settings).name
+    return {
+        "Learning curves": model / "learning_curves.png",
+        "Sweep": sweep_folder(settings, settings.root / SWEEP) / "sweep.png",
+        "Confusion matrix": model / "confusion.png",
+        "Latency": seen.pictures["latency"],
+        "Drift": seen.pictures["drift"],
+    }

@@ -1,0 +1,149 @@
+"""Tell whether the project is ready: keys, versions, device, disk, and what its settings may cost."""
+
+import json
+import os
+import platform
+import re
+import shutil
+import sys
+from dataclasses import dataclass
+from importlib import metadata, util
+from typing import Any
+
+from free_ml_stack.errors import StackError
+from free_ml_stack.credentials import check as credentials
+from free_ml_stack.storage import stores as storage
+from free_ml_stack.project.settings import FILE, Settings
+
+PACKAGES = ("torch", "numpy", "pyarrow", "safetensors", "onnxruntime", "fsspec", "optuna")
+CLIENTS = ("algorithmia", "wandb", "huggingface_hub", "s3fs", "trackio")
+NEEDED = 1 << 30  # bytes: a few models and their checkpoints
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a part of the project costs as it is set up, and the page with the terms."""
+
+    part: str
+    free: bool
+    text: str
+    page: str = ""
+
+
+def doctor(settings: Settings, as_json: bool = False) -> int:
+    """Print what is found, as text or JSON; return 1 when something the project is set to use is wrong."""
+    accounts = {service: getattr(settings, name) for service, name in credentials.SETTINGS.items()}
+    accounts["huggingface"] = settings.model_repo.rpartition("/")[0] or accounts["huggingface"]
+    dotenv = credentials.read_env_file(settings.root / ".env")
+    reports = credentials.check(os.environ, accounts, dotenv)
+    plan = next((report.plan for report in reports if report.service == "huggingface"), "")
+    found: dict[str, Any] = {
+        "python": f"{platform.python_version()} on {platform.system()} {platform.machine()}",
+        "versions": {name: _version(name) for name in (*PACKAGES, *CLIENTS)},
+        "device": _device(),
+        "disk_free": shutil.disk_usage(settings.root).free,
+        "storage": settings.storage,
+    }
+    bills = costs(settings, plan)
+    wrong = [
+        f"{credentials.SERVICES[report.service]}: {report.text}"
+        for report in reports
+        if report.outcome == "rejected" and (report.service != "wandb" or settings.tracker == "wandb")
+    ]
+    wrong += _wrong(settings, found)
+    if as_json:
+        services, prices = credentials.as_json(reports), [vars(bill) for bill in bills]
+        print(json.dumps({**found, "services": services, "costs": prices, "wrong": wrong}, indent=2))
+        return 1 if wrong else 0
+    credentials.show(reports, sys.stdout, os.environ)
+    _print(found, bills, wrong)
+    return 1 if wrong else 0
+
+
+def costs(settings: Settings, plan: str = "") -> list[Cost]:
+    """Tell for each part of the project whether it costs nothing; `plan` is what Hugging Face tells of it."""
+    hub = "https://huggingface.co/pricing"
+    scheme = settings.storage.partition("://")[0] if "://" in settings.storage else "file"
+    stores = {
+        "algorithmia": Cost("storage", True, "the project's own gateway, or your installation"),
+        "hf": Cost(
+            "storage", True, "free within the Hub's limits", "https://huggingface.co/docs/hub/storage-limits"
+        ),
+        "s3": Cost(
+            "storage",
+            "s3" not in settings.credentials,
+            "your provider bills a bucket",
+            "https://aws.amazon.com/s3/pricing",
+        ),
+    }
+    spaces = "static and ZeroGPU Spaces are free; a Docker Space needs PRO"
+    return [
+        stores.get(scheme, Cost("storage", True, "a local folder")),
+        Cost("tracking", True, "W&B's free plan, or offline", "https://wandb.ai/site/pricing")
+        if settings.tracker == "wandb"
+        else Cost("tracking", True, "local"),
+        Cost("hosting", True, f"{spaces}{', which you have' if plan == 'PRO' else ''}", hub),
+        Cost(
+            "GPU",
+            True,
+            "Colab's free tier, as far as there is one free",
+            "https://research.google.com/colaboratory/faq.html",
+        ),
+    ]
+
+
+def _version(name: str) -> str:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return ""
+
+
+def _device() -> str:
+    if not util.find_spec("torch"):
+        return "torch is not installed"
+    import torch
+
+    if torch.cuda.is_available():
+        return f"cuda ({torch.cuda.get_device_name()})"
+    return "mps" if torch.backends.mps.is_available() else f"cpu ({os.cpu_count()} cores)"
+
+
+def _wrong(settings: Settings, found: dict[str, Any]) -> list[str]:
+    wrong = []
+    versions = found["versions"]
+    try:
+        storage.parse(settings.storage)
+    except StackError as error:
+        wrong.append(str(error))
+    for name, optional in (("algorithm", False), ("model_repo", True)):
+        value = getattr(settings, name)
+        if not re.fullmatch(r"[\w.-]+/[\w.-]+", value) and (value or not optional):
+            wrong.append(f"{name} in {FILE} is {value!r}: give it as OWNER/NAME")
+    if settings.storage.startswith("s3://") and "s3" in settings.credentials and not versions["s3fs"]:
+        wrong.append(
+            "storage is on S3, but s3fs is not installed: add it, or choose another storage in stack.toml"
+        )
+    if settings.tracker == "trackio" and not versions["trackio"]:
+        wrong.append(
+            "tracker is trackio, which is not installed: add it, or choose another tracker in stack.toml"
+        )
+    if found["disk_free"] < NEEDED:
+        wrong.append(f"only {found['disk_free'] / 1e9:.1f} GB of disk are free: make room")
+    return wrong
+
+
+def _print(found: dict[str, Any], bills: list[Cost], wrong: list[str]) -> None:
+    installed = ", ".join(f"{name} {version}" for name, version in found["versions"].items() if version)
+    print(f"\nPython     {found['python']}\nPackages   {installed}\nDevice     {found['device']}")
+    print(
+        f"Disk       {found['disk_free'] / 1e9:.0f} GB free\nStorage    {found['storage']}\n\nWhat it costs:"
+    )
+    for bill in bills:
+        page = f" - {bill.page}" if bill.page else ""
+        print(f"  {bill.part:<9}{'nothing' if bill.free else 'money'}: {bill.text}{page}")
+    print()
+    for line in wrong:
+        print(f"wrong: {line}")
+    if not wrong:
+        print("Nothing is wrong.")

@@ -1,0 +1,229 @@
+"""Check the keys of the services live: whether they are valid, as whom, and with what rights.
+
+Standard library only, here and in `keys` and `verdict`: a hook runs it before anything is installed.
+A key goes nowhere but to its own service; no report, line or error holds more of it than four characters.
+"""
+
+import base64
+import json
+import os
+import re
+import threading
+import time
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from free_ml_stack.credentials.keys import Key, find, is_address, present, read_env_file, renewable
+from free_ml_stack.credentials.report import SERVICES, SETTINGS, Report, as_json, report, show
+
+if TYPE_CHECKING:
+    import urllib.request
+
+__all__ = ["SERVICES", "SETTINGS", "Report", "as_json", "check", "find", "present", "read_env_file", "show"]
+
+EXCHANGED = ("HF_OIDC_RESOURCE", "WANDB_IDENTITY_TOKEN_FILE")  # what the client trades for a key when it runs
+ANSWER_LIMIT = 1 << 20  # bytes; the real answers are a few kilobytes
+
+
+def check(
+    environ: Mapping[str, str],
+    accounts: Mapping[str, str] | None = None,
+    dotenv: Mapping[str, str] | None = None,
+    services: Iterable[str] = tuple(SERVICES),
+    seconds: float = 4.5,
+) -> list[Report]:
+    """Check the keys of `services` live, one call each and side by side, within `seconds` in all.
+
+    `accounts` maps a service to the account that the project names there. Failures are reports, never raised.
+    """
+    deadline = time.monotonic() + seconds
+    keys = {service: find(service, environ, dotenv) for service in services}
+    reports: dict[str, Report] = {}
+
+    def run(key: Key) -> None:
+        reports[key.service] = _check_key(key, (accounts or {}).get(key.service, ""), seconds)
+
+    # Daemons: a name look-up or a dripping answer can't be interrupted, and must not hold the program up.
+    threads = [threading.Thread(target=run, args=(key,), daemon=True) for key in keys.values() if key]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(max(0.0, deadline - time.monotonic()))
+    late = {service: report(key, "timeout") for service, key in keys.items() if key}
+    absent = {service: report(Key(service, "", "", ""), "missing") for service in keys}
+    return [(absent | late | reports)[service] for service in keys]
+
+
+def check_here(service: str, account: str, env_file: Path) -> Report:
+    """Check one service's key as this process has it."""
+    return check(os.environ, {service: account}, read_env_file(env_file), [service])[0]
+
+
+def trouble(service: str, account: str, env_file: Path) -> str:
+    """Why a service's key can't be used, and how to mend it; nothing where it can, or where nobody knows."""
+    found = check_here(service, account, env_file)
+    return f"{SERVICES[service]}: {found.text}; {found.remedy}" if found.outcome == "rejected" else ""
+
+
+def _check_key(key: Key, expected: str, seconds: float) -> Report:
+    if not is_address(key.address):
+        return report(key, "address")
+    if key.twice:
+        return report(key, "two")
+    if key.source.startswith(EXCHANGED):
+        return report(key, "exchanged")
+    if rule := _broken_rule(key):
+        return report(key, "malformed", rule=rule)
+    status, body, failure = _ask(key, seconds)
+    if failure == "refused" and renewable(key):
+        failure = "ended"
+    if failure:
+        return report(key, failure, status)
+    judge = {"algorithmia": _judge_algorithmia, "wandb": _judge_wandb, "huggingface": _judge_huggingface}
+    try:
+        return judge[key.service](key, expected, body)
+    except (AttributeError, KeyError, IndexError, TypeError):  # JSON, but not of the service's shape
+        return report(key, "unexpected", status)
+
+
+def _broken_rule(key: Key) -> str:
+    """Name the rule of the clients that a value breaks, or nothing (W&B: wandb/sdk/lib/wbauth)."""
+    characters = "it holds spaces, quotes or other characters that no key has"
+    if not re.fullmatch(r"[!-~]+", key.value) or re.match(r"['\"]|\w+=", key.value):
+        return characters
+    if key.service != "wandb" or re.fullmatch(r"[\w-]+\.[\w-]+\.[\w-]+", key.value):
+        return ""
+    first, dash, rest = key.value.partition("-")  # what stands before a dash names the server
+    secret = rest if dash else first
+    if not re.fullmatch(r"[\w-]*", secret):
+        return characters
+    return "" if len(secret) >= 40 else f"W&B's have 40 letters and digits or more, this has {len(secret)}"
+
+
+def _ask(key: Key, seconds: float) -> tuple[int, Any, str]:
+    """Make the one call; return (status, JSON, "") or (status, None, reason)."""
+    import http.client
+    import ssl
+    import urllib.error
+    import urllib.request
+
+    class AsAnswered(urllib.request.HTTPErrorProcessor):
+        """Every status is an answer, and no redirect is followed: a key stays with its host."""
+
+        def http_response(self, request: Any, response: Any) -> Any:
+            return response
+
+        https_response = http_response
+
+    try:
+        bundle = os.environ.get("REQUESTS_CA_BUNDLE") or os.environ.get("CURL_CA_BUNDLE")  # as the clients do
+        context = ssl.create_default_context(cafile=bundle if bundle and Path(bundle).is_file() else None)
+        opener = urllib.request.build_opener(AsAnswered, urllib.request.HTTPSHandler(context=context))
+        with opener.open(_request(key), timeout=seconds) as answer:
+            return _sort(answer.status, answer.read(ANSWER_LIMIT))
+    except (
+        OSError,
+        http.client.HTTPException,
+        UnicodeError,
+    ) as error:  # the last: a proxy's name that is none
+        reason = error.reason if isinstance(error, urllib.error.URLError) else error
+        if isinstance(reason, ssl.SSLError):
+            return 0, None, "tls"
+        if "407" in str(reason):  # the proxy of a tunnel asks who we are
+            return 407, None, "proxy"
+        return 0, None, "timeout" if isinstance(reason, TimeoutError) else "unreachable"
+
+
+def _request(key: Key) -> "urllib.request.Request":
+    import urllib.request
+
+    basic = base64.b64encode(f"api:{key.value}".encode()).decode()
+    bearer = f"Bearer {key.value}"
+    query = {"query": "query Viewer { viewer { id entity username teams { edges { node { name } } } } }"}
+    path, authorization, data = {
+        "algorithmia": ("/v1/data/", bearer if "bearer" in key.source.lower() else key.value, None),
+        "wandb": ("/graphql", f"Basic {basic}", json.dumps(query).encode()),
+        "huggingface": ("/api/whoami-v2", bearer, None),
+    }[key.service]
+    headers = {
+        "Authorization": authorization,
+        "Content-Type": "application/json",
+        "User-Agent": "free-ml-stack",
+    }
+    return urllib.request.Request(key.address + path, data, headers)  # noqa: S310 (http or https: is_address)
+
+
+def _sort(status: int, raw: bytes) -> tuple[int, Any, str]:
+    """Tell an answer of the service, which is JSON, from all that may come in its place."""
+    reasons = {429: "rate-limit", 407: "proxy", 401: "refused", 403: "refused"}
+    if status == 511:  # the network, not the service, wants a log-in
+        return status, None, "proxy"
+    if status >= 500 or 300 <= status < 400:
+        return status, None, "server-error" if status >= 500 else "redirect"
+    if raw.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"<") and status != 429:
+        return status, None, "proxy"
+    if status != 200:
+        return status, None, reasons.get(status, "unexpected")
+    try:
+        return status, json.loads(raw), ""
+    except (ValueError, RecursionError):
+        return status, None, "unexpected"
+
+
+def _judge_algorithmia(key: Key, expected: str, body: Any) -> Report:
+    """Judge by the root listing, which names the caller's own folder first."""
+    names = [folder["name"] for folder in body.get("folders") or []]
+    account = names[0] if names else "a user without data"
+    if expected and expected not in names:
+        return report(key, "other-account", account=account, expected=expected, accounts=", ".join(names))
+    return report(key, "valid", account=account, rights=f"owns the collections of {expected or account}")
+
+
+def _judge_wandb(key: Key, expected: str, body: Any) -> Report:
+    """Judge by the viewer: null for a key that the server does not know."""
+    viewer = body["data"]["viewer"]
+    if viewer is None:
+        return report(key, "refused")
+    teams = [edge["node"]["name"] for edge in (viewer.get("teams") or {}).get("edges") or []]
+    names = [name for name in (viewer.get("username"), viewer.get("entity"), *teams) if name]
+    if expected and expected.casefold() not in [name.casefold() for name in names]:
+        accounts = ", ".join(dict.fromkeys(names))
+        return report(key, "other-account", account=names[0], expected=expected, accounts=accounts)
+    entity = expected or viewer.get("entity") or names[0]
+    return report(key, "valid", account=names[0], rights=f"logs to {entity}")
+
+
+def _judge_huggingface(key: Key, expected: str, body: Any) -> Report:
+    """Judge by whoami: the namespace must be the account's own or an organization's, and writable."""
+    account, namespace = body["name"], expected or body["name"]
+    roles = {account: "admin"} | {org["name"]: (org.get("roleInOrg") or "") for org in body.get("orgs") or []}
+    role = next((role for name, role in roles.items() if name.casefold() == namespace.casefold()), None)
+    plan = {True: "PRO", False: "free"}.get(body.get("isPro"), "")
+    if role is None:
+        accounts = ", ".join(roles)
+        return report(key, "other-account", 0, account, plan, expected=expected, accounts=accounts)
+    may = _may_write(body.get("auth") or {}, namespace)
+    if may and role in ("", "read"):
+        may = False if role else None
+    if may is None:
+        return report(
+            key, "rights-untold", 0, account, plan, rights=f"does not tell its rights for {namespace}"
+        )
+    rights = f"may {'write to' if may else 'only read, not write to'} {namespace}"
+    return report(key, "valid" if may or not expected else "rights", 0, account, plan, rights=rights)
+
+
+def _may_write(auth: Mapping[str, Any], namespace: str) -> bool | None:
+    """Whether a token may write to a namespace; None if the Hub does not say. No global right is to write."""
+    token = auth.get("accessToken") or {}
+    if token.get("role") in ("read", "write"):
+        return bool(token["role"] == "write")
+    scopes = (token.get("fineGrained") or {}).get("scoped")
+    if token.get("role") != "fineGrained" or scopes is None:
+        return None
+    own = [
+        scope for scope in scopes if scope["entity"]["name"].split("/")[0].casefold() == namespace.casefold()
+    ]
+    rights = [right for scope in own for right in scope["permissions"]]
+    return any(right.startswith("repo.") and right.endswith("write") for right in rights)

@@ -1,0 +1,170 @@
+"""Deploy to an Algorithmia installation the official way: create, upload, push, wait for the build, publish."""
+
+import json
+import shutil
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, urlsplit
+
+from free_ml_stack.errors import StackError
+from free_ml_stack.deployment.deploy import SAMPLE, close
+from free_ml_stack.storage.stores import verify
+from free_ml_stack.deployment.versions import Bump
+
+MANIFEST = "model_manifest.json"
+UNNEEDED = (".png", ".md", ".safetensors")  # files of a model folder that answering takes no part of
+BUILD_SECONDS = 1800.0
+
+
+def deploy_to_installation(
+    model_dir: Path,
+    sources: Path,
+    predict: Path,
+    client: Any,
+    algorithm: str,
+    bump: Bump = "minor",
+    notes: str = "",
+    say: Callable[[str], None] = print,
+    build_seconds: float = BUILD_SECONDS,
+) -> str:
+    """Publish a model folder as a new version of `algorithm` ("owner/name"); returns the version.
+
+    `sources` is the project's `algorithm/` folder and `predict` its predict.py; `client` is Algorithmia's own.
+    The build must answer the folder's sample as recorded before it is published. Raises StackError.
+    """
+    verify(model_dir)
+    sample = json.loads((model_dir / SAMPLE).read_text())
+    algo = client.algo(algorithm)
+    address = repository(client, algo, algorithm)
+    with tempfile.TemporaryDirectory() as scratch:
+        git = Git(Path(scratch), address, algorithm.partition("/")[0], client.apiKey or "")
+        git.clone()
+        assemble(git.tree, sources, predict, sample)
+        say(f"Uploading {model_dir.name}")
+        upload(client, model_dir, algorithm, git.tree)
+        commit = git.push(notes or f"Deploy {model_dir.name}")
+    say(f"Pushed {commit[:10]} to {address}; waiting for the build")
+    wait_for_build(algo, commit, build_seconds)
+    answer = client.algo(f"{algorithm}/{commit}").pipe(sample["input"]).result
+    if not close(answer, sample["output"]):
+        raise StackError(
+            f"build {commit[:10]} answers the sample with {answer!r} instead of {sample['output']!r}"
+        )
+    published = algo.publish(version_info={"version_type": bump, "release_notes": notes})
+    return str(published["version_info"]["semantic_version"])
+
+
+def repository(client: Any, algo: Any, algorithm: str) -> str:
+    """The git address of an algorithm, which is created if need be."""
+    if not algo.exists():
+        environments = client.get_environment("python3").get("environments", [])
+        chosen = next((item["id"] for item in environments if item.get("machine_type") == "CPU"), None)
+        details = {"label": algo.algoname, "summary": "", "tagline": ""}
+        settings = {
+            "source_visibility": "closed",
+            "license": "apl",
+            "network_access": "full",
+            "pipeline_enabled": False,
+        }
+        algo.create(
+            details=details, settings=settings | ({"algorithm_environment": chosen} if chosen else {})
+        )
+    source = client.getJsonHelper(f"/v1/algorithms/{algorithm}").get("source", {})
+    derived = f"{client.apiAddress.replace('//api.', '//git.', 1)}/git/{algorithm}.git"
+    return str(source.get("repository_https_url") or derived)
+
+
+def assemble(tree: Path, sources: Path, predict: Path, sample: dict[str, Any]) -> None:
+    """Fill a working tree with the algorithm's sources, predict.py and the sample as a test case."""
+    shutil.copytree(sources, tree, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(predict, tree / "src" / "predict.py")
+    case = {
+        "case_name": "sample",
+        "input": sample["input"],
+        "expected_output": sample["output"],
+        "type": "NO_EXCEPTION",
+    }
+    (tree / "TEST_CASES.json").write_text(json.dumps([case], indent=1))
+
+
+def upload(client: Any, model_dir: Path, algorithm: str, tree: Path) -> None:
+    """Upload a model folder into a collection of its own; write the manifest of it, and its frozen form."""
+    owner, _, name = algorithm.partition("/")
+    mark = json.loads((model_dir / "manifest.json").read_text())["files"]
+    files = sorted(file for file in mark if not file.endswith(UNNEEDED) and "/" not in file)
+    collection = f"data://{owner}/{name}_{mark[files[0]]['sha256'][:12]}"
+    if not client.dir(collection).exists():
+        client.dir(collection).create()
+    for file in files:
+        client.file(f"{collection}/{file}").putFile(str(model_dir / file))
+    required = [
+        {"name": file, "source_uri": f"{collection}/{file}", "fail_on_tamper": True, "metadata": {}}
+        for file in files
+    ]
+    (tree / MANIFEST).write_text(json.dumps({"required_files": required, "optional_files": []}, indent=1))
+    client.freeze(str(tree / MANIFEST), str(tree))
+
+
+def wait_for_build(algo: Any, commit: str, seconds: float) -> None:
+    """Wait until the build of a commit has succeeded. Raises StackError with its log where it fails."""
+    end = time.monotonic() + seconds
+    pause = 0.1
+    while time.monotonic() < end:
+        for build in algo.get_builds(limit=10)["results"]:
+            if build["commit_sha"] == commit and build["status"] == "succeeded":
+                return
+            if build["commit_sha"] == commit and build["status"] == "failed":
+                lines = algo.get_build_logs(build["build_id"])["logs"].strip().splitlines()
+                raise StackError(f"the build of {commit[:10]} failed: {lines[-1] if lines else 'no log'}")
+        time.sleep(pause)
+        pause = min(pause * 2, 10.0)
+    raise StackError(f"the build of {commit[:10]} did not end within {seconds:g} seconds")
+
+
+class Git:
+    """A clone in a scratch folder; the key stands in a file there and in no command line."""
+
+    def __init__(self, scratch: Path, address: str, user: str, key: str) -> None:
+        self.address, self.tree, self.credentials = address, scratch / "tree", scratch / "credentials"
+        url = urlsplit(address)
+        line = f"{url.scheme}://{quote(user, safe='')}:{quote(key, safe='')}@{url.netloc}\n"
+        self.credentials.touch(0o600)
+        self.credentials.write_text(line)
+
+    def clone(self) -> None:
+        """Fetch the repository."""
+        self._run("clone", "--quiet", self.address, str(self.tree), within=False)
+
+    def push(self, message: str) -> str:
+        """Commit everything and push it to the branch that is checked out; returns the commit's hash."""
+        self._run("add", "--all", "--force")
+        identity = (
+            "-c",
+            "user.name=free-ml-stack",
+            "-c",
+            "user.email=deploy@localhost",
+            "-c",
+            "commit.gpgsign=false",
+        )
+        self._run(*identity, "commit", "--quiet", "--allow-empty", "--message", message)
+        self._run("push", "--quiet", "origin", "HEAD")
+        return self._run("rev-parse", "HEAD").strip()
+
+    def _run(self, *arguments: str, within: bool = True) -> str:
+        command = [
+            "git",
+            "-c",
+            "credential.helper=",
+            "-c",
+            f"credential.helper=store --file={self.credentials}",
+        ]
+        command += ["-c", "core.askPass=true", *(["-C", str(self.tree)] if within else []), *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False)
+        if done.returncode:
+            lines = done.stderr.strip().splitlines() or ["git failed"]
+            raise StackError(f"git {arguments[0]} {self.address}: {lines[-1]}")
+        return done.stdout

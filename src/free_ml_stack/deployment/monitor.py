@@ -1,0 +1,105 @@
+"""Monitoring: the gateway's log of calls against the data that the deployed model was trained on."""
+
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from free_ml_stack.errors import StackError
+from free_ml_stack.evaluation import plots as pictures
+from free_ml_stack.evaluation.drift import drift
+from free_ml_stack.storage.stores import open_store
+from free_ml_stack.tracking.run import open_run
+from free_ml_stack.deployment.versions import read_index
+
+if TYPE_CHECKING:
+    from fsspec import AbstractFileSystem
+
+    from free_ml_stack.project.settings import Settings
+
+LOGS = "logs"
+
+
+@dataclass(frozen=True)
+class Monitoring:
+    """What the calls of the latest version look like: drift, latency in milliseconds, failures, pictures."""
+
+    version: str
+    drift: dict[str, Any]
+    calls: int
+    errors: int
+    median_ms: float
+    p99_ms: float
+    pictures: dict[str, Path]
+    tracked: str
+
+
+def monitor(settings: "Settings") -> Monitoring:
+    """Compare the logged calls of the latest version with its reference; draw and track the result.
+
+    Raises StackError where nothing is deployed or nobody has called it.
+    """
+    store = open_store(settings.storage, settings)
+    name = settings.algorithm.partition("/")[2]
+    index = read_index(store, name)
+    build = index.latest() if index else None
+    if build is None:
+        raise StackError(f"nothing is deployed yet: run `{settings.command} deploy`")
+    calls = [call for call in read_calls(store, name) if call["version"] == build.version]
+    if not calls:
+        raise StackError(f"nobody has called version {build.version} yet: run `{settings.command} predict`")
+    known = json.loads(store.cat_file(f"{build.folder}/reference.json"))
+    good = [call for call in calls if "error" not in call and "label" in call]
+    found = drift(known, good, [call.get("summary", {}) for call in good])
+    times = np.array([call["latency_ms"] for call in calls])
+    folder = settings.runs / time.strftime("monitor-%Y%m%d-%H%M%S")
+    run = open_run(
+        settings, folder.name, "monitor", folder, {"algorithm": settings.algorithm, "version": build.version}
+    )
+    drawn = draw(found, times, folder)
+    median, p99 = (float(value) for value in np.percentile(times, (50, 99)))
+    errors = len(calls) - len(good)
+    run.log(
+        0,
+        calls=len(calls),
+        errors=errors,
+        median_ms=median,
+        p99_ms=p99,
+        **{f"drift_{k}": v for k, v in found["scores"].items()},
+    )
+    for title, path in drawn.items():
+        run.picture(title, path)
+    run.summary(verdict=found["verdict"])
+    (folder / "monitor.json").write_text(json.dumps(found, indent=1), encoding="utf-8")
+    return Monitoring(build.version, found, len(calls), errors, median, p99, drawn, run.finish())
+
+
+def read_calls(store: "AbstractFileSystem", name: str) -> list[dict[str, Any]]:
+    """All logged calls of an algorithm, oldest first; a line cut short by a crash is left out."""
+    calls = []
+    for path in sorted(store.glob(f"{LOGS}/{name}/*.jsonl")):
+        for line in store.cat_file(path).splitlines():
+            try:
+                calls.append(json.loads(line))
+            except ValueError:
+                continue
+    return calls
+
+
+def draw(found: dict[str, Any], times: "np.ndarray[Any, np.dtype[Any]]", folder: Path) -> dict[str, Path]:
+    """The pictures of drift and latency."""
+    pairs = {}
+    for name, counts in found["counts"].items():
+        before, after = (np.asarray(counts[side], float) for side in ("reference", "calls"))
+        pairs[name] = (
+            found["bins"][name],
+            (before / max(before.sum(), 1)).tolist(),
+            (after / max(after.sum(), 1)).tolist(),
+        )
+    return {
+        "drift": pictures.histograms(pairs, folder / "drift.png"),
+        "latency": pictures.latency(times, folder / "latency.png"),
+    }

@@ -1,0 +1,262 @@
+"""Free hosting: the gateway as a Space of Hugging Face, on the best rung of a ladder that the account has."""
+
+import hashlib
+import json
+import shutil
+import tarfile
+import tempfile
+import time
+import urllib.request
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from free_ml_stack.errors import StackError
+from free_ml_stack.hub.card import FRONT
+from free_ml_stack.deployment.deploy import SAMPLE, deploy
+from free_ml_stack.storage.stores import local_store, verify
+from free_ml_stack.deployment.versions import Bump, index_path
+
+if TYPE_CHECKING:
+    from huggingface_hub import HfApi
+
+    from free_ml_stack.gateway.algorithms.batching import Predictor
+
+WEB = "1.30.0"  # of onnxruntime-web, which is checked against the sum below
+WEB_URL = f"https://registry.npmjs.org/onnxruntime-web/-/onnxruntime-web-{WEB}.tgz"
+WEB_SHA256 = "d2228df7e4616bc3348bf504ee888f3bec43789a273f0a63f3e68d203ce3bf71"  # pragma: allowlist secret
+WEB_FILES = ("ort.wasm.min.mjs", "ort-wasm-simd-threaded.mjs", "ort-wasm-simd-threaded.wasm")
+GRADIO = "6.31.0"
+WAIT_SECONDS = 900.0
+
+
+@dataclass(frozen=True)
+class Rung:
+    """A kind of Space: what it is created with, and what it means."""
+
+    name: str
+    options: dict[str, str]
+    about: str
+    front: dict[str, Any]
+
+
+LADDER = (
+    Rung(
+        "zerogpu",
+        {"space_sdk": "gradio", "space_hardware": "zero-a10g"},
+        "free: two for each account that is a month old and has a verified e-mail address",
+        {"sdk": "gradio", "sdk_version": GRADIO, "app_file": "app.py", "python_version": "3.12"},
+    ),
+    Rung("docker", {"space_sdk": "docker"}, "for accounts with PRO", {"sdk": "docker", "app_port": 7860}),
+    Rung(
+        "static",
+        {"space_sdk": "static"},
+        "free for everyone: the model runs in the visitor's browser",
+        {"sdk": "static"},
+    ),
+)
+
+
+@dataclass(frozen=True)
+class Project:
+    """What of a project goes to a Space."""
+
+    title: str
+    root: Path  # with `space/`
+    package: Path  # the folder with predict.py and `stack/`
+    algorithm: str  # "owner/name"
+    collection: str
+    cache: Path
+    samples: Sequence[Any] = ()  # inputs to try on a static page; by default the model folder's one
+
+
+@dataclass(frozen=True)
+class Hosted:
+    """A Space that answers; `calls` are the lines of Python that call it, none on a static one."""
+
+    rung: str
+    page: str
+    url: str
+    version: str
+    calls: str
+
+
+def host(
+    model_dir: Path,
+    project: Project,
+    predictor: "Predictor",
+    api: "HfApi",
+    space: str,
+    key: str,
+    token: str,
+    rung: str = "auto",
+    bump: Bump = "minor",
+    say: Callable[[str], None] = print,
+    seconds: float = WAIT_SECONDS,
+) -> Hosted:
+    """Put a model folder on the Space `space` ("user/name") and wait until it answers.
+
+    `rung` is zerogpu, docker, static, or auto: the first of these that the Hub lets the account have. The gateway
+    there keeps its data in the private data-set repository `<space>-store`, serves the model at the commit that
+    this makes, and lets in who has `key`; it reads the repository with `token`. Raises StackError.
+    """
+    verify(model_dir)
+    chosen = [step for step in LADDER if rung in ("auto", step.name)]
+    if not chosen:
+        raise StackError(f"{rung} is no kind of Space; choose auto, zerogpu, docker or static")
+    step = climb(api, space, chosen, say)
+    with tempfile.TemporaryDirectory() as scratch:
+        tree = Path(scratch) / "tree"
+        assemble(tree, step, model_dir, project)
+        version = ""
+        if step.name != "static":
+            version, commit = store_model(model_dir, project, predictor, api, f"{space}-store", bump)
+            variables = {"ALGORITHM": project.algorithm, "COLLECTION": project.collection}
+            variables |= {"STORE": f"{space}-store", "REVISION": commit}
+            for name, value in variables.items():
+                api.add_space_variable(space, name, value)
+            for name, value in {"ALGORITHMIA_API_KEY": key, "HF_TOKEN": token}.items():
+                api.add_space_secret(space, name, value)
+        api.upload_folder(
+            repo_id=space, repo_type="space", folder_path=tree, commit_message=f"Host {model_dir.name}"
+        )
+    url = str(api.space_info(space).host or f"https://{space.replace('/', '-').lower()}.hf.space")
+    say(f"Uploaded; waiting for {url}")
+    wait(api, space, f"{url}/{'' if step.name == 'static' else 'readyz'}", seconds)
+    calls = (
+        f'client = Algorithmia.client("YOUR KEY", "{url}")\nclient.algo("{project.algorithm}").pipe(…).result'
+    )
+    return Hosted(step.name, f"{api.endpoint}/spaces/{space}", url, version, calls if version else "")
+
+
+def climb(api: "HfApi", space: str, ladder: list[Rung], say: Callable[[str], None]) -> Rung:
+    """Create the Space on the first rung that the Hub grants. Raises StackError where it grants none."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    for rung in ladder:
+        options: dict[str, Any] = dict(rung.options)
+        try:
+            api.create_repo(space, repo_type="space", exist_ok=True, private=False, **options)
+            return rung
+        except HfHubHTTPError as error:
+            if error.response.status_code not in (402, 403):
+                raise StackError(
+                    f"the Space {space} can't be created: {error.server_message or error}"
+                ) from None
+            say(f"No {rung.name} Space for this account ({rung.about}): {error.server_message or 'refused'}")
+    raise StackError(
+        f"the account can't have a Space of this kind: {', '.join(rung.name for rung in ladder)}"
+    )
+
+
+def assemble(tree: Path, rung: Rung, model_dir: Path, project: Project) -> None:
+    """Fill a folder with what is uploaded: the rung's own files, and the code or the model."""
+    shutil.copytree(project.root / "space" / rung.name, tree)
+    front = {"title": project.title, "emoji": "🧪", "colorFrom": "blue", "colorTo": "gray", **rung.front}
+    text = yaml.safe_dump(front, allow_unicode=True, sort_keys=False)
+    (tree / "README.md").write_text(f"---\n{text}---\n\n{project.title}: {rung.about}.\n", encoding="utf-8")
+    if rung.name == "static":
+        web_page(tree, model_dir, project)
+        return
+    shutil.copy(project.root / "space" / "requirements.txt", tree)
+    package = tree / "src" / project.package.name
+    ignored = shutil.ignore_patterns("__pycache__")
+    shutil.copytree(Path(__file__).parents[1], tree / "src" / "free_ml_stack", ignore=ignored)
+    package.mkdir()
+    for name in ("__init__.py", "predict.py"):
+        shutil.copy(project.package / name, package / name)
+
+
+def web_page(tree: Path, model_dir: Path, project: Project) -> None:
+    """The files of a page that runs the model in the browser: model, samples, card and runtime."""
+    shutil.copy(model_dir / "model.onnx", tree)
+    card = (model_dir / "README.md").read_text(encoding="utf-8")
+    front = FRONT.match(card)
+    (tree / "card.md").write_text(card[front.end() if front else 0 :].lstrip(), encoding="utf-8")
+    samples = project.samples or [json.loads((model_dir / SAMPLE).read_text(encoding="utf-8"))["input"]]
+    labels = json.loads((model_dir / "labels.json").read_text(encoding="utf-8"))
+    content = {"title": project.title, "labels": labels, "samples": samples}
+    (tree / "samples.json").write_text(json.dumps(content), encoding="utf-8")
+    archive = fetch_runtime(project.cache)
+    with tarfile.open(archive) as tar:
+        for name in WEB_FILES:
+            member = tar.extractfile(f"package/dist/{name}")
+            if member is None:
+                raise StackError(f"{archive} lacks {name}")
+            (tree / name).write_bytes(member.read())
+
+
+def fetch_runtime(cache: Path) -> Path:
+    """onnxruntime-web as npm's registry has it, fetched once and checked. Raises StackError."""
+    archive = cache / f"onnxruntime-web-{WEB}.tgz"
+    if not archive.exists():
+        cache.mkdir(parents=True, exist_ok=True)
+        try:
+            with urllib.request.urlopen(WEB_URL, timeout=60) as answer:
+                content = answer.read()
+        except OSError as error:
+            raise StackError(f"{WEB_URL} can't be fetched: {error}") from None
+        archive.write_bytes(content)
+    if hashlib.sha256(archive.read_bytes()).hexdigest() != WEB_SHA256:
+        archive.unlink()
+        raise StackError(f"{WEB_URL} is not the file that is known; try again")
+    return archive
+
+
+def store_model(
+    model_dir: Path, project: Project, predictor: "Predictor", api: "HfApi", repo: str, bump: Bump
+) -> tuple[str, str]:
+    """Deploy a model folder into a data-set repository in one commit; returns version and commit."""
+    from huggingface_hub.errors import EntryNotFoundError
+
+    owner, _, name = project.algorithm.partition("/")
+    place = f"{owner}/{project.collection}"
+    api.create_repo(repo, repo_type="dataset", private=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as scratch:
+        store = local_store(Path(scratch) / place, Path(scratch))
+        try:
+            known = api.hf_hub_download(repo, f"{place}/{index_path(name)}", repo_type="dataset")
+            store.pipe_file(index_path(name), Path(known).read_bytes())
+        except EntryNotFoundError:
+            pass  # the first deployment
+        build = deploy(model_dir, store, name, predictor, bump)
+        ignored = [".part/**", "**/.lock"]
+        done = api.upload_folder(
+            repo_id=repo,
+            folder_path=scratch,
+            commit_message=f"Deploy {name} {build.version}",
+            repo_type="dataset",
+            ignore_patterns=ignored,
+        )
+    return build.version, str(done.oid)
+
+
+def wait(api: "HfApi", space: str, url: str, seconds: float) -> None:
+    """Wait until a Space answers. Raises StackError where it fails or takes too long."""
+    end = time.monotonic() + seconds
+    pause = 0.2
+    while time.monotonic() < end:
+        stage = api.get_space_runtime(space).stage
+        if stage in ("BUILD_ERROR", "CONFIG_ERROR", "RUNTIME_ERROR", "NO_APP_FILE"):
+            raise StackError(
+                f"the Space {space} failed ({stage}); its log is at {api.endpoint}/spaces/{space}"
+            )
+        if stage == "RUNNING" and answers(url):
+            return
+        time.sleep(pause)
+        pause = min(pause * 1.5, 5.0)
+    raise StackError(
+        f"the Space {space} does not answer after {seconds:g} seconds; see {api.endpoint}/spaces/{space}"
+    )
+
+
+def answers(url: str) -> bool:
+    """Whether an address answers with success."""
+    try:
+        with urllib.request.urlopen(url, timeout=10) as answer:  # noqa: S310 - the Space's own address
+            return bool(answer.status == 200)
+    except OSError:
+        return False

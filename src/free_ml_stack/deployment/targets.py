@@ -1,0 +1,110 @@
+"""Where `deploy` can put a model besides the project's own store: an installation of Algorithmia, or a Space."""
+
+import json
+import os
+import secrets
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from free_ml_stack.errors import StackError
+from free_ml_stack.credentials import check as credentials
+from free_ml_stack.console import say
+from free_ml_stack.deployment.versions import Bump
+
+if TYPE_CHECKING:
+    from free_ml_stack.deployment.spaces import Hosted
+    from free_ml_stack.project.science import Science
+    from free_ml_stack.project.settings import Settings
+
+RECORD = "space.json"
+SAMPLES = 10
+
+
+def to_installation(science: "Science", settings: "Settings", model_dir: Path, bump: Bump) -> str:
+    """Publish a model at the installation that ALGORITHMIA_API names; returns the version. Raises StackError."""
+    import Algorithmia
+    from requests import RequestException
+
+    from free_ml_stack.deployment.installation import deploy_to_installation
+
+    if not (settings.algorithmia_api and settings.algorithmia_api_key):
+        raise StackError("no installation is named: set ALGORITHMIA_API and ALGORITHMIA_API_KEY")
+    client = Algorithmia.client(settings.algorithmia_api_key, settings.algorithmia_api)
+    sources, predict = settings.root / "algorithm", science.folder / "predict.py"
+    try:
+        return deploy_to_installation(model_dir, sources, predict, client, settings.algorithm, bump, say=say)
+    except RequestException as error:
+        raise StackError(f"{settings.algorithmia_api} does not answer: {error}") from None
+
+
+def to_space(
+    science: "Science", settings: "Settings", model_dir: Path, bump: Bump, rung: str, key: str = ""
+) -> "Hosted":
+    """Host a model on a Space of the account; where it is and its key are kept in `.stack/space.json`.
+
+    `key` guards the gateway there; by default the one it had, else a new one. Raises StackError.
+    """
+    from huggingface_hub import HfApi, get_token
+    from huggingface_hub.errors import HfHubHTTPError
+    from huggingface_hub.utils import httpx  # type: ignore[attr-defined]
+
+    from free_ml_stack.deployment.spaces import Project, host
+
+    token = get_token()
+    if not token:
+        raise StackError(
+            "no key for Hugging Face: set HF_TOKEN to a token that can write, or run `hf auth login`"
+        )
+    account = settings.model_repo.partition("/")[0] or settings.huggingface_username
+    if trouble := credentials.trouble("huggingface", account, settings.root / ".env"):
+        raise StackError(trouble)
+    record = settings.private / RECORD
+    project = Project(
+        title=settings.title or settings.project,
+        root=settings.root,
+        package=science.folder,
+        algorithm=settings.algorithm,
+        collection=settings.project,
+        cache=settings.private / "cache",
+        samples=test_samples(settings, model_dir),
+    )
+    api = HfApi(token=token)
+    try:
+        space = settings.model_repo or f"{api.whoami()['name']}/{settings.project}"
+        key = key or remembered(record) or secrets.token_urlsafe(24)
+        hosted = host(model_dir, project, science.predict, api, space, key, token, rung, bump, say)
+    except HfHubHTTPError as error:
+        raise StackError(f"the Hub refuses: {error.server_message or error}") from None
+    except httpx.HTTPError as error:
+        raise StackError(f"{api.endpoint} does not answer: {error}") from None
+    if hosted.calls:
+        keep(record, {"url": hosted.url, "key": key})
+    return hosted
+
+
+def test_samples(settings: "Settings", model_dir: Path) -> list[object]:
+    """Some inputs to try: of the test split where the data is at hand, else the model's own sample."""
+    from free_ml_stack.data import dataset
+    from free_ml_stack.storage.stores import open_store
+
+    try:
+        store = open_store(settings.storage, settings)
+        splits, _ = dataset.read(store, settings.private / "cache", settings.command)
+    except StackError:
+        return [json.loads((model_dir / "sample.json").read_text(encoding="utf-8"))["input"]]
+    images: list[object] = splits["test"]["image"][:SAMPLES].tolist()
+    return images
+
+
+def remembered(record: Path) -> str:
+    """The key of the Space that was made before, or nothing."""
+    return str(json.loads(record.read_text(encoding="utf-8"))["key"]) if record.exists() else ""
+
+
+def keep(record: Path, content: dict[str, str]) -> None:
+    """Write a file that only its owner can read."""
+    record.parent.mkdir(parents=True, exist_ok=True)
+    with os.fdopen(
+        os.open(record, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="utf-8"
+    ) as file:
+        json.dump(content, file)

@@ -1,0 +1,167 @@
+"""The builds and versions of a deployed algorithm, kept in one index file in the store."""
+
+import hashlib
+import re
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+import orjson
+from fsspec import AbstractFileSystem
+
+from free_ml_stack.errors import StackError
+
+Bump = Literal["major", "minor", "revision"]
+FOLDER = "deployments"
+LOCKED = 10  # seconds after which a lock on an index counts as left behind; a change takes milliseconds
+HASH = re.compile(r"[0-9a-f]{40}")
+NAME = re.compile(r"[A-Za-z][\w-]{0,63}", re.ASCII)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Build:
+    """A model folder in the store; a build that has a `version` is published."""
+
+    hash: str  # 40 hexadecimal digits: of the commit, or the SHA-1 of the folder's manifest
+    folder: str  # in the store
+    build_id: str = field(default_factory=lambda: str(uuid.uuid4()))
+    status: str = "succeeded"  # or "in-progress" or "failed"
+    started_at: str = ""
+    finished_at: str = ""
+    logs: str = ""
+    version: str = ""
+    callability: str = "public"
+    withdrawn: bool = False  # rolled back: answers when pinned, is nobody's latest
+    release_notes: str = ""
+    sample_input: str = ""
+    sample_output: str = ""
+    request: str = ""  # the digest of the request that published it
+
+
+@dataclass(frozen=True, kw_only=True)
+class Algorithm:
+    """An algorithm's description and its builds, oldest first."""
+
+    name: str
+    details: dict[str, Any] = field(default_factory=dict)
+    settings: dict[str, Any] = field(default_factory=dict)
+    source: dict[str, Any] = field(default_factory=dict)
+    builds: tuple[Build, ...] = ()
+
+    def published(self) -> list[Build]:
+        """The builds that have a version, newest version first."""
+        return sorted((build for build in self.builds if build.version), key=order, reverse=True)
+
+    def latest(self) -> Build | None:
+        """The version that answers when none is named."""
+        return self.resolve("latest")
+
+    def resolve(self, reference: str) -> Build | None:
+        """The build that `1.2.3`, `1.2`, `1.*`, `latest`, `latestPrivate` or a commit's hash stands for."""
+        published = self.published()
+        if HASH.fullmatch(reference):
+            return next(
+                (b for b in reversed(self.builds) if (b.hash, b.status) == (reference, "succeeded")), None
+            )
+        if exact := next((build for build in published if build.version == reference), None):
+            return exact
+        wanted = "private" if reference == "latestPrivate" else "public"
+        offered = [build for build in published if build.callability == wanted and not build.withdrawn]
+        prefix = "" if reference in ("", "*", "latest", "latestPrivate") else _prefix(reference)
+        return next((build for build in offered if f"{build.version}.".startswith(prefix)), None)
+
+    def next_version(self, bump: Bump) -> str:
+        """The version after the highest there ever was; the first minor one is 0.1.0."""
+        major, minor, revision = order(max(self.builds, key=order)) if self.published() else (0, 0, 0)
+        following = {
+            "major": (major + 1, 0, 0),
+            "minor": (major, minor + 1, 0),
+            "revision": (major, minor, revision + 1),
+        }
+        return ".".join(map(str, following[bump]))
+
+    def with_build(self, build: Build) -> "Algorithm":
+        """The algorithm with a build added, or replaced where its id is known."""
+        others = tuple(other for other in self.builds if other.build_id != build.build_id)
+        return replace(self, builds=(*others, build))
+
+
+def order(build: Build) -> tuple[int, int, int]:
+    """The sort key of semantic versions; unpublished builds come first."""
+    major, minor, revision = map(int, (build.version or "-1.0.0").split("."))
+    return major, minor, revision
+
+
+def _prefix(reference: str) -> str:
+    """`1.2`, `1.2.*` and `1.2.x` all mean versions that start with `1.2.`; anything else matches none."""
+    stem = re.sub(r"(\.[*x]){1,2}$", "", reference)
+    return f"{stem}." if re.fullmatch(r"\d+(\.\d+)?", stem) else "?"
+
+
+def now() -> str:
+    """The time as Algorithmia writes it, in UTC."""
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+
+
+def index_path(name: str) -> str:
+    """Where an algorithm's index is in the store."""
+    return f"{FOLDER}/{name}/index.json"
+
+
+def read_index(store: AbstractFileSystem, name: str) -> Algorithm | None:
+    """The algorithm as the store has it, or None. Raises StackError for a file that is no index."""
+    try:
+        content = orjson.loads(store.cat_file(index_path(name)))
+        builds = tuple(Build(**build) for build in content.pop("builds"))
+        return Algorithm(builds=builds, **content)
+    except FileNotFoundError:
+        return None
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise StackError(f"{index_path(name)} in the store is damaged: {error}") from None
+
+
+def write_index(store: AbstractFileSystem, algorithm: Algorithm) -> None:
+    """Replace the index; a reader sees the old one or the new one."""
+    store.pipe_file(index_path(algorithm.name), orjson.dumps(algorithm, option=orjson.OPT_INDENT_2))
+
+
+def add_build(store: AbstractFileSystem, name: str, build: Build) -> None:
+    """Add a build to the index, or replace it there. Raises StackError where its version is taken by another."""
+    with changing(store, name):
+        algorithm = read_index(store, name) or Algorithm(name=name)
+        others = {other.version for other in algorithm.builds if other.build_id != build.build_id}
+        if build.version and build.version in others:
+            raise StackError(
+                f"{name} {build.version} has been deployed by someone else meanwhile; deploy again"
+            )
+        write_index(store, algorithm.with_build(build))
+
+
+@contextmanager
+def changing(store: AbstractFileSystem, name: str) -> Iterator[None]:
+    """Keep others from changing an index meanwhile; a lock that its owner left behind is broken in the end."""
+    lock = f"{FOLDER}/{name}/.lock"
+    end = time.monotonic() + LOCKED
+    while True:
+        try:
+            store.open(lock, "xb").close()
+            break
+        except FileExistsError:
+            if time.monotonic() > end:
+                break
+            time.sleep(0.02)
+    try:
+        yield
+    finally:
+        with suppress(OSError):  # a change that is made is made; a lock that stays is broken in the end
+            store.rm_file(lock)
+
+
+def commit_hash(algorithm: Algorithm, content: bytes) -> str:
+    """The hash that names a new build: like a commit's, of what is in it and what was before."""
+    parent = algorithm.builds[-1].hash if algorithm.builds else algorithm.name
+    return hashlib.sha1(parent.encode() + content, usedforsecurity=False).hexdigest()

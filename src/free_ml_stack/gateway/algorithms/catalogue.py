@@ -1,0 +1,108 @@
+"""What every gateway answers alike: languages, environments, source control, and what it does not have."""
+
+import io
+import tarfile
+import uuid
+from typing import Any
+
+from free_ml_stack.gateway.http import Refusal
+
+CREATED = "2021-01-01T00:00:00.000Z"
+LANGUAGES = {"anaconda3": "Conda", "python3": "Python 3.x"}
+TEMPLATE = {  # what a new algorithm begins as; the client's user puts owner and name in
+    ".adk": "",
+    "algorithmia.conf": '{"username": "__USER__", "algoname": "__ALGO__", "language": "python3"}\n',
+    "requirements.txt": "algorithmia==2.0.5\n",
+    "src/__init__.py": "",
+    "src/__ALGO__.py": """from Algorithmia import ADK
+
+
+def apply(input):
+    return f"hello {input}"
+
+
+ADK(apply).init("world")
+""",
+}
+SCM = {"id": "internal", "provider": "internal", "default": True, "enabled": True, "name": ""}
+
+
+def _id(what: str) -> str:
+    return str(uuid.uuid5(uuid.NAMESPACE_OID, what))
+
+
+SETTINGS: dict[str, Any] = {
+    "algorithm_callability": "public",
+    "source_visibility": "closed",
+    "license": "apl",
+    "network_access": "full",
+    "pipeline_enabled": False,
+    "insights_enabled": True,
+    "royalty_microcredits": 0,
+    "algorithm_environment": _id("python3"),
+}
+SECRET_PROVIDER = {
+    "id": _id("environment"),
+    "name": "environment",
+    "description": "Secrets are environment variables of the machine that runs the gateway.",
+    "moduleName": "environment",
+    "factoryClassName": "environment",
+    "interfaceVersion": "1",
+    "isEnabled": True,
+    "isDefault": True,
+    "created": CREATED,
+    "modified": CREATED,
+}
+
+
+def answer(method: str, segments: tuple[str, ...]) -> Any:
+    """The answer to an address that is not about one algorithm. Raises Refusal."""
+    match (method, *segments):
+        case ("GET", "scms"):
+            return {"marker": None, "next_link": None, "results": [SCM]}
+        case ("GET", "algorithm-environments", "edge", "languages"):
+            return [language(name) for name in LANGUAGES]
+        case ("GET", "algorithm-environments", "edge", "languages", name, "environments"):
+            return {"environments": [environment(name)] if name in LANGUAGES else []}
+        case ("GET", "algorithm-environments", "edge", "environment-specifications", _, "template"):
+            return template()
+        case ("GET", "secret-provider"):
+            return [SECRET_PROVIDER]
+        case ("GET", "organization", "types"):
+            return [{"id": _id("basic"), "name": "basic"}]
+        case ("GET", "users" | "organizations", _, "errors"):
+            return []  # none are kept: calls and their errors are in the gateway's log
+        case (_, "users" | "organizations" | "organization" | "secret-provider", *_):
+            raise Refusal(404, "this gateway has one user and no organisations", 5005)
+        case (_, "algorithms", _, "secrets", *_):
+            raise Refusal(404, "this gateway keeps no secrets: set environment variables where it runs", 5005)
+    raise Refusal(404, "this gateway does not serve that address", 5005)
+
+
+def template() -> bytes:
+    """The template of an algorithm, as tar.gz."""
+    archive = io.BytesIO()
+    with tarfile.open(fileobj=archive, mode="w:gz") as tar:
+        for name, text in TEMPLATE.items():
+            entry = tarfile.TarInfo(name)
+            entry.size = len(text)
+            tar.addfile(entry, io.BytesIO(text.encode()))
+    return archive.getvalue()
+
+
+def language(name: str) -> dict[str, str]:
+    """A language in which algorithms can be written."""
+    return {"name": name, "display_name": LANGUAGES[name], "configuration": "{}"}
+
+
+def environment(name: str) -> dict[str, Any]:
+    """The one environment of a language: the processor of the machine that the gateway runs on."""
+    return {
+        "id": _id(name),
+        "environment_specification_id": _id(f"{name} specification"),
+        "display_name": f"{LANGUAGES[name]} (CPU)",
+        "description": "onnxruntime on the gateway's own machine",
+        "created_at": CREATED,
+        "language": language(name),
+        "machine_type": "CPU",
+    }

@@ -1,0 +1,90 @@
+"""Builds from a git repository: the model that a pushed algorithm names in its frozen manifest.
+
+The code that is pushed is not run: the gateway answers with the project's own predict.py.
+"""
+
+import hashlib
+import subprocess
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import orjson
+from fsspec import AbstractFileSystem
+from fsspec.implementations.dirfs import DirFileSystem
+
+from free_ml_stack.errors import StackError
+from free_ml_stack.deployment.deploy import try_out
+from free_ml_stack.storage.stores import write_manifest
+from free_ml_stack.deployment.versions import FOLDER, Build, add_build, now, read_index
+from free_ml_stack.gateway.algorithms.batching import Predictor
+
+FROZEN = "model_manifest.json.freeze"
+
+
+def build_from_git(
+    url: str, name: str, user: str, data: AbstractFileSystem, store: AbstractFileSystem, predictor: Predictor
+) -> Build:
+    """Build the newest commit: copy the model's files from the Data API's tree, verify them, try them out.
+
+    `data` is that tree, `store` the project's; the build's end is noted in the index. Returns the build, also a
+    failed one; a commit that has been built already is not built again.
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        commit = clone(url, Path(scratch))
+        algorithm = read_index(store, name)
+        for known in algorithm.builds if algorithm else ():
+            if known.hash == commit and known.status == "succeeded":
+                return known
+        build = Build(hash=commit, folder=f"{FOLDER}/{name}/{commit}", status="in-progress", started_at=now())
+        add_build(store, name, build)
+        try:
+            gather(Path(scratch) / FROZEN, user, data, DirFileSystem(build.folder, fs=store))
+            try_out(store, build, predictor)
+            build = replace(build, status="succeeded", logs=f"{url} at {commit} answers its sample")
+        except (StackError, OSError) as error:
+            build = replace(build, status="failed", logs=str(error))
+        build = replace(build, finished_at=now())
+        add_build(store, name, build)
+        return build
+
+
+def clone(url: str, folder: Path) -> str:
+    """Fetch the newest commit into an empty folder; returns its hash. Raises StackError."""
+    for arguments in (
+        ("clone", "--quiet", "--depth", "1", url, str(folder)),
+        ("-C", str(folder), "rev-parse", "HEAD"),
+    ):
+        done = subprocess.run(
+            ["git", "-c", "core.askPass=true", *arguments],
+            capture_output=True,
+            text=True,
+            stdin=subprocess.DEVNULL,
+            check=False,
+        )
+        if done.returncode:
+            raise StackError(
+                f"{url} can't be fetched: {(done.stderr.strip().splitlines() or ['git failed'])[-1]}"
+            )
+    return done.stdout.strip()
+
+
+def gather(manifest: Path, user: str, data: AbstractFileSystem, target: AbstractFileSystem) -> None:
+    """Copy the files that a frozen manifest names, and hold them against its sums. Raises StackError."""
+    try:
+        required: list[dict[str, Any]] = orjson.loads(manifest.read_bytes())["required_files"]
+        files = {file["name"]: (file["source_uri"], file["md5_checksum"]) for file in required}
+    except (OSError, ValueError, KeyError, TypeError):
+        raise StackError(
+            f"{manifest.name} is missing in the repository, or not one; run `algo freeze`"
+        ) from None
+    for name, (uri, expected) in files.items():
+        path = uri.removeprefix("data://").replace(".my/", f"{user}/", 1)
+        if "/" in name or ".." in path.split("/") or not path.startswith(f"{user}/"):
+            raise StackError(f"{uri} is not a file of {user}")
+        content = data.cat_file(path)
+        if hashlib.md5(content, usedforsecurity=False).hexdigest() != expected:
+            raise StackError(f"{uri} is not the file that was frozen")
+        target.pipe_file(name, content)
+    write_manifest(target)

@@ -1,0 +1,198 @@
+"""What the gateway tells of itself: the page at `/` and its figures, `/metrics` for Prometheus, insights."""
+
+import asyncio
+import logging
+import math
+import time
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from free_ml_stack.deployment.versions import Build
+from free_ml_stack.gateway.log.call_log import CallLog
+from free_ml_stack.gateway.algorithms.models import Models
+from free_ml_stack.gateway.log.statistics import (
+    CLASSES,
+    PER_OCTAVE,
+    WINDOW,
+    Counts,
+    in_classes,
+    percentiles,
+    upper_end,
+)
+from free_ml_stack.gateway.http import Receive, Refusal, Scope, Send, read_body, send_bytes, send_json
+
+log = logging.getLogger(__name__)
+INSIGHT_BYTES, INSIGHT_KEYS = 25_000, 25
+RESERVED = {
+    "request_id",
+    "timestamp",
+    "duration_milliseconds",
+    "algorithm_owner",
+    "algorithm_name",
+    "algorithm_version",
+}
+STEP = 5  # seconds between two points of a time series
+SAFE = (
+    (b"content-security-policy", b"default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; "
+     b"connect-src 'self'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"x-content-type-options", b"nosniff"),
+    (b"cache-control", b"no-store"),
+)  # fmt: skip
+
+
+class Dashboard:
+    """Reports on the algorithm `owner/name`."""
+
+    def __init__(self, owner: str, name: str, models: Models, call_log: CallLog) -> None:
+        self.owner, self.name, self.models, self.log = owner, name, models, call_log
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer `/`, `/stats` and `/metrics`; the page itself holds nothing to hide."""
+        if scope["method"] not in ("GET", "HEAD"):
+            raise Refusal(405, "this address is only read")
+        if scope["path"] == "/":
+            status = 401 if scope["user"] is None else 200
+            await send_bytes(send, status, page(), b"text/html; charset=utf-8", *SAFE)
+        elif scope["path"] == "/stats":
+            await send_json(send, 200, await self.figures(), *SAFE)
+        else:
+            self.log.digest()
+            text = await asyncio.to_thread(self.exposition)
+            await send_bytes(send, 200, text, b"text/plain; version=0.0.4; charset=utf-8")
+
+    async def insights(self, receive: Receive, send: Send) -> None:
+        """Take a list of `{"insight_key", "insight_value"}`. Raises Refusal for anything else."""
+        body = await read_body(receive, INSIGHT_BYTES, 60)
+        try:
+            items = [(item["insight_key"], item["insight_value"]) for item in orjson.loads(body)]
+            found = {str(key): float(value) for key, value in items}
+        except (ValueError, TypeError, KeyError):
+            raise Refusal(400, "insights are a list of insight_key and a numeric insight_value") from None
+        if len(found) > INSIGHT_KEYS or RESERVED & set(found) or not all(map(math.isfinite, found.values())):
+            raise Refusal(
+                400, f"at most {INSIGHT_KEYS} finite insights, none with a name of the platform's own"
+            )
+        self.log.report(self.name, found)
+        await send_json(send, 200, {"result": len(found)})
+
+    async def figures(self) -> dict[str, Any]:
+        """The page's figures."""
+        self.log.digest()
+        counts = await asyncio.to_thread(self.log.statistics.total)
+        drift = await asyncio.to_thread(self.drift, counts)
+        return {
+            "algorithm": f"{self.owner}/{self.name}",
+            "now": int(time.time()),
+            "uptime": time.time() - self.log.statistics.started,
+            "versions": [self._version(build, counts) for build in self._published()],
+            "calls": sum(counts.calls.values()),
+            "errors": counts.errors,
+            "answers": counts.answers,
+            "latency": latency(in_classes(second[2] for second in counts.seconds.values())),
+            "series": series(counts, int(time.time())),
+            "drift": drift,
+            "insights": counts.insights,
+            "recent": counts.latest()[:-21:-1],
+        }
+
+    def drift(self, counts: Counts) -> dict[str, Any] | None:
+        """The recent calls of the latest version against its reference; None where it has none."""
+        from free_ml_stack.evaluation.drift import drift
+
+        model = self.models.find(self.name, "")
+        if not model or not model.reference:
+            return None
+        mine = [
+            entry for entry in counts.latest() if entry["version"] == model.build.version and "label" in entry
+        ]
+        try:
+            return drift(model.reference, mine, [entry.get("summary", {}) for entry in mine])
+        except (KeyError, TypeError, ValueError) as error:
+            log.warning("%s/reference.json can't be used: %s", model.build.folder, error)
+            return None
+
+    def exposition(self) -> bytes:
+        """The counts in Prometheus' format."""
+        from prometheus_client import CollectorRegistry, generate_latest
+        from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
+
+        counts = self.log.statistics.total()
+        calls = CounterMetricFamily("algorithm_calls", "Calls by version.", labels=["version"])
+        errors = CounterMetricFamily("algorithm_errors", "Calls that failed, by type.", labels=["error_type"])
+        answers = CounterMetricFamily("algorithm_answers", "Answers by class.", labels=["label"])
+        for family, counter in ((calls, counts.calls), (errors, counts.errors), (answers, counts.answers)):
+            for name, value in counter.items():
+                family.add_metric([name], value)
+        seconds = HistogramMetricFamily("algorithm_call_seconds", "How long calls took.")
+        seconds.add_metric([], buckets(counts.latency), sum_value=counts.latency_sum)
+        shift = GaugeMetricFamily("algorithm_drift", "Stability index against training.", labels=["quantity"])
+        for name, score in (self.drift(counts) or {"scores": {}})["scores"].items():
+            shift.add_metric([name], score)
+        insight = GaugeMetricFamily("algorithm_insight", "What the algorithm reports.", labels=["key"])
+        for name, reported in counts.insights.items():
+            insight.add_metric([name], reported)
+        waiting = GaugeMetricFamily("algorithm_waiting_calls", "Calls that wait for a model.")
+        waiting.add_metric([], sum(len(model.waiting) for model in self.models.loaded.values()))
+        registry = CollectorRegistry()
+        registry.register(Families([calls, errors, answers, seconds, shift, insight, waiting]))
+        return generate_latest(registry)
+
+    def _published(self) -> list[Build]:
+        algorithm = self.models.algorithms.get(self.name)
+        return algorithm.published() if algorithm else []
+
+    def _version(self, build: Build, counts: Counts) -> dict[str, Any]:
+        model = self.models.find(self.name, "")
+        return {
+            "version": build.version,
+            "since": build.finished_at,
+            "notes": build.release_notes,
+            "latest": model is not None and model.build.build_id == build.build_id,
+            "withdrawn": build.withdrawn,
+            "calls": counts.calls[build.version],
+        }
+
+
+class Families:
+    """A collector of ready metric families."""
+
+    def __init__(self, families: list[Any]) -> None:
+        self.families = families
+
+    def collect(self) -> list[Any]:
+        """What Prometheus' registry asks for."""
+        return self.families
+
+
+@cache
+def page() -> bytes:
+    """The page at `/`."""
+    return (Path(__file__).parent / "page.html").read_bytes()
+
+
+def latency(classes: list[int]) -> dict[str, float | None]:
+    """The percentiles of the last minutes, in seconds."""
+    return dict(zip(("p50", "p90", "p99"), percentiles(classes, (50, 90, 99)), strict=True))
+
+
+def series(counts: Counts, now: int) -> list[list[Any]]:
+    """`[time, calls a second, errors a second, median, 99th percentile]` of the window, oldest first."""
+    points = []
+    for begin in range(now - now % STEP - WINDOW + STEP, now - now % STEP, STEP):
+        seconds = [counts.seconds[str(at)] for at in range(begin, begin + STEP) if str(at) in counts.seconds]
+        calls, errors = (sum(second[place] for second in seconds) / STEP for place in (0, 1))
+        points.append([begin, calls, errors, *percentiles(in_classes(s[2] for s in seconds), (50, 99))])
+    return points
+
+
+def buckets(classes: list[int]) -> list[tuple[str, float]]:
+    """Prometheus' cumulative buckets, one an octave."""
+    found = [
+        (f"{upper_end(place):.4g}", float(sum(classes[: place + 1])))
+        for place in range(0, CLASSES, PER_OCTAVE)
+    ]
+    return [*found, ("+Inf", float(sum(classes)))]

@@ -1,0 +1,300 @@
+"""Algorithmia's Data API: files, folders and their access rights over HTTP.
+
+Source: the vendor's OpenAPI description (1.5.1), and what the official client 2.0.5 sends and reads.
+"""
+
+import asyncio
+import base64
+import errno
+import logging
+import re
+from bisect import bisect_right
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from fsspec import AbstractFileSystem
+
+from free_ml_stack.algorithmia import bundle
+from free_ml_stack.gateway.data import rights
+from free_ml_stack.gateway.data.files import Sums, receive_file, send_file
+from free_ml_stack.gateway.data.request import (
+    Disconnected,
+    Message,
+    Receive,
+    Refusal,
+    Request,
+    Send,
+    path_of,
+    request_of,
+)
+from free_ml_stack.gateway.data.tree import Entry, tree_of
+
+PAGE = 1000  # entries in one page of a listing
+UNNAMEABLE = re.compile("[\x00-\x1f\x7f#?\\\\\ud800-\udfff\ufffd]")  # what an address can't carry
+log = logging.getLogger(__name__)
+
+
+class DataAPI:
+    """The ASGI app of `/v1/data/*` and `/v1/connector/data/*` over a folder or an fsspec store of users.
+
+    Reads `scope["user"]`: the authenticated name, or None for a stranger, who can read public collections.
+    """
+
+    def __init__(self, store: AbstractFileSystem | Path) -> None:
+        self.tree = tree_of(store)
+        self.sums = Sums(self.tree)
+        self.methods = {
+            "HEAD": self.read,
+            "GET": self.read,
+            "PUT": self.write,
+            "POST": self.post,
+            "PATCH": self.permit,
+            "DELETE": self.delete,
+        }
+
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+        """Answer one request. Raises ConnectionError to have an answer cut off that can't be completed."""
+        request = Request(scope["method"], scope["path"], None, {}, {}, receive, send)
+        try:
+            if request.method not in self.methods:
+                raise Refusal(405, f"{request.method} is not a method of the Data API", 5005)
+            request = request_of(scope, receive, send)
+            await self.methods[request.method](request)
+        except Disconnected:
+            return
+        except Refusal as refusal:
+            await request.refuse(refusal)
+        except ConnectionError:
+            raise
+        except OSError as error:
+            await request.refuse(_refusal(error, request))
+
+    async def read(self, request: Request) -> None:
+        """GET and HEAD: a file's bytes, or a folder's entries."""
+        self._check_reader(request)
+        if len(request.segments) < 2 or self.tree.stat(request.path).is_folder:
+            if request.method == "HEAD":  # without a length: it would cost a listing
+                await request.start(200, {"content-type": "application/json", "x-data-type": "directory"})
+                await request.send({"type": "http.response.body", "body": b""})
+            else:
+                listing = await asyncio.to_thread(self._listing, request)
+                await request.answer(listing, x_data_type="directory")
+        else:
+            file, entry = self.tree.open(request.path)
+            with file:
+                await send_file(request, self.sums, file, entry)
+
+    def _check_reader(self, request: Request) -> None:
+        segments = request.segments
+        if UNNAMEABLE.search(request.path):
+            raise FileNotFoundError(request.path)
+        if request.user is not None and segments[:1] in ([], [request.user]):
+            return
+        if len(segments) < 2 or rights.get(self.tree, request.path) != [rights.PUBLIC]:
+            raise _forbidden(request)
+
+    def _listing(self, request: Request) -> dict[str, Any]:
+        """One page of a folder: `{"folders", "files", "marker", "acl"}`, each only when there is one."""
+        if not request.path:
+            return {"folders": [{"name": request.user}]}
+        names = self._visible(request)
+        marker = request.query.get("marker")
+        begin = bisect_right(names, _unmarked(marker)) if marker else 0
+        page = names[begin : begin + PAGE]
+        entries = self.tree.entries(request.path, [name for _, name in page])
+        listing: dict[str, Any] = {
+            "folders": [{"name": entry.name} for entry in entries if entry.is_folder],
+            "files": [_file_item(entry) for entry in entries if not entry.is_folder],
+        }
+        if begin + PAGE < len(names):
+            listing["marker"] = _marked(page[-1])
+        if request.flag("acl") and _has_rights(request.segments):
+            listing["acl"] = {"read": rights.get(self.tree, request.path)}
+        return {key: value for key, value in listing.items() if value}
+
+    def _visible(self, request: Request) -> list[tuple[bool, str]]:
+        top = len(request.segments) == 1
+        try:
+            names = self.tree.names(request.path)
+        except FileNotFoundError:
+            if not top:
+                raise
+            names = []  # a user who has no collection yet
+        return [
+            item for item in names if not UNNAMEABLE.search(item[1]) and not (top and item[1].startswith("."))
+        ]
+
+    async def write(self, request: Request) -> None:
+        """PUT: store the body as a file, whole or not at all."""
+        _check_writer(request, depth=3, what="a file lies in a collection: data://user/collection/file")
+        if request.header(b"content-range"):  # taken for the whole, a part would replace it (RFC 9110, 14.5)
+            raise Refusal(400, "a file is stored whole: send it without Content-Range")
+        exclusive = request.header(b"if-none-match") == "*"
+        found = self.tree.find(request.path)
+        if found and exclusive:
+            raise Refusal(412, f"{request.uri} exists")
+        if found and found.is_folder:
+            raise Refusal(409, f"{request.uri} is a directory")
+        file = self.tree.create(request.path, exclusive)
+        try:
+            headers = await receive_file(request, file, self.sums)
+            await asyncio.to_thread(self.tree.commit, file, request.path)
+        except BaseException:
+            file.discard()
+            raise
+        await request.answer({"result": request.uri}, 200, **headers)
+
+    async def post(self, request: Request) -> None:
+        """POST: make a folder, or move a bundle of files."""
+        if request.header(b"content-type") == bundle.TYPE:
+            await self._store_bundle(request)
+        elif "files" in (body := await request.json()):
+            await self._send_bundle(request, body["files"])
+        else:
+            await self._make(request, body)
+
+    async def _make(self, request: Request, body: dict[str, Any]) -> None:
+        """Make the folder `name` in this one, with access rights if there are any in the body."""
+        name = body.get("name")
+        if not isinstance(name, str) or not name or "/" in name:
+            raise Refusal(400, "name must be the name of the new directory")
+        inner = replace(request, path=path_of(f"/v1/data/{request.path}/{name}", request.user))
+        _check_writer(inner, depth=2, what="a directory lies in a user's: data://user/collection")
+        read = _read_list(body) if body.get("acl") is not None else None
+        await asyncio.to_thread(self.tree.make, inner.path)
+        if read is not None:
+            rights.put(self.tree, inner.path, read)
+        await request.answer({"result": inner.uri})
+
+    async def _store_bundle(self, request: Request) -> None:
+        """Store many small files, each whole. An addition to Algorithmia's API, which other servers refuse."""
+        body = bytes(await request.body(2 * bundle.SIZE))
+        try:
+            files = [
+                (path_of(f"/v1/data/{name}", request.user), content) for name, content in bundle.unpack(body)
+            ]
+        except (ValueError, TypeError, RecursionError):
+            raise Refusal(400, "the body is not a whole bundle of files") from None
+        for path, _ in files:
+            _check_writer(replace(request, path=path), depth=3, what="a file lies in a collection")
+        await asyncio.to_thread(self._store, files)
+        await request.answer({"result": {"stored": len(files)}})
+
+    def _store(self, files: list[tuple[str, memoryview]]) -> None:
+        for path, content in files:
+            file = self.tree.create(path)
+            try:
+                file.write_through(content)
+                self.tree.commit(file, path)
+            except BaseException:
+                file.discard()
+                raise
+
+    async def _send_bundle(self, request: Request, names: Any) -> None:
+        """Send many small files; those that are missing or not small are left out."""
+        if (
+            not isinstance(names, list)
+            or len(names) > bundle.COUNT
+            or not all(isinstance(name, str) for name in names)
+        ):
+            raise Refusal(400, f"files must be a list of at most {bundle.COUNT} paths")
+        paths = {name: path_of(f"/v1/data/{name}", request.user) for name in names}
+        for path in paths.values():
+            self._check_reader(replace(request, path=path))
+        body = await asyncio.to_thread(lambda: bundle.pack(self._small_files(paths)))
+        await request.start(200, {"content-type": bundle.TYPE, "content-length": str(len(body))})
+        await request.send({"type": "http.response.body", "body": body})
+
+    def _small_files(self, paths: dict[str, str]) -> Iterator[tuple[str, bytes]]:
+        room = bundle.SIZE + bundle.SMALL
+        for name, path in paths.items():
+            with suppress(FileNotFoundError, NotADirectoryError, IsADirectoryError):
+                file, entry = self.tree.open(path)
+                with file:
+                    if entry.size <= min(bundle.SMALL, room):
+                        room -= entry.size
+                        yield name, file.read(entry.size)
+
+    async def permit(self, request: Request) -> None:
+        """PATCH: set who may read a folder."""
+        _check_writer(request, depth=2, what="access rights belong to a collection: data://user/collection")
+        read = _read_list(await request.json())
+        if not _has_rights(request.segments) or not self.tree.stat(request.path).is_folder:
+            raise Refusal(400, f"{request.uri} has no access rights of its own")
+        rights.put(self.tree, request.path, read)
+        await request.answer({"acl": {"read": read}})
+
+    async def delete(self, request: Request) -> None:
+        """DELETE: remove a file, or a folder, which must be empty unless `force=true`."""
+        _check_writer(request, depth=2, what=f"{request.uri} can't be deleted")
+        deleted = 1
+        if not self.tree.stat(request.path).is_folder:
+            await asyncio.to_thread(self.tree.remove_file, request.path)
+        elif not request.flag("force") and self.tree.names(request.path):
+            raise Refusal(409, f"{request.uri} is not empty; force=true deletes what is in it")
+        else:
+            deleted = await asyncio.to_thread(self.tree.remove_folder, request.path)
+            rights.forget(self.tree, request.path)
+        await request.answer({"result": {"deleted": deleted}})
+
+
+def _check_writer(request: Request, depth: int, what: str) -> None:
+    if request.user is None or request.segments[:1] not in ([], [request.user]):
+        raise _forbidden(request)
+    if len(request.segments) < depth:
+        raise Refusal(400, what)
+    if any(UNNAMEABLE.search(name) for name in request.segments):
+        raise Refusal(400, "a name may not contain # ? \\ or control characters: addresses can't carry them")
+
+
+def _forbidden(request: Request) -> Refusal:
+    if request.user is None:
+        return Refusal(401, "authorization required", 2001)
+    return Refusal(403, f"{request.user} has no access to {request.uri}", 2001)
+
+
+def _refusal(error: OSError, request: Request) -> Refusal:
+    if isinstance(error, FileNotFoundError):
+        return Refusal(404, f"no such file or directory: {request.uri}")
+    if isinstance(error, NotADirectoryError | IsADirectoryError | FileExistsError):
+        return Refusal(409, f"{request.uri} exists, or a file stands in its way")
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return Refusal(507, "the store is full; nothing was changed", 5001)
+    if error.errno == errno.ENAMETOOLONG:
+        return Refusal(400, "a name is too long")
+    log.error("%s %s failed", request.method, request.uri, exc_info=error)
+    return Refusal(500, "the store failed; the server's log has the cause", 5001)
+
+
+def _read_list(body: dict[str, Any]) -> list[str]:
+    try:
+        return rights.read_list(body.get("acl"))
+    except ValueError as error:
+        raise Refusal(400, str(error)) from None
+
+
+def _has_rights(segments: list[str]) -> bool:
+    return len(segments) > 1 and not segments[1].startswith(".")
+
+
+def _file_item(entry: Entry) -> dict[str, Any]:
+    modified = datetime.fromtimestamp(entry.modified, UTC).replace(tzinfo=None)
+    # Zulu time with a fraction: the one form that the client can parse
+    text = f"{modified.isoformat(timespec='milliseconds')}Z"
+    return {"filename": entry.name, "last_modified": text, "size": entry.size}
+
+
+def _marked(item: tuple[bool, str]) -> str:
+    return base64.urlsafe_b64encode(f"{int(item[0])}{item[1]}".encode()).decode()
+
+
+def _unmarked(marker: str) -> tuple[bool, str]:
+    try:
+        text = base64.urlsafe_b64decode(marker).decode()
+        return bool(int(text[0])), text[1:]
+    except (ValueError, IndexError):
+        raise Refusal(400, "the marker is not one that a listing gave", 5002) from None

@@ -1,0 +1,49 @@
+"""The gateway as it runs on a Space or in a container: told by variables what it serves, stores on the Hub."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from fsspec import AbstractFileSystem, filesystem
+from fsspec.implementations.dirfs import DirFileSystem
+
+from free_ml_stack.storage.stores import local_store
+from free_ml_stack.gateway.app import Gateway, create_app
+from free_ml_stack.gateway.algorithms.batching import Predictor
+
+LOG_SECONDS = 600.0  # each file on the Hub is a commit, of which there may not be many in an hour
+
+
+def gateway(predictor: Predictor, variables: Mapping[str, str]) -> Gateway:
+    """The application.
+
+    Variables: `ALGORITHM` ("owner/name"), `COLLECTION` (of the project), `STORE` (a data-set repository of the Hub,
+    "user/name", or a folder that begins with / or .), `REVISION` (its commit with the model), and the secret
+    `ALGORITHMIA_API_KEY`, without which nobody gets in. The Hub's own client reads the secret `HF_TOKEN`.
+    """
+    owner = variables["ALGORITHM"].partition("/")[0]
+    store, project = variables["STORE"], f"{owner}/{variables['COLLECTION']}"
+    key = variables.get("ALGORITHMIA_API_KEY", "")
+    return create_app(
+        store=open_tree(store),
+        project=open_tree(store, project, variables.get("REVISION", "")),
+        logs=open_tree(store, project),
+        user=owner,
+        keys=[key] if key else [],
+        algorithm=variables["ALGORITHM"],
+        predictor=predictor,
+        poll_seconds=60.0,
+        log_seconds=0.0 if is_folder(store) else LOG_SECONDS,
+    )
+
+
+def is_folder(store: str) -> bool:
+    """Whether a store is a folder rather than a repository of the Hub."""
+    return store.startswith(("/", "."))
+
+
+def open_tree(store: str, inner: str = "", revision: str = "") -> AbstractFileSystem:
+    """The Data API's tree in a folder or in a repository of the Hub, there at a revision; or a part of it."""
+    if is_folder(store):
+        return local_store(Path(store) / inner, Path(store))
+    place = f"datasets/{store}{f'@{revision}' if revision else ''}/{inner}".rstrip("/")
+    return DirFileSystem(place, fs=filesystem("hf"))

@@ -1,0 +1,360 @@
+"""Publishing on the Hugging Face Hub: one commit with all files of a version, then its tag."""
+
+import json
+import re
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from free_ml_stack.errors import StackError
+from free_ml_stack.console import say, shown
+from free_ml_stack.storage.stores import MANIFEST, open_store, verify
+
+if TYPE_CHECKING:
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError
+
+    from free_ml_stack.project.settings import Settings
+
+T = TypeVar("T")
+
+FOLDER, CARD = "models", "README.md"
+WAITS = (1.0, 2.0, 4.0, 8.0)  # seconds before each new attempt
+PATIENCE = 20.0  # seconds after which trouble is told: most of the client's calls have been patient themselves by then
+CROSSED = (409, 412)  # another writer was quicker
+PASSING = (*CROSSED, 429, 500, 502, 503, 504)  # too many requests, a server in trouble
+MISSING, UNKNOWN_KEY, FORBIDDEN = 404, 401, 403
+VERSION = re.compile(r"v(\d+)\.(\d+)\.(\d+)")
+
+
+class Unpublished(StackError):  # noqa: N818 - the rest is done
+    """The Hub did not take a model; its folder and the store have all of it."""
+
+
+@dataclass(frozen=True)
+class Change:
+    """What publishing does to a file: "+" adds, "~" replaces, "-" removes, "=" leaves it."""
+
+    sign: str
+    name: str
+    size: int = 0
+
+
+@dataclass(frozen=True)
+class Place:
+    """A repository on the Hub, as its client names it."""
+
+    id: str
+    kind: str = "model"
+
+    @property
+    def page(self) -> str:
+        """Its path on the Hub's site."""
+        return self.id if self.kind == "model" else f"{self.kind}s/{self.id}"
+
+
+@dataclass(frozen=True)
+class Published:
+    """Where a model folder has gone: a path in the store, and its page and version on the Hub or empty texts."""
+
+    folder: Path
+    stored: str
+    url: str
+    version: str = ""
+
+
+def publish(settings: "Settings", folder: Path, public: bool = False, trouble: str = "") -> Published:
+    """Copy a model folder to the store, and commit it to the Hub if the project has a token and a repository.
+
+    Raises Unpublished where the Hub fails, or is in `trouble` already.
+    """
+    store, target = open_store(settings.storage, settings), f"{FOLDER}/{folder.name}"
+    for name in [
+        *sorted(verify(folder)["files"]),
+        MANIFEST,
+    ]:  # a reader goes by the manifest, so it comes last
+        store.put_file(str(folder / name), f"{target}/{name}")
+    url, version = "", ""
+    if place := place_of(settings):
+        try:
+            if trouble:
+                raise StackError(trouble)
+            url, version = upload(client(), place, folder, f"Publish {folder.name}", public)
+        except StackError as error:
+            raise Unpublished(
+                f"{error}. Model and card are in {shown(folder)}; `{settings.command} publish` goes on"
+            ) from None
+    return Published(folder, f"{settings.storage}/{target}", url, version)
+
+
+def place_of(settings: "Settings") -> Place | None:
+    """The project's repository on the Hub; None where it has none or no token, or is to stay offline."""
+    return None if lacking(settings) else Place(settings.model_repo)
+
+
+def lacking(settings: "Settings") -> str:
+    """What keeps the project's models from the Hub, and how to mend it; nothing where they can go there."""
+    if "huggingface" not in settings.credentials or not settings.model_repo:
+        return "needs HF_TOKEN and model_repo"
+    return f"HF_HUB_OFFLINE is set; `{settings.command} publish` without it sends this" if offline() else ""
+
+
+def offline() -> bool:
+    """Whether the Hub's client has been told to ask nothing."""
+    from huggingface_hub import is_offline_mode
+
+    return is_offline_mode()
+
+
+def client() -> "HfApi":
+    """The Hub's client; it shows progress only where somebody watches."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.utils.tqdm import disable_progress_bars
+
+    if not sys.stderr.isatty():
+        disable_progress_bars()
+    return HfApi()
+
+
+def upload(api: "HfApi", place: Place, folder: Path, message: str, public: bool = False) -> tuple[str, str]:
+    """Bring a folder with a manifest to the Hub, in a new private repository if there is none.
+
+    `public` makes a private one public. Returns its page and version. What is there already is not sent. Stopped
+    anywhere, the repository shows the version before or this one, and the same call goes on. Raises StackError.
+    """
+    from huggingface_hub.errors import HfHubHTTPError
+
+    from free_ml_stack.hub.card import check
+
+    verify(folder)
+    demand_home()
+    for remark in check((folder / CARD).read_text(encoding="utf-8")):
+        say(f"Note: {remark}")
+    private = not public
+    try:
+        patiently(lambda: api.create_repo(place.id, repo_type=place.kind, private=private, exist_ok=True))
+        commit = patiently(lambda: commit_once(api, place, folder, message))
+        version = patiently(lambda: tag_once(api, place, commit))
+        if public:
+            patiently(lambda: open_to_all(api, place))
+    except HfHubHTTPError as error:  # what was there a moment ago is missing
+        raise told(error) from None
+    return f"{api.endpoint}/{place.page}", version
+
+
+def open_to_all(api: "HfApi", place: Place) -> None:
+    """Make a repository public that was private."""
+    if api.repo_info(place.id, repo_type=place.kind).private:
+        api.update_repo_settings(place.id, private=False, repo_type=place.kind)
+
+
+def commit_once(api: "HfApi", place: Place, folder: Path, message: str) -> str:
+    """Make the repository show a folder, unless it does; returns the commit that shows it.
+
+    It builds on the state that was compared with: should another have written since, or the answer to an attempt
+    been lost, the Hub refuses and the next call compares anew.
+    """
+    from huggingface_hub import CommitOperationAdd, CommitOperationDelete
+
+    head, changes = compare(api, place, folder)
+    operations: list[CommitOperationAdd | CommitOperationDelete] = [
+        CommitOperationAdd(change.name, folder / change.name) for change in changes if change.sign in "+~"
+    ]
+    operations += [CommitOperationDelete(change.name) for change in changes if change.sign == "-"]
+    if not operations:
+        return head
+    try:
+        done = api.create_commit(
+            place.id, operations, commit_message=message, repo_type=place.kind, parent_commit=head
+        )
+    except ValueError as error:
+        if "metadata" not in str(error):
+            raise
+        raise StackError(f"the Hub refuses the card: {' '.join(str(error).split())}") from None
+    return str(done.oid)
+
+
+def compare(api: "HfApi", place: Place, folder: Path) -> tuple[str, list[Change]]:
+    """The repository's latest commit, and what would make it show a folder; the manifest last.
+
+    Of what the folder lacks, only the files of the version before are removed. A repository that is not there is
+    an empty one.
+    """
+    from huggingface_hub.errors import RepositoryNotFoundError
+    from huggingface_hub.hf_api import RepoFile
+
+    try:
+        head = str(api.repo_info(place.id, repo_type=place.kind).sha)
+    except RepositoryNotFoundError as error:
+        if error.response.status_code == UNKNOWN_KEY:
+            raise
+        return "", [Change("+", name, (folder / name).stat().st_size) for name in names(folder)]
+    tree = api.list_repo_tree(place.id, recursive=True, revision=head, repo_type=place.kind)
+    there = {item.path: item for item in tree if isinstance(item, RepoFile)}
+    changes = [change(folder, name, there.get(name)) for name in names(folder)]
+    before = earlier(api, place, head) if MANIFEST in there else {}
+    gone = sorted((set(before) & set(there)) - set(names(folder)))
+    return head, [Change("-", name) for name in gone] + changes
+
+
+def change(folder: Path, name: str, there: Any) -> Change:
+    """What publishing does to a file that is `there` on the Hub, or is not (None)."""
+    from free_ml_stack.storage.checksums import git_sum, sum_of
+
+    path = folder / name
+    size = path.stat().st_size
+    if there is None or there.size != size:
+        return Change("+" if there is None else "~", name, size)
+    with path.open("rb") as file:
+        same = (
+            sum_of(file, "sha-256").hex() == there.lfs.sha256
+            if there.lfs
+            else git_sum(file, size) == there.blob_id
+        )
+    return Change("=" if same else "~", name, size)
+
+
+def names(folder: Path) -> list[str]:
+    """The files of a folder's version, by its manifest, which is the last of them."""
+    content = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    return [*sorted(content["files"]), MANIFEST]
+
+
+def earlier(api: "HfApi", place: Place, head: str) -> Mapping[str, Any]:
+    """The files that the manifest on the Hub names; none where it is not one of ours."""
+    path = api.hf_hub_download(place.id, MANIFEST, revision=head, repo_type=place.kind)
+    try:
+        files = json.loads(Path(path).read_text(encoding="utf-8"))["files"]
+    except (ValueError, KeyError, TypeError):
+        return {}
+    return files if isinstance(files, dict) else {}
+
+
+def tag_once(api: "HfApi", place: Place, commit: str) -> str:
+    """The version of a commit: the tag that it has, else a new one above all others, from v0.1.0 on."""
+    tags = {tag.name: tag.target_commit for tag in api.list_repo_refs(place.id, repo_type=place.kind).tags}
+    versions = {name: found for name in tags if (found := VERSION.fullmatch(name))}
+    if here := [name for name in versions if tags[name] == commit]:
+        return here[0]
+    last = max((tuple(map(int, found.groups())) for found in versions.values()), default=(0, 0, 0))
+    version = f"v{last[0]}.{last[1] + 1}.0"
+    api.create_tag(place.id, tag=version, revision=commit, repo_type=place.kind)
+    return version
+
+
+def edited(place: Place | None) -> tuple[dict[str, str], str]:
+    """The sections of the card on the Hub that a person has edited there, and what kept it from being read."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    from free_ml_stack.hub.card import MADE, sections, words
+
+    if not place:
+        return {}, ""
+    try:
+        path = patiently(lambda: client().hf_hub_download(place.id, CARD, repo_type=place.kind))
+        card = words(Path(path), f"{CARD} of {place.id} on the Hub")
+        return sections(card, MADE if place.kind == "model" else ()), ""
+    except HfHubHTTPError:  # there is none
+        return {}, ""
+    except StackError as error:
+        return {}, str(error)
+
+
+def patiently(work: Callable[[], T]) -> T:
+    """What `work` returns, tried again while the Hub or the way there is in trouble.
+
+    What is missing is the caller's business. Raises StackError with one line where it stays in trouble or refuses.
+    """
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+    from huggingface_hub.utils import httpx  # type: ignore[attr-defined]
+
+    end = time.monotonic() + PATIENCE
+    for wait in (*WAITS, None):
+        try:
+            return work()
+        except (HfHubHTTPError, httpx.HTTPError, OSError, RuntimeError) as error:
+            time.sleep(pause_after(error, wait, time.monotonic() > end))
+        except HFValidationError as error:
+            raise StackError(first_line(error)) from None
+        except ValueError as error:
+            raise StackError(f"that was no answer of the Hub: {first_line(error)}") from None
+    raise AssertionError
+
+
+def pause_after(error: Exception, wait: float | None, late: bool = False) -> float:
+    """The seconds to wait after an error, `late` only if another writer crossed.
+
+    Raises it where something is missing, StackError where to wait is vain.
+    """
+    from huggingface_hub.errors import HfHubHTTPError
+    from huggingface_hub.utils import httpx  # type: ignore[attr-defined]
+
+    wrapped = not isinstance(error, httpx.HTTPError) and isinstance(error.__cause__, httpx.HTTPError)
+    answer = error.__cause__ if wrapped else error  # downloads wrap it
+    if offline():
+        raise StackError("HF_HUB_OFFLINE is set, so the Hub is not asked; unset it and try again") from None
+    if not isinstance(answer, HfHubHTTPError):
+        demand_home()
+        if wait is None or late or not isinstance(answer, httpx.HTTPError):  # hf_xet has tried by itself
+            raise StackError(
+                f"the Hub can't be reached: {first_line(error)}; check the network, then try again"
+            ) from None
+        return wait
+    status = answer.response.status_code
+    if status == MISSING:
+        raise answer
+    if wait is None or status not in (CROSSED if late else PASSING):
+        raise told(answer) from None
+    return max(wait, reset(answer.response.headers.get("ratelimit", "")))
+
+
+def told(error: "HfHubHTTPError") -> StackError:
+    """A refusal in one line, with its remedy."""
+    status, reason = error.response.status_code, " ".join((error.server_message or str(error)).split())[:200]
+    right = "read" if error.response.request.method in ("GET", "HEAD") else "write"
+    if status in (UNKNOWN_KEY, FORBIDDEN):
+        needed = f"it must be one that may {right}, " if status == FORBIDDEN else ""
+        return StackError(f"the Hub refuses the key ({status}): {reason}; {needed}see `doctor`")
+    return StackError(f"the Hub answers {status}: {reason}{'; try again later' if status in PASSING else ''}")
+
+
+def demand_home() -> None:
+    """Refuse a folder that the Hub's client can't keep its files in: what it says of that itself misleads."""
+    from huggingface_hub.constants import HF_HOME
+
+    try:
+        Path(HF_HOME).mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=HF_HOME).close()
+    except OSError as error:
+        raise StackError(
+            f"HF_HOME: the Hub's client can't keep files in {HF_HOME} ({error.strerror}); name another folder there"
+        ) from None
+
+
+def reset(header: str) -> float:
+    """The seconds that a `RateLimit` header asks to wait."""
+    found = re.search(r"\bt=(\d+)", header)
+    return float(found[1]) if found else 0.0
+
+
+def first_line(error: BaseException) -> str:
+    """An error in one line, for others to end."""
+    return next(iter(str(error).splitlines()), "").rstrip(".") or type(error).__name__
+
+
+def difference(changes: Iterable[Change]) -> list[str]:
+    """Lines that show changes, the manifest left out."""
+    words = {"+": "new", "~": "changed", "-": "removed", "=": "the same"}
+    shown = [change for change in changes if change.name != MANIFEST]
+    return [f"{change.sign} {change.name}  {change.size:,} bytes, {words[change.sign]}" for change in shown]
+
+
+def preview(place: Place, folder: Path) -> list[str]:
+    """Lines that say what publishing a folder would do."""
+    api = client()
+    _, changes = patiently(lambda: compare(api, place, folder))
+    return [f"{api.endpoint}/{place.page}:", *difference(changes)]

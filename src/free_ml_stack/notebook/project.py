@@ -1,0 +1,243 @@
+"""What the notebook does, so that it holds none of it: packages, keys, commands, live curves.
+
+Standard library only until the packages are there.
+"""
+
+import hashlib
+import json
+import os
+import queue
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, MutableMapping
+from dataclasses import asdict
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from free_ml_stack.errors import StackError
+from free_ml_stack.notebook import packages
+from free_ml_stack.console import say
+from free_ml_stack.project.flags import read
+from free_ml_stack.project.settings import load
+
+if TYPE_CHECKING:
+    from free_ml_stack.project.science import Science
+
+KEYS = ("WANDB_API_KEY", "HF_TOKEN", "ALGORITHMIA_API", "ALGORITHMIA_API_KEY")
+REDRAWN = 1.0  # seconds between two pictures of the curves
+GIGA = 2**30
+
+
+class Failed(StackError):  # noqa: N818 - the end of a cell, told in its last line
+    """A command has failed, and its own lines say why: a notebook shows no traceback for it."""
+
+    def _render_traceback_(self) -> list[str]:
+        return [f"error: {self}"]
+
+
+class Project:
+    """The project around the notebook; called with the words of a command, it runs that."""
+
+    def __init__(self, science: "Science", environ: MutableMapping[str, str] = os.environ) -> None:
+        self.science, self.environ = science, environ
+        self.root = load({}, Path.cwd()).root
+        self.started = time.monotonic()
+        paths = [str(self.root / "src"), *filter(None, [environ.get("PYTHONPATH")])]
+        environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(paths))  # for the commands: it is not installed
+
+    def __call__(self, *words: object) -> None:
+        """Run a command of the project and show what it prints; raises Failed if it fails."""
+        self._run([str(word) for word in words])
+
+    def install(self) -> None:
+        """Install the packages that this machine lacks; raises Failed if that would change its torch or numpy."""
+        try:
+            packages.install(self.root)
+        except StackError as error:
+            raise Failed(str(error)) from None
+
+    def keys(self) -> None:
+        """Put the keys among the secrets of Colab or Kaggle into the environment, and tell of each in one line."""
+        ask = secrets(self.environ)
+        for name in KEYS:
+            if self.environ.get(name):
+                say(f"{name}: from the environment")
+                continue
+            value, line = ask(name)
+            if value:
+                self.environ[name] = value
+            say(f"{name}: {line}")
+
+    def hardware(self) -> None:
+        """Print GPU, memory, and the time since the start."""
+        import torch
+
+        gpu = "none; the CPU does it"
+        if torch.cuda.is_available():
+            unused, built_in = torch.cuda.mem_get_info()
+            gpu = f"{torch.cuda.get_device_name()}, {unused / GIGA:.1f} of {built_in / GIGA:.1f} GB free"
+        say(f"GPU: {gpu}")
+        if hasattr(os, "sysconf"):
+            page = os.sysconf("SC_PAGE_SIZE") / GIGA
+            free, total = os.sysconf("SC_AVPHYS_PAGES") * page, os.sysconf("SC_PHYS_PAGES") * page
+            say(f"Memory: {free:.1f} of {total:.1f} GB free")
+        say(f"Time: {time.monotonic() - self.started:.1f} s so far")
+
+    def train(self, name: str, tracked: bool = True, **config: object) -> str:
+        """Train a run, or go on with it where it was stopped, and draw its curves meanwhile; returns its id.
+
+        That is `name` and a sum of its configuration: another one is another run.
+        """
+        text = json.dumps(asdict(read(self.science.config, config)), sort_keys=True)
+        name = f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:4]}"
+        flags = [f"--{field.replace('_', '-')}={value}" for field, value in config.items()]
+        words = ["train", "--name", name, *flags, *([] if tracked else ["--set", "tracker=none"])]
+        curves = Curves(self.root / "runs" / name / "metrics.jsonl")
+        self._run(words, curves.draw)
+        curves.draw()
+        return name
+
+    def predict(self) -> None:
+        """Call the deployed model; where no server is configured, the gateway runs on this machine for that long."""
+        from free_ml_stack.cli.demo import gateway
+
+        with gateway(self.science, load({}, self.root, self.environ)):
+            self("predict")
+
+    def guess(self, run: str, count: int = 8) -> "tuple[Any, list[str]]":
+        """The first `count` test images, and what a run's model takes each for: label, confidence, right or wrong."""
+        from safetensors.torch import load_file
+
+        from free_ml_stack.data import dataset
+        from free_ml_stack.storage.stores import open_store
+
+        settings = load({}, self.root, self.environ)
+        splits, _ = dataset.read(
+            open_store(settings.storage, settings), settings.private / "cache", settings.command
+        )
+        config = json.loads((settings.runs / run / "result.json").read_text(encoding="utf-8"))["config"]
+        model = self.science.model.build(self.science.config(**config))
+        model.load_state_dict(load_file(settings.runs / run / "model.safetensors"))
+        test = dataset.Split({key: column[:count] for key, column in splits["test"].items()})
+        shares, labels = self.science.train.predict(model, test).softmax(1).max(1)
+        marks = ["✓" if right else "✗" for right in labels == test["label"]]
+        words = zip(labels.tolist(), shares.tolist(), marks, strict=True)
+        return test["image"], [f"{label} {share:.0%} {mark}" for label, share, mark in words]
+
+    def _run(self, words: list[str], meanwhile: Callable[[], None] | None = None) -> None:
+        with subprocess.Popen(
+            [sys.executable, "-m", self.science.package, *words],
+            cwd=self.root,
+            env=self.environ,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        ) as process:
+            for line in lines(process):
+                if line:
+                    print(line, end="", flush=True)
+                elif meanwhile:
+                    meanwhile()
+        if process.returncode:
+            raise Failed(f"{words[0]} ended with code {process.returncode}; the lines above say why")
+
+
+def lines(process: "subprocess.Popen[str]") -> Iterator[str]:
+    """What a process prints, line by line, and an empty text whenever it prints nothing for a second.
+
+    An interrupted notebook tells the process, which then ends in its own way.
+    """
+    heard: queue.Queue[str | None] = queue.Queue()
+
+    def listen() -> None:
+        for line in process.stdout or ():
+            heard.put(line)
+        heard.put(None)
+
+    threading.Thread(target=listen, daemon=True).start()
+    while True:
+        try:
+            line = heard.get(timeout=REDRAWN)
+        except queue.Empty:
+            line = ""
+        except KeyboardInterrupt:
+            process.send_signal(signal.SIGINT)
+            continue
+        if line is None:
+            return
+        yield line
+
+
+class Curves:
+    """The learning curves of a run, drawn in place in the notebook."""
+
+    def __init__(self, record: Path) -> None:
+        self.record, self.seen = record, 0
+        self.shown: Any = None
+
+    def draw(self) -> None:
+        """Draw what is recorded by now; nothing before the first record, or outside of a notebook."""
+        size = self.record.stat().st_size if self.record.exists() else 0
+        if size == self.seen or find_spec("IPython") is None:
+            return
+        ipython = import_module("IPython.display")
+        from free_ml_stack.evaluation.plots import learning_curves
+
+        self.seen = size
+        picture = ipython.Image(str(learning_curves(self.record, self.record.with_name("curves.png"))))
+        if self.shown is None:
+            self.shown = ipython.display(picture, display_id=True)
+        else:
+            self.shown.update(picture)
+
+
+def secrets(environ: MutableMapping[str, str]) -> Callable[[str], tuple[str, str]]:
+    """How to ask this place for a secret: a function from its name to its value and a line on it."""
+    if "KAGGLE_KERNEL_RUN_TYPE" in environ:
+        return kaggle_secret
+    if "COLAB_RELEASE_TAG" in environ and "VERTEX_PRODUCT" not in environ:
+        return ColabSecrets()
+    return lambda name: ("", "not set; working without it (a line in .env sets it)")
+
+
+class ColabSecrets:
+    """Colab's secrets; where nobody answers (VS Code, a terminal), it is not asked again."""
+
+    def __init__(self) -> None:
+        self.silent = False
+
+    def __call__(self, name: str) -> tuple[str, str]:
+        """The value of a secret, or none, and what to do about it."""
+        if self.silent:
+            return "", "not asked for again; working without it"
+        errors, userdata = import_module("google.colab.errors"), import_module("google.colab.userdata")
+        try:
+            value = str(userdata.get(name))
+        except userdata.SecretNotFoundError:
+            return "", "not among the secrets; working without it (the key symbol on the left adds it)"
+        except userdata.NotebookAccessError:
+            return (
+                "",
+                "switch on “Notebook access” next to the secret, and run this again; working without it",
+            )
+        except userdata.TimeoutException:
+            self.silent = True
+            return "", "Colab's secrets answer only in Colab's own page; a line in .env sets it here"
+        except (errors.Error, ValueError) as error:
+            return "", f"Colab's secrets do not give it ({type(error).__name__}); working without it"
+        return value, "from Colab's secrets"
+
+
+def kaggle_secret(name: str) -> tuple[str, str]:
+    """A secret of Kaggle, whose client has an error of its own for each way to fail."""
+    try:
+        return str(
+            import_module("kaggle_secrets").UserSecretsClient().get_secret(name)
+        ), "from Kaggle's secrets"
+    except Exception as error:
+        return "", f"not given ({type(error).__name__}); working without it (Add-ons > Secrets adds it)"

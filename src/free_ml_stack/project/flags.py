@@ -1,0 +1,108 @@
+"""Command-line flags from a dataclass: one table of documented fields, no second list to keep in step."""
+
+import argparse
+import dataclasses
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar, get_type_hints
+
+from free_ml_stack.errors import StackError
+
+T = TypeVar("T")
+
+_TRUE, _FALSE = {"true", "1", "yes", "on"}, {"false", "0", "no", "off"}
+
+
+def flag(default: Any, help: str, choices: tuple[str, ...] = ()) -> Any:
+    """A dataclass field with its help text; `choices` are the values it takes."""
+    return dataclasses.field(default=default, metadata={"help": help, "choices": choices})
+
+
+def add_flags(parser: argparse.ArgumentParser, cls: type) -> None:
+    """Give `parser` one flag a field, as `--batch-size` and (as sweeps write it) `--batch_size`."""
+    for field in dataclasses.fields(cls):
+        names = dict.fromkeys((f"--{field.name.replace('_', '-')}", f"--{field.name}"))
+        default = json.dumps(field.default) if isinstance(field.default, str) else field.default
+        parser.add_argument(
+            *names,
+            default=argparse.SUPPRESS,
+            metavar="|".join(field.metadata["choices"]) or _type(cls, field.name).__name__.upper(),
+            help=f"{field.metadata['help']} (default: {default})".replace("%", "%%"),
+        )
+
+
+def read(cls: type[T], *layers: Mapping[str, Any]) -> T:
+    """An instance of `cls` from its defaults and the layers, later ones first.
+
+    Text is converted to the field's type, so that files, environment and flags mean the same.
+    Raises StackError, naming the field, for an unknown name or a value of the wrong type.
+    """
+    values: dict[str, Any] = {}
+    for layer in layers:
+        for name, value in layer.items():
+            values[name] = convert(cls, name, value)
+    return cls(**values)
+
+
+def convert(cls: type, name: str, value: Any) -> Any:
+    """`value` as the type of field `name` of `cls`; StackError says what is wrong with it."""
+    fields = {field.name: field for field in dataclasses.fields(cls)}
+    if name not in fields:
+        raise StackError(unknown(name, list(fields)))
+    kind, choices = _type(cls, name), fields[name].metadata["choices"]
+    try:
+        result = _bool(value) if kind is bool else _exact(kind, value)
+    except (TypeError, ValueError, OverflowError):
+        raise StackError(f"{name}: expected {kind.__name__}, got {value!r}") from None
+    if choices and result not in choices:
+        raise StackError(f"{name}: expected one of {', '.join(choices)}, got {value!r}")
+    return result
+
+
+def unknown(name: str, known: list[str]) -> str:
+    """The line that refuses `name`, with the nearest of the known names."""
+    import difflib  # help should not wait for what only mistakes need
+
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f"unknown setting {name!r}" + (
+        f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(known)}"
+    )
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in a file; StackError if it is missing or holds anything else."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise StackError(f"no file {path}") from None
+    except (ValueError, OSError) as error:
+        raise StackError(f"{path} is not readable JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise StackError(f"{path} must hold a JSON object, not {type(value).__name__}")
+    return value
+
+
+def _type(cls: type, name: str) -> type:
+    kind: type = get_type_hints(cls)[name]
+    return kind
+
+
+def _exact(kind: type, value: Any) -> Any:
+    """`kind(value)` where nothing is lost: no truth value as a number, no fraction dropped, no NaN."""
+    if isinstance(value, bool | list | dict | None):
+        raise TypeError
+    result = kind(value)
+    if isinstance(value, float) and (math.isnan(value) or (kind is int and value != result)):
+        raise ValueError
+    if isinstance(result, float) and math.isnan(result):
+        raise ValueError
+    return result
+
+
+def _bool(value: Any) -> bool:
+    text = str(value).lower()
+    if text not in _TRUE | _FALSE:
+        raise ValueError
+    return text in _TRUE

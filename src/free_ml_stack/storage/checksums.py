@@ -1,0 +1,54 @@
+"""Checksums of files, and how they are told over HTTP (RFC 9530)."""
+
+import base64
+import hashlib
+import re
+from collections.abc import Callable
+from typing import Any, BinaryIO
+
+import xxhash
+
+from free_ml_stack.storage.local import CHUNK
+
+SUMS: dict[str, Callable[[], Any]] = {
+    "md5": lambda: hashlib.md5(usedforsecurity=False),
+    "sha-256": hashlib.sha256,
+    "xxh3-128": xxhash.xxh3_128,  # as fast as memory; not in the RFC's registry
+}
+
+
+def sum_of(file: BinaryIO, kind: str) -> bytes:
+    """The checksum of what is left to read of a file."""
+    total = SUMS[kind]()
+    while chunk := file.read(CHUNK):
+        total.update(chunk)
+    digest: bytes = total.digest()
+    return digest
+
+
+def git_sum(file: BinaryIO, size: int) -> str:
+    """git's name for a file of `size` bytes, in hexadecimal."""
+    total = hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False)
+    while chunk := file.read(CHUNK):
+        total.update(chunk)
+    return total.hexdigest()
+
+
+def digest_field(kind: str, digest: bytes) -> str:
+    """The value of `Repr-Digest`."""
+    return f"{kind}=:{base64.b64encode(digest).decode()}:"
+
+
+def read_digest(field: str) -> tuple[str, bytes]:
+    """The first checksum of a known kind in a `Repr-Digest`, ("", b"") without one."""
+    for kind, text in re.findall(r"([\w-]+)=:([\w+/]+)=*:", field):
+        if kind.lower() in SUMS:
+            return kind.lower(), base64.b64decode(text + "=" * (-len(text) % 4))
+    return "", b""
+
+
+def read_wish(field: str) -> str:
+    """The known kind that a `Want-Repr-Digest` prefers, "" without one."""
+    wished = re.findall(r"([\w-]+)=(\d+)", field.lower())
+    known = [(int(weight), kind) for kind, weight in wished if kind in SUMS and weight != "0"]
+    return max(known, default=(0, ""))[1]

@@ -1,0 +1,189 @@
+"""Move files between two stores: only what differs, several in flight, and on from where it was cut off."""
+
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+from fsspec import AbstractFileSystem
+from fsspec.callbacks import Callback
+from fsspec.implementations.local import LocalFileSystem
+
+from free_ml_stack.errors import StackError
+from free_ml_stack.console import Progress
+from free_ml_stack.storage.local import CHUNK
+from free_ml_stack.storage.parallel import InFlight
+from free_ml_stack.storage.checksums import git_sum, sum_of
+
+AT_ONCE = 8
+COMMIT = 200  # files in one commit to the Hub
+Infos = Mapping[str, dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Moved:
+    """What a transfer did: files copied, files that were there already, bytes copied."""
+
+    copied: int
+    same: int
+    size: int
+
+
+def transfer(source: AbstractFileSystem, target: AbstractFileSystem) -> Moved:
+    """Copy the files of one store into another, except those that are there with the same checksum.
+
+    Nothing is deleted. After a failure the same call goes on where this one stopped. Raises StackError.
+    """
+    try:
+        wanted = _files(source)
+        if not wanted:
+            raise StackError(f"{source.path} holds no files to copy; is it spelled right?")
+        present = _files(target)
+        missing = _missing(source, target, wanted, present)
+        size = sum(info["size"] for info in missing.values())
+        with _progress(size) as done:
+            _copy_all(source, target, missing, done)
+    except OSError as error:
+        reason = f"{error.strerror or str(error).splitlines()[0]} {error.filename or ''}".strip()
+        raise StackError(f"the transfer stopped: {reason}; run it again to go on") from error
+    return Moved(len(missing), len(wanted) - len(missing), size)
+
+
+def _files(store: AbstractFileSystem) -> Infos:
+    store.fs.invalidate_cache()
+    try:
+        found = store.find("", detail=True)
+    except FileNotFoundError:  # a folder or repository that the first file will make
+        return {}
+    return {name.lstrip("/"): info for name, info in found.items() if name != ".gitattributes"}
+
+
+def _missing(source: AbstractFileSystem, target: AbstractFileSystem, wanted: Infos, present: Infos) -> Infos:
+    missing = {
+        name for name in wanted if name not in present or wanted[name]["size"] != present[name]["size"]
+    }
+
+    def compare(name: str) -> None:
+        kind = (_told(present[name]) or _told(wanted[name]) or ("sha-256", ""))[0]
+        if _sum(source, name, wanted[name], kind) != _sum(target, name, present[name], kind):
+            missing.add(name)
+
+    with InFlight(AT_ONCE) as calls:
+        for name in wanted.keys() - missing:
+            calls.submit(compare, name)
+    return {name: info for name, info in wanted.items() if name in missing}
+
+
+def _told(info: dict[str, Any]) -> tuple[str, str] | None:
+    """The checksum that a listing of the Hub or of S3 holds: its kind, and the value in hexadecimal."""
+    if lfs := info.get("lfs"):
+        return "sha-256", lfs["sha256"]
+    if blob := info.get("blob_id"):
+        return "git", blob
+    etag = str(info.get("ETag", "")).strip('"')
+    return ("md5", etag) if len(etag) == 32 else None  # of a file stored in parts it is no MD5
+
+
+def _sum(store: AbstractFileSystem, name: str, info: dict[str, Any], kind: str) -> str:
+    """A file's checksum in hexadecimal: as the store tells it, else of the bytes read."""
+    told = _told(info)
+    if told and told[0] == kind:
+        return told[1]
+    if kind == "sha-256" and hasattr(store.fs, "sha256"):
+        return str(store.fs.sha256(f"{store.path}/{name}"))
+    with store.open(name, "rb") as file:
+        if kind != "git":
+            return sum_of(file, kind).hex()
+        return git_sum(file, info["size"])
+
+
+def _copy_all(
+    source: AbstractFileSystem, target: AbstractFileSystem, missing: Infos, done: Callable[[int], None]
+) -> None:
+    names = list(missing)
+    if "hf" in target.fs.protocol and not target.path.startswith("buckets/"):
+        _commit(source, target, missing, done)
+    elif isinstance(source.fs, LocalFileSystem):
+        target.put([f"{source.path}/{name}" for name in names], names, callback=Together(done))
+    elif isinstance(target.fs, LocalFileSystem) and hasattr(source.fs, "sha256"):
+        sizes = {f"{source.path}/{name}": info["size"] for name, info in missing.items()}
+        places = [f"{target.path}/{name}" for name in names]
+        scratch = getattr(target.fs, "scratch", None)
+        source.get(names, places, sizes=sizes, scratch=scratch, callback=Together(done))
+    else:
+        with InFlight(AT_ONCE) as calls:
+            for name in names:
+                calls.submit(_copy, source, target, name, done)
+
+
+def _copy(
+    source: AbstractFileSystem, target: AbstractFileSystem, name: str, done: Callable[[int], None]
+) -> None:
+    with source.open(name, "rb") as file, target.open(name, "wb") as copy:
+        while chunk := file.read(CHUNK):
+            copy.write(chunk)
+            done(len(chunk))
+
+
+class Together(Callback):  # type: ignore[misc]
+    """Tells `done` the bytes of all files of one call."""
+
+    def __init__(self, done: Callable[[int], None]) -> None:
+        super().__init__()
+        self.done = done
+
+    def branched(self, path_1: str, path_2: str, **options: Any) -> Callback:
+        """The callback of one of the files."""
+        return Counted(self.done)
+
+
+class Counted(Callback):  # type: ignore[misc]
+    """Tells `done` the bytes of one file as they go by."""
+
+    def __init__(self, done: Callable[[int], None]) -> None:
+        super().__init__()
+        self.done = done
+
+    def relative_update(self, inc: int = 1) -> None:
+        """Count more bytes, or fewer where an attempt begins again."""
+        self.done(inc)
+
+
+def _commit(
+    source: AbstractFileSystem, target: AbstractFileSystem, missing: Infos, done: Callable[[int], None]
+) -> None:
+    """Add files to a repository on the Hub, many with each commit."""
+    from free_ml_stack.storage import repository
+
+    place, names = repository.place_of(target.path), list(missing)
+    repository.make(place)
+    for start in range(0, len(names), COMMIT):
+        with tempfile.TemporaryDirectory() as folder:
+            files = {}
+            for name in names[start : start + COMMIT]:
+                files[name] = Path(source.path if isinstance(source.fs, LocalFileSystem) else folder, name)
+                if not files[name].exists():
+                    source.get_file(name, str(files[name]))
+            repository.commit(place, files)
+            done(sum(missing[name]["size"] for name in files))
+    target.fs.invalidate_cache()
+
+
+@contextmanager
+def _progress(total: int) -> Iterator[Callable[[int], None]]:
+    """A function to tell the bytes that have gone by, from whichever thread."""
+    lock, count, progress = Lock(), 0, Progress(total, "B", scaled=True)
+
+    def done(size: int) -> None:
+        nonlocal count
+        with lock:
+            count += size
+            progress.at(count)
+
+    try:
+        yield done
+    finally:
+        progress.close()

@@ -1,0 +1,263 @@
+"""One training run from data to weights: opens what the loop needs, and keeps what comes of it."""
+
+import json
+import os
+import re
+import secrets
+import signal
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import asdict
+from dataclasses import replace as replace_fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from fsspec.implementations.dirfs import DirFileSystem
+from safetensors.torch import save_file
+
+from free_ml_stack.errors import StackError
+from free_ml_stack.data import dataset
+from free_ml_stack.evaluation import metrics as evaluation
+from free_ml_stack.tracking import lineage, provenance
+from free_ml_stack.training.checkpoint import Checkpoints, Interrupted, same
+from free_ml_stack.console import say
+from free_ml_stack.project.flags import read_json
+from free_ml_stack.hub.pretrained import pinned
+from free_ml_stack.training.process import Process, join
+from free_ml_stack.training.snapshot import STATE, replace
+from free_ml_stack.storage.stores import open_store
+from free_ml_stack.tracking.run import PREEMPTED, NoRecord, Run, Stopped, Tracker, Untracked, open_run
+
+if TYPE_CHECKING:
+    import torch
+
+    from free_ml_stack.data.dataset import Split
+    from free_ml_stack.project.science import Science
+    from free_ml_stack.project.settings import Settings
+
+RESULT, WEIGHTS, PREDICTIONS, CONFIG, LATEST = (
+    "result.json",
+    "model.safetensors",
+    "predictions.npz",
+    "config.json",
+    "latest",
+)
+DATA = "data.json"
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+RESUME = PREEMPTED  # EX_TEMPFAIL of sysexits.h: start me again
+
+
+def train(
+    science: "Science",
+    config: Any,
+    settings: "Settings",
+    run_id: str = "",
+    folder: Path | None = None,
+    tracker: Tracker | None = None,
+) -> dict[str, Any]:
+    """Train with `config` and return the run's result, as written to `<folder>/<run>/result.json`.
+
+    `run_id` names a run to go on with; without it a new one starts. `folder` is where runs are kept,
+    `tracker` follows the run instead of the configured one. Raises Interrupted after SIGTERM or Ctrl-C, and Stopped.
+    """
+    runs = folder or settings.runs
+    store, fresh = open_store(settings.storage, settings), not (run_id or settings.restarts)
+    with join(settings, config.device, config.threads) as process:
+        if config.batch_size % process.size:
+            raise StackError(
+                f"batch_size: must be a multiple of the {process.size} processes, is {config.batch_size}"
+            )
+        run_id = process.agree(run_id or (_new_run(runs, settings) if process.first else ""))
+        splits, facts = process.first_then_all(
+            lambda: dataset.read(store, settings.private / "cache", settings.command)
+        )
+        if process.first and folder is None:
+            say(f"Run {run_id}: {process}.")
+        if init := process.agree(pinned(getattr(config, "init", "")) if process.first else ""):
+            config = replace_fields(config, init=init)
+        values = asdict(config)
+        started = {**values, "data": dataset.fingerprint(facts)}
+        if process.first:
+            _refuse_other(runs, run_id, started)
+        run = _open(settings, runs / run_id, started, process, tracker)
+        run.shown = process.first and folder is None
+        if run.tracked:
+            (run.folder / DATA).write_text(json.dumps(facts, indent=1), encoding="utf-8")
+            lineage.data(run, run.folder / DATA, dataset.fingerprint(facts))
+        checkpoints = Checkpoints(
+            runs / run_id / "checkpoints",
+            run.record,
+            started,
+            config.checkpoint_seconds,
+            config.checkpoint_steps,
+            store=DirFileSystem(f"checkpoints/{run_id}", fs=store) if folder is None else None,
+            process=process,
+            fresh=fresh,
+        )
+        begun = time.perf_counter()
+        model = _fit(science, config, splits, run, checkpoints, process, settings.command)
+        result = {
+            "run": run_id,
+            "config": values,
+            "data": {"sha256": dataset.fingerprint(facts)}
+            | {key: facts[key] for key in ("name", "source", "rows")},
+            "steps": checkpoints.at.step,
+            "seconds": round(time.perf_counter() - begun, 3),
+            "processes": process.size,
+            "parameters": sum(parameter.numel() for parameter in model.parameters()),
+            "commit": provenance.commit(settings.root),
+            "environment": provenance.environment(),
+            "machine": provenance.machine(str(process.device)),
+        }
+        if process.first:
+            result |= _keep(science, model, splits, run, result)
+            if folder is None and not settings.wandb_sweep:  # a trial is not what is published next
+                # before W&B is waited for: who stops that wait has a trained model all the same
+                replace(runs / LATEST, run_id.encode())
+            result["tracked"] = run.finish()
+    return result
+
+
+def failed_early(settings: "Settings", run_id: str) -> None:
+    """Tell the tracker of a trial that failed before it was opened: its sweep would wait for it."""
+    if not (settings.runs / run_id / CONFIG).exists():
+        open_run(settings, run_id, "train", settings.runs / run_id, {}).finish(exit_code=1)
+
+
+def _refuse_other(runs: Path, run_id: str, config: Mapping[str, Any]) -> None:
+    """Raise StackError for an id that is no name of a folder, or of a run that was started with another configuration.
+
+    Before anything of it is opened: a run that is refused stays as it was.
+    """
+    if not NAME.fullmatch(run_id) or run_id == LATEST:
+        raise StackError(f"run {run_id!r}: a name is letters, digits, -, _ and . only, and not {LATEST!r}")
+    if (path := runs / run_id / CONFIG).exists():
+        same(read_json(path), config)
+
+
+def _open(
+    settings: "Settings", folder: Path, config: Mapping[str, Any], process: Process, tracker: Tracker | None
+) -> Run:
+    """The run's record and tracker; of the processes that train together only the first has them."""
+    if not process.first:
+        return Run(folder.name, folder, Untracked(), NoRecord())
+    run = open_run(settings, folder.name, "train", folder, config, tracker)
+    replace(folder / CONFIG, json.dumps(config, indent=1).encode())
+    return run
+
+
+def _fit(
+    science: "Science",
+    config: Any,
+    splits: Mapping[str, "Split"],
+    run: Run,
+    checkpoints: Checkpoints,
+    process: Process,
+    command: str,
+) -> "torch.nn.Module":
+    """Run the loop; whatever ends it, the run is ended too."""
+    try:
+        with stoppable(checkpoints):
+            return science.train.fit(config, splits, run, checkpoints, process)
+    except Stopped:
+        run.finish()
+        raise
+    except Interrupted as stop:
+        if run.tracker.over():
+            run.finish()
+            raise Stopped("the sweep has stopped this trial") from None
+        run.finish(exit_code=RESUME)
+        raise Interrupted(f"{stop}. Go on with: `{command} train --run {run.id}`") from None
+    except BaseException as error:
+        run.finish(exit_code=1)
+        if process.lost(error):
+            raise StackError(
+                "another process of this run is gone; start them again to go on from the last checkpoint "
+                "(torchrun does with --max-restarts)"
+            ) from None
+        raise
+
+
+@contextmanager
+def stoppable(checkpoints: Checkpoints) -> Iterator[None]:
+    """Let SIGTERM and Ctrl-C end training after a step and a checkpoint, instead of at once."""
+
+    def stop(*_: object) -> None:
+        checkpoints.stopping = True
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    heard = [
+        number for number in (signal.SIGTERM, signal.SIGINT) if signal.getsignal(number) != signal.SIG_IGN
+    ]
+    before = {number: signal.signal(number, stop) for number in heard}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _keep(
+    science: "Science", model: Any, splits: Mapping[str, "Split"], run: Run, result: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Evaluate the model and write what came of the run; returns the scores."""
+    outputs = {name: science.train.predict(model, splits[name]).numpy() for name in ("validation", "test")}
+    labels = {name: splits[name]["label"].cpu().numpy().astype(np.int64) for name in outputs}
+    scores = {name: evaluation.metrics(evaluation.softmax(outputs[name]), labels[name]) for name in outputs}
+    seen = {"url": getattr(run.tracker, "url", "")}  # the page of the run, for its model's card
+    save_file(model.state_dict(), run.folder / WEIGHTS)
+    np.savez(run.folder / PREDICTIONS, validation_logits=outputs["validation"], test_logits=outputs["test"])
+    replace(run.folder / RESULT, json.dumps({**result, **scores, **seen}, indent=1).encode())
+    run.summary(**{f"{split}_{name}": value for split in scores for name, value in scores[split].items()})
+    files = [run.folder / name for name in (WEIGHTS, CONFIG, RESULT)]
+    lineage.trained(run, files, outputs["test"], labels["test"], splits["test"]["image"], science.data.LABELS)
+    return scores
+
+
+def saved_config(settings: "Settings", run_id: str) -> dict[str, Any]:
+    """The configuration that a run was started with, here or on another machine; StackError without such a run."""
+    path = settings.runs / run_id / CONFIG
+    if path.exists():
+        config = read_json(path)
+        config.pop("data", None)
+        return config
+    store = open_store(settings.storage, settings)
+    for state in sorted(store.glob(f"checkpoints/{run_id}/step-*/{STATE}"), reverse=True):
+        with suppress(ValueError):  # torn: the one before it says the same
+            found: dict[str, Any] = json.loads(store.cat_file(state))["config"]
+            found.pop("data", None)
+            return found
+    raise StackError(f"no run {run_id} here or in {settings.storage}; leave --run out to start a new one")
+
+
+def find_run(settings: "Settings", run_id: str = "") -> Path:
+    """The folder of a finished run, the latest by default; StackError if there is none."""
+    latest = settings.runs / LATEST
+    if not run_id and not latest.exists():
+        raise StackError(f"no trained model yet: run `{settings.command} train`")
+    folder = settings.runs / (run_id or latest.read_text(encoding="utf-8"))
+    if not (folder / RESULT).exists():
+        raise StackError(f"{folder.name} is no finished run; see {settings.runs}")
+    return folder
+
+
+def _new_run(runs: Path, settings: "Settings") -> str:
+    """The id of a new run; of the one that the processes were at before their launcher started them again."""
+    runs.mkdir(parents=True, exist_ok=True)
+    note = runs / f".launched-{os.getppid()}"
+    if settings.restarts and note.exists():
+        return note.read_text(encoding="utf-8")
+    run_id = new_id()
+    if settings.world_size > 1:
+        replace(note, run_id.encode())
+    return run_id
+
+
+def new_id() -> str:
+    """An id for a run: when it started, and four characters of chance."""
+    return time.strftime("%Y%m%d-%H%M%S-") + secrets.token_hex(2)
