@@ -28,7 +28,7 @@ FETCH = """
 import re, sys
 from pathlib import Path
 from free_ml_stack.data import hub_dataset as shards
-from free_ml_stack.storage.stores import local_store
+from free_ml_stack.storage.local import local_store
 made = shards.fetch(sys.argv[1], local_store(Path(sys.argv[2])), [])
 size = sum(entry["size"] for entry in made["files"].values())
 print(size, re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])

@@ -197,7 +197,8 @@ def make_project(folder: Path) -> Path:
     from free_ml_stack.deployment.deploy import deploy
     from free_ml_stack.evaluation.drift import reference
     from free_ml_stack.training.export import write_onnx
-    from free_ml_stack.storage.stores import local_store, write_manifest
+    from free_ml_stack.storage.local import local_store
+    from free_ml_stack.storage.manifest import write_manifest
 
     project = folder / "project"
     models = project / "models" / "digits"

@@ -223,7 +223,7 @@ def run_gateway(store: Path, record: Path) -> None:
     """Serve until terminated."""
     from free_ml_stack.gateway.app import create_app
     from free_ml_stack.gateway.serve import serve
-    from free_ml_stack.storage.stores import local_store
+    from free_ml_stack.storage.local import local_store
 
     def app(keys: Any) -> Any:
         project = local_store(store / "me" / "project")

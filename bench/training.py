@@ -77,8 +77,9 @@ def ours(name: str, epochs: int) -> tuple[float, int]:
     from free_ml_stack.data import dataset
     from free_ml_stack.training.checkpoint import Checkpoints
     from free_ml_stack.training.process import Process, choose_device
-    from free_ml_stack.storage.stores import local_store
-    from free_ml_stack.tracking.run import Run, Untracked
+    from free_ml_stack.storage.local import local_store
+    from free_ml_stack.tracking.run import Run
+    from free_ml_stack.tracking.tracker import Untracked
 
     science.build = lambda config: model(name)  # type: ignore[assignment]
     config = TrainConfig(epochs=epochs, patience=0, shift=0)

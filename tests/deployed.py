@@ -10,10 +10,11 @@ import Algorithmia
 from fsspec import AbstractFileSystem
 from predictors import Echo, echo_folder
 from serving import serving
+
 from free_ml_stack.deployment.deploy import deploy
 from free_ml_stack.gateway.app import Gateway, create_app
 from free_ml_stack.gateway.protocol.express import ExpressProtocol
-from free_ml_stack.storage.stores import local_store
+from free_ml_stack.storage.local import local_store
 
 KEY = "sim0123456789012345678901234"
 

@@ -19,7 +19,7 @@ import projects
 MOMENTS = ("step", "checkpoint", "upload", "validation", "bookkeeping")
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(
-    ["killing", "torch._dynamo", "skeleton.train", "free_ml_stack.training.run", "free_ml_stack.cli.commands"]
+    ["killing", "torch._dynamo", "skeleton.train", "free_ml_stack.training.run", "free_ml_stack.cli.main"]
 )
 
 
@@ -62,9 +62,11 @@ def work(
     from skeleton import __main__ as project
     from skeleton import train
     from skeleton.config import TrainConfig
-    from free_ml_stack.training import checkpoint, run as training
-    from free_ml_stack.cli import commands as cli
+
+    from free_ml_stack.cli import main as cli
     from free_ml_stack.project.science import Science
+    from free_ml_stack.training import checkpoint
+    from free_ml_stack.training import run as training
 
     places: dict[str, tuple[Any, str]] = {
         "step": (train, "cross_entropy"),

@@ -10,7 +10,8 @@ import numpy as np
 import onnx
 import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
-from free_ml_stack.storage.stores import write_manifest
+
+from free_ml_stack.storage.manifest import write_manifest
 
 
 class Echo:

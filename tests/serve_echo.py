@@ -5,6 +5,7 @@ from pathlib import Path
 
 from conftest import link_skeleton  # noqa: F401 - puts the skeleton on the path
 from deployed import open_app
+
 from free_ml_stack.errors import StackError
 from free_ml_stack.gateway.serve import serve
 

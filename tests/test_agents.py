@@ -10,8 +10,9 @@ import projects
 import pytest
 from services.hub_faults import Fault
 from services.wandb_server import Wandb
-from free_ml_stack.locks import alive
 from tracking_service import account, wandb_service
+
+from free_ml_stack.locks import alive
 
 SWEEP = """
 method: grid

@@ -15,10 +15,11 @@ from deployed import KEY, Deployed, deployed
 from gitting import GitServer
 from predictors import echo_folder
 from serving import serving
-from free_ml_stack.errors import StackError
+
 from free_ml_stack.deployment.deploy import versions
 from free_ml_stack.deployment.installation import assemble, deploy_to_installation, upload
-from free_ml_stack.storage.stores import write_manifest
+from free_ml_stack.errors import StackError
+from free_ml_stack.storage.manifest import write_manifest
 
 PREDICT = """
 def load(model_dir):

@@ -25,11 +25,12 @@ import torch
 from faults import Faults, failing, original, proxied, spoiling
 from fsspec.generic import rsync
 from serving import serving
+from storing import data_app
+
 from free_ml_stack.algorithmia import connection
 from free_ml_stack.algorithmia.filesystem import AlgorithmiaFileSystem
-from free_ml_stack.gateway.protocol.direct import DirectProtocol
 from free_ml_stack.algorithmia.streams import ChecksumError
-from storing import data_app
+from free_ml_stack.gateway.protocol.direct import DirectProtocol
 
 MIB = 1 << 20
 

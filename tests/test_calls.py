@@ -8,6 +8,7 @@ import pytest
 from Algorithmia.algorithm import OutputType
 from Algorithmia.errors import AlgorithmException
 from deployed import Deployed, deployed
+
 from free_ml_stack.gateway.protocol.express import ExpressProtocol
 
 

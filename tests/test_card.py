@@ -10,12 +10,13 @@ import yaml
 from huggingface_hub import ModelCard
 from markdown_it import MarkdownIt
 from skeleton.config import TrainConfig
+
 from free_ml_stack.errors import StackError
 from free_ml_stack.hub.card import MARK, card, check, latest, sections
-from free_ml_stack.training.export import edited
+from free_ml_stack.hub.vocabulary import LICENSES, TASKS
 from free_ml_stack.project.science import Science
 from free_ml_stack.project.settings import Settings
-from free_ml_stack.hub.vocabulary import LICENSES, TASKS
+from free_ml_stack.training.export import edited
 
 SCIENCE = Science("skeleton", TrainConfig)
 RESULT: dict[str, Any] = {

@@ -15,10 +15,12 @@ from fsspec.implementations.dirfs import DirFileSystem
 from fsspec.implementations.local import LocalFileSystem
 from safetensors.torch import load_file, save_file
 from sick_disk import PowerCut, SickDisk, chance
+
 from free_ml_stack.errors import StackError
+from free_ml_stack.storage.atomic import replace
 from free_ml_stack.training import checkpoint
 from free_ml_stack.training.checkpoint import Checkpoints, Interrupted
-from free_ml_stack.training.snapshot import read, replace, serialized
+from free_ml_stack.training.snapshot import read, serialized
 
 CONFIG = {"lr": 0.1, "epochs": 3}
 SURVIVES = {"nothing": (lambda: False, lambda: False), "names": (lambda: True, lambda: False)} | {

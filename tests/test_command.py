@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 import yaml
-from free_ml_stack.sweeps.command import DEFAULT, call, filled, own_arguments, variables
-from free_ml_stack.sweeps.sweep_file import parse_sweep
 from wandb.sdk.launch.sweeps import utils
 from wandb.wandb_agent import Agent
+
+from free_ml_stack.sweeps.command import DEFAULT, call, filled, own_arguments, variables
+from free_ml_stack.sweeps.sweep_file import parse_sweep
 
 CONFIG: dict[str, Any] = {"lr": 0.1, "deep": {"a": [1, None]}, "flag": True, "off": False, "name": "it's"}
 MACROS = (

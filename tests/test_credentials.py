@@ -15,7 +15,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from free_ml_stack.credentials import check as credentials, keys
+
+from free_ml_stack.credentials import check as credentials
+from free_ml_stack.credentials import keys
 
 WANDB_KEY = "wandb_v1_" + "k" * 73 + "wxyz"
 HF_KEY = "hf_" + "h" * 30 + "wxyz"

@@ -20,10 +20,11 @@ from Algorithmia.acl import ReadAcl
 from Algorithmia.errors import DataApiError
 from fsspec.callbacks import Callback
 from serving import serving
+from storing import data_app, free_port, process
+
 from free_ml_stack.algorithmia import connection
 from free_ml_stack.algorithmia.filesystem import AlgorithmiaFileSystem
 from free_ml_stack.gateway.protocol.direct import DirectProtocol
-from storing import data_app, free_port, process
 
 
 @pytest.fixture(scope="module")

@@ -7,9 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from free_ml_stack.errors import StackError
+
 from free_ml_stack.data import dataset
-from free_ml_stack.storage.stores import DamagedError, local_store
+from free_ml_stack.errors import StackError
+from free_ml_stack.storage.local import local_store
+from free_ml_stack.storage.manifest import DamagedError
 
 SPLITS = {name: {"label": np.arange(4)} for name in ("train", "validation", "test")}
 

@@ -13,9 +13,11 @@ import pytest
 from deployed import KEY, deployed
 from fsspec import AbstractFileSystem
 from predictors import Digits, Echo, digits_folder, echo_folder
-from free_ml_stack.errors import StackError
+
 from free_ml_stack.deployment.deploy import deploy, rollback, versions
-from free_ml_stack.storage.stores import local_store, write_manifest
+from free_ml_stack.errors import StackError
+from free_ml_stack.storage.local import local_store
+from free_ml_stack.storage.manifest import write_manifest
 
 
 @pytest.fixture

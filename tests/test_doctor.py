@@ -7,9 +7,10 @@ import sys
 
 import pytest
 from baking import TEMPLATE, bake
+from test_credentials import HF_KEY, WANDB_KEY, environment, serving, viewer, whoami
+
 from free_ml_stack.cli import doctor
 from free_ml_stack.project import settings
-from test_credentials import HF_KEY, WANDB_KEY, environment, serving, viewer, whoami
 
 
 @pytest.fixture

@@ -16,9 +16,10 @@ from pathlib import Path
 import pytest
 from deployed import KEY, Deployed, deployed, open_app
 from predictors import Echo, echo_folder
+from test_deploy import until
+
 from free_ml_stack.deployment.deploy import deploy
 from free_ml_stack.gateway.protocol import guarded
-from test_deploy import until
 
 HEAD = ("Host: x", f"Authorization: {KEY}", "Content-Type: application/json")
 

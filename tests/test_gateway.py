@@ -20,11 +20,12 @@ from attacks import ESCAPES, bodies
 from deployed import KEY, Deployed, deployed, open_app
 from predictors import Digits, Echo, digits_folder, echo_folder
 from serving import serving
-from free_ml_stack.deployment.deploy import deploy
-from free_ml_stack.gateway.algorithms.calls import Limits
 from starlette.applications import Starlette
 from starlette.routing import Mount
 from test_deploy import until
+
+from free_ml_stack.deployment.deploy import deploy
+from free_ml_stack.gateway.algorithms.calls import Limits
 
 IMAGE = [number % 17 for number in range(64)]
 

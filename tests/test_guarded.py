@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 import requests
 from deployed import KEY, Deployed, deployed
-from free_ml_stack.gateway.protocol import guarded
+
 from free_ml_stack.gateway.data import request as request_module
+from free_ml_stack.gateway.protocol import guarded
 
 HEAD = b"PUT /v1/data/.my/slow/file HTTP/1.1\r\nHost: x\r\nAuthorization: %b\r\n" % KEY.encode()
 

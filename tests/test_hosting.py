@@ -16,11 +16,12 @@ from huggingface_hub import HfApi
 from services.hub_server import serving
 from services.spaces import Spaces, as_json
 from skeleton import predict
-from free_ml_stack.errors import StackError
+from test_page import browse
+
 from free_ml_stack.deployment.deploy import close
 from free_ml_stack.deployment.spaces import Hosted, Project, host
-from free_ml_stack.storage.stores import write_manifest
-from test_page import browse
+from free_ml_stack.errors import StackError
+from free_ml_stack.storage.manifest import write_manifest
 
 
 @pytest.fixture(scope="module")
@@ -29,6 +30,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     import torch
     from skeleton import model as net
     from skeleton.config import TrainConfig
+
     from free_ml_stack.training.export import write_onnx
 
     folder = tmp_path_factory.mktemp("model") / "run"

@@ -11,10 +11,12 @@ from huggingface_hub import HfApi, constants
 from huggingface_hub.utils import disable_progress_bars
 from services.hub_faults import Fault
 from services.hub_server import Hub, serving
+
 from free_ml_stack.errors import StackError
 from free_ml_stack.hub import publish as hubbing
-from free_ml_stack.hub.publish import Place, compare, upload
-from free_ml_stack.storage.stores import write_manifest
+from free_ml_stack.hub.client import Place
+from free_ml_stack.hub.publish import compare, upload
+from free_ml_stack.storage.manifest import write_manifest
 
 CARD = "---\nlicense: mit\npipeline_tag: image-classification\n---\n# A model\n"
 PLACE = Place("me/model")
@@ -29,7 +31,7 @@ def hub(tmp_path: Path) -> Iterator[Hub]:
 
 @pytest.fixture
 def api(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> HfApi:
-    monkeypatch.setattr(hubbing, "WAITS", (0.01, 0.01))
+    monkeypatch.setattr("free_ml_stack.hub.client.WAITS", (0.01, 0.01))
     disable_progress_bars()
     return HfApi(endpoint=hub.url, token="hf_write")
 
@@ -157,8 +159,8 @@ def test_refused_at_any_call_it_shows_one_version_or_the_other(
 UPLOAD = """
 import sys
 from pathlib import Path
-from free_ml_stack.hub.publish import Place
-from free_ml_stack.hub.publish import client
+from free_ml_stack.hub.client import Place
+from free_ml_stack.hub.client import client
 from free_ml_stack.hub.publish import upload
 upload(client(), Place("me/model"), Path(sys.argv[1]), "second")
 """
@@ -208,7 +210,7 @@ def test_trouble_at_any_call_is_got_over(
     hub: Hub, api: HfApi, old: Path, new: Path, kind: int | str, after: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each of our own calls fails once, before or after the Hub has obeyed; the version is there all the same, once."""
-    monkeypatch.setattr(hubbing, "reset", lambda header: 0.0)
+    monkeypatch.setattr("free_ml_stack.hub.client.reset", lambda header: 0.0)
     for match in ("repos/create", "/commit/", "/refs", "/tag/", "GET /api/models/me/model"):
         hub.repos.clear()
         hub.app.faults = []
@@ -226,7 +228,7 @@ def test_the_clients_patience_is_not_multiplied_by_ours(
 ) -> None:
     """A listing that fails has been tried for 23 seconds; that another was quicker is no matter of patience."""
     upload(api, PLACE, old, "first")
-    monkeypatch.setattr(hubbing, "PATIENCE", 0.0)
+    monkeypatch.setattr("free_ml_stack.hub.client.PATIENCE", 0.0)
     hub.app.faults = [Fault(503, match="GET /api/models/me/model")]
     with pytest.raises(StackError, match="answers 503: .*; try again later"):
         upload(api, PLACE, new, "second")

@@ -18,8 +18,9 @@ from huggingface_hub import DatasetCardData
 from services.hub_faults import Fault
 from services.hub_server import Hub, serving
 from skeleton.data import fits
-from free_ml_stack.errors import StackError
+
 from free_ml_stack.data.hub_dataset import licensed, split_of
+from free_ml_stack.errors import StackError
 
 
 @pytest.fixture(scope="module")
@@ -143,7 +144,7 @@ import json, re, sys
 from pathlib import Path
 from free_ml_stack.errors import StackError
 from free_ml_stack.data import hub_dataset as shards
-from free_ml_stack.storage.stores import local_store
+from free_ml_stack.storage.local import local_store
 for number, url in enumerate(sys.argv[2:]):
     try:
         made = shards.fetch(url, local_store(Path(sys.argv[1], str(number))), [])

@@ -5,8 +5,10 @@ import threading
 from contextlib import contextmanager
 
 import pytest
-from free_ml_stack.credentials import check as credentials, keys
 from test_credentials import ALGORITHMIA_KEY, HF_KEY, environment, serving, whoami, write
+
+from free_ml_stack.credentials import check as credentials
+from free_ml_stack.credentials import keys
 
 
 @contextmanager

@@ -10,10 +10,11 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from serving import serving
+from storing import data_app
+
 from free_ml_stack.algorithmia.filesystem import AlgorithmiaFileSystem
 from free_ml_stack.gateway.protocol.direct import DirectProtocol
-from free_ml_stack.storage.stores import local_store
-from storing import data_app
+from free_ml_stack.storage.local import local_store
 
 FILES = st.sampled_from(["a", "b", "ä ö", "d/a", "d/b", "d/e/a", "f/a"])
 FOLDERS = st.sampled_from(["d", "d/e", "f", "g/h"])

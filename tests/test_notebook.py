@@ -24,6 +24,7 @@ from projects import environment
 from services.online import KEYS as SERVED
 from services.online import Online, online
 from skeleton.config import TrainConfig
+
 from free_ml_stack.notebook.project import KEYS, Project
 from free_ml_stack.project.science import Science
 

@@ -14,12 +14,13 @@ from deployed import KEY, Deployed, deployed, open_app
 from predictors import Digits, Echo, digits_folder, echo_folder
 from prometheus_client.parser import text_string_to_metric_families
 from serving import serving
+from test_deploy import until
+
 from free_ml_stack.deployment.deploy import deploy
+from free_ml_stack.deployment.monitor import read_calls
 from free_ml_stack.evaluation.drift import reference
 from free_ml_stack.gateway.log.statistics import latency_class, percentiles, upper_end
-from free_ml_stack.deployment.monitor import read_calls
-from free_ml_stack.storage.stores import write_manifest
-from test_deploy import until
+from free_ml_stack.storage.manifest import write_manifest
 
 IMAGES = [[(7 * row + column * column) % 17 for column in range(64)] for row in range(60)]
 QUIET = (

@@ -15,6 +15,7 @@ import projects
 import pytest
 import torch
 from killing import Blow, Training
+
 from free_ml_stack.training.process import PORT, Process
 
 NAME = "one"

@@ -10,6 +10,7 @@ import projects
 import pytest
 from killing import MOMENTS, Blow, Training
 from safetensors.numpy import load_file
+
 from free_ml_stack.training.snapshot import DamagedCheckpoint, read
 
 NAME = "one"

@@ -20,10 +20,11 @@ import requests
 from Algorithmia.algorithm import OutputType
 from deployed import open_app
 from predictors import Echo, echo_folder
-from free_ml_stack.deployment.deploy import deploy
-from free_ml_stack.gateway.serve import open_port
-from free_ml_stack.deployment.monitor import read_calls
 from test_deploy import until
+
+from free_ml_stack.deployment.deploy import deploy
+from free_ml_stack.deployment.monitor import read_calls
+from free_ml_stack.gateway.serve import open_port
 
 HERE = Path(__file__).parent
 

@@ -13,6 +13,7 @@ from baking import bake
 from conftest import ROOT
 from projects import environment
 from services.sessions import Sessions, clients, serving
+
 from free_ml_stack.notebook import sessions
 
 SECRET = "hf_this_must_not_travel_0123456789abcdef"

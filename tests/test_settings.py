@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 from skeleton.config import TrainConfig
+
 from free_ml_stack.errors import StackError
 from free_ml_stack.project import flags
 from free_ml_stack.project.settings import load

@@ -8,6 +8,7 @@ import numpy as np
 import optuna
 import pytest
 from scipy import stats
+
 from free_ml_stack.errors import StackError
 from free_ml_stack.sweeps.search_space import Hyperband, Sweep, measured
 from free_ml_stack.sweeps.sweep_file import read_sweep

@@ -13,19 +13,15 @@ from fsspec.implementations.memory import MemoryFileSystem
 from requests.adapters import HTTPAdapter
 from services import hub_server
 from serving import serving
-from free_ml_stack.errors import StackError
-from free_ml_stack.algorithmia import connection
-from free_ml_stack.project.settings import Settings
-from free_ml_stack.storage.stores import (
-    DamagedError,
-    local_store,
-    open_store,
-    transfer,
-    verify,
-    write_manifest,
-)
 from storing import data_app, free_port
 from urllib3.util import Retry
+
+from free_ml_stack.algorithmia import connection
+from free_ml_stack.errors import StackError
+from free_ml_stack.project.settings import Settings
+from free_ml_stack.storage.local import local_store
+from free_ml_stack.storage.manifest import DamagedError, verify, write_manifest
+from free_ml_stack.storage.stores import open_store, transfer
 
 
 @pytest.fixture
@@ -179,8 +175,8 @@ from pathlib import Path
 from free_ml_stack.project.settings import Settings
 from free_ml_stack.storage.stores import open_store
 from free_ml_stack.storage.stores import transfer
-from free_ml_stack.storage.stores import verify
-from free_ml_stack.storage.stores import write_manifest
+from free_ml_stack.storage.manifest import verify
+from free_ml_stack.storage.manifest import write_manifest
 url, service = sys.argv[1:]
 offline = Settings(root=Path(), storage=url)
 online = Settings(root=Path(), storage=url, credentials=frozenset({service}))

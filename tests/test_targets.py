@@ -9,9 +9,10 @@ import projects
 import pytest
 from baking import SKELETON, bake
 from deployed import KEY, Deployed
-from free_ml_stack.deployment.deploy import close
 from test_algorithm import echo_folder, installation
 from test_hosting import SAMPLES, hub, model
+
+from free_ml_stack.deployment.deploy import close
 
 __all__ = ["installation", "model"]
 

@@ -15,14 +15,15 @@ import pytest
 from services.hub_faults import Fault
 from services.wandb_server import KEY, Wandb
 from services.wandb_store import Run
-from free_ml_stack.tracking.sync import alone
 from tracking_service import account, wandb_service
+
+from free_ml_stack.tracking.sync import alone
 
 PROGRAM = """
 import os, sys, time
 from pathlib import Path
 from free_ml_stack.project.settings import load
-from free_ml_stack.tracking.run import open_run
+from free_ml_stack.tracking.opening import open_run
 settings = load({}, Path.cwd())
 print("opening", os.getpid(), flush=True)
 started = time.perf_counter()

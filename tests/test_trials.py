@@ -7,6 +7,7 @@ from pathlib import Path
 import optuna
 import pytest
 from optuna.trial import TrialState
+
 from free_ml_stack.errors import StackError
 from free_ml_stack.sweeps import trials
 from free_ml_stack.sweeps.sweep_file import parse_sweep

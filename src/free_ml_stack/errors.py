@@ -1,5 +1,10 @@
 """The wiring between the science and the four tools; you need not open it to use it."""
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    pass
+
 
 class StackError(Exception):
     """A mistake that the user can mend; the command line prints its one line and no traceback."""
@@ -7,3 +12,17 @@ class StackError(Exception):
 
 class NoServiceError(StackError):
     """The store or the gateway can't be used now, or not with this key; one in this project can stand in."""
+
+
+def from_outside(error: Exception) -> bool:
+    """Whether an error is the disk's, the network's or a service's: a line is enough for it."""
+    clients = ("botocore", "httpx", "httpx2", "requests", "urllib3", "huggingface_hub", "safetensors")
+    return isinstance(error, OSError) or type(error).__module__.partition(".")[0] in clients
+
+
+def in_a_line(error: Exception) -> str:
+    """An error in one line, that of a system call in its own words."""
+    if isinstance(error, OSError) and error.strerror:
+        return ": ".join(str(part) for part in (error.filename, error.strerror) if part)
+    name = "" if isinstance(error, StackError) else f"{type(error).__name__}: "
+    return name + " ".join(str(error).split())

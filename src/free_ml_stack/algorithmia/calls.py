@@ -1,12 +1,22 @@
 """Call the deployed algorithm through Algorithmia's own client."""
 
 import json
+import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from free_ml_stack.errors import NoServiceError, StackError
+
+if TYPE_CHECKING:
+    from free_ml_stack.project.science import Science
+    from free_ml_stack.project.settings import Settings
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
 from free_ml_stack.locks import alive
 
 if TYPE_CHECKING:
@@ -70,3 +80,27 @@ def read_input(text: str) -> Any:
         return json.loads(source)
     except (ValueError, OSError) as error:
         raise StackError(f"input is neither a file nor JSON: {error}") from None
+
+
+START = 60  # seconds that a gateway gets to start, and to write its log
+
+
+@contextmanager
+def gateway(science: "Science", settings: "Settings") -> Iterator[None]:
+    """A gateway in a process of its own, as `serve` starts it, stopped in the end; none where one is configured."""
+    if settings.algorithmia_api:
+        yield
+        return
+    record = settings.private / RECORD
+    process = subprocess.Popen(
+        [sys.executable, "-m", science.package, "serve"], cwd=settings.root, stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert process.stdout is not None
+        if not any(line.startswith("Serving on") for line in process.stdout):
+            raise StackError(f"the gateway did not start; `{settings.command} serve` says why")
+        assert record.exists()
+        yield
+    finally:
+        process.terminate()
+        process.wait(START)

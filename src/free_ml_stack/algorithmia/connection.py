@@ -17,7 +17,7 @@ from requests.adapters import HTTPAdapter
 from urllib3 import BaseHTTPResponse, HTTPConnectionPool, Timeout
 from urllib3.exceptions import HTTPError, NewConnectionError, ProtocolError, ReadTimeoutError
 
-from free_ml_stack.storage.local import CHUNK
+from free_ml_stack.storage.atomic import CHUNK
 
 log = logging.getLogger(__name__)
 Body = Callable[[], Any]  # makes the body anew for each attempt: bytes, or a file that has a length

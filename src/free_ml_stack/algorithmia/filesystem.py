@@ -17,10 +17,10 @@ from fsspec.callbacks import DEFAULT_CALLBACK
 from fsspec.utils import isfilelike
 
 from free_ml_stack.algorithmia.connection import Connection, read_json
-from free_ml_stack.storage.parallel import InFlight
 from free_ml_stack.algorithmia.mover import AT_ONCE, Mover
 from free_ml_stack.algorithmia.streams import FAST, Download, ReadFile, Upload, UploadFile
 from free_ml_stack.storage.checksums import digest_field, read_digest, sum_of
+from free_ml_stack.storage.parallel import InFlight
 
 Access = Literal["private", "my-algos", "public"]
 READERS: dict[Access, list[str]] = {"private": [], "my-algos": ["algo://.my/*"], "public": ["user://*"]}

@@ -6,19 +6,29 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from threading import local
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from urllib3 import BaseHTTPResponse
 
 from free_ml_stack.algorithmia import bundle
-from free_ml_stack.algorithmia.connection import read_json
-from free_ml_stack.storage.local import growing, write_all
-from free_ml_stack.storage.parallel import InFlight
+from free_ml_stack.algorithmia.connection import Connection, read_json
 from free_ml_stack.algorithmia.streams import WISH, ChecksumError, Download, Upload
+from free_ml_stack.storage.atomic import growing, write_all
 from free_ml_stack.storage.checksums import read_digest
+from free_ml_stack.storage.parallel import InFlight
 
-if TYPE_CHECKING:
-    from free_ml_stack.algorithmia.filesystem import AlgorithmiaFileSystem
+
+class Files(Protocol):
+    """What a mover needs of its file system."""
+
+    connection: Connection
+
+    def makedirs(self, path: str, exist_ok: bool = False) -> None: ...
+
+    def info(self, path: str) -> dict[str, Any]: ...
+
+    def exists(self, path: str) -> bool: ...
+
 
 AT_ONCE = 8  # calls in flight when several files are moved
 TRIES = 3  # for bytes that arrive with a wrong checksum
@@ -54,7 +64,7 @@ class Together:
 class Mover:
     """Moves the files of one file system."""
 
-    def __init__(self, fs: "AlgorithmiaFileSystem") -> None:
+    def __init__(self, fs: Files) -> None:
         self.fs, self.connection = fs, fs.connection
         self.thread = local()
 

@@ -15,7 +15,7 @@ from urllib3 import BaseHTTPResponse
 from urllib3.exceptions import HTTPError
 
 from free_ml_stack.algorithmia.connection import ATTEMPTS, Connection, wait
-from free_ml_stack.storage.local import CHUNK, WholeFile, write_all
+from free_ml_stack.storage.atomic import CHUNK, WholeFile, write_all
 from free_ml_stack.storage.checksums import SUMS, read_digest
 
 FAST = "xxh3-128"  # the checksum that costs next to nothing

@@ -3,16 +3,15 @@
 import argparse
 import dataclasses
 import json
-import math
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from free_ml_stack.errors import StackError
 from free_ml_stack.console import say, shown, table
-from free_ml_stack.project.flags import add_flags, read, read_json
-from free_ml_stack.project.settings import Settings, load
+from free_ml_stack.errors import StackError
+from free_ml_stack.project.flags import read_json
+from free_ml_stack.project.settings import Settings
+from free_ml_stack.training.arguments import configured
 
 if TYPE_CHECKING:
     from free_ml_stack.project.science import Science
@@ -58,8 +57,8 @@ def data(science: "Science", settings: Settings, args: Arguments) -> int:
 
 def train(science: "Science", settings: Settings, args: Arguments) -> int:
     """Train a model; every field of TrainConfig is a flag."""
+    from free_ml_stack.tracking.tracker import Stopped
     from free_ml_stack.training.checkpoint import Interrupted
-    from free_ml_stack.tracking.run import Stopped
     from free_ml_stack.training.run import RESUME, failed_early, train
 
     run = args.run or args.name or settings.wandb_run  # an agent of W&B has named its trial
@@ -87,21 +86,6 @@ def train(science: "Science", settings: Settings, args: Arguments) -> int:
         if not settings.wandb_sweep:  # after a trial comes the next one
             _next(settings, "sweep", "publish")
     return 0
-
-
-def configured(science: "Science", settings: Settings, args: Arguments) -> Any:
-    """The configuration that the arguments of `train` ask for."""
-    from free_ml_stack.tracking.run import FACTS
-    from free_ml_stack.training.run import saved_config
-
-    layers = [saved_config(settings, args.run)] if args.run else []
-    given = read_json(args.config) if args.config else {}
-    if settings.wandb_run:  # an agent that goes on with a trial hands back all that W&B knows of it
-        given = {name: value for name, value in given.items() if name not in FACTS and name[:1] != "_"}
-    layers += [given]
-    names = {field.name for field in dataclasses.fields(science.config)}
-    flags = {name: value for name, value in vars(args).items() if name in names}
-    return read(science.config, *layers, flags)
 
 
 def sweep(science: "Science", settings: Settings, args: Arguments) -> int:
@@ -154,8 +138,8 @@ def publish(science: "Science", settings: Settings, args: Arguments) -> int:
 def deploy(science: "Science", settings: Settings, args: Arguments) -> int:
     """Make the published model the algorithm's next version; list the versions; roll back."""
     from free_ml_stack.deployment import deploy
-    from free_ml_stack.tracking import lineage
     from free_ml_stack.storage.stores import open_store
+    from free_ml_stack.tracking import lineage
 
     store, name = open_store(settings.storage, settings), settings.algorithm.partition("/")[2]
     if args.list:
@@ -200,7 +184,8 @@ def serve(science: "Science", settings: Settings, args: Arguments) -> int:
     from free_ml_stack.algorithmia.calls import RECORD
     from free_ml_stack.gateway.app import create_app
     from free_ml_stack.gateway.serve import serve
-    from free_ml_stack.storage.stores import local_store, open_store
+    from free_ml_stack.storage.local import local_store
+    from free_ml_stack.storage.stores import open_store
 
     local = dataclasses.replace(
         settings, algorithmia_api="", credentials=settings.credentials - {"algorithmia"}
@@ -269,13 +254,6 @@ def sync(science: "Science", settings: Settings, args: Arguments) -> int:
     return 0
 
 
-def demo(science: "Science", settings: Settings, args: Arguments) -> int:
-    """All of it, one step after the other, with a report at the end."""
-    from free_ml_stack.cli.demo import demo
-
-    return demo(science, settings)
-
-
 def storage(science: "Science", settings: Settings, args: Arguments) -> int:
     """Move the project's data between its store and another one, only what differs."""
     from free_ml_stack.storage.stores import open_store, transfer
@@ -292,199 +270,6 @@ def remote(science: "Science", settings: Settings, args: Arguments) -> int:
     from free_ml_stack.notebook.sessions import remote
 
     return remote(settings, science.package, args.place, args.train, args.gpu, args.user)
-
-
-COMMANDS: dict[str, Callable[["Science", Settings, Arguments], int]] = {
-    command.__name__: command
-    for command in (
-        doctor,
-        data,
-        train,
-        sweep,
-        publish,
-        deploy,
-        serve,
-        predict,
-        monitor,
-        sync,
-        demo,
-        storage,
-        remote,
-    )
-}
-
-
-def add_arguments(name: str, parser: argparse.ArgumentParser, science: "Science") -> None:
-    """The arguments of one command."""
-    add = parser.add_argument
-    add("--set", action="append", default=[], metavar="NAME=VALUE", help="override a setting of stack.toml")
-    if name == "doctor":
-        add("--json", action="store_true", help="print one JSON document")
-    elif name == "data":
-        add("--seed", type=whole(0), default=0, help="seed of the split (default: 0)")
-        add("--from", dest="source", default="", metavar="URL", help="read hf://datasets/USER/NAME instead")
-        add("--publish", default="", metavar="URL", help="publish the data set at hf://datasets/USER/NAME")
-        add("--public", action="store_true", help="make the repository on the Hub public")
-    elif name == "train":
-        add("--config", type=Path, metavar="FILE", help="JSON file of settings; flags win over it")
-        add("--run", default="", metavar="ID", help="go on with this run; default: start a new one")
-        add(
-            "--name",
-            default="",
-            metavar="ID",
-            help="start this run, or go on with it if it was started before",
-        )
-        add_flags(parser, science.config)
-    elif name == "sweep":
-        add("--file", type=Path, help="the sweep (default: sweep.yaml)")
-        add("--agents", type=whole(1), default=2, metavar="N", help="trials at the same time (default: 2)")
-        add(
-            "--trials",
-            type=whole(0),
-            default=0,
-            metavar="N",
-            help="trials at most (default: run_cap of the file)",
-        )
-        add("--join", default="", metavar="ID", help="run agents of the sweep ENTITY/PROJECT/ID at W&B")
-        add(
-            "--study",
-            default="",
-            metavar="PLACE",
-            help="keep the trials there, for several machines: a folder that they share, or a database's URL",
-        )
-        add("--sampler", choices=("tpe", "gp"), default="tpe", help="of a bayes sweep here (default: tpe)")
-        add("--timeout", type=seconds, default=0.0, metavar="S", help="seconds that a trial here may take")
-    elif name == "publish":
-        add("--run", default="", metavar="ID", help="the run to publish (default: the latest)")
-        add("--public", action="store_true", help="make the repository on the Hub public")
-        add("--dry-run", action="store_true", help="show what would be sent to the Hub, and send nothing")
-    elif name == "deploy":
-        add("--model", default="", metavar="ID", help="the published model (default: the latest)")
-        add(
-            "--bump",
-            choices=("major", "minor", "revision"),
-            default="minor",
-            help="part of the version that rises",
-        )
-        add("--list", action="store_true", help="list the versions")
-        add(
-            "--target",
-            choices=("gateway", "algorithmia", "space"),
-            default="gateway",
-            help="the project's own gateway (default), an installation of Algorithmia, or a Hugging Face Space",
-        )
-        add(
-            "--space",
-            choices=("auto", "zerogpu", "docker", "static"),
-            default="auto",
-            help="kind of Space (default: the best that the account can have)",
-        )
-        add(
-            "--rollback",
-            nargs="?",
-            const="",
-            metavar="VERSION",
-            help="go back to the version before, or to VERSION",
-        )
-    elif name == "serve":
-        add("--host", default="127.0.0.1", help="address to listen at (default: 127.0.0.1)")
-        add("--port", type=int, default=0, help="port (default: a free one)")
-        add("--workers", type=whole(1), default=1, help="processes (default: 1)")
-    elif name == "predict":
-        add("input", nargs="?", default="", help="JSON, a file of it, or - (default: the model's sample)")
-        add("--version", default="", help="version to call (default: the latest)")
-    elif name == "storage":
-        add("direction", choices=("push", "pull"), help="push: from the project's store to URL; pull: back")
-        add("url", help="the other store")
-    elif name == "remote":
-        add("place", choices=("colab", "kaggle"), help="where: through Google's or Kaggle's own client")
-        add("--gpu", default="T4", help="Colab's name of the GPU; empty for none (default: T4)")
-        add("--user", default="", help="your account at Kaggle")
-        add(
-            "--train",
-            nargs=argparse.REMAINDER,
-            default=[],
-            metavar="ARGUMENT",
-            help="all that follows is for `train`",
-        )
-
-
-def whole(least: int) -> Callable[[str], int]:
-    """What reads a whole number of at least `least` from the command line."""
-
-    def read_number(text: str) -> int:
-        if not text.isdecimal() or int(text) < least:
-            raise argparse.ArgumentTypeError(f"expected a whole number from {least} on, got {text!r}")
-        return int(text)
-
-    return read_number
-
-
-def seconds(text: str) -> float:
-    """A time from the command line."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not 0 <= value < math.inf:
-        raise argparse.ArgumentTypeError(f"expected seconds, 0 or more, got {text!r}")
-    return value
-
-
-def parse(science: "Science", arguments: Sequence[str]) -> Arguments:
-    """The parsed command line; only the command that it names gets its arguments, so that help is quick."""
-    parser = argparse.ArgumentParser(
-        prog=Path(sys.argv[0]).stem.replace("__main__", f"python -m {science.package}")
-    )
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for name, command in COMMANDS.items():
-        text = (command.__doc__ or "").strip()
-        one = commands.add_parser(name, help=text, description=text)
-        if name in arguments:
-            add_arguments(name, one, science)
-    return parser.parse_args(arguments)
-
-
-def run(science: "Science", arguments: Sequence[str] | None = None) -> int:
-    """Run one command; returns its exit code. A mistake of the user ends in one line and code 1."""
-    args = parse(science, sys.argv[1:] if arguments is None else arguments)
-    try:
-        settings = load(overrides(args.set), Path.cwd())
-        return COMMANDS[args.command](science, settings, args)
-    except StackError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
-        return 130
-    except Exception as error:
-        if not from_outside(error):
-            raise
-        print(f"error: {in_a_line(error)}", file=sys.stderr)
-        print("What was made so far is kept; run the same command again.", file=sys.stderr)
-        return 1
-
-
-def from_outside(error: Exception) -> bool:
-    """Whether an error is the disk's, the network's or a service's: a line is enough for it."""
-    clients = ("botocore", "httpx", "httpx2", "requests", "urllib3", "huggingface_hub", "safetensors")
-    return isinstance(error, OSError) or type(error).__module__.partition(".")[0] in clients
-
-
-def in_a_line(error: Exception) -> str:
-    """An error in one line, that of a system call in its own words."""
-    if isinstance(error, OSError) and error.strerror:
-        return ": ".join(str(part) for part in (error.filename, error.strerror) if part)
-    name = "" if isinstance(error, StackError) else f"{type(error).__name__}: "
-    return name + " ".join(str(error).split())
-
-
-def overrides(pairs: Sequence[str]) -> dict[str, str]:
-    """The settings in NAME=VALUE words; StackError for a word without `=`."""
-    for pair in pairs:
-        if "=" not in pair:
-            raise StackError(f"--set {pair}: expected NAME=VALUE")
-    return {name: value for name, _, value in (pair.partition("=") for pair in pairs)}
 
 
 def _model(settings: Settings, name: str) -> Path:

@@ -1,23 +1,18 @@
 """The whole way in one command: doctor, data, train, sweep, publish, deploy, predict, monitor, and a report."""
 
 import json
-import subprocess
-import sys
 import time
-from argparse import Namespace
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from free_ml_stack.errors import NoServiceError, StackError
-from free_ml_stack.cli import commands as cli
-from free_ml_stack.algorithmia.calls import RECORD, address, call
+from free_ml_stack.algorithmia.calls import START, address, call, gateway
 from free_ml_stack.console import say, shown, table
 from free_ml_stack.deployment.deploy import versions
-from free_ml_stack.hub.publish import FOLDER, Unpublished
 from free_ml_stack.deployment.monitor import Monitoring, monitor, read_calls
+from free_ml_stack.errors import NoServiceError, StackError, from_outside, in_a_line
 from free_ml_stack.evaluation.page import report
+from free_ml_stack.hub.publish import FOLDER, Unpublished
 from free_ml_stack.storage.stores import open_store, standing_in
 from free_ml_stack.sweeps.sweep import sweep_folder
 from free_ml_stack.training.run import RESULT, find_run
@@ -26,24 +21,24 @@ if TYPE_CHECKING:
     from free_ml_stack.project.science import Science
     from free_ml_stack.project.settings import Settings
 
-START = 60  # seconds that a gateway gets to start, and to write its log
+Command = Callable[[str, "Settings"], int]  # runs a command without arguments
 SUMMARY, SWEEP = "demo.json", "sweep.yaml"
 LACKING = (("Store", "unstored"), ("Hub", "unpublished"))  # rows of what a service did not take
 HERE = ("doctor", "train", "sweep")  # the steps whose results are on this machine, whatever the store
 
 
-def demo(science: "Science", settings: "Settings") -> int:
+def demo(science: "Science", settings: "Settings", command: Command) -> int:
     """Take the project through all steps, and end with a table and a page of what was made.
 
     Where the store or the gateway elsewhere fails on the way, the project's own stand in for it.
     """
-    way, unstored = Way(science, settings), ""
+    way, unstored = Way(science, settings, command), ""
     try:
         way.go()
     except Exception as error:
         if not way.lost(error):
             raise
-        unstored = cli.in_a_line(error)
+        unstored = in_a_line(error)
         say(
             f"error: {unstored}",
             f"This project's own folder, {shown(settings.private)}, stands in from here on.",
@@ -71,8 +66,8 @@ def demo(science: "Science", settings: "Settings") -> int:
 class Way:
     """The steps of a demo; gone again, what was made on this machine stays, and what is in a store is made anew."""
 
-    def __init__(self, science: "Science", settings: "Settings") -> None:
-        self.science, self.settings = science, settings
+    def __init__(self, science: "Science", settings: "Settings", command: Command) -> None:
+        self.science, self.settings, self.command = science, settings, command
         self.started, self.done = time.perf_counter(), set[str]()
         self.unpublished, self.url = "", ""
         self.answers: list[Any] = []
@@ -98,7 +93,7 @@ class Way:
         What `doctor` finds wrong elsewhere ends nothing: each step says itself what it does without.
         """
         try:
-            code = cli.COMMANDS[name](self.science, self.settings, arguments(name, self.science))
+            code = self.command(name, self.settings)
         except Unpublished as error:
             self.unpublished = str(error)
             say(f"error: {error}")
@@ -125,33 +120,7 @@ class Way:
     def lost(self, error: Exception) -> bool:
         """Whether an error is that of a service that this project's own folder can stand in for."""
         elsewhere = self.settings != standing_in(self.settings)
-        return elsewhere and (isinstance(error, NoServiceError) or cli.from_outside(error))
-
-
-def arguments(command: str, science: "Science") -> Namespace:
-    """The arguments that a command gets when it is called without any."""
-    return cli.parse(science, [command])
-
-
-@contextmanager
-def gateway(science: "Science", settings: "Settings") -> Iterator[None]:
-    """A gateway in a process of its own, as `serve` starts it, stopped in the end; none where one is configured."""
-    if settings.algorithmia_api:
-        yield
-        return
-    record = settings.private / RECORD
-    process = subprocess.Popen(
-        [sys.executable, "-m", science.package, "serve"], cwd=settings.root, stdout=subprocess.PIPE, text=True
-    )
-    try:
-        assert process.stdout is not None
-        if not any(line.startswith("Serving on") for line in process.stdout):
-            raise StackError(f"the gateway did not start; `{settings.command} serve` says why")
-        assert record.exists()
-        yield
-    finally:
-        process.terminate()
-        process.wait(START)
+        return elsewhere and (isinstance(error, NoServiceError) or from_outside(error))
 
 
 def logged(settings: "Settings") -> int:

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from importlib import metadata, util
 from typing import Any
 
-from free_ml_stack.errors import StackError
 from free_ml_stack.credentials import check as credentials
-from free_ml_stack.storage import stores as storage
+from free_ml_stack.errors import StackError
 from free_ml_stack.project.settings import FILE, Settings
+from free_ml_stack.storage import stores as storage
 
 PACKAGES = ("torch", "numpy", "pyarrow", "safetensors", "onnxruntime", "fsspec", "optuna")
 CLIENTS = ("algorithmia", "wandb", "huggingface_hub", "s3fs", "trackio")

@@ -18,8 +18,8 @@ from numpy.lib.format import open_memmap
 from numpy.typing import NDArray
 
 from free_ml_stack.errors import StackError
-from free_ml_stack.training.snapshot import replace
-from free_ml_stack.storage.stores import MANIFEST, DamagedError, read_manifest, verify
+from free_ml_stack.storage.atomic import replace
+from free_ml_stack.storage.manifest import MANIFEST, DamagedError, read_manifest, verify
 
 FOLDER = "data"
 VERIFIED = "verified.json"

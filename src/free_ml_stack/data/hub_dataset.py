@@ -20,11 +20,12 @@ from fsspec.implementations.dirfs import DirFileSystem
 from fsspec.implementations.local import LocalFileSystem
 from numpy.typing import NDArray
 
-from free_ml_stack.errors import StackError
 from free_ml_stack.data import dataset
+from free_ml_stack.errors import StackError
+from free_ml_stack.hub import client as hub_client
 from free_ml_stack.hub import publish as hub
 from free_ml_stack.hub.card import ID, check, own, plain, repository, section
-from free_ml_stack.storage.stores import MANIFEST, DamagedError, verify, write_manifest
+from free_ml_stack.storage.manifest import MANIFEST, DamagedError, verify, write_manifest
 
 SCHEME = "hf://datasets/"
 # The Hub's own words for splits (huggingface.co/docs/hub/datasets-file-names-and-splits).
@@ -45,14 +46,16 @@ def fetch(url: str, store: AbstractFileSystem, labels: list[Any]) -> dict[str, A
     revision is pinned; what is in the store already is left alone. Raises StackError.
     """
     place, revision, folder = parts(url)
-    api = hub.client()
-    info = hub.patiently(lambda: known(url, lambda: api.dataset_info(place.id, revision=revision or None)))
+    api = hub_client.client()
+    info = hub_client.patiently(
+        lambda: known(url, lambda: api.dataset_info(place.id, revision=revision or None))
+    )
     pinned = f"{SCHEME}{place.id}@{info.sha}{f'/{folder}' if folder else ''}"
     target = dataset.in_store(store)
     if present := whole(target, pinned):
         return present
     source = filesystem("hf", endpoint=api.endpoint, skip_instance_cache=True)
-    shards = hub.patiently(lambda: by_split(pinned, source))
+    shards = hub_client.patiently(lambda: by_split(pinned, source))
     content: dict[str, Any] = {"name": place.id, "source": pinned, "labels": labels, "rows": {}, "files": {}}
     content["license"] = licensed(info.card_data, f"{api.endpoint}/datasets/{place.id}/blob/{info.sha}/")
     with innermost(target).transaction:  # until all are there, the data set before stays as it is
@@ -65,7 +68,7 @@ def fetch(url: str, store: AbstractFileSystem, labels: list[Any]) -> dict[str, A
     return content
 
 
-def parts(url: str) -> tuple[hub.Place, str, str]:
+def parts(url: str) -> tuple[hub_client.Place, str, str]:
     """The repository, revision and folder of a URL; StackError for one that names no data set on the Hub."""
     found = re.fullmatch(
         r"hf://datasets/([\w.-]+/[\w.-]+)(?:@(refs/(?:convert|pr)/[\w.-]+|[\w.-]+))?(?:/(.+?))?/?", url
@@ -74,7 +77,7 @@ def parts(url: str) -> tuple[hub.Place, str, str]:
         raise StackError(
             f"expected hf://datasets/USER/NAME, with @REVISION and a folder if need be; got {url!r}"
         )
-    return hub.Place(found[1], "dataset"), found[2] or "", found[3] or ""
+    return hub_client.Place(found[1], "dataset"), found[2] or "", found[3] or ""
 
 
 def known(url: str, work: Any) -> Any:
@@ -178,9 +181,9 @@ def batches(source: AbstractFileSystem, paths: list[str], url: str) -> Iterator[
                         key: dense(batch.column(key), f"{url}: column {key}") for key in batch.schema.names
                     }
         except pa.ArrowException as error:
-            raise StackError(f"{path} is no whole file of Parquet ({hub.first_line(error)})") from None
+            raise StackError(f"{path} is no whole file of Parquet ({hub_client.first_line(error)})") from None
         except HfHubHTTPError as error:  # the client has tried again; and rows of it have gone on
-            raise hub.told(error) from None
+            raise hub_client.told(error) from None
 
 
 def dense(column: pa.Array, name: str) -> NDArray[Any]:
@@ -250,10 +253,10 @@ def publish(
         (made / hub.CARD).write_text(card(facts, task, title, kept), encoding="utf-8")
         content = {**facts, **write_manifest(made)}
         (made / MANIFEST).write_text(json.dumps(content, indent=1), encoding="utf-8")
-        return hub.upload(hub.client(), place, made, f"Publish {facts['name']}", public)
+        return hub.upload(hub_client.client(), place, made, f"Publish {facts['name']}", public)
 
 
-def repository_of(url: str) -> hub.Place:
+def repository_of(url: str) -> hub_client.Place:
     """The repository that a data set is published as. Raises StackError."""
     place, _, folder = parts(url)
     if folder:

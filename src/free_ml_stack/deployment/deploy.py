@@ -3,6 +3,7 @@
 import json
 import math
 import secrets
+import shutil
 import tempfile
 from contextlib import suppress
 from dataclasses import replace
@@ -11,10 +12,6 @@ from typing import Any
 
 from fsspec import AbstractFileSystem
 
-from free_ml_stack.errors import StackError
-from free_ml_stack.gateway.algorithms.batching import Predictor
-from free_ml_stack.gateway.algorithms.models import fetch
-from free_ml_stack.storage.stores import MANIFEST, verify
 from free_ml_stack.deployment.versions import (
     FOLDER,
     Algorithm,
@@ -28,6 +25,9 @@ from free_ml_stack.deployment.versions import (
     read_index,
     write_index,
 )
+from free_ml_stack.errors import StackError
+from free_ml_stack.project.science import Predictor
+from free_ml_stack.storage.manifest import MANIFEST, verify
 
 SAMPLE = "sample.json"
 TOLERANCE = 1e-5
@@ -150,3 +150,16 @@ def close(one: Any, other: Any) -> bool:
     if isinstance(one, float) or isinstance(other, float):
         return math.isclose(one, other, rel_tol=TOLERANCE, abs_tol=TOLERANCE)
     return bool(one == other)
+
+
+def fetch(store: AbstractFileSystem, build: Build, cache: str) -> Path:
+    """Copy a build's folder from the store into `cache` and verify its sums. Raises StackError."""
+    folder = Path(cache) / build.build_id
+    try:
+        if not folder.exists():
+            store.get(build.folder, str(folder), recursive=True)
+        verify(folder)
+    except Exception as error:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise StackError(f"{build.folder} can't be fetched: {error}") from error
+    return folder

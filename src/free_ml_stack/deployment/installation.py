@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlsplit
 
-from free_ml_stack.errors import StackError
 from free_ml_stack.deployment.deploy import SAMPLE, close
-from free_ml_stack.storage.stores import verify
 from free_ml_stack.deployment.versions import Bump
+from free_ml_stack.errors import StackError
+from free_ml_stack.storage.manifest import verify
 
 MANIFEST = "model_manifest.json"
 UNNEEDED = (".png", ".md", ".safetensors")  # files of a model folder that answering takes no part of

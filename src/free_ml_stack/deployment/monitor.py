@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from free_ml_stack.deployment.versions import read_index
 from free_ml_stack.errors import StackError
 from free_ml_stack.evaluation import plots as pictures
 from free_ml_stack.evaluation.drift import drift
 from free_ml_stack.storage.stores import open_store
-from free_ml_stack.tracking.run import open_run
-from free_ml_stack.deployment.versions import read_index
+from free_ml_stack.tracking.opening import open_run
 
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem

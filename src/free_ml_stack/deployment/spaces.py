@@ -14,16 +14,17 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from free_ml_stack.deployment.deploy import SAMPLE, deploy
+from free_ml_stack.deployment.versions import Bump, index_path
 from free_ml_stack.errors import StackError
 from free_ml_stack.hub.card import FRONT
-from free_ml_stack.deployment.deploy import SAMPLE, deploy
-from free_ml_stack.storage.stores import local_store, verify
-from free_ml_stack.deployment.versions import Bump, index_path
+from free_ml_stack.storage.local import local_store
+from free_ml_stack.storage.manifest import verify
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
-    from free_ml_stack.gateway.algorithms.batching import Predictor
+    from free_ml_stack.project.science import Predictor
 
 WEB = "1.30.0"  # of onnxruntime-web, which is checked against the sum below
 WEB_URL = f"https://registry.npmjs.org/onnxruntime-web/-/onnxruntime-web-{WEB}.tgz"

@@ -6,10 +6,10 @@ import secrets
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from free_ml_stack.errors import StackError
-from free_ml_stack.credentials import check as credentials
 from free_ml_stack.console import say
+from free_ml_stack.credentials import check as credentials
 from free_ml_stack.deployment.versions import Bump
+from free_ml_stack.errors import StackError
 
 if TYPE_CHECKING:
     from free_ml_stack.deployment.spaces import Hosted

@@ -12,14 +12,12 @@ from urllib.parse import quote, unquote, unquote_to_bytes
 from fsspec import AbstractFileSystem
 
 from free_ml_stack.errors import StackError
+from free_ml_stack.gateway.algorithms.batching import QueueFull
 from free_ml_stack.gateway.algorithms.calls import Answer, CallError, Calls, Limits, failure
-from free_ml_stack.gateway.algorithms.batching import Predictor, QueueFull
+from free_ml_stack.gateway.algorithms.management import Management, Repository
+from free_ml_stack.gateway.algorithms.models import Models
 from free_ml_stack.gateway.dashboard import Dashboard
 from free_ml_stack.gateway.data.api import DataAPI
-from free_ml_stack.gateway.algorithms.management import Management, Repository
-from free_ml_stack.gateway.log.call_log import CallLog
-from free_ml_stack.gateway.algorithms.models import Models
-from free_ml_stack.gateway.openapi import description
 from free_ml_stack.gateway.http import (
     Disconnected,
     Receive,
@@ -30,6 +28,9 @@ from free_ml_stack.gateway.http import (
     send_json,
     send_refusal,
 )
+from free_ml_stack.gateway.log.call_log import CallLog
+from free_ml_stack.gateway.openapi import description
+from free_ml_stack.project.science import Predictor
 
 log = logging.getLogger(__name__)
 Part = Callable[[Scope, Receive, Send], Awaitable[None]]

@@ -11,8 +11,9 @@ from typing import Any
 import orjson
 
 from free_ml_stack.deployment.versions import Build
-from free_ml_stack.gateway.log.call_log import CallLog
 from free_ml_stack.gateway.algorithms.models import Models
+from free_ml_stack.gateway.http import Receive, Refusal, Scope, Send, read_body, send_bytes, send_json
+from free_ml_stack.gateway.log.call_log import CallLog
 from free_ml_stack.gateway.log.statistics import (
     CLASSES,
     PER_OCTAVE,
@@ -22,7 +23,6 @@ from free_ml_stack.gateway.log.statistics import (
     percentiles,
     upper_end,
 )
-from free_ml_stack.gateway.http import Receive, Refusal, Scope, Send, read_body, send_bytes, send_json
 
 log = logging.getLogger(__name__)
 INSIGHT_BYTES, INSIGHT_KEYS = 25_000, 25

@@ -6,9 +6,9 @@ from pathlib import Path
 from fsspec import AbstractFileSystem, filesystem
 from fsspec.implementations.dirfs import DirFileSystem
 
-from free_ml_stack.storage.stores import local_store
 from free_ml_stack.gateway.app import Gateway, create_app
-from free_ml_stack.gateway.algorithms.batching import Predictor
+from free_ml_stack.project.science import Predictor
+from free_ml_stack.storage.local import local_store
 
 LOG_SECONDS = 600.0  # each file on the Hub is a commit, of which there may not be many in an hour
 

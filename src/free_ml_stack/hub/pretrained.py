@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from free_ml_stack.errors import StackError
-from free_ml_stack.hub.publish import MISSING, patiently
+from free_ml_stack.hub.client import MISSING, patiently
 
 SCHEME, WEIGHTS, INDEX = "hf://", "model.safetensors", "model.safetensors.index.json"
 COMMIT = re.compile(r"[0-9a-f]{40}")

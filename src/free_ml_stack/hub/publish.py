@@ -2,32 +2,24 @@
 
 import json
 import re
-import sys
-import tempfile
-import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
-from free_ml_stack.errors import StackError
 from free_ml_stack.console import say, shown
-from free_ml_stack.storage.stores import MANIFEST, open_store, verify
+from free_ml_stack.errors import StackError
+from free_ml_stack.hub.client import UNKNOWN_KEY, Place, client, demand_home, offline, patiently, told
+from free_ml_stack.storage.manifest import MANIFEST, verify
+from free_ml_stack.storage.stores import open_store
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError
 
     from free_ml_stack.project.settings import Settings
 
-T = TypeVar("T")
 
 FOLDER, CARD = "models", "README.md"
-WAITS = (1.0, 2.0, 4.0, 8.0)  # seconds before each new attempt
-PATIENCE = 20.0  # seconds after which trouble is told: most of the client's calls have been patient themselves by then
-CROSSED = (409, 412)  # another writer was quicker
-PASSING = (*CROSSED, 429, 500, 502, 503, 504)  # too many requests, a server in trouble
-MISSING, UNKNOWN_KEY, FORBIDDEN = 404, 401, 403
 VERSION = re.compile(r"v(\d+)\.(\d+)\.(\d+)")
 
 
@@ -42,19 +34,6 @@ class Change:
     sign: str
     name: str
     size: int = 0
-
-
-@dataclass(frozen=True)
-class Place:
-    """A repository on the Hub, as its client names it."""
-
-    id: str
-    kind: str = "model"
-
-    @property
-    def page(self) -> str:
-        """Its path on the Hub's site."""
-        return self.id if self.kind == "model" else f"{self.kind}s/{self.id}"
 
 
 @dataclass(frozen=True)
@@ -101,23 +80,6 @@ def lacking(settings: "Settings") -> str:
     if "huggingface" not in settings.credentials or not settings.model_repo:
         return "needs HF_TOKEN and model_repo"
     return f"HF_HUB_OFFLINE is set; `{settings.command} publish` without it sends this" if offline() else ""
-
-
-def offline() -> bool:
-    """Whether the Hub's client has been told to ask nothing."""
-    from huggingface_hub import is_offline_mode
-
-    return is_offline_mode()
-
-
-def client() -> "HfApi":
-    """The Hub's client; it shows progress only where somebody watches."""
-    from huggingface_hub import HfApi
-    from huggingface_hub.utils.tqdm import disable_progress_bars
-
-    if not sys.stderr.isatty():
-        disable_progress_bars()
-    return HfApi()
 
 
 def upload(api: "HfApi", place: Place, folder: Path, message: str, public: bool = False) -> tuple[str, str]:
@@ -262,88 +224,6 @@ def edited(place: Place | None) -> tuple[dict[str, str], str]:
         return {}, ""
     except StackError as error:
         return {}, str(error)
-
-
-def patiently(work: Callable[[], T]) -> T:
-    """What `work` returns, tried again while the Hub or the way there is in trouble.
-
-    What is missing is the caller's business. Raises StackError with one line where it stays in trouble or refuses.
-    """
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-    from huggingface_hub.utils import httpx  # type: ignore[attr-defined]
-
-    end = time.monotonic() + PATIENCE
-    for wait in (*WAITS, None):
-        try:
-            return work()
-        except (HfHubHTTPError, httpx.HTTPError, OSError, RuntimeError) as error:
-            time.sleep(pause_after(error, wait, time.monotonic() > end))
-        except HFValidationError as error:
-            raise StackError(first_line(error)) from None
-        except ValueError as error:
-            raise StackError(f"that was no answer of the Hub: {first_line(error)}") from None
-    raise AssertionError
-
-
-def pause_after(error: Exception, wait: float | None, late: bool = False) -> float:
-    """The seconds to wait after an error, `late` only if another writer crossed.
-
-    Raises it where something is missing, StackError where to wait is vain.
-    """
-    from huggingface_hub.errors import HfHubHTTPError
-    from huggingface_hub.utils import httpx  # type: ignore[attr-defined]
-
-    wrapped = not isinstance(error, httpx.HTTPError) and isinstance(error.__cause__, httpx.HTTPError)
-    answer = error.__cause__ if wrapped else error  # downloads wrap it
-    if offline():
-        raise StackError("HF_HUB_OFFLINE is set, so the Hub is not asked; unset it and try again") from None
-    if not isinstance(answer, HfHubHTTPError):
-        demand_home()
-        if wait is None or late or not isinstance(answer, httpx.HTTPError):  # hf_xet has tried by itself
-            raise StackError(
-                f"the Hub can't be reached: {first_line(error)}; check the network, then try again"
-            ) from None
-        return wait
-    status = answer.response.status_code
-    if status == MISSING:
-        raise answer
-    if wait is None or status not in (CROSSED if late else PASSING):
-        raise told(answer) from None
-    return max(wait, reset(answer.response.headers.get("ratelimit", "")))
-
-
-def told(error: "HfHubHTTPError") -> StackError:
-    """A refusal in one line, with its remedy."""
-    status, reason = error.response.status_code, " ".join((error.server_message or str(error)).split())[:200]
-    right = "read" if error.response.request.method in ("GET", "HEAD") else "write"
-    if status in (UNKNOWN_KEY, FORBIDDEN):
-        needed = f"it must be one that may {right}, " if status == FORBIDDEN else ""
-        return StackError(f"the Hub refuses the key ({status}): {reason}; {needed}see `doctor`")
-    return StackError(f"the Hub answers {status}: {reason}{'; try again later' if status in PASSING else ''}")
-
-
-def demand_home() -> None:
-    """Refuse a folder that the Hub's client can't keep its files in: what it says of that itself misleads."""
-    from huggingface_hub.constants import HF_HOME
-
-    try:
-        Path(HF_HOME).mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=HF_HOME).close()
-    except OSError as error:
-        raise StackError(
-            f"HF_HOME: the Hub's client can't keep files in {HF_HOME} ({error.strerror}); name another folder there"
-        ) from None
-
-
-def reset(header: str) -> float:
-    """The seconds that a `RateLimit` header asks to wait."""
-    found = re.search(r"\bt=(\d+)", header)
-    return float(found[1]) if found else 0.0
-
-
-def first_line(error: BaseException) -> str:
-    """An error in one line, for others to end."""
-    return next(iter(str(error).splitlines()), "").rstrip(".") or type(error).__name__
 
 
 def difference(changes: Iterable[Change]) -> list[str]:

@@ -10,8 +10,8 @@ from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, distributions, version
 from pathlib import Path
 
-from free_ml_stack.errors import StackError
 from free_ml_stack.console import say
+from free_ml_stack.errors import StackError
 
 KEPT = ("torch", "triton", "pytorch-triton", "nvidia-", "cuda-", "cupy", "jax", "numpy")
 

@@ -19,9 +19,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from free_ml_stack.console import say
 from free_ml_stack.errors import StackError
 from free_ml_stack.notebook import packages
-from free_ml_stack.console import say
 from free_ml_stack.project.flags import read
 from free_ml_stack.project.settings import load
 
@@ -104,7 +104,7 @@ class Project:
 
     def predict(self) -> None:
         """Call the deployed model; where no server is configured, the gateway runs on this machine for that long."""
-        from free_ml_stack.cli.demo import gateway
+        from free_ml_stack.algorithmia.calls import gateway
 
         with gateway(self.science, load({}, self.root, self.environ)):
             self("predict")

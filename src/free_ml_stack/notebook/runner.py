@@ -20,9 +20,7 @@ def run(given: str, sources: str) -> None:
         archive.extractall(folder, filter="data")
     sys.path.insert(0, str(folder / "src"))
     module = ["-m", asked["package"]]
-    install = (
-        f"import pathlib; from free_ml_stack.notebook import packages; packages.install(pathlib.Path())"
-    )
+    install = "import pathlib; from free_ml_stack.notebook import packages; packages.install(pathlib.Path())"
     code = 0
     for words in (["-c", install], [*module, "data"], [*module, "train", *asked["words"]]):
         code = code or shown([sys.executable, *words], folder)

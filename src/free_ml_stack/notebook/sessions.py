@@ -21,9 +21,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from free_ml_stack.console import say
 from free_ml_stack.errors import StackError
 from free_ml_stack.notebook import runner
-from free_ml_stack.console import say
 
 if TYPE_CHECKING:
     from free_ml_stack.project.settings import Settings

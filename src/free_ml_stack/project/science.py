@@ -1,6 +1,5 @@
 """What a project hands to the wiring: its modules, imported only when a command needs them."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -10,11 +9,6 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
     from numpy.typing import NDArray
-
-    from free_ml_stack.training.checkpoint import Checkpoints
-    from free_ml_stack.data.dataset import Split
-    from free_ml_stack.training.process import Process
-    from free_ml_stack.tracking.run import Run
 
 
 class Data(Protocol):
@@ -40,27 +34,22 @@ class Model(Protocol):
     def build(self, config: Any) -> "torch.nn.Module": ...
 
 
-class Train(Protocol):
-    """`train.py`: the loop."""
+class Predictor(Protocol):
+    """What `predict.py` offers: these two functions, and if it likes three more.
 
-    def fit(
-        self,
-        config: Any,
-        splits: "Mapping[str, Split]",
-        run: "Run",
-        checkpoints: "Checkpoints",
-        process: "Process",
-    ) -> "torch.nn.Module": ...
+    `apply_batch(inputs, model)` answers several inputs, `summary(input)` describes one in numbers for the log,
+    `summary_batch(inputs)` several.
+    """
 
-    def predict(self, net: "torch.nn.Module", split: "Split") -> "torch.Tensor": ...
+    def load(self, model_dir: Path, /) -> Any:
+        """Load the model of a folder."""
+
+    def apply(self, input: Any, model: Any, /) -> Any:
+        """Answer one input. Raises ValueError for an input that makes no sense."""
 
 
-class Predict(Protocol):
+class Predict(Predictor, Protocol):
     """`predict.py`: the service."""
-
-    def load(self, model_dir: Path) -> Any: ...
-
-    def apply(self, input: Any, model: Any) -> Any: ...
 
     def apply_batch(self, inputs: list[Any], model: Any) -> list[Any]: ...
 
@@ -90,9 +79,9 @@ class Science:
         return cast(Model, self._module("model"))
 
     @property
-    def train(self) -> Train:
+    def train(self) -> Any:
         """The loop's module."""
-        return cast(Train, self._module("train"))
+        return self._module("train")
 
     @property
     def predict(self) -> Predict:

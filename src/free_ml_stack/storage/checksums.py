@@ -8,7 +8,7 @@ from typing import Any, BinaryIO
 
 import xxhash
 
-from free_ml_stack.storage.local import CHUNK
+from free_ml_stack.storage.atomic import CHUNK
 
 SUMS: dict[str, Callable[[], Any]] = {
     "md5": lambda: hashlib.md5(usedforsecurity=False),

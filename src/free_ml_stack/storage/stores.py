@@ -1,18 +1,16 @@
 """Open a project's store by its URL, and move folders between stores."""
 
-import json
 import re
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from fsspec import AbstractFileSystem, filesystem
 from fsspec.implementations.dirfs import DirFileSystem
 
 from free_ml_stack.errors import NoServiceError, StackError
-from free_ml_stack.storage.local import DiskFileSystem
-from free_ml_stack.storage.checksums import sum_of
+from free_ml_stack.storage.local import local_store
 from free_ml_stack.storage.transfer import transfer as transfer
 
 if TYPE_CHECKING:
@@ -20,12 +18,7 @@ if TYPE_CHECKING:
 
 SERVICES = {"algorithmia": "algorithmia", "data": "algorithmia", "hf": "huggingface", "s3": "s3"}
 FOLDERS = {"algorithmia": "data", "huggingface": "hf", "s3": "s3"}
-MANIFEST = "manifest.json"
 PLACE = "name a place to store in, such as algorithmia://.my/my_project"
-
-
-class DamagedError(StackError):
-    """A file is missing, truncated or not the one that the manifest names."""
 
 
 def open_store(url: str, settings: "Settings") -> AbstractFileSystem:
@@ -77,11 +70,6 @@ def connected(service: str, settings: "Settings") -> bool:
     return service in settings.credentials or (service == "algorithmia" and bool(settings.algorithmia_api))
 
 
-def local_store(folder: Path, root: Path | None = None) -> AbstractFileSystem:
-    """The file system of a local folder; its files in the making live in `root` (default: the folder)."""
-    return DirFileSystem(str(folder), fs=DiskFileSystem(root=str(root or folder)))
-
-
 def embedded_store(service: str, segments: list[str], settings: "Settings") -> AbstractFileSystem:
     """The local folder that stands for a service: for Algorithmia the tree that a local gateway serves."""
     root = settings.private / FOLDERS[service]
@@ -111,9 +99,9 @@ def _remote(service: str, settings: "Settings") -> AbstractFileSystem:
             return filesystem({"huggingface": "hf"}.get(service, service))
         except ImportError as error:
             raise StackError(f"{service} storage needs a package that is not installed: {error}") from error
-    from free_ml_stack.algorithmia.filesystem import AlgorithmiaFileSystem
-
-    return AlgorithmiaFileSystem(settings.algorithmia_api or None, settings.algorithmia_api_key or None)
+    return filesystem(
+        service, api_address=settings.algorithmia_api or None, api_key=settings.algorithmia_api_key or None
+    )
 
 
 def _make_repository(path: str) -> None:
@@ -122,73 +110,3 @@ def _make_repository(path: str) -> None:
 
     if not path.startswith("buckets/"):
         repository.make(repository.place_of(path))
-
-
-def sha256(store: AbstractFileSystem, path: str) -> str:
-    """The hexadecimal SHA-256 of a stored file."""
-    with store.open(path, "rb") as file:
-        return sum_of(file, "sha-256").hex()
-
-
-def manifest(folder: Path | AbstractFileSystem) -> dict[str, Any]:
-    """`{"files": {name: {"sha256", "size"}}}` of every file below a folder, its manifest apart."""
-    store = _as_store(folder)
-    found = {name.lstrip("/"): info for name, info in store.find("", detail=True).items()}
-    return {
-        "files": {
-            name: {"sha256": sha256(store, name), "size": found[name]["size"]}
-            for name in sorted(found)
-            if name != MANIFEST
-        }
-    }
-
-
-def write_manifest(folder: Path | AbstractFileSystem) -> dict[str, Any]:
-    """Sum a folder's files up in its `manifest.json`, and return what it holds."""
-    content = manifest(folder)
-    _as_store(folder).pipe_file(MANIFEST, json.dumps(content, indent=1).encode())
-    return content
-
-
-def verify(folder: Path | AbstractFileSystem) -> dict[str, Any]:
-    """Hold a folder against its `manifest.json` and return it.
-
-    Raises DamagedError naming the first file that is missing, truncated or changed; further files are allowed.
-    """
-    store = _as_store(folder)
-    content = read_manifest(store)
-    for name, entry in content["files"].items():
-        if fault := _fault(store, name, entry):
-            raise DamagedError(f"{getattr(store, 'path', folder)}: {name} {fault}; fetch or make it again")
-    return content
-
-
-def read_manifest(store: AbstractFileSystem) -> dict[str, Any]:
-    """The `manifest.json` of a store's folder; DamagedError where it is missing or is none.
-
-    Its names and sums become paths, so none of them may lead out of a folder.
-    """
-    place = getattr(store, "path", store)
-    try:
-        content: dict[str, Any] = json.loads(store.cat_file(MANIFEST))
-        for name, entry in content["files"].items():
-            inside = not {"", ".", ".."} & set(name.split("/")) and "\\" not in name
-            if not inside or not re.fullmatch("[0-9a-f]{64}", entry["sha256"]) or entry["size"] < 0:
-                raise ValueError
-    except FileNotFoundError:
-        raise DamagedError(f"{place}: {MANIFEST} is missing") from None
-    except (ValueError, KeyError, TypeError, AttributeError):
-        raise DamagedError(f"{place}: {MANIFEST} is not a manifest; fetch or make it again") from None
-    return content
-
-
-def _fault(store: AbstractFileSystem, name: str, entry: dict[str, Any]) -> str:
-    if not store.isfile(name):
-        return "is missing"
-    if (size := store.size(name)) != entry["size"]:
-        return f"has {size} bytes instead of {entry['size']}"
-    return "" if sha256(store, name) == entry["sha256"] else "is not the file that the manifest names"
-
-
-def _as_store(folder: Path | AbstractFileSystem) -> AbstractFileSystem:
-    return local_store(folder) if isinstance(folder, Path) else folder

@@ -12,11 +12,11 @@ from fsspec import AbstractFileSystem
 from fsspec.callbacks import Callback
 from fsspec.implementations.local import LocalFileSystem
 
-from free_ml_stack.errors import StackError
 from free_ml_stack.console import Progress
-from free_ml_stack.storage.local import CHUNK
-from free_ml_stack.storage.parallel import InFlight
+from free_ml_stack.errors import StackError
+from free_ml_stack.storage.atomic import CHUNK
 from free_ml_stack.storage.checksums import git_sum, sum_of
+from free_ml_stack.storage.parallel import InFlight
 
 AT_ONCE = 8
 COMMIT = 200  # files in one commit to the Hub

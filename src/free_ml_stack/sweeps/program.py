@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from free_ml_stack.errors import StackError
-from free_ml_stack.tracking.run import METRICS, Tracker
+from free_ml_stack.tracking.run import METRICS
+from free_ml_stack.tracking.tracker import Tracker
 
 POLL = 0.2  # seconds between two looks at a program's record
 GRACE = 10  # seconds in which a program that is told to end does so

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from free_ml_stack.console import say, shown
 from free_ml_stack.errors import StackError
 from free_ml_stack.evaluation import plots as pictures
-from free_ml_stack.console import say, shown
 from free_ml_stack.sweeps.search_space import Parameter, Sweep, looked_up
 from free_ml_stack.sweeps.sweep_file import parse_sweep, read_sweep
-from free_ml_stack.tracking.run import open_run, reachable
+from free_ml_stack.tracking.opening import open_run, reachable
 from free_ml_stack.tracking.trackio_tracker import require_trackio
 
 if TYPE_CHECKING:
@@ -83,8 +83,8 @@ def sweep(science: "Science", settings: "Settings", file: Path, options: Options
             raise StackError(f"--join needs a key for W&B that works; `{settings.command} doctor` says more")
         return join(settings, options)
     from free_ml_stack.data import dataset
-    from free_ml_stack.sweeps.command import is_own
     from free_ml_stack.storage.stores import open_store
+    from free_ml_stack.sweeps.command import is_own
 
     plan = read_sweep(file)
     folder = sweep_folder(settings, file)
@@ -139,8 +139,9 @@ def sweep_here(
 ) -> list[dict[str, Any]]:
     """Run a sweep on this machine, and on all others that share its trials; returns them."""
     from free_ml_stack.sweeps.agents import tried
+    from free_ml_stack.sweeps.job import Task
     from free_ml_stack.sweeps.trials import Trials, entry, lock_of, open_storage, open_study
-    from free_ml_stack.sweeps.workers import Task, Workers
+    from free_ml_stack.sweeps.workers import Workers
 
     storage = open_storage(options.study, folder, folder.name)
     study = open_study(plan, storage, folder.name, options.sampler)

@@ -21,8 +21,8 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from free_ml_stack.errors import StackError
 from free_ml_stack.locks import alive
+from free_ml_stack.sweeps.job import Job
 from free_ml_stack.sweeps.search_space import Sweep, is_number
-from free_ml_stack.sweeps.workers import Job
 
 LOCK = 5  # seconds after which a lock was left by a process that was killed
 LEASE, RENEWED = 90.0, 15.0  # seconds that a lease lasts, and after which it is renewed

@@ -10,48 +10,21 @@ import time
 import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from free_ml_stack.errors import StackError
 from free_ml_stack.sweeps.command import Call, call, own_arguments, variables
+from free_ml_stack.sweeps.job import Job, Task
 from free_ml_stack.sweeps.search_space import is_number, measured
-from free_ml_stack.tracking.run import Stopped, Untracked
+from free_ml_stack.tracking.tracker import Stopped, Untracked
 
 if TYPE_CHECKING:
-    from free_ml_stack.project.science import Science
-    from free_ml_stack.project.settings import Settings
-    from free_ml_stack.sweeps.search_space import Sweep
+    pass
 
 GRACE = 10  # seconds in which a trial that is told to end writes its checkpoint
 STARTS = 20  # attempts to start a worker, for whatever kills the others may kill it, too
 Event = tuple[int, str, Any]  # trial, what happened (value, done, stopped, failed, died), its value or text
-
-
-@dataclass(frozen=True)
-class Task:
-    """What all trials of a sweep have in common."""
-
-    science: "Science"
-    settings: "Settings"
-    plan: "Sweep"
-    folder: Path
-
-    @property
-    def trials(self) -> Path:
-        """The folder of the trials."""
-        return self.folder / "trials"
-
-
-@dataclass(frozen=True)
-class Job:
-    """What a worker needs for a trial: its number, its configuration, and the name of its folder."""
-
-    trial: int
-    config: Mapping[str, Any]
-    run: str
 
 
 class Reporter(Untracked):
@@ -129,12 +102,12 @@ def perform(task: Task, job: Job, reporter: Reporter) -> None:
     if arguments is None:
         run_elsewhere(task, job, called, reporter)
         return
-    from free_ml_stack.cli.commands import configured, parse
+    from free_ml_stack.training.arguments import configured, parse_train
     from free_ml_stack.training.run import train
 
     with contextlib.redirect_stderr(io.StringIO()) as complaint:
         try:
-            args = parse(task.science, ["train", *arguments])
+            args = parse_train(task.science, arguments)
         except SystemExit:
             raise StackError(complaint.getvalue().strip().split("\n")[-1]) from None
     with variables(called.variables):
@@ -163,7 +136,12 @@ class Workers:
             package = task.science.package
             self.context.set_forkserver_preload(
                 # an optimizer's first step would import the last in each worker: seconds
-                [f"{package}.train", "free_ml_stack.training.run", "free_ml_stack.cli.commands", "torch._dynamo"]
+                [
+                    f"{package}.train",
+                    "free_ml_stack.training.run",
+                    "free_ml_stack.training.arguments",
+                    "torch._dynamo",
+                ]
             )
         self.free = [self._start() for _ in range(count)]
         self.busy: dict[Connection, tuple[Any, Job, float]] = {}

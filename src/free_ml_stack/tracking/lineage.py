@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from free_ml_stack.evaluation import metrics as evaluation
-from free_ml_stack.tracking.run import Run, open_run
+from free_ml_stack.tracking.opening import open_run
+from free_ml_stack.tracking.run import Run
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -1,103 +1,21 @@
 """One record of a run: a plain metrics.jsonl always, and the same numbers to Weights & Biases or Trackio."""
 
 import json
-import os
-import socket
-import time
-from collections.abc import Mapping, Sequence
-from functools import cache
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
-from free_ml_stack.tracking import provenance
-from free_ml_stack.console import Progress, say
-from free_ml_stack.locks import claim
+from free_ml_stack.console import Progress
+from free_ml_stack.tracking.tracker import Tracker, Values
 
 if TYPE_CHECKING:
-    from free_ml_stack.project.settings import Settings
-    from free_ml_stack.credentials.report import Report
+    pass
 
 METRICS = "metrics.jsonl"
 TOLD = "tracked.jsonl"  # all that a tracker was told besides the metrics, so that it can be told again
 CHANGES = "changes.patch"  # what differs from the commit
 LINE_SECONDS = 30.0  # between two lines of progress where nobody watches a bar
 FACTS = ("commit", "environment", "data")  # what a tracker is told with a run's configuration
-PREEMPTED = 75  # the exit code of a run that goes on later
-Values = Mapping[str, Any]
-
-
-class Stopped(Exception):  # noqa: N818 - an order, not a fault
-    """A sweep, or somebody at the tracker's page, has ended this run: raised by `log`."""
-
-
-class Tracker(Protocol):
-    """Where a run's numbers go besides the record on disk. Paths are relative to the run's folder or absolute."""
-
-    def log(self, row: int, values: Mapping[str, float]) -> None: ...
-
-    def summary(self, values: Values) -> None: ...
-
-    def picture(self, name: str, path: str) -> None: ...
-
-    def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None: ...
-
-    def confusion(self, labels: Sequence[int], predicted: Sequence[int], names: Sequence[str]) -> None: ...
-
-    def uses(self, name: str, alias: str) -> None: ...
-
-    def made(
-        self, name: str, kind: str, files: Sequence[str], alias: str, facts: Values, used: bool
-    ) -> None: ...
-
-    def file(self, path: str) -> None: ...
-
-    def finish(self, exit_code: int) -> str: ...
-
-    def over(self) -> bool: ...
-
-    @property
-    def complete(self) -> bool: ...
-
-
-class Untracked:
-    """The tracker that keeps nothing, so that no caller needs to ask."""
-
-    def log(self, row: int, values: Mapping[str, float]) -> None:
-        """Keep nothing."""
-
-    def summary(self, values: Values) -> None:
-        """Keep nothing."""
-
-    def picture(self, name: str, path: str) -> None:
-        """Keep nothing."""
-
-    def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-        """Keep nothing."""
-
-    def confusion(self, labels: Sequence[int], predicted: Sequence[int], names: Sequence[str]) -> None:
-        """Keep nothing."""
-
-    def uses(self, name: str, alias: str) -> None:
-        """Keep nothing."""
-
-    def made(self, name: str, kind: str, files: Sequence[str], alias: str, facts: Values, used: bool) -> None:
-        """Keep nothing."""
-
-    def file(self, path: str) -> None:
-        """Keep nothing."""
-
-    def finish(self, exit_code: int) -> str:
-        """Say nothing."""
-        return ""
-
-    def over(self) -> bool:
-        """Whether a run that the system stops is not to go on later."""
-        return False
-
-    @property
-    def complete(self) -> bool:
-        """Whether all has arrived elsewhere."""
-        return False
 
 
 class Record:
@@ -239,66 +157,3 @@ class Run:
 
     def _relative(self, path: Path) -> str:
         return path.relative_to(self.folder).as_posix() if path.is_relative_to(self.folder) else str(path)
-
-
-def open_run(
-    settings: "Settings",
-    id: str,
-    kind: str,
-    folder: Path,
-    config: Values,
-    tracker: Tracker | None = None,
-) -> Run:
-    """Open the run `id` of a kind (train, sweep, publish, deploy, monitor), new or to be continued.
-
-    Its record is `folder`/metrics.jsonl. `tracker` replaces the configured one.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    if tracker or settings.tracker == "none" or settings.wandb_mode == "disabled":
-        return Run(id, folder, tracker or Untracked())
-    if settings.tracker == "trackio":
-        from free_ml_stack.tracking.trackio_tracker import TrackioTracker
-
-        return Run(id, folder, TrackioTracker(settings, id, kind, folder, config))
-    from free_ml_stack.tracking.wandb_tracker import open_tracker
-
-    opened = {"call": "open", "id": id, "kind": kind, "time": time.time(), "pid": os.getpid()}
-    opened |= {"host": socket.gethostname(), "sweep": settings.wandb_sweep}
-    if settings.wandb_sweep:  # it may be elsewhere than this project's own runs
-        opened |= {name: os.environ.get(f"WANDB_{name.upper()}", "") for name in ("entity", "project")}
-    opened["config"] = {
-        **config,
-        "commit": provenance.commit(settings.root),
-        "environment": provenance.environment(),
-    }
-    told = Record(folder / TOLD)
-    claim(told.file)
-    told.write(opened)
-    online = settings.wandb_mode != "offline" and reachable(settings)
-    run = Run(id, folder, open_tracker(settings, opened, folder, online), told=told)
-    if changes := provenance.changes(settings.root):
-        (folder / CHANGES).write_bytes(changes)
-        run.file(folder / CHANGES)
-    return run
-
-
-@cache
-def reachable(settings: "Settings") -> bool:
-    """Whether there is a key for W&B that works: one call of at most 5 s. What is wrong with one is said."""
-    if "wandb" not in settings.credentials:
-        return False
-    report = _ask_wandb(settings)
-    if not report.usable:
-        say(f"W&B: {report.text}. Tracked offline. {report.remedy[:1].upper()}{report.remedy[1:]}")
-    return report.usable
-
-
-def answers(settings: "Settings") -> bool:
-    """Whether W&B takes the key now."""
-    return _ask_wandb(settings).usable
-
-
-def _ask_wandb(settings: "Settings") -> "Report":
-    from free_ml_stack.credentials import check as credentials
-
-    return credentials.check_here("wandb", settings.wandb_entity, settings.root / ".env")

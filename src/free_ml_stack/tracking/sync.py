@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from free_ml_stack.errors import StackError
 from free_ml_stack.locks import alive, claimed, lock
-from free_ml_stack.tracking.run import METRICS, TOLD, Record, reachable
+from free_ml_stack.tracking.opening import reachable
+from free_ml_stack.tracking.run import METRICS, TOLD, Record
 from free_ml_stack.tracking.wandb_tracker import WandbTracker, end_service, first_line
 
 if TYPE_CHECKING:

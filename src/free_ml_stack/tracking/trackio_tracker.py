@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from free_ml_stack.errors import StackError
-from free_ml_stack.tracking.run import Untracked, Values
+from free_ml_stack.tracking.tracker import Untracked, Values
 
 if TYPE_CHECKING:
     from free_ml_stack.project.settings import Settings

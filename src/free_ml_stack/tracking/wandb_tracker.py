@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from free_ml_stack.console import say, shown
-from free_ml_stack.tracking.run import PREEMPTED, Stopped, Tracker, Untracked, Values
+from free_ml_stack.tracking.tracker import PREEMPTED, Stopped, Tracker, Untracked, Values
 
 if TYPE_CHECKING:
     from free_ml_stack.project.settings import Settings

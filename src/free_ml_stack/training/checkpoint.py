@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
-from free_ml_stack.errors import StackError
 from free_ml_stack.console import say, shown
+from free_ml_stack.errors import StackError
 from free_ml_stack.training.process import Process
 from free_ml_stack.training.snapshot import (
     FILES,

@@ -12,14 +12,16 @@ import torch
 from safetensors.torch import load_file
 from torch.jit._trace import TracerWarning
 
-from free_ml_stack.errors import StackError
 from free_ml_stack.data import dataset
-from free_ml_stack.evaluation import metrics as evaluation, plots as pictures
-from free_ml_stack.tracking import provenance
-from free_ml_stack.hub.card import card, latest, sections, words
+from free_ml_stack.errors import StackError
+from free_ml_stack.evaluation import metrics as evaluation
+from free_ml_stack.evaluation import plots as pictures
 from free_ml_stack.evaluation.drift import reference
+from free_ml_stack.hub.card import card, latest, sections, words
 from free_ml_stack.project.settings import FILE
-from free_ml_stack.storage.stores import open_store, write_manifest
+from free_ml_stack.storage.manifest import write_manifest
+from free_ml_stack.storage.stores import open_store
+from free_ml_stack.tracking import provenance
 from free_ml_stack.tracking.run import METRICS
 from free_ml_stack.training.run import PREDICTIONS, RESULT, WEIGHTS
 

@@ -18,18 +18,21 @@ import numpy as np
 from fsspec.implementations.dirfs import DirFileSystem
 from safetensors.torch import save_file
 
-from free_ml_stack.errors import StackError
-from free_ml_stack.data import dataset
-from free_ml_stack.evaluation import metrics as evaluation
-from free_ml_stack.tracking import lineage, provenance
-from free_ml_stack.training.checkpoint import Checkpoints, Interrupted, same
 from free_ml_stack.console import say
-from free_ml_stack.project.flags import read_json
+from free_ml_stack.data import dataset
+from free_ml_stack.errors import StackError
+from free_ml_stack.evaluation import metrics as evaluation
 from free_ml_stack.hub.pretrained import pinned
-from free_ml_stack.training.process import Process, join
-from free_ml_stack.training.snapshot import STATE, replace
+from free_ml_stack.project.flags import read_json
+from free_ml_stack.storage.atomic import replace
 from free_ml_stack.storage.stores import open_store
-from free_ml_stack.tracking.run import PREEMPTED, NoRecord, Run, Stopped, Tracker, Untracked, open_run
+from free_ml_stack.tracking import lineage, provenance
+from free_ml_stack.tracking.opening import open_run
+from free_ml_stack.tracking.run import NoRecord, Run
+from free_ml_stack.tracking.tracker import PREEMPTED, Stopped, Tracker, Untracked
+from free_ml_stack.training.checkpoint import Checkpoints, Interrupted, same
+from free_ml_stack.training.process import Process, join
+from free_ml_stack.training.snapshot import STATE
 
 if TYPE_CHECKING:
     import torch
@@ -161,7 +164,8 @@ def _fit(
     """Run the loop; whatever ends it, the run is ended too."""
     try:
         with stoppable(checkpoints):
-            return science.train.fit(config, splits, run, checkpoints, process)
+            model: torch.nn.Module = science.train.fit(config, splits, run, checkpoints, process)
+            return model
     except Stopped:
         run.finish()
         raise

@@ -4,7 +4,6 @@ import hashlib
 import json
 import os
 import shutil
-import threading
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,14 +12,12 @@ import torch
 from safetensors.torch import _TYPES, load
 
 from free_ml_stack.errors import StackError
-from free_ml_stack.storage.local import write_all
+from free_ml_stack.storage.atomic import Content, _write, sync
 
 STATE, TENSORS, SUMS, LOG = "state.json", "state.safetensors", "sums.json", "metrics.jsonl"
 FILES = (TENSORS, STATE, LOG, SUMS)  # the sums last: a folder without them is no checkpoint
 KINDS = {kind: name for name, kind in _TYPES.items()}
 SCRATCH = ".step-"  # how the names of folders in the making begin
-
-Content = bytes | Iterable[memoryview | bytes]
 
 
 class DamagedCheckpoint(StackError):  # noqa: N818 - it is named, not raised to the user
@@ -59,25 +56,6 @@ def clear(folder: Path) -> None:
     """Remove what processes that were killed had in the making."""
     for scratch in folder.glob(f"{SCRATCH}*"):
         shutil.rmtree(scratch, ignore_errors=True)
-
-
-def replace(path: Path, content: bytes) -> None:
-    """Give a file a new content: after a crash it has the old one or the new one."""
-    part = path.with_name(f".{path.name}-{os.getpid()}-{threading.get_native_id()}")
-    _write(part, content)
-    part.replace(path)
-    sync(path.parent)
-
-
-def sync(folder: Path) -> None:
-    """Bring the names in a folder to the disk."""
-    if not hasattr(os, "O_DIRECTORY"):
-        return  # Windows keeps names of folders safe by itself
-    opened = os.open(folder, os.O_DIRECTORY)
-    try:
-        os.fsync(opened)
-    finally:
-        os.close(opened)
 
 
 def serialized(tensors: Mapping[str, torch.Tensor]) -> Iterable[memoryview | bytes]:
@@ -128,14 +106,3 @@ def parsed(name: str, files: Mapping[str, bytes]) -> tuple[dict[str, Any], dict[
     """What the files of a whole checkpoint say."""
     state: dict[str, Any] = json.loads(files[STATE])
     return state, load(files[TENSORS]), files[LOG]
-
-
-def _write(path: Path, content: Content) -> str:
-    """Write a file and sync it; returns its sum."""
-    total = hashlib.sha256()
-    with path.open("wb", buffering=0) as file:
-        for piece in [content] if isinstance(content, bytes) else content:
-            total.update(piece)
-            write_all(file, piece)
-        os.fsync(file.fileno())
-    return total.hexdigest()

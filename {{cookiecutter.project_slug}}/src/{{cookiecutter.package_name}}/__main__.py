@@ -4,7 +4,7 @@ import io
 import sys
 
 from .config import TrainConfig
-from free_ml_stack.cli.commands import run
+from free_ml_stack.cli.main import run
 from free_ml_stack.project.science import Science
 
 

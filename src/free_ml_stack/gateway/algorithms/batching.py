@@ -8,25 +8,12 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
+
+from free_ml_stack.project.science import Predictor
 
 log = logging.getLogger(__name__)
 INLINE_SECONDS = 0.01  # a batch that takes longer runs in a thread, so that the server stays awake
-
-
-class Predictor(Protocol):
-    """What `predict.py` offers: these two functions, and if it likes three more.
-
-    `apply_batch(inputs, model)` answers several inputs, `summary(input)` describes one in numbers for the log,
-    `summary_batch(inputs)` several.
-    """
-
-    def load(self, model_dir: Path, /) -> Any:
-        """Load the model of a folder."""
-
-    def apply(self, input: Any, model: Any, /) -> Any:
-        """Answer one input. Raises ValueError for an input that makes no sense."""
 
 
 class QueueFull(Exception):  # noqa: N818 - a state, not a fault

@@ -18,9 +18,9 @@ import orjson
 
 from free_ml_stack.errors import StackError
 from free_ml_stack.gateway.algorithms.batching import Question, QueueFull
-from free_ml_stack.gateway.log.call_log import CallLog
 from free_ml_stack.gateway.algorithms.models import Model, Models
 from free_ml_stack.gateway.http import JSON_OPTIONS, Reader, Receive, Refusal, Scope, Send, query, send_bytes
+from free_ml_stack.gateway.log.call_log import CallLog
 
 JSON, TEXT, BINARY = b"application/json", b"text/plain; charset=utf-8", b"application/octet-stream"
 KNOWN_ERRORS = {

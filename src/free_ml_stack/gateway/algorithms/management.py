@@ -14,7 +14,6 @@ from typing import Any
 import orjson
 from fsspec import AbstractFileSystem
 
-from free_ml_stack.errors import StackError
 from free_ml_stack.deployment.deploy import try_out
 from free_ml_stack.deployment.versions import (
     NAME,
@@ -28,10 +27,11 @@ from free_ml_stack.deployment.versions import (
     read_index,
     write_index,
 )
+from free_ml_stack.errors import StackError
 from free_ml_stack.gateway.algorithms import catalogue
-from free_ml_stack.gateway.algorithms.request import Asked, identifier, plain, request_of
 from free_ml_stack.gateway.algorithms.descriptions import describe_build, describe_version, noted, page
 from free_ml_stack.gateway.algorithms.models import Models
+from free_ml_stack.gateway.algorithms.request import Asked, identifier, plain, request_of
 from free_ml_stack.gateway.algorithms.source import build_from_git
 from free_ml_stack.gateway.http import Receive, Refusal, Scope, Send, send_bytes, send_json
 

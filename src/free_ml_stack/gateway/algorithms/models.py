@@ -4,16 +4,16 @@ import asyncio
 import logging
 import shutil
 import tempfile
-from pathlib import Path
 from typing import Any
 
 import orjson
 from fsspec import AbstractFileSystem
 
-from free_ml_stack.errors import StackError
-from free_ml_stack.storage.stores import verify
+from free_ml_stack.deployment.deploy import fetch
 from free_ml_stack.deployment.versions import Algorithm, Build, read_index
-from free_ml_stack.gateway.algorithms.batching import Batcher, Predictor
+from free_ml_stack.errors import StackError
+from free_ml_stack.gateway.algorithms.batching import Batcher
+from free_ml_stack.project.science import Predictor
 
 log = logging.getLogger(__name__)
 LOADED = 16  # models kept in memory
@@ -127,16 +127,3 @@ class Models:
         for key in spare[: max(0, len(self.loaded) - LOADED)]:
             model = self.loaded.pop(key)
             self.answering = {at: other for at, other in self.answering.items() if other is not model}
-
-
-def fetch(store: AbstractFileSystem, build: Build, cache: str) -> Path:
-    """Copy a build's folder from the store into `cache` and verify its sums. Raises StackError."""
-    folder = Path(cache) / build.build_id
-    try:
-        if not folder.exists():
-            store.get(build.folder, str(folder), recursive=True)
-        verify(folder)
-    except Exception as error:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise StackError(f"{build.folder} can't be fetched: {error}") from error
-    return folder

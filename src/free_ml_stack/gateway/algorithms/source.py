@@ -14,11 +14,11 @@ import orjson
 from fsspec import AbstractFileSystem
 from fsspec.implementations.dirfs import DirFileSystem
 
-from free_ml_stack.errors import StackError
 from free_ml_stack.deployment.deploy import try_out
-from free_ml_stack.storage.stores import write_manifest
 from free_ml_stack.deployment.versions import FOLDER, Build, add_build, now, read_index
-from free_ml_stack.gateway.algorithms.batching import Predictor
+from free_ml_stack.errors import StackError
+from free_ml_stack.project.science import Predictor
+from free_ml_stack.storage.manifest import write_manifest
 
 FROZEN = "model_manifest.json.freeze"
 

@@ -10,10 +10,10 @@ from collections.abc import Callable
 from email.utils import formatdate
 from typing import BinaryIO
 
-from free_ml_stack.storage.local import CHUNK, WholeFile
-from free_ml_stack.storage.checksums import SUMS, digest_field, read_digest, read_wish, sum_of
 from free_ml_stack.gateway.data.request import Refusal, Request
 from free_ml_stack.gateway.data.tree import RACY, Entry, StoreTree, version_of
+from free_ml_stack.storage.atomic import CHUNK, WholeFile
+from free_ml_stack.storage.checksums import SUMS, digest_field, read_digest, read_wish, sum_of
 
 SUMMED = 1 << 24  # bytes; the ETag of a file up to this size is its MD5, beyond that its version
 HEAD = 1 << 16  # bytes that are looked at to tell text from binary

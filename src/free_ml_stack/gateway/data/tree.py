@@ -14,7 +14,8 @@ from typing import Any, BinaryIO
 from fsspec import AbstractFileSystem
 from fsspec.implementations.local import LocalFileSystem
 
-from free_ml_stack.storage.local import CHUNK, SCRATCH, WholeFile, open_whole, sweep
+from free_ml_stack.storage.atomic import CHUNK, WholeFile, open_whole
+from free_ml_stack.storage.local import SCRATCH, sweep
 
 KEEP = ".keep"  # stands for an empty folder in a store that has none
 RACY = 0.1  # seconds; a file younger than that may change without its time changing

@@ -6,18 +6,24 @@ import os
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import orjson
 from fsspec import AbstractFileSystem
 from fsspec.implementations.local import LocalFileSystem
 
-from free_ml_stack.gateway.algorithms.batching import Predictor
-from free_ml_stack.gateway.log.statistics import Statistics
+from free_ml_stack.deployment.versions import Build
 from free_ml_stack.gateway.http import JSON_OPTIONS
+from free_ml_stack.gateway.log.statistics import Statistics
+from free_ml_stack.project.science import Predictor
 
-if TYPE_CHECKING:
-    from free_ml_stack.gateway.algorithms.models import Model
+
+class Model(Protocol):
+    """What the log tells of a model."""
+
+    algorithm: str
+    build: Build
+
 
 log = logging.getLogger(__name__)
 FOLDER = "logs"

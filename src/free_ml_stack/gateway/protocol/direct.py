@@ -10,9 +10,9 @@ from typing import Any, BinaryIO
 import httptools
 from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
-from free_ml_stack.storage.local import CHUNK
-from free_ml_stack.gateway.protocol.guarded import GuardedProtocol
 from free_ml_stack.gateway.data.request import PATIENCE, Disconnected
+from free_ml_stack.gateway.protocol.guarded import GuardedProtocol
+from free_ml_stack.storage.atomic import CHUNK
 
 LARGEST = 1 << 24  # bytes handed to the kernel at once; the socket takes what it can
 EXTENSION = "files"  # in an ASGI scope's extensions

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, cast
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
-from free_ml_stack.gateway.protocol import guarded
 from free_ml_stack.gateway.algorithms.calls import Answer
+from free_ml_stack.gateway.protocol import guarded
 from free_ml_stack.gateway.protocol.direct import DirectProtocol
 
 if TYPE_CHECKING:

@@ -1,0 +1,35 @@
+"""What a worker is given: a sweep's common part, and one trial."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from free_ml_stack.project.science import Science
+    from free_ml_stack.project.settings import Settings
+    from free_ml_stack.sweeps.search_space import Sweep
+
+
+@dataclass(frozen=True)
+class Task:
+    """What all trials of a sweep have in common."""
+
+    science: "Science"
+    settings: "Settings"
+    plan: "Sweep"
+    folder: Path
+
+    @property
+    def trials(self) -> Path:
+        """The folder of the trials."""
+        return self.folder / "trials"
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a worker needs for a trial: its number, its configuration, and the name of its folder."""
+
+    trial: int
+    config: Mapping[str, Any]
+    run: str
