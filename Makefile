@@ -5,6 +5,7 @@ ANSWERS ?=
 SKELETON := {{cookiecutter.project_slug}}
 BIN := $(CURDIR)/.venv/bin
 DEMO := build/demo/my-ml-project
+VENDOR := $(CURDIR)/$(SKELETON)/vendor
 ifdef PIP_FIND_LINKS
 export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
 endif
@@ -14,22 +15,22 @@ export PYTHONDONTWRITEBYTECODE := 1
 export RUFF_CACHE_DIR := $(CURDIR)/build/ruff
 export MYPY_CACHE_DIR := $(CURDIR)/build/mypy
 
-.PHONY: help setup demo demo-online test lint bake bench size browser clean
+.PHONY: help setup demo demo-online test lint wheel bake bench size browser clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
 
 setup: build/.ready ## make the environment (uv is installed if missing)
 
-build/.ready: pyproject.toml $(wildcard $(SKELETON)/pyproject.toml)
+build/.ready: pyproject.toml $(SKELETON)/pyproject.toml
 	@mkdir -p build
 	@command -v uv >/dev/null || test -x build/tools/bin/uv || \
 	    { $(PYTHON) -m venv build/tools && build/tools/bin/pip install --quiet uv; }
 	@uv=$$(command -v uv || echo build/tools/bin/uv); \
 	    test -x .venv/bin/python || $$uv venv --quiet --python $(PYTHON) .venv; \
-	    $$uv pip install --quiet --python .venv/bin/python --group dev && \
+	    $$uv pip install --quiet --python .venv/bin/python --group dev --editable . && \
 	    .venv/bin/cookiecutter . --no-input --overwrite-if-exists --output-dir build/demo check_credentials=skip >/dev/null && \
-	    $$uv pip install --quiet --python .venv/bin/python --group $(DEMO)/pyproject.toml:dev --editable $(DEMO)
+	    $$uv pip install --quiet --python .venv/bin/python --no-sources --group $(DEMO)/pyproject.toml:dev --editable . --editable $(DEMO)
 	@touch $@
 
 demo: setup ## generate the default project and take it through the whole loop, with no account
@@ -49,8 +50,16 @@ browser: # the gateway's pages are tested in Chromium
 
 lint: setup ## check style and types of the repository and of the skeleton as it stands
 	@"$(BIN)/ruff" check . && "$(BIN)/ruff" format --check .
+	@"$(BIN)/lint-imports" --no-cache
+	@"$(BIN)/deptry" src
+	@"$(BIN)/mypy" -p free_ml_stack
 	@"$(BIN)/python" -c "import sys; sys.path.insert(0, 'tests'); import conftest"
 	@MYPYPATH=build/src "$(BIN)/mypy" -p skeleton
+
+wheel: setup ## build the library into the skeleton's vendor/ (after every change of src/)
+	@rm -f "$(VENDOR)"/*.whl
+	@"$(BIN)/python" -m hatchling build --target wheel --directory "$(VENDOR)"
+	@cd "$(VENDOR)" && $$(command -v sha256sum || echo shasum -a 256) *.whl >SHA256SUMS
 
 bake: setup ## generate one project into build/bake: make bake ANSWERS='storage=s3 license=MIT'
 	@.venv/bin/cookiecutter . --no-input --overwrite-if-exists --output-dir build/bake check_credentials=skip $(ANSWERS)

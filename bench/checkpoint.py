@@ -63,7 +63,7 @@ def ours(part: Part, folder: Path, times: int) -> float:
     from free_ml_stack.training.checkpoint import Checkpoints
 
     checkpoints = Checkpoints(folder, Lines(), {})
-    checkpoints.resume({"part": part})
+    checkpoints.resume(part=part)
 
     def save(number: int) -> None:
         checkpoints.at.step = number

@@ -194,11 +194,12 @@ def make_project(folder: Path) -> Path:
     import torch
     from skeleton import model, predict
     from skeleton.config import TrainConfig
+
     from free_ml_stack.deployment.deploy import deploy
     from free_ml_stack.evaluation.drift import reference
-    from free_ml_stack.training.export import write_onnx
     from free_ml_stack.storage.local import local_store
     from free_ml_stack.storage.manifest import write_manifest
+    from free_ml_stack.training.export import write_onnx
 
     project = folder / "project"
     models = project / "models" / "digits"

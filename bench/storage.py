@@ -65,6 +65,7 @@ def main() -> None:
 def large_files(folder: Path, big: Path, gateway: str, nginx: str, rounds: int) -> list[Row]:
     """The gateway against nginx, and the file system against curl and the official client."""
     import Algorithmia
+
     from free_ml_stack.algorithmia.filesystem import AlgorithmiaFileSystem
 
     fs, client = AlgorithmiaFileSystem(gateway, KEY), Algorithmia.client(KEY, gateway)
@@ -100,6 +101,7 @@ def large_files(folder: Path, big: Path, gateway: str, nginx: str, rounds: int) 
 def small_files(folder: Path, gateway: str, count: int) -> list[Row]:
     """Files of 4 KiB against the official client's loop."""
     import Algorithmia
+
     from free_ml_stack.algorithmia.filesystem import AlgorithmiaFileSystem
 
     fs, client = AlgorithmiaFileSystem(gateway, KEY), Algorithmia.client(KEY, gateway)

@@ -203,6 +203,7 @@ def suggestion_seconds(folder: Path, trials: int = 200) -> float:
 def quality(seeds: int) -> None:
     """Best of 50 on standard functions, beside Optuna's default used directly."""
     import optuna
+
     from free_ml_stack.sweeps.sweep_file import parse_sweep
     from free_ml_stack.sweeps.trials import sampler_of
 
@@ -232,6 +233,7 @@ def quality(seeds: int) -> None:
 def kill(folder: Path, kills: int) -> None:
     """Kill workers, and now and then the sweep itself; every trial must be there once, and none be left running."""
     import projects
+
     from free_ml_stack.sweeps.trials import RUNNING, open_storage
 
     chance, done, sweeps, finished, begun = random.Random(kills), 0, 0, 0, time.perf_counter()

@@ -74,12 +74,13 @@ def ours(name: str, epochs: int) -> tuple[float, int]:
     import skeleton.train as science
     from skeleton.config import TrainConfig
     from skeleton.data import fetch, split
+
     from free_ml_stack.data import dataset
-    from free_ml_stack.training.checkpoint import Checkpoints
-    from free_ml_stack.training.process import Process, choose_device
     from free_ml_stack.storage.local import local_store
     from free_ml_stack.tracking.run import Run
     from free_ml_stack.tracking.tracker import Untracked
+    from free_ml_stack.training.checkpoint import Checkpoints
+    from free_ml_stack.training.process import Process, choose_device
 
     science.build = lambda config: model(name)  # type: ignore[assignment]
     config = TrainConfig(epochs=epochs, patience=0, shift=0)

@@ -74,9 +74,10 @@ def missing_requirements() -> list[str]:
 
     answers = json.loads(ANSWERS)
     sys.dont_write_bytecode = True
-    # The wiring is a package of its own, and this part of it needs nothing installed.
-    sys.path.insert(0, os.path.abspath(f"src/{answers['package_name']}"))  # noqa: PTH100
-    from stack import credentials  # type: ignore[import-not-found]
+    # Read from the vendored wheel as it is; this part of the library needs nothing installed.
+    vendor = os.path.abspath("vendor")  # noqa: PTH100
+    sys.path[:0] = [f"{vendor}/{name}" for name in os.listdir(vendor) if name.endswith(".whl")]  # noqa: PTH208
+    from free_ml_stack.credentials import check as credentials
 
     accounts = {service: answers[question] for service, question in credentials.SETTINGS.items()}
     reports = credentials.check(os.environ, accounts)

@@ -35,7 +35,7 @@ CHOICES = {
 # A project named like what it installs or runs, or like one of its folders, would hide that.
 TAKEN = set(
     """accelerate adk algo algorithm algorithmia anyio bash build cookiecutter data datasets dist
-    false fastapi flask fsspec git gradio gunicorn hf httptools httpx huggingface-hub hypothesis
+    false fastapi flask free-ml-stack fsspec git gradio gunicorn hf httptools httpx huggingface-hub hypothesis
     ipykernel ipython jupyter jupyterlab jupytext kaggle make matplotlib models mypy nbclient
     nbconvert nbformat nbstripout none notebook notebooks numpy onnx onnxruntime optuna orjson
     packaging pandas pillow pip pipx pre-commit prometheus-client pyarrow pydantic pytest pytest-cov

@@ -24,7 +24,7 @@ def link_skeleton() -> None:
 
 
 link_skeleton()
-sys.path[:0] = [str(SOURCE), str(ROOT / "src")]
+sys.path.insert(0, str(SOURCE))
 
 
 @pytest.fixture(scope="session")

@@ -59,9 +59,7 @@ def work(
     blow: Blow | None,
 ) -> None:
     """Run a command of the project: the real code, struck at one moment."""
-    from skeleton import __main__ as project
     from skeleton import train
-    from skeleton.config import TrainConfig
 
     from free_ml_stack.cli import main as cli
     from free_ml_stack.project.science import Science
@@ -86,7 +84,7 @@ def work(
         contextlib.redirect_stdout(file),
         contextlib.redirect_stderr(file),
     ):
-        code = cli.run(Science(str(project.__package__), TrainConfig), arguments)
+        code = cli.run(Science("skeleton"), arguments)
     raise SystemExit(code)
 
 

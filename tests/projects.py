@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from conftest import ROOT, SOURCE
+from conftest import SOURCE
 
 SERVICES = ("WANDB", "HF_", "HUGGING", "ALGORITHMIA", "AWS", "STACK_")
 
@@ -16,7 +16,7 @@ def environment(home: Path, **extra: str) -> dict[str, str]:
     kept = {name: value for name, value in os.environ.items() if not name.startswith(SERVICES)}
     own = {
         "HOME": str(home),
-        "PYTHONPATH": f"{SOURCE}{os.pathsep}{ROOT / 'src'}",
+        "PYTHONPATH": str(SOURCE),
         "STACK_TRACKER": "none",
         "PYTHONDONTWRITEBYTECODE": "1",
     }

@@ -34,7 +34,7 @@ def texts(project: Path) -> Iterator[tuple[Path, str]]:
     """Every text file of the project, as (relative path, text); what tools cached in the template does not count."""
     for path in sorted(project.rglob("*")):
         name = path.relative_to(project)
-        binary = path.suffix in (".png", ".pyc") or any(
+        binary = path.suffix in (".png", ".pyc", ".whl") or any(
             re.fullmatch(r"\.git|\..*_cache", part) for part in name.parts
         )
         if path.is_file() and not binary:

@@ -8,7 +8,7 @@ import random
 import time
 from collections.abc import Callable, Mapping
 from email.utils import parsedate_to_datetime
-from typing import Any
+from typing import Any, cast
 from urllib.parse import quote, urlsplit
 
 import Algorithmia
@@ -52,9 +52,10 @@ class Adapter(HTTPAdapter):
         """The connections to an address, by the session's proxies and certificates."""
         settings = session.merge_environment_settings(address, {}, None, None, None)
         request = session.prepare_request(Request("GET", address))
-        return self.get_connection_with_tls_context(
+        pool = self.get_connection_with_tls_context(
             request, settings["verify"], settings["proxies"], settings["cert"]
         )
+        return cast(HTTPConnectionPool, pool)
 
 
 class Connection:

@@ -23,11 +23,14 @@ class Files(Protocol):
 
     connection: Connection
 
-    def makedirs(self, path: str, exist_ok: bool = False) -> None: ...
+    def makedirs(self, path: str, exist_ok: bool = False) -> None:
+        """Make a folder and those above it."""
 
-    def info(self, path: str) -> dict[str, Any]: ...
+    def info(self, path: str) -> dict[str, Any]:
+        """Tell type and size of a path."""
 
-    def exists(self, path: str) -> bool: ...
+    def exists(self, path: str) -> bool:
+        """Tell whether a path is there."""
 
 
 AT_ONCE = 8  # calls in flight when several files are moved

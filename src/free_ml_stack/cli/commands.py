@@ -11,7 +11,6 @@ from free_ml_stack.console import say, shown, table
 from free_ml_stack.errors import StackError
 from free_ml_stack.project.flags import read_json
 from free_ml_stack.project.settings import Settings
-from free_ml_stack.training.arguments import configured
 
 if TYPE_CHECKING:
     from free_ml_stack.project.science import Science
@@ -59,7 +58,7 @@ def train(science: "Science", settings: Settings, args: Arguments) -> int:
     """Train a model; every field of TrainConfig is a flag."""
     from free_ml_stack.tracking.tracker import Stopped
     from free_ml_stack.training.checkpoint import Interrupted
-    from free_ml_stack.training.run import RESUME, failed_early, train
+    from free_ml_stack.training.run import RESUME, configured, failed_early, train
 
     run = args.run or args.name or settings.wandb_run  # an agent of W&B has named its trial
     try:

@@ -1,6 +1,7 @@
 """The command line: one command a step."""
 
 import argparse
+import io
 import math
 import sys
 from collections.abc import Callable, Sequence
@@ -8,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from free_ml_stack.errors import StackError, from_outside, in_a_line
+from free_ml_stack.project.arguments import add_train_arguments
 from free_ml_stack.project.settings import Settings, load
-from free_ml_stack.training.arguments import add_train_arguments
 
 if TYPE_CHECKING:
     from free_ml_stack.project.science import Science
@@ -178,6 +179,16 @@ def parse(science: "Science", arguments: Sequence[str]) -> Arguments:
         if name in arguments:
             add_arguments(name, one, science)
     return parser.parse_args(arguments)
+
+
+def main(package: str) -> None:
+    """Run the command that the arguments name for the project whose package that is, and exit with its code."""
+    from free_ml_stack.project.science import Science
+
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a folder's name may not fit the code page of a pipe
+            stream.reconfigure(errors="backslashreplace")
+    raise SystemExit(run(Science(package)))
 
 
 def run(science: "Science", arguments: Sequence[str] | None = None) -> int:

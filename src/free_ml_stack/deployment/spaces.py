@@ -67,7 +67,7 @@ class Project:
 
     title: str
     root: Path  # with `space/`
-    package: Path  # the folder with predict.py and `stack/`
+    package: Path  # the folder with predict.py
     algorithm: str  # "owner/name"
     collection: str
     cache: Path
@@ -165,10 +165,15 @@ def assemble(tree: Path, rung: Rung, model_dir: Path, project: Project) -> None:
     shutil.copy(project.root / "space" / "requirements.txt", tree)
     package = tree / "src" / project.package.name
     ignored = shutil.ignore_patterns("__pycache__")
-    shutil.copytree(Path(__file__).parents[1], tree / "src" / "free_ml_stack", ignore=ignored)
+    shutil.copytree(library(), tree / "src" / "free_ml_stack", ignore=ignored)
     package.mkdir()
     for name in ("__init__.py", "predict.py"):
         shutil.copy(project.package / name, package / name)
+
+
+def library() -> Path:
+    """The folder of this library: a Space is built from requirements.txt alone, so no wheel can be named there."""
+    return Path(__file__).parents[1]
 
 
 def web_page(tree: Path, model_dir: Path, project: Project) -> None:

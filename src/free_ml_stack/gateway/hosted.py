@@ -1,5 +1,6 @@
 """The gateway as it runs on a Space or in a container: told by variables what it serves, stores on the Hub."""
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -7,14 +8,16 @@ from fsspec import AbstractFileSystem, filesystem
 from fsspec.implementations.dirfs import DirFileSystem
 
 from free_ml_stack.gateway.app import Gateway, create_app
-from free_ml_stack.project.science import Predictor
+from free_ml_stack.project.science import Science
 from free_ml_stack.storage.local import local_store
 
 LOG_SECONDS = 600.0  # each file on the Hub is a commit, of which there may not be many in an hour
 
 
-def gateway(predictor: Predictor, variables: Mapping[str, str]) -> Gateway:
-    """The application.
+def asgi_app(package: str, variables: Mapping[str, str] = os.environ) -> Gateway:
+    """Make the ASGI application that serves the model of a project; `package` is its import name.
+
+    Call its `start` and `stop` where the server sends no lifespan events.
 
     Variables: `ALGORITHM` ("owner/name"), `COLLECTION` (of the project), `STORE` (a data-set repository of the Hub,
     "user/name", or a folder that begins with / or .), `REVISION` (its commit with the model), and the secret
@@ -30,7 +33,7 @@ def gateway(predictor: Predictor, variables: Mapping[str, str]) -> Gateway:
         user=owner,
         keys=[key] if key else [],
         algorithm=variables["ALGORITHM"],
-        predictor=predictor,
+        predictor=Science(package).predict,
         poll_seconds=60.0,
         log_seconds=0.0 if is_folder(store) else LOG_SECONDS,
     )

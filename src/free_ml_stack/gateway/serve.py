@@ -15,10 +15,20 @@ import uvicorn
 
 from free_ml_stack.errors import StackError
 from free_ml_stack.gateway.app import Gateway
+from free_ml_stack.gateway.hosted import asgi_app
 from free_ml_stack.gateway.protocol.express import ExpressProtocol
 
 PATIENCE = 60  # seconds that requests in flight get to finish after SIGTERM
 CONNECTIONS = 1 << 16  # at once, where the system allows it
+
+
+def serve_project(package: str) -> None:
+    """Serve the model of a project from a container until SIGTERM, at 0.0.0.0 and the port in `PORT` (7860).
+
+    `package` is the import name of the project's package. The variables are those of `asgi_app`.
+    """
+    port = int(os.environ.get("PORT", "7860"))
+    serve(lambda keys: asgi_app(package), keys=[""], host="0.0.0.0", port=port)  # noqa: S104
 
 
 def new_key() -> str:

@@ -70,7 +70,7 @@ def _shards(url: str, index: Path) -> list[str]:
         raise StackError(f"{url}: {index.name} does not tell where its tensors are") from None
 
 
-def start(model: nn.Module, url: str, begin: Callable[[Any, Mapping[str, Tensor]], None]) -> None:
+def load_pretrained(model: nn.Module, url: str, begin: Callable[[Any, Mapping[str, Tensor]], None]) -> None:
     """Let `begin` put the weights of a model on the Hub into `model`; nothing for an empty `url`. Raises StackError."""
     if not url:
         return

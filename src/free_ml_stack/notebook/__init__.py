@@ -1,0 +1,5 @@
+"""A project in a notebook, on Colab, Kaggle or this machine; standard library only until its packages are there."""
+
+from free_ml_stack.notebook.project import Project
+
+__all__ = ["Project"]

@@ -1,18 +1,24 @@
 """Install what a machine lacks, and leave alone what it brings: Colab's torch, CUDA and numpy fit each other."""
 
+import hashlib
 import importlib
+import re
 import shutil
 import subprocess
 import sys
 import tempfile
 import tomllib
+import zipfile
 from collections.abc import Iterable
-from importlib.metadata import PackageNotFoundError, distributions, version
+from email import message_from_bytes
+from importlib.metadata import PackageNotFoundError, distributions, requires, version
 from pathlib import Path
+from typing import Any
 
 from free_ml_stack.console import say
 from free_ml_stack.errors import StackError
 
+LIBRARY = "free-ml-stack"
 KEPT = ("torch", "triton", "pytorch-triton", "nvidia-", "cuda-", "cupy", "jax", "numpy")
 
 
@@ -20,18 +26,20 @@ def install(root: Path) -> None:
     """Install the packages of the project in `root` that are missing here or too old.
 
     Those of the machine's torch, CUDA and numpy keep their version. Raises StackError, with nothing installed, where
-    a package can't be had without changing them.
+    a package can't be had without changing them, or where the vendored wheel is not the one that was recorded.
     """
-    wanted = missing(dependencies(root))
+    wheel = vendored(root)
+    wanted = missing(requirements(root, wheel))
     if not wanted:
         say("Every package is here.")
         return
     before = kept()
+    sources = [str(wheel) if wheel and named(text) == LIBRARY else text for text in wanted]
     with tempfile.TemporaryDirectory() as scratch:
         pinned = Path(scratch, "constraints.txt")
         pinned.write_text("\n".join(f"{name}=={number}" for name, number in before.items()), encoding="utf-8")
         done = subprocess.run(
-            [*installer(), "--quiet", "--constraint", str(pinned), *wanted],
+            [*installer(), "--quiet", "--constraint", str(pinned), *sources],
             capture_output=True,
             text=True,
             check=False,
@@ -51,15 +59,64 @@ def install(root: Path) -> None:
     )
 
 
-def dependencies(root: Path) -> list[str]:
-    """The requirements in the project's pyproject.toml."""
-    found: list[str] = tomllib.loads((root / "pyproject.toml").read_text("utf-8"))["project"]["dependencies"]
-    return found
+def vendored(root: Path) -> Path | None:
+    """The wheel of this library that pyproject.toml names as its source; None where it comes from elsewhere.
+
+    Raises StackError where the wheel is missing, or its SHA-256 is not the one in the SHA256SUMS beside it.
+    """
+    source: str = (
+        pyproject(root).get("tool", {}).get("uv", {}).get("sources", {}).get(LIBRARY, {}).get("path", "")
+    )
+    if not source.endswith(".whl"):
+        return None
+    wheel, sums = root / source, (root / source).with_name("SHA256SUMS")
+    if not wheel.is_file():
+        raise StackError(f"{wheel} is missing: restore it with `git checkout -- {source}`")
+    recorded = (
+        dict(reversed(line.split()) for line in sums.read_text("utf-8").splitlines())
+        if sums.is_file()
+        else {}
+    )
+    if recorded.get(wheel.name, found := hashlib.sha256(wheel.read_bytes()).hexdigest()) != found:
+        raise StackError(
+            f"{wheel} has changed: its SHA-256 is not the one in {sums.name}; restore it with "
+            f"`git checkout -- {source}`"
+        )
+    return wheel
+
+
+def requirements(root: Path, wheel: Path | None) -> list[str]:
+    """What the project in `root` requires, and what this library does, by its vendored wheel or as it is installed."""
+    own: list[str] = pyproject(root)["project"]["dependencies"]
+    if wheel:
+        with zipfile.ZipFile(wheel) as archive:
+            name = next(name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
+            needed = message_from_bytes(archive.read(name)).get_all("Requires-Dist", [])
+    else:
+        try:
+            needed = requires(LIBRARY) or []
+        except PackageNotFoundError:
+            needed = []
+    return [*own, *(text for text in needed if "extra ==" not in text)]
+
+
+def pyproject(root: Path) -> dict[str, Any]:
+    """The project's pyproject.toml."""
+    return tomllib.loads((root / "pyproject.toml").read_text("utf-8"))
+
+
+def named(requirement: str) -> str:
+    """The normalized name of the package that a requirement is for."""
+    found = re.match(r"[\w.-]+", requirement)
+    return re.sub(r"[-_.]+", "-", found[0]).lower() if found else ""
 
 
 def missing(requirements: Iterable[str]) -> list[str]:
-    """Those requirements that no installed package meets."""
-    from packaging.requirements import Requirement
+    """Those requirements that no installed package meets; all of them where nothing here can compare versions."""
+    try:
+        from packaging.requirements import Requirement
+    except ImportError:
+        return list(requirements)
 
     def met(requirement: Requirement) -> bool:
         try:

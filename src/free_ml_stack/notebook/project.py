@@ -17,16 +17,14 @@ from dataclasses import asdict
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from free_ml_stack.console import say
 from free_ml_stack.errors import StackError
 from free_ml_stack.notebook import packages
 from free_ml_stack.project.flags import read
+from free_ml_stack.project.science import Science
 from free_ml_stack.project.settings import load
-
-if TYPE_CHECKING:
-    from free_ml_stack.project.science import Science
 
 KEYS = ("WANDB_API_KEY", "HF_TOKEN", "ALGORITHMIA_API", "ALGORITHMIA_API_KEY")
 REDRAWN = 1.0  # seconds between two pictures of the curves
@@ -43,8 +41,8 @@ class Failed(StackError):  # noqa: N818 - the end of a cell, told in its last li
 class Project:
     """The project around the notebook; called with the words of a command, it runs that."""
 
-    def __init__(self, science: "Science", environ: MutableMapping[str, str] = os.environ) -> None:
-        self.science, self.environ = science, environ
+    def __init__(self, package: str, environ: MutableMapping[str, str] = os.environ) -> None:
+        self.science, self.environ = Science(package), environ
         self.root = load({}, Path.cwd()).root
         self.started = time.monotonic()
         paths = [str(self.root / "src"), *filter(None, [environ.get("PYTHONPATH")])]

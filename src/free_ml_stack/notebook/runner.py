@@ -10,6 +10,17 @@ import tarfile
 from pathlib import Path
 
 RESULTS, CODE = "results.tgz", "exit_code"
+INSTALL = """
+import pathlib, subprocess, sys, tomllib
+tool = tomllib.loads(pathlib.Path("pyproject.toml").read_text("utf-8")).get("tool", {})
+wheel = tool.get("uv", {}).get("sources", {}).get("free-ml-stack", {}).get("path", "")
+if wheel:
+    sys.path.insert(0, wheel)
+else:
+    subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "free-ml-stack"], check=True)
+from free_ml_stack.notebook import packages
+packages.install(pathlib.Path())
+"""
 
 
 def run(given: str, sources: str) -> None:
@@ -20,9 +31,8 @@ def run(given: str, sources: str) -> None:
         archive.extractall(folder, filter="data")
     sys.path.insert(0, str(folder / "src"))
     module = ["-m", asked["package"]]
-    install = "import pathlib; from free_ml_stack.notebook import packages; packages.install(pathlib.Path())"
     code = 0
-    for words in (["-c", install], [*module, "data"], [*module, "train", *asked["words"]]):
+    for words in (["-c", INSTALL], [*module, "data"], [*module, "train", *asked["words"]]):
         code = code or shown([sys.executable, *words], folder)
     with tarfile.open(here / RESULTS, "w:gz") as archive:
         if (folder / "runs").is_dir():

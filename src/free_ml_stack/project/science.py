@@ -58,10 +58,15 @@ class Predict(Predictor, Protocol):
 
 @dataclass(frozen=True)
 class Science:
-    """The project's modules, and the dataclass that configures its training."""
+    """The modules of a project's package, each imported when it is first needed."""
 
     package: str
-    config: type
+
+    @property
+    def config(self) -> type:
+        """The dataclass that configures training, `TrainConfig` of `config.py`."""
+        found: type = self._module("config").TrainConfig
+        return found
 
     @property
     def folder(self) -> Path:

@@ -102,8 +102,8 @@ def perform(task: Task, job: Job, reporter: Reporter) -> None:
     if arguments is None:
         run_elsewhere(task, job, called, reporter)
         return
-    from free_ml_stack.training.arguments import configured, parse_train
-    from free_ml_stack.training.run import train
+    from free_ml_stack.project.arguments import parse_train
+    from free_ml_stack.training.run import configured, train
 
     with contextlib.redirect_stderr(io.StringIO()) as complaint:
         try:
@@ -139,7 +139,6 @@ class Workers:
                 [
                     f"{package}.train",
                     "free_ml_stack.training.run",
-                    "free_ml_stack.training.arguments",
                     "torch._dynamo",
                 ]
             )

@@ -8,6 +8,7 @@ from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 from typing import Any
 
+LIBRARY = "free-ml-stack"
 PACKAGES = (
     "torch",
     "numpy",
@@ -43,7 +44,10 @@ def environment() -> dict[str, str]:
 
 
 def requirements(project: str) -> list[str]:
-    """Every package that the project needs, as `name==version` of what is installed."""
+    """Every package that the project needs, as `name==version` of what is installed; this library is not among them.
+
+    It comes from the project's vendor/, and an index need not have it.
+    """
     found: dict[str, str] = {}
     try:
         waiting = list(requires(project) or [])
@@ -60,7 +64,7 @@ def requirements(project: str) -> list[str]:
         except PackageNotFoundError:  # for another system or Python
             continue
     # without the +cpu of a build, which no index of packages has
-    return [f"{name}=={found[name].partition('+')[0]}" for name in sorted(found)]
+    return [f"{name}=={found[name].partition('+')[0]}" for name in sorted(found.keys() - {LIBRARY})]
 
 
 def machine(device: str) -> dict[str, Any]:

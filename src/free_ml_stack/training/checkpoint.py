@@ -107,14 +107,14 @@ class Checkpoints:
         )
         self.warned: set[str] = set()
 
-    def resume(self, parts: Mapping[str, Stateful]) -> Position:
+    def resume(self, **parts: Stateful) -> Position:
         """Put `parts` (and the random generators) where the newest whole checkpoint left them.
 
         The first process reads it and hands it to the others, who may be on other machines. Returns the position to go
         on from; the start if there is no checkpoint. Raises StackError, naming the field, if the run was started with
         another configuration.
         """
-        self.parts = dict(parts)
+        self.parts = parts
         found = self.process.agree(self._newest() if self.process.first and not self.fresh else None)
         if found is None:
             self.log.restore(b"")

@@ -44,6 +44,14 @@ class Process:
         """Whether this is the process that writes and reports."""
         return self.rank == 0
 
+    def number_format(self, name: str) -> torch.dtype:
+        """The number format of the forward pass; `auto` is bfloat16 on a GPU that has it, else float32."""
+        if name == "auto":
+            fast = self.device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+            return torch.bfloat16 if fast else torch.float32
+        kind: torch.dtype = getattr(torch, name)
+        return kind
+
     def mine(self, rows: torch.Tensor) -> torch.Tensor:
         """This process's share of a batch: every `size`-th row."""
         return rows[self.rank :: self.size]
@@ -140,12 +148,3 @@ def choose_device(name: str, local_rank: int = 0) -> torch.device:
     if not there[name]:
         raise StackError(f"device {name}: not on this machine; use --device cpu or auto")
     return torch.device(name, local_rank) if name == "cuda" else torch.device(name)
-
-
-def number_format(name: str, device: torch.device) -> torch.dtype:
-    """The number format of the forward pass: `auto` is bfloat16 on a GPU that has it, else float32."""
-    if name == "auto":
-        fast = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-        return torch.bfloat16 if fast else torch.float32
-    kind: torch.dtype = getattr(torch, name)
-    return kind

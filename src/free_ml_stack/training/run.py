@@ -1,5 +1,7 @@
 """One training run from data to weights: opens what the loop needs, and keeps what comes of it."""
 
+import argparse
+import dataclasses
 import json
 import os
 import re
@@ -23,12 +25,12 @@ from free_ml_stack.data import dataset
 from free_ml_stack.errors import StackError
 from free_ml_stack.evaluation import metrics as evaluation
 from free_ml_stack.hub.pretrained import pinned
-from free_ml_stack.project.flags import read_json
+from free_ml_stack.project.flags import read, read_json
 from free_ml_stack.storage.atomic import replace
 from free_ml_stack.storage.stores import open_store
 from free_ml_stack.tracking import lineage, provenance
 from free_ml_stack.tracking.opening import open_run
-from free_ml_stack.tracking.run import NoRecord, Run
+from free_ml_stack.tracking.run import FACTS, NoRecord, Run
 from free_ml_stack.tracking.tracker import PREEMPTED, Stopped, Tracker, Untracked
 from free_ml_stack.training.checkpoint import Checkpoints, Interrupted, same
 from free_ml_stack.training.process import Process, join
@@ -265,3 +267,15 @@ def _new_run(runs: Path, settings: "Settings") -> str:
 def new_id() -> str:
     """An id for a run: when it started, and four characters of chance."""
     return time.strftime("%Y%m%d-%H%M%S-") + secrets.token_hex(2)
+
+
+def configured(science: "Science", settings: "Settings", args: argparse.Namespace) -> Any:
+    """The configuration that the arguments of `train` ask for."""
+    layers = [saved_config(settings, args.run)] if args.run else []
+    given = read_json(args.config) if args.config else {}
+    if settings.wandb_run:  # an agent that goes on with a trial hands back all that W&B knows of it
+        given = {name: value for name, value in given.items() if name not in FACTS and name[:1] != "_"}
+    layers += [given]
+    names = {field.name for field in dataclasses.fields(science.config)}
+    flags = {name: value for name, value in vars(args).items() if name in names}
+    return read(science.config, *layers, flags)

@@ -1,1 +1,1 @@
-"""The science: data, model, train and predict are yours to edit; `stack` is the wiring."""
+"""The science: config, data, model, train and predict are yours to edit."""

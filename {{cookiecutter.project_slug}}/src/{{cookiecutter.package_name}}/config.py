@@ -2,8 +2,7 @@
 
 from dataclasses import dataclass
 
-from free_ml_stack.errors import StackError
-from free_ml_stack.project.flags import flag
+from free_ml_stack import StackError, flag
 
 
 @dataclass(frozen=True)

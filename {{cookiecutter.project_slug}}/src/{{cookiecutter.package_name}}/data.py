@@ -6,11 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from free_ml_stack import StackError
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
-
-from free_ml_stack.errors import StackError
 
 Arrays = dict[str, NDArray[Any]]
 

@@ -5,19 +5,15 @@ from typing import Any
 
 import numpy as np
 import torch
+from free_ml_stack import StackError
+from free_ml_stack.training import Checkpoints, Process, Run, Split, load_pretrained
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.nn.parallel import DistributedDataParallel
 
-from .config import TrainConfig as TrainConfig
+from .config import TrainConfig
 from .data import fits, shifted
 from .model import DigitsNet, begin, build
-from free_ml_stack.errors import StackError
-from free_ml_stack.training.checkpoint import Checkpoints, Stateful
-from free_ml_stack.data.dataset import Split
-from free_ml_stack.hub.pretrained import start
-from free_ml_stack.training.process import Process, number_format
-from free_ml_stack.tracking.run import Run
 
 
 def fit(
@@ -38,20 +34,13 @@ def fit(
         raise StackError(f"batch_size {config.batch_size} is more than the {train.rows} training images")
     optimizer = torch.optim.AdamW(model.parameters(), config.lr, weight_decay=config.weight_decay, fused=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, config.lr, total_steps=config.epochs * steps)
-    kind = number_format(config.precision, device)
+    kind = process.number_format(config.precision)
     scaler = torch.amp.GradScaler(device.type, enabled=kind is torch.float16)
     seen = Seen(device)
-    parts: dict[str, Stateful] = {
-        "model": model,
-        "optimizer": optimizer,
-        "schedule": schedule,
-        "scaler": scaler,
-        "seen": seen,
-    }
-    at = checkpoints.resume(parts)
+    at = checkpoints.resume(model=model, optimizer=optimizer, schedule=schedule, scaler=scaler, seen=seen)
     run.expect(config.epochs * steps, at.step)
     if not at.step:
-        start(model, config.init, begin)
+        load_pretrained(model, config.init, begin)
 
     while at.epoch < config.epochs and not (config.patience and at.stale >= config.patience):
         rows = torch.from_numpy(np.random.default_rng((config.seed, at.epoch)).permutation(train.rows))

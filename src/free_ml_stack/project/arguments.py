@@ -1,0 +1,28 @@
+"""The arguments of `train`, for the command line and for the trials of a sweep."""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from free_ml_stack.project.flags import add_flags
+
+if TYPE_CHECKING:
+    from free_ml_stack.project.science import Science
+
+
+def add_train_arguments(parser: argparse.ArgumentParser, science: "Science") -> None:
+    """Give a parser the arguments of `train`."""
+    add = parser.add_argument
+    add("--config", type=Path, metavar="FILE", help="JSON file of settings; flags win over it")
+    add("--run", default="", metavar="ID", help="go on with this run; default: start a new one")
+    add("--name", default="", metavar="ID", help="start this run, or go on with it if it was started before")
+    add_flags(parser, science.config)
+
+
+def parse_train(science: "Science", words: Sequence[str]) -> argparse.Namespace:
+    """The parsed arguments of `train`."""
+    parser = argparse.ArgumentParser(prog="train")
+    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE")
+    add_train_arguments(parser, science)
+    return parser.parse_args(words)

@@ -1,0 +1,119 @@
+"""`doctor`, on a generated project: what is found, what it costs, and when it fails."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+from baking import TEMPLATE, bake
+from key_server import HF_KEY, WANDB_KEY, environment, serving, viewer, whoami
+
+from free_ml_stack.cli import doctor
+from free_ml_stack.project import settings
+
+
+@pytest.fixture
+def examine(tmp_path, monkeypatch, capsys):
+    """Run doctor on a new project; return its exit code and what it printed."""
+
+    def run(storage="algorithmia", as_json=False, environ=None, flags=None, **answers):
+        project = bake(tmp_path, hooks=False, storage=storage, **answers)
+        for name in list(os.environ):
+            if name.startswith(("WANDB_", "HF_", "ALGORITHMIA_", "AWS_")):
+                monkeypatch.delenv(name)
+        for name, value in environment(tmp_path, **(environ or {})).items():
+            monkeypatch.setenv(name, value)
+        code = doctor.doctor(settings.load(flags or {}, project), as_json)
+        return code, capsys.readouterr().out
+
+    return run
+
+
+def test_without_any_key_nothing_is_wrong_and_all_is_free(examine):
+    code, text = examine(as_json=True)
+    found = json.loads(text)
+    assert (code, found["wrong"]) == (0, [])
+    assert {service["outcome"] for service in found["services"]} == {"missing"}
+    assert all(cost["free"] for cost in found["costs"])
+    assert found["versions"]["numpy"] and found["device"] and found["disk_free"] > 0
+    assert found["storage"] == "algorithmia://.my/my-ml-project"
+
+
+def test_people_get_lines_that_end_in_the_verdict(examine):
+    code, text = examine()
+    assert code == 0 and text.splitlines()[-1] == "Nothing is wrong."
+    assert "Hugging Face: missing: no key found" in text and "a Docker Space needs PRO" in text
+
+
+def test_a_key_that_is_refused_is_wrong(examine):
+    with serving(status=401) as server:
+        code, text = examine(environ={"WANDB_API_KEY": WANDB_KEY, "WANDB_BASE_URL": server.url})
+    assert code == 1 and "wrong: Weights & Biases: " in text.splitlines()[-1]
+    assert WANDB_KEY[:-4] not in text
+
+
+def test_an_outage_is_not(examine):
+    with serving(status=503) as server:
+        code, text = examine(environ={"WANDB_API_KEY": WANDB_KEY, "WANDB_BASE_URL": server.url})
+    assert code == 0 and "unknown: " in text
+
+
+def test_the_accounts_of_the_settings_are_held_to_the_keys(examine):
+    with serving(body=viewer()) as wandb, serving(body=whoami(isPro=True)) as hub:
+        addresses = {"WANDB_BASE_URL": wandb.url, "HF_ENDPOINT": hub.url}
+        environ = {"WANDB_API_KEY": WANDB_KEY, "HF_TOKEN": HF_KEY, **addresses}
+        code, text = examine(
+            as_json=True, environ=environ, wandb_entity="elsewhere", huggingface_username="ada"
+        )
+    found = json.loads(text)
+    assert code == 1 and found["wrong"] == ["Weights & Biases: valid, as ada, who has no access to elsewhere"]
+    assert "which you have" in next(cost["text"] for cost in found["costs"] if cost["part"] == "hosting")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("storage", "nope://x", "nope://x: unknown storage"),
+        ("storage", "hf://x", "hf://x: name a place to store in"),
+        ("storage", "", "storage '': name a place to store in"),
+        ("storage", "a\0b", "name a place to store in"),
+        ("algorithm", "Digits", "algorithm in stack.toml is 'Digits': give it as OWNER/NAME"),
+        ("model_repo", "a/b/c", "model_repo in stack.toml is 'a/b/c': give it as OWNER/NAME"),
+    ],
+)
+def test_a_setting_that_no_step_can_work_with_is_wrong(examine, name, value, words):
+    code, text = examine(flags={name: value})
+    assert code == 1 and "wrong: " in text.splitlines()[-1] and words in text.splitlines()[-1]
+
+
+def test_a_key_for_what_the_project_does_not_use_is_not_wrong(examine):
+    with serving(status=401) as server:
+        environ = {"WANDB_API_KEY": WANDB_KEY, "WANDB_BASE_URL": server.url}
+        code, text = examine(flags={"tracker": "none"}, environ=environ)
+    assert code == 0 and "Weights & Biases: rejected" in text
+
+
+def test_a_token_must_write_where_the_model_goes(examine):
+    with serving(body=whoami()) as hub:
+        environ = {"HF_TOKEN": HF_KEY, "HF_ENDPOINT": hub.url}
+        code, text = examine(flags={"model_repo": "lab/digits"}, environ=environ, huggingface_username="ada")
+    assert code == 1 and "wrong: Hugging Face: valid, as ada, who has no access to lab" in text
+
+
+@pytest.mark.slow
+def test_the_command_finds_the_projects_own_dotenv(tmp_path):
+    project = bake(tmp_path, hooks=False)
+    with serving(body=whoami()) as hub:
+        (project / ".env").write_text(f"HF_TOKEN={HF_KEY}\nHF_ENDPOINT={hub.url}\n", encoding="utf-8")
+        environ = environment(tmp_path, PATH=os.environ["PATH"], PYTHONPATH=str(TEMPLATE / "build" / "src"))
+        command = [sys.executable, "-m", "skeleton", "doctor", "--json"]
+        done = subprocess.run(command, cwd=project, env=environ, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    hub_report = json.loads(done.stdout)["services"][2]
+    assert (hub_report["outcome"], hub_report["source"], hub_report["last_four"]) == (
+        "ok",
+        "HF_TOKEN in .env",
+        "wxyz",
+    )
+    assert HF_KEY not in done.stdout + done.stderr

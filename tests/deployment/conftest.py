@@ -1,0 +1,53 @@
+"""What several tests of this folder deploy, and where to."""
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from deployed import KEY, Deployed, deployed
+from gitting import GitServer
+from hosting import SAMPLES
+from serving import serving
+from skeleton import predict
+
+from free_ml_stack.storage.manifest import write_manifest
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The project's digits model, untrained, as a model folder."""
+    import torch
+    from skeleton import model as net
+    from skeleton.config import TrainConfig
+
+    from free_ml_stack.training.export import write_onnx
+
+    folder = tmp_path_factory.mktemp("model") / "run"
+    folder.mkdir()
+    torch.manual_seed(1)
+    images = {"image": torch.tensor(SAMPLES, dtype=torch.uint8)}
+    write_onnx(net.build(TrainConfig()).eval(), images, folder / "model.onnx")
+    (folder / "labels.json").write_text(json.dumps(list(range(10))))
+    (folder / "README.md").write_text("---\nlicense: mit\n---\n\n# Digits\n\nWhat it can and can't do.\n")
+    image = SAMPLES[0]
+    answer = predict.apply(image, predict.load(folder))
+    (folder / "sample.json").write_text(json.dumps({"input": image, "output": answer}))
+    write_manifest(folder)
+    return folder
+
+
+@pytest.fixture
+def installation(tmp_path: Path) -> Iterator[Deployed]:
+    """A gateway beside a git server, which tells it of each push."""
+    git = GitServer(tmp_path / "git", "me", KEY)
+    with (
+        serving(git) as git_url,
+        deployed(tmp_path / "gateway", repository=f"{git_url}/{{name}}.git") as gateway,
+    ):
+        webhook = f"{gateway.url}/v1/algorithms/me/EchoWords/scm/webhook"
+        headers = {"X-API-Key": KEY, "Content-Type": "application/json"}
+        call = f"from urllib.request import *; urlopen(Request('{webhook}', b'{{}}', {headers}))"
+        git.create("EchoWords", f'{sys.executable} -c "{call}" > /dev/null 2>&1 &')
+        yield gateway

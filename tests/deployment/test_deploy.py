@@ -1,0 +1,199 @@
+"""Deploying, pinning, rolling back; and what a deployment that fails leaves behind: nothing."""
+
+import json
+import resource
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import Algorithmia
+import pytest
+from deployed import KEY, deployed
+from fsspec import AbstractFileSystem
+from predictors import Digits, Echo, digits_folder, echo_folder
+from waiting import until
+
+from free_ml_stack.deployment.deploy import deploy, rollback, versions
+from free_ml_stack.errors import StackError
+from free_ml_stack.storage.local import local_store
+from free_ml_stack.storage.manifest import write_manifest
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> AbstractFileSystem:
+    return local_store(tmp_path / "store")
+
+
+def test_a_model_folder_becomes_a_version(store: AbstractFileSystem, tmp_path: Path) -> None:
+    folder = digits_folder(tmp_path / "model")
+    build = deploy(folder, store, "digits", Digits(), notes="the first")
+    assert (build.version, build.folder, build.release_notes) == (
+        "0.1.0",
+        "deployments/digits/0.1.0",
+        "the first",
+    )
+    assert store.cat_file("deployments/digits/0.1.0/model.onnx") == (folder / "model.onnx").read_bytes()
+    assert deploy(folder, store, "digits", Digits(), "revision").version == "0.1.1"
+    assert deploy(folder, store, "digits", Digits(), "major").version == "1.0.0"
+    assert [build.version for build in versions(store, "digits")] == ["1.0.0", "0.1.1", "0.1.0"]
+
+
+def damaged(folder: Path) -> None:
+    (folder / "word.txt").write_text("hellO")
+
+
+def changed_with_new_sums(folder: Path) -> None:
+    damaged(folder)
+    write_manifest(folder)
+
+
+def without_sample(folder: Path) -> None:
+    (folder / "sample.json").unlink()
+    write_manifest(folder)
+
+
+def refused_sample(folder: Path) -> None:
+    (folder / "sample.json").write_text(json.dumps({"input": "refuse", "output": ""}))
+    write_manifest(folder)
+
+
+def without_manifest(folder: Path) -> None:
+    (folder / "manifest.json").unlink()
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (damaged, "word.txt"),
+        (changed_with_new_sums, "answers its sample input with 'hellO' instead of 'hello'"),
+        (without_sample, "sample.json is missing"),
+        (refused_sample, "fails on its own sample input: that makes no sense"),
+        (without_manifest, "manifest.json is missing"),
+    ],
+)
+def test_a_folder_that_is_not_right_is_not_deployed(
+    store: AbstractFileSystem, tmp_path: Path, spoil: Callable[[Path], None], message: str
+) -> None:
+    deploy(echo_folder(tmp_path / "good"), store, "demo", Echo())
+    folder = echo_folder(tmp_path / "bad")
+    spoil(folder)
+    before = store.find("")
+    with pytest.raises(StackError, match=message):
+        deploy(folder, store, "demo", Echo())
+    assert store.find("") == before
+
+
+def test_a_full_disk_leaves_the_store_as_it_was(store: AbstractFileSystem, tmp_path: Path) -> None:
+    deploy(echo_folder(tmp_path / "good"), store, "demo", Echo())
+    folder = echo_folder(tmp_path / "large")
+    (folder / "weights.bin").write_bytes(bytes(1 << 20))
+    write_manifest(folder)
+    before, (soft, hard) = store.find(""), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 19, hard))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            deploy(folder, store, "demo", Echo())
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert store.find("") == before
+    assert deploy(folder, store, "demo", Echo()).folder == "deployments/demo/0.2.0"
+
+
+def test_the_sample_may_differ_in_the_sixth_digit_only(store: AbstractFileSystem, tmp_path: Path) -> None:
+    folder = digits_folder(tmp_path / "model")
+    sample = json.loads((folder / "sample.json").read_text())
+    for change, refused in ((5e-6, False), (5e-5, True)):
+        sample["output"]["confidence"] += change
+        (folder / "sample.json").write_text(json.dumps(sample))
+        write_manifest(folder)
+        if refused:
+            with pytest.raises(StackError, match="instead of"):
+                deploy(folder, store, "digits", Digits())
+        else:
+            deploy(folder, store, "digits", Digits())
+
+
+def test_going_back(store: AbstractFileSystem, tmp_path: Path) -> None:
+    for word in ("one", "two", "three"):
+        deploy(echo_folder(tmp_path / word, word), store, "demo", Echo())
+    assert rollback(store, "demo").version == "0.2.0"
+    assert rollback(store, "demo").version == "0.1.0"
+    with pytest.raises(StackError, match="no version to go back to"):
+        rollback(store, "demo")
+    assert rollback(store, "demo", "0.3.0").version == "0.3.0"
+    with pytest.raises(StackError, match=r"no version 7\.0\.0"):
+        rollback(store, "demo", "7.0.0")
+    rollback(store, "demo", "0.1.0")
+    assert deploy(echo_folder(tmp_path / "four", "four"), store, "demo", Echo()).version == "0.4.0"
+
+
+def test_two_who_deploy_at_once_get_two_versions_or_a_clear_refusal(
+    store: AbstractFileSystem, tmp_path: Path
+) -> None:
+    folders = [echo_folder(tmp_path / str(number), str(number)) for number in range(4)]
+    outcomes: list[str] = []
+
+    def ship(folder: Path) -> None:
+        try:
+            outcomes.append(deploy(folder, store, "demo", Echo()).version)
+        except StackError as error:
+            outcomes.append(str(error))
+
+    threads = [threading.Thread(target=ship, args=(folder,)) for folder in folders]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    deployed_versions = sorted(outcome for outcome in outcomes if outcome[0].isdigit())
+    assert deployed_versions == sorted(build.version for build in versions(store, "demo"))
+    assert deployed_versions
+    for build in versions(store, "demo"):
+        assert store.isfile(f"{build.folder}/manifest.json")
+
+
+def test_a_running_gateway_takes_up_new_versions(tmp_path: Path) -> None:
+    with deployed(tmp_path) as gateway:
+        client = gateway.client()
+        assert client.algo("me/demo").pipe("word").result == "hello"
+        deploy(echo_folder(tmp_path / "second", "again"), gateway.store, "demo", Echo())
+        until(lambda: client.algo("me/demo").pipe("word").result == "again")
+        assert client.algo("me/demo/0.1.0").pipe("word").result == "hello"
+        assert client.algo("me/demo/0.*").pipe("word").result == "again"
+        rollback(gateway.store, "demo")
+        until(lambda: client.algo("me/demo").pipe("word").result == "hello")
+        assert client.algo("me/demo/0.2.0").pipe("word").result == "again"
+
+
+def test_a_version_that_is_named_answers_as_soon_as_it_is_there(tmp_path: Path) -> None:
+    with deployed(tmp_path, poll_seconds=3600) as gateway:
+        assert gateway.client().algo("me/demo").pipe("word").result == "hello"
+        deploy(echo_folder(tmp_path / "second", "again"), gateway.store, "demo", Echo())
+        assert gateway.client().algo("me/demo/0.2.0").pipe("word").result == "again"
+
+
+@pytest.mark.slow
+def test_no_call_fails_while_versions_change(tmp_path: Path) -> None:
+    with deployed(tmp_path) as gateway:
+        stop, words, failures = threading.Event(), set(), []
+
+        def call() -> None:
+            algo = Algorithmia.client(KEY, gateway.url).algo("me/demo")
+            while not stop.is_set():
+                try:
+                    words.add(algo.pipe("word").result)
+                except Exception as error:
+                    failures.append(error)
+
+        threads = [threading.Thread(target=call) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        for number in range(10):
+            deploy(echo_folder(tmp_path / str(number), f"word {number}"), gateway.store, "demo", Echo())
+            until(lambda number=number: f"word {number}" in words)
+        rollback(gateway.store, "demo", "0.1.0")
+        words.clear()
+        until(lambda: "hello" in words)
+        stop.set()
+        for thread in threads:
+            thread.join()
+    assert failures == []

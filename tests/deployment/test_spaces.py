@@ -1,0 +1,122 @@
+"""Hosting on a Space: each rung of the ladder, uploaded by the Hub's own client, started, and called."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import Algorithmia
+import pytest
+import requests
+from baking import SKELETON
+from browsing import browse
+from deployed import KEY
+from hosting import SAMPLES, hub
+from huggingface_hub import HfApi
+from services.spaces import as_json
+from skeleton import predict
+
+from free_ml_stack.deployment.deploy import close
+from free_ml_stack.deployment.spaces import Hosted, Project, host
+from free_ml_stack.errors import StackError
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where onnxruntime-web is kept."""
+    return tmp_path_factory.mktemp("cache")
+
+
+def ship(api: HfApi, model: Path, cache: Path, rung: str = "auto") -> tuple[Hosted, list[str]]:
+    said: list[str] = []
+    project = Project(
+        title="Digits & more",
+        root=SKELETON,
+        package=Path(predict.__file__).parent,
+        algorithm="me/Digits",
+        collection="digits",
+        cache=cache,
+        samples=SAMPLES,
+    )
+    done = host(
+        model, project, predict, api, "me/digits", KEY, "hf_of_a_test", rung, say=said.append, seconds=90
+    )
+    return done, said
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("rung", "granted"), [("zerogpu", "zero-a10g"), ("docker", "docker")])
+def test_what_is_uploaded_is_started_and_answers(
+    tmp_path: Path, model: Path, cache: Path, rung: str, granted: str
+) -> None:
+    with hub(tmp_path, granted) as (spaces, api):
+        done, _ = ship(api, model, cache)
+        assert (done.rung, done.version) == (rung, "0.1.0")
+        assert spaces.readme()["sdk"] == ("gradio" if rung == "zerogpu" else "docker")
+        assert spaces.space.secrets == {"ALGORITHMIA_API_KEY": KEY, "HF_TOKEN": "hf_of_a_test"}
+        assert KEY not in "".join(spaces.space.variables.values())
+        for path in spaces.uploaded.rglob("*"):
+            assert not path.is_file() or KEY.encode() not in path.read_bytes()
+        client = Algorithmia.client(KEY, done.url)
+        expected = json.loads((model / "sample.json").read_text())
+        assert close(client.algo("me/Digits").pipe(expected["input"]).result, expected["output"])
+        assert Algorithmia.client("hf_other", f"{done.url}/k/{KEY}").algo("me/Digits").exists()
+        client.file("data://.my/digits/note.txt").put("kept on the Hub")
+        stored = spaces.files("dataset", "me/digits-store")
+        assert stored["me/digits/note.txt"] == b"kept on the Hub"
+        assert requests.get(f"{done.url}/v1/algorithms/me/Digits", timeout=10).status_code == 401
+        assert f'Algorithmia.client("YOUR KEY", "{done.url}")' in done.calls
+    stored = spaces.files("dataset", "me/digits-store")
+    [log] = [stored[path] for path in stored if path.startswith("me/digits/logs/Digits/")]
+    assert json.loads(log)["version"] == "0.1.0"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("refusal", [402, 403])
+def test_the_last_rung_is_free_for_everyone(tmp_path: Path, model: Path, cache: Path, refusal: int) -> None:
+    """The page computes what predict.py computes, with nothing from elsewhere and no secret."""
+    with hub(tmp_path, "static", refusal=refusal) as (spaces, api):
+        done, said = ship(api, model, cache)
+        assert done.rung == "static"
+        assert [line.split()[1] for line in said[:2]] == ["zerogpu", "docker"]
+        assert spaces.space.secrets == {}
+        assert [asked.get("hardware") for asked in spaces.asked_for] == ["zero-a10g", None, None]
+        page = browse(done.url, tmp_path / "profile")
+        loaded = predict.load(model)
+        for found, sample in zip(as_json(page), SAMPLES, strict=True):
+            expected = predict.apply(sample, loaded)
+            assert found["label"] == expected["label"]
+            assert found["probabilities"] == pytest.approx(expected["probabilities"], abs=1e-5)
+        assert "What it can and can't do." in page
+        assert (spaces.uploaded / "card.md").read_text().startswith("# ")  # and no metadata
+        for file in ("index.html", "ort.wasm.min.mjs"):
+            text = (spaces.uploaded / file).read_text()
+            assert "https://cdn" not in text
+
+
+def test_an_account_without_any_rung_is_told_so(tmp_path: Path, model: Path, cache: Path) -> None:
+    with (
+        hub(tmp_path) as (_, api),
+        pytest.raises(StackError, match="can't have a Space of this kind: docker"),
+    ):
+        ship(api, model, cache, "docker")
+
+
+def test_an_unknown_rung_is_refused(tmp_path: Path, model: Path, cache: Path) -> None:
+    with hub(tmp_path) as (_, api), pytest.raises(StackError, match="kubernetes is no kind of Space"):
+        ship(api, model, cache, "kubernetes")
+
+
+def test_the_image_is_built_as_hadolint_asks() -> None:
+    linter = Path(sys.executable).with_name("hadolint")
+    dockerfile = SKELETON / "space" / "docker" / "Dockerfile"
+    done = subprocess.run([str(linter), str(dockerfile)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+    assert done.stdout == ""
+
+
+def test_the_image_holds_no_torch_and_no_root() -> None:
+    dockerfile = (SKELETON / "space" / "docker" / "Dockerfile").read_text()
+    assert "USER 1000" in dockerfile
+    assert "--uid 1000" in dockerfile
+    assert "torch" not in (SKELETON / "space" / "requirements.txt").read_text()

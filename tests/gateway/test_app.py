@@ -1,0 +1,421 @@
+"""Who gets in, what is refused, and what hostile callers get to see."""
+
+import contextlib
+import json
+import random
+import socket
+import string
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import Algorithmia
+import pytest
+import requests
+from Algorithmia.errors import AlgorithmException
+from attacks import ESCAPES, bodies
+from deployed import KEY, Deployed, deployed, open_app
+from predictors import Digits, Echo, digits_folder, echo_folder
+from serving import serving
+from starlette.applications import Starlette
+from starlette.routing import Mount
+from waiting import until
+
+from free_ml_stack.deployment.deploy import deploy
+from free_ml_stack.gateway.algorithms.calls import Limits
+
+IMAGE = [number % 17 for number in range(64)]
+
+
+@pytest.fixture(scope="module")
+def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployed]:
+    with deployed(tmp_path_factory.mktemp("gateway")) as gateway:
+        yield gateway
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployed]:
+    root = tmp_path_factory.mktemp("digits")
+    with deployed(root, Digits(), digits_folder(root / "model")) as gateway:
+        yield gateway
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Authorization": KEY},
+        {"Authorization": f"Simple {KEY}"},
+        {"Authorization": f"simple  {KEY}"},
+        {"Authorization": f"Bearer {KEY}"},
+        {"Authorization": "revocable"},
+        {"X-API-Key": KEY},
+        {"X-API-Key": KEY, "Authorization": "Bearer hf_another_services_token"},
+    ],
+)
+def test_a_key_is_taken_in_each_of_its_forms(gateway: Deployed, headers: dict[str, str]) -> None:
+    answer = requests.post(f"{gateway.url}/v1/algo/me/demo", json=1, headers=headers, timeout=10)
+    assert answer.json()["result"] == 1
+    assert requests.get(f"{gateway.url}/v1/algorithms/me/demo", headers=headers, timeout=10).ok
+
+
+def test_a_key_in_the_address_opens_all_of_it_to_the_official_client(gateway: Deployed) -> None:
+    client = Algorithmia.client("another services key", f"{gateway.url}/k/revocable")
+    assert client.algo("me/demo").pipe("word").result == "hello"
+    assert client.algo("me/demo").exists()
+    client.file("data://.my/project/prefixed.txt").put("x")
+    assert gateway.client().file("data://me/project/prefixed.txt").getString() == "x"
+    assert client.username() == "me"
+
+
+def test_a_trailing_slash_in_the_address_does_no_harm(gateway: Deployed) -> None:
+    client = Algorithmia.client(KEY, f"{gateway.url}/")
+    assert client.algo("me/demo").pipe("word").result == "hello"
+    assert client.algo("me/demo").exists()
+
+
+def guesses(count: int) -> list[str]:
+    """Keys that are nearly right, and others."""
+    chosen = random.Random(1)
+    near = [
+        KEY[:-1],
+        KEY + "x",
+        KEY[1:],
+        KEY.upper(),
+        KEY[:14],
+        "Simple",
+        "Bearer",
+        "Simple Simple",
+    ]
+    near += [
+        f"Basic {KEY}",
+        f"Token {KEY}",
+        "null",
+        "None",
+        "undefined",
+        "*",
+        "%",
+        "revocable ,",
+        "REVOCABLE",
+        "'--",
+    ]
+    alphabet = string.ascii_letters + string.digits + "-_.~"
+    return near + [
+        "".join(chosen.choices(alphabet, k=chosen.randint(1, 40))) for _ in range(count - len(near))
+    ]
+
+
+@pytest.mark.slow
+def test_500_guesses_get_nowhere(gateway: Deployed) -> None:
+    with requests.Session() as session:
+        session.trust_env = False
+        for number, guess in enumerate(guesses(500)):
+            headers: dict[str, bytes] = {}
+            prefix = ""
+            match number % 3:
+                case 0:
+                    headers = {"Authorization": guess.encode()}
+                case 1:
+                    headers = {"X-API-Key": guess.encode()}
+                case _:
+                    prefix = "/k/" + requests.utils.quote(guess, safe="")
+            answer = session.post(
+                f"{gateway.url}{prefix}/v1/algo/me/demo", json=1, headers=headers, timeout=10
+            )
+            assert answer.json()["error"]["message"] == "authorization required", guess
+            for path in ("/v1/algorithms/me/demo", "/stats", "/metrics", "/v1/data/.my/project"):
+                assert session.get(
+                    f"{gateway.url}{prefix}{path}", headers=headers, timeout=10
+                ).status_code in (401, 403)
+
+
+PUBLIC = {"/healthz": 200, "/readyz": 200}
+PRIVATE = (
+    "/v1/data/",
+    "/v1/data/me/project",
+    "/v1/algorithms/me/demo",
+    "/v1/scms",
+    "/stats",
+    "/metrics",
+    "/",
+    "/x",
+)
+
+
+def test_strangers_see_health_and_nothing_else(gateway: Deployed) -> None:
+    for path, status in PUBLIC.items():
+        assert requests.get(gateway.url + path, timeout=10).status_code == status
+    for path in PRIVATE:
+        answer = requests.get(gateway.url + path, timeout=10)
+        assert answer.status_code == 401, path
+        assert "demo" not in answer.text
+    head = requests.head(f"{gateway.url}/v1/data/.my/project", timeout=10)
+    assert (head.status_code, head.headers["x-error-message"]) == (401, "authorization required")
+
+
+def test_readiness_tells_the_version_in_service(gateway: Deployed) -> None:
+    assert requests.get(f"{gateway.url}/readyz", timeout=10).json() == {"status": "ready", "version": "0.1.0"}
+
+
+def test_it_is_ready_for_storage_before_anything_is_deployed(tmp_path: Path) -> None:
+    with serving(open_app(tmp_path)[1]) as url:
+        assert requests.get(f"{url}/readyz", timeout=10).json() == {"status": "ready", "version": None}
+
+
+def test_it_is_not_ready_with_a_model_that_does_not_load(tmp_path: Path) -> None:
+    store, app = open_app(tmp_path / "data")
+    deploy(echo_folder(tmp_path / "model"), store, "demo", Echo())
+    store.rm_file("deployments/demo/0.1.0/word.txt")
+    with serving(app) as url:
+        assert requests.get(f"{url}/readyz", timeout=10).status_code == 503
+        with pytest.raises(AlgorithmException, match=r"word.txt is missing") as raised:
+            Algorithmia.client(KEY, url).algo("me/demo").pipe("word")
+        assert raised.value.error_type == "LoadingError"
+
+
+def test_it_can_be_mounted_below_a_path_of_another_application(tmp_path: Path) -> None:
+    store, app = open_app(tmp_path / "data")
+    deploy(echo_folder(tmp_path / "model"), store, "demo", Echo())
+    with serving(Starlette(routes=[Mount("/deep/er", app)])) as url:
+        for address in (f"{url}/deep/er", f"{url}/deep/er/k/{KEY}"):
+            client = Algorithmia.client(KEY, address)
+            assert client.algo("me/demo").pipe("word").result == "hello"
+            client.file("data://.my/project/a b.txt").put("x")
+            assert client.file("data://.my/project/a b.txt").getString() == "x"
+            assert client.algo("me/demo").exists()
+
+
+@pytest.mark.slow
+def test_100_clients_at_once(digits: Deployed) -> None:
+    def work(number: int) -> list[Any]:
+        client = digits.client()
+        file = client.file(f"data://.my/project/{number}.txt")
+        file.put(f"text {number}")
+        image = [(number + place) % 17 for place in range(64)]
+        label = client.algo("me/demo").pipe(image).result["label"]
+        return [file.getString(), label, Digits().apply(image, model)["label"]]
+
+    assert digits.client().algo("me/demo").pipe(IMAGE).result
+    model = Digits().load(Path(digits.app.models.cache) / next(iter(digits.app.models.loaded)))
+    with ThreadPoolExecutor(100) as pool:
+        for number, (text, label, expected) in enumerate(pool.map(work, range(300))):
+            assert (text, label) == (f"text {number}", expected)
+
+
+def test_questions_asked_together_are_answered_together(tmp_path: Path) -> None:
+    """While one slow batch runs, those that arrive form the next."""
+    sizes = []
+
+    class Slow(Digits):
+        def apply_batch(self, payloads: list[Any], model: Any) -> list[Any]:
+            sizes.append(len(payloads))
+            time.sleep(0.2)
+            return super().apply_batch(payloads, model)
+
+    with (
+        deployed(tmp_path, Slow(), digits_folder(tmp_path / "model")) as gateway,
+        ThreadPoolExecutor(16) as pool,
+    ):
+        answers = list(
+            pool.map(lambda _: gateway.client().algo("me/demo").pipe(IMAGE).result["label"], range(32))
+        )
+    assert len(set(answers)) == 1
+    assert sum(sizes) >= 33  # one more was the sample at the deployment
+    assert max(sizes) > 4
+
+
+def test_one_bad_input_does_not_spoil_the_batch(digits: Deployed) -> None:
+    def call(payload: Any) -> str:
+        try:
+            return str(digits.client().algo("me/demo").pipe(payload).result["label"])
+        except AlgorithmException as error:
+            return str(error.error_type)
+
+    with ThreadPoolExecutor(16) as pool:
+        answers = list(pool.map(call, [IMAGE, "bad", [17] * 64, IMAGE] * 16))
+    assert [answer for answer in answers if not answer.isdigit()] == ["InputError"] * 32
+    assert len(set(answers)) == 2
+
+
+def post(url: str, path: str, body: Any, **headers: str) -> requests.Response:
+    return requests.post(url + path, data=body, headers={"Authorization": KEY} | headers, timeout=20)
+
+
+def test_a_body_that_is_too_large_is_refused(tmp_path: Path) -> None:
+    with deployed(tmp_path, limits=Limits(body_bytes=1000)) as gateway:
+        assert gateway.client().algo("me/demo").pipe("x" * 1000).result == "x" * 1000
+        for size in (1001, 100_000, 50_000_000):
+            with pytest.raises(AlgorithmException, match="larger than 1000 bytes") as raised:
+                gateway.client().algo("me/demo").pipe("x" * size)
+            assert raised.value.error_type == "TooLargeError"
+        pieces = (b"1" * 500 for _ in range(10))
+        answer = post(gateway.url, "/v1/algo/me/demo", pieces, **{"Content-Type": "application/json"})
+        assert answer.json()["error"]["error_type"] == "TooLargeError"
+
+
+def test_a_body_that_does_not_come_is_given_up(tmp_path: Path) -> None:
+    with deployed(tmp_path, limits=Limits(body_seconds=0.2)) as gateway, connected(gateway) as connection:
+        connection.sendall(
+            head(f"Authorization: {KEY}", "Content-Type: text/plain", "Content-Length: 100") + b"abc"
+        )
+        answer = b""
+        while b"after 0.2 seconds" not in answer and (piece := connection.recv(10_000)):
+            answer += piece
+    assert b"the request was not whole after 0.2 seconds" in answer
+
+
+@contextlib.contextmanager
+def connected(gateway: Deployed) -> Iterator[socket.socket]:
+    host, port = gateway.url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=10) as connection:
+        yield connection
+
+
+def head(*lines: str, path: str = "/v1/algo/me/demo", method: str = "POST") -> bytes:
+    return "\r\n".join([f"{method} {path} HTTP/1.1", "Host: x", *lines, "", ""]).encode()
+
+
+def test_a_call_that_takes_too_long_is_told_so(tmp_path: Path) -> None:
+    with deployed(tmp_path) as gateway:
+        for _ in range(2):  # after which the gateway knows that the model is slow
+            gateway.client().algo("me/demo").pipe({"sleep": 0.1})
+        with pytest.raises(AlgorithmException, match=r"no answer within 0.1 seconds") as raised:
+            gateway.client().algo("me/demo").set_options(timeout=0.1).pipe({"sleep": 0.5})
+        assert raised.value.error_type == "TimeoutError"
+        assert gateway.client().algo("me/demo").pipe("word").result == "hello"
+
+
+def test_a_full_queue_answers_429_and_when_to_come_back(tmp_path: Path) -> None:
+    with deployed(tmp_path, limits=Limits(queue=2)) as gateway:
+        for _ in range(2):  # after which the gateway knows that the model is slow
+            gateway.client().algo("me/demo").pipe({"sleep": 0.1})
+        with ThreadPoolExecutor(8) as pool:
+            body = json.dumps({"sleep": 0.3})
+            answers = list(
+                pool.map(
+                    lambda _: post(
+                        gateway.url, "/v1/algo/me/demo", body, **{"Content-Type": "application/json"}
+                    ),
+                    range(8),
+                )
+            )
+        refused = [answer for answer in answers if answer.status_code == 429]
+        assert refused
+        assert all(answer.headers["retry-after"] == "1" for answer in refused)
+        assert all(answer.ok for answer in answers if answer not in refused)
+        assert gateway.client().algo("me/demo").pipe("word").result == "hello"
+
+
+def test_health_is_answered_while_the_model_works(tmp_path: Path) -> None:
+    with deployed(tmp_path) as gateway:
+        for _ in range(2):  # after which the gateway knows that the model is slow
+            gateway.client().algo("me/demo").pipe({"sleep": 0.1})
+        begun = tmp_path / "begun"
+        slow = threading.Thread(
+            target=lambda: gateway.client().algo("me/demo").pipe({"sleep": 2, "begun": str(begun)})
+        )
+        slow.start()
+        until(begun.exists)
+        assert requests.get(f"{gateway.url}/healthz", timeout=10).ok
+        assert slow.is_alive()
+        slow.join()
+
+
+@pytest.mark.slow
+def test_hostile_bodies_get_a_clear_answer_each(digits: Deployed) -> None:
+    with requests.Session() as session:
+        for kind, body in bodies(IMAGE):
+            headers = {"Authorization": KEY.encode(), "Content-Type": kind.encode("latin-1")}
+            answer = session.post(f"{digits.url}/v1/algo/me/demo", data=body, headers=headers, timeout=20)
+            assert answer.status_code == 200, (kind, body[:80])
+            content = answer.json()
+            if "error" in content:
+                assert content["error"]["error_type"] in ("InputError", "ParsingError", "UnsupportedError"), (
+                    kind,
+                    body[:80],
+                    content,
+                )
+                assert content["error"]["message"]
+            else:
+                assert 0 <= content["result"]["label"] <= 9
+    assert digits.client().algo("me/demo").pipe(IMAGE).result["label"] in range(10)
+
+
+@pytest.mark.parametrize("escape", ESCAPES)
+def test_no_path_leads_out_of_the_store(
+    gateway: Deployed, tmp_path_factory: pytest.TempPathFactory, escape: str
+) -> None:
+    """The addresses of published attacks, sent as they are."""
+    for prefix in (
+        "/v1/data/",
+        "/v1/connector/data/",
+        "/v1/algo/",
+        "/v1/algorithms/",
+        "/v1/algorithms/me/demo/versions/",
+    ):
+        for method in ("GET", "POST", "PUT", "DELETE"):
+            with connected(gateway) as connection:
+                lines = (
+                    f"Authorization: {KEY}",
+                    "Content-Type: application/json",
+                    "Content-Length: 2",
+                    "Connection: close",
+                )
+                connection.sendall(head(*lines, path=prefix + escape, method=method) + b"{}")
+                answer = b"".join(iter(lambda connection=connection: connection.recv(65536), b""))
+            status = int(answer.split(b" ", 2)[1])
+            assert status < 500, (method, prefix, answer)
+            assert b"root:" not in answer
+            assert b"\nX-Evil" not in answer
+            assert b"Traceback" not in answer
+
+
+def test_strangers_get_no_traceback(gateway: Deployed) -> None:
+    for body in ("fail", "refuse", "object"):
+        answer = requests.post(f"{gateway.url}/v1/algo/me/demo", data=body, timeout=10)
+        assert "Traceback" not in answer.text
+
+
+def test_pipelined_calls_are_answered_in_order(gateway: Deployed) -> None:
+    requests_at_once = b"".join(
+        head(f"Authorization: {KEY}", "Content-Type: application/json", f"Content-Length: {len(str(number))}")
+        + str(number).encode()
+        for number in range(200)
+    )
+    with connected(gateway) as connection:
+        connection.sendall(requests_at_once)
+        received = b""
+        while received.count(b'"result"') < 200:
+            received += connection.recv(65536)
+    results = [int(part.split(b",")[0]) for part in received.split(b'"result":')[1:]]
+    assert results == list(range(200))
+
+
+def test_a_call_in_small_pieces(gateway: Deployed) -> None:
+    message = (
+        head(
+            f"Authorization: {KEY}",
+            "Content-Type: application/json",
+            "Content-Length: 6",
+            "Connection: close",
+        )
+        + b'"word"'
+    )
+    with connected(gateway) as connection:
+        for place in range(0, len(message), 7):
+            connection.sendall(message[place : place + 7])
+            time.sleep(0.002)
+        answer = b"".join(iter(lambda: connection.recv(65536), b""))
+    assert b'"result":"hello"' in answer
+
+
+def test_a_caller_who_leaves_harms_nobody(gateway: Deployed) -> None:
+    for _ in range(50):
+        with connected(gateway) as connection:
+            connection.sendall(
+                head(f"Authorization: {KEY}", "Content-Type: application/json", "Content-Length: 6")
+                + b'"word"'
+            )
+    assert gateway.client().algo("me/demo").pipe("word").result == "hello"

@@ -1,0 +1,147 @@
+"""The gateway as a process: its port, its key, its end."""
+
+import json
+import os
+import re
+import resource
+import signal
+import socket
+import stat
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import Algorithmia
+import pytest
+import requests
+from Algorithmia.algorithm import OutputType
+from deployed import open_app
+from predictors import Echo, echo_folder
+from waiting import until
+
+from free_ml_stack.deployment.deploy import deploy
+from free_ml_stack.deployment.monitor import read_calls
+from free_ml_stack.gateway.serve import open_port
+
+HERE = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    store, _ = open_app(tmp_path / "data")
+    deploy(echo_folder(tmp_path / "model"), store, "demo", Echo())
+    return tmp_path
+
+
+@contextmanager
+def process(root: Path, *arguments: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """The process and its URL, once it has said it."""
+    command = [sys.executable, str(HERE / "serve_echo.py"), str(root), *arguments]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=HERE
+    ) as running:
+        assert running.stdout
+        line = running.stdout.readline()
+        assert line, running.stderr and running.stderr.read()
+        try:
+            yield running, line.split()[-1]
+        finally:
+            running.terminate()
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_it_says_where_it_is_and_cleans_up_behind_itself(root: Path, workers: str) -> None:
+    with process(root, workers) as (running, url):
+        record = root / "gateway.json"
+        content = json.loads(record.read_text())
+        assert content["url"] == url
+        assert content["pid"] == running.pid
+        assert re.fullmatch("sim[0-9a-f]{25}", content["key"])
+        assert stat.S_IMODE(record.stat().st_mode) == 0o600
+        assert Algorithmia.client(content["key"], url).algo("me/demo").pipe("word").result == "hello"
+        running.terminate()
+        output, errors = running.communicate(timeout=20)
+        assert (running.returncode, output, errors) == (0, "stopped\n", "")
+        assert not record.exists()
+
+
+def test_idle_strangers_do_not_use_up_the_connections(root: Path) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    few = max(int(path.name) for path in Path("/proc/self/fd").iterdir()) + 64
+    resource.setrlimit(resource.RLIMIT_NOFILE, (few, hard))  # the process inherits it
+    try:
+        starting = process(root)
+        _, url = starting.__enter__()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    host, port = url.removeprefix("http://").split(":")
+    with ExitStack() as idle:
+        idle.push(starting)
+        for _ in range(few + 86):
+            idle.enter_context(socket.create_connection((host, int(port))))
+        assert requests.get(f"{url}/healthz", timeout=10).ok
+
+
+def test_interrupt_is_a_clean_end_too(root: Path) -> None:
+    with process(root) as (running, _):
+        running.send_signal(signal.SIGINT)
+        assert running.communicate(timeout=20) == ("stopped\n", "")
+
+
+def test_a_taken_port_is_one_clear_line(root: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        command = [sys.executable, str(HERE / "serve_echo.py"), str(root), "1", str(port)]
+        run = subprocess.run(command, capture_output=True, text=True, cwd=HERE, timeout=60)
+    assert run.returncode == 1
+    assert run.stderr == f"127.0.0.1:{port} can't be opened: Address already in use; choose another port\n"
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_a_call_in_flight_is_answered_and_logged_before_the_end(root: Path, workers: str) -> None:
+    with process(root, workers) as (running, url):
+        key = json.loads((root / "gateway.json").read_text())["key"]
+        algo = Algorithmia.client(key, url).algo("me/demo")
+        answers = []
+        begun = root / "begun"
+        slow = {"sleep": 2, "begun": str(begun)}
+        waiting = threading.Thread(target=lambda: answers.append(algo.pipe(slow).result))
+        algo.pipe("word")
+        waiting.start()
+        until(begun.exists)
+        Algorithmia.client(key, url).algo("me/demo").set_options(output=OutputType.void).pipe("void")
+        running.terminate()
+        output, errors = running.communicate(timeout=20)
+        waiting.join()
+    assert answers == [slow]
+    assert (output, errors) == ("stopped\n", "")
+    store, _ = open_app(root / "data")
+    assert len(read_calls(store, "demo")) == 3
+
+
+def test_a_worker_that_dies_is_replaced(root: Path) -> None:
+    with process(root, "2") as (running, url):
+        key = json.loads((root / "gateway.json").read_text())["key"]
+        workers = children(running.pid)
+        until(lambda: len(children(running.pid)) == 2)
+        os.kill(children(running.pid)[0], signal.SIGKILL)
+        until(lambda: len(children(running.pid)) == 2 and children(running.pid) != workers)
+        for _ in range(5):
+            answer = requests.get(f"{url}/readyz", headers={"X-API-Key": key}, timeout=10)
+            assert answer.json() == {"status": "ready", "version": "0.1.0"}
+
+
+def children(pid: int) -> list[int]:
+    """The processes that a process has started."""
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def test_small_answers_leave_at_once() -> None:
+    """Without the option an answer in two pieces waits for the client's delayed acknowledgement, 40 ms."""
+    with open_port("127.0.0.1", 0) as listening, socket.create_connection(listening.getsockname()):
+        accepted, _ = listening.accept()
+        with accepted:
+            assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)

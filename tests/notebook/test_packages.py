@@ -1,0 +1,121 @@
+"""What is missing gets installed; the machine's own torch and numpy are never touched, and a resolver that would is told of."""
+
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import packaging
+import pytest
+from conftest import ROOT
+
+TOOLS = ROOT / "build" / "tools" / "bin"  # where `make` puts uv if there is none
+HERE = {"torch": "2.11.0+cu128", "numpy": "2.1.3", "nvidia-cublas-cu12": "12.8", "wandb": "0.20"}
+OFFERED = {**HERE, "torch ": "2.13.0", "numpy ": "2.4.0", "wandb ": "0.31", "orjson": "3.11"}
+CODE = """
+import sys
+from pathlib import Path
+from free_ml_stack.errors import StackError
+from free_ml_stack.notebook import packages
+if sys.argv[1] == "pip":
+    packages.shutil.which = lambda name: None
+try:
+    packages.install(Path.cwd())
+except StackError as error:
+    raise SystemExit(f"error: {error}")
+"""
+
+
+def wheel(folder: Path, name: str, version: str, *needs: str) -> None:
+    """An empty package."""
+    module, info = name.replace("-", "_"), f"{name.replace('-', '_')}-{version}.dist-info"
+    metadata = [
+        f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}",
+        *(f"Requires-Dist: {n}" for n in needs),
+    ]
+    with zipfile.ZipFile(folder / f"{module}-{version}-py3-none-any.whl", "w") as file:
+        file.writestr(f"{module}/__init__.py", "")
+        file.writestr(f"{info}/METADATA", "\n".join(metadata) + "\n")
+        file.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        file.writestr(f"{info}/RECORD", "")
+
+
+class Machine:
+    """A Python with packages of its own, as Colab's, and a shelf of wheels as its only index."""
+
+    def __init__(self, folder: Path, tool: str) -> None:
+        self.tool = tool
+        self.folder, self.shelf, self.python = folder, folder / "shelf", folder / "venv" / "bin" / "python"
+        self.shelf.mkdir()
+        for name, version in OFFERED.items():
+            wheel(self.shelf, name.strip(), version)
+        wheel(self.shelf, "onnx", "1.19", "numpy>=1.20")
+        wheel(self.shelf, "greedy", "1.0", "numpy>=2.4")
+        subprocess.run([sys.executable, "-m", "venv", folder / "venv"], check=True)
+        (folder / "packaging").symlink_to(Path(packaging.__file__).parent)
+        self.run("-m", "pip", "install", "--quiet", *(f"{name}=={version}" for name, version in HERE.items()))
+
+    def run(self, *words: str) -> subprocess.CompletedProcess[str]:
+        environ = {
+            "PATH": os.pathsep.join([str(TOOLS), os.environ["PATH"]]),
+            "HOME": str(self.folder),
+            "PYTHONPATH": f"{ROOT / 'src'}:{self.folder}",
+            "PIP_NO_INDEX": "1",
+            "PIP_FIND_LINKS": str(self.shelf),
+            "PIP_DISABLE_PIP_VERSION_CHECK": "1",
+            "UV_OFFLINE": "1",
+            "UV_FIND_LINKS": str(self.shelf),
+            "UV_CACHE_DIR": str(self.folder / "cache"),
+        }
+        return subprocess.run(
+            [str(self.python), *words],
+            cwd=self.folder,
+            env=environ,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    def install(self, *requirements: str) -> str:
+        """What is printed when a project with these requirements is installed."""
+        lines = [f'    "{requirement}",' for requirement in requirements]
+        (self.folder / "pyproject.toml").write_text(
+            "[project]\ndependencies = [\n" + "\n".join(lines) + "\n]\n"
+        )
+        done = self.run("-c", CODE, self.tool)
+        return done.stdout + done.stderr
+
+    def versions(self) -> dict[str, str]:
+        """The packages that are there."""
+        lines = self.run("-m", "pip", "freeze").stdout.splitlines()
+        return dict(line.split("==") for line in lines if "==" in line)
+
+
+@pytest.fixture(scope="module", params=["uv", "pip"])
+def machine(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Machine:
+    return Machine(tmp_path_factory.mktemp("machine"), request.param)
+
+
+@pytest.mark.slow
+def test_what_it_would_take_to_change_numpy_is_told_and_not_done(machine: Machine) -> None:
+    before = machine.versions()
+    printed = machine.install("torch>=2.8,<2.14", "greedy>=1")
+    assert (
+        "error: nothing was installed: with numpy, nvidia-cublas-cu12, torch as this machine has them"
+        in printed
+    )
+    assert "greedy" in printed
+    printed = machine.install("torch>=2.12")
+    assert "error: nothing was installed" in printed
+    assert machine.versions() == before
+
+
+@pytest.mark.slow
+def test_only_what_is_missing_or_too_old_is_installed(machine: Machine) -> None:
+    wanted = ("torch>=2.8,<2.14", "numpy>=2.1", "wandb>=0.28,<0.32", "onnx>=1.18", "orjson>=3.10")
+    printed = machine.install(*wanted)
+    assert "Installed wandb>=0.28,<0.32, onnx>=1.18, orjson>=3.10." in printed
+    assert "Left as they are: numpy, nvidia-cublas-cu12, torch." in printed
+    assert machine.install(*wanted) == "Every package is here.\n"
+    assert machine.versions() == {**HERE, "wandb": "0.31", "onnx": "1.19", "orjson": "3.11"}

@@ -1,0 +1,415 @@
+"""Generation as users run it: the real `cookiecutter` command, with each trap of its hooks."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from baking import TEMPLATE, literal, refusals, template
+from key_server import HF_KEY, WANDB_KEY, serving, viewer, whoami
+
+COMMAND = str(Path(sys.executable).with_name("cookiecutter"))
+IDENTITY = "[user]\n\tname = Ada Lovelace\n\temail = ada@example.org\n"
+
+
+class Machine:
+    """A fresh home and an empty folder to generate into."""
+
+    def __init__(self, folder: Path) -> None:
+        self.home, self.out = folder / "home", folder / "out"
+        self.home.mkdir()
+        self.out.mkdir()
+        (self.home / ".gitconfig").write_text(IDENTITY, encoding="utf-8")
+        self.environ = {"HOME": str(self.home), "PATH": os.environ["PATH"], "LANG": "C.UTF-8"}
+
+    def run(self, *arguments: str, typed: str | None = None, **environ: str) -> subprocess.CompletedProcess:
+        """Run cookiecutter without a terminal; `typed` is what comes from standard input."""
+        return subprocess.run(
+            [COMMAND, str(template()), "--output-dir", str(self.out), *arguments],
+            cwd=self.out,
+            env={**self.environ, **environ},
+            input=typed,
+            stdin=subprocess.DEVNULL if typed is None else None,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            check=False,
+        )
+
+    def git(self, *arguments: str, at: Path | None = None) -> str:
+        done = subprocess.run(
+            ["git", *arguments],
+            cwd=at or self.project,
+            env=self.environ,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        return done.stdout.strip()
+
+    @property
+    def project(self) -> Path:
+        return self.out / "my-ml-project"
+
+    @property
+    def made(self) -> list[str]:
+        return sorted(path.name for path in self.out.iterdir())
+
+
+@pytest.fixture
+def machine(tmp_path):
+    return Machine(tmp_path)
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    found = (
+        path for path in folder.rglob("*") if path.is_file() and ".git" not in path.relative_to(folder).parts
+    )
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in found}
+
+
+# The ways to generate.
+
+
+def test_defaults_alone_make_a_committed_project_and_say_what_to_run(machine):
+    done = machine.run("--no-input", "check_credentials=skip")
+    assert done.returncode == 0
+    assert done.stdout.splitlines()[-3:] == ["  cd my-ml-project", "  uv sync", "  uv run my-ml-project demo"]
+    assert machine.git("log", "--format=%an %s") == "Ada Lovelace Generate the project"
+    assert machine.git("status", "--porcelain") == ""
+    assert machine.git("branch", "--show-current") == "main"
+
+
+def test_typed_answers_are_taken_as_they_are(machine):
+    title = 'He said "hi" \\ {{ 7*7 }} {% raw %} $(id) `id` \U0001f600'
+    typed = "\n".join([title, "talk", "", "", "", "", "2", "4", "", "", "", "", "3"]) + "\n"
+    done = machine.run(typed=typed)
+    assert done.returncode == 0, done.stdout
+    assert json.dumps(title, ensure_ascii=False) in (machine.out / "talk/stack.toml").read_text(
+        encoding="utf-8"
+    )
+    assert "Apache License" in (machine.out / "talk/LICENSE").read_text(encoding="utf-8")
+
+
+def test_a_replay_makes_the_same_project(machine):
+    machine.run("--no-input", "check_credentials=skip", "storage=s3", "description=" + literal("{{ 7*7 }}"))
+    first = files(machine.project)
+    shutil.rmtree(machine.project)
+    assert machine.run("--replay").returncode == 0
+    assert files(machine.project) == first
+    assert "{{ 7*7 }}" in first["stack.toml"].decode()
+
+
+def test_the_users_defaults_are_taken(machine):
+    defaults = "default_context:\n  author_name: Grace\n  license: BSD-3-Clause\n  check_credentials: skip\n"
+    (machine.home / ".cookiecutterrc").write_text(defaults, encoding="utf-8")
+    assert machine.run("--no-input").returncode == 0
+    text = (machine.project / "LICENSE").read_text(encoding="utf-8")
+    assert text.startswith("BSD 3-Clause") and "Grace" in text
+
+
+def test_a_default_that_is_no_text_is_refused_in_one_line(machine):
+    (machine.home / ".cookiecutterrc").write_text("default_context:\n  description: null\n", encoding="utf-8")
+    done = machine.run("--no-input", "check_credentials=skip")
+    assert done.returncode == 1 and machine.made == []
+    assert "description = None must be text, not NoneType" in done.stdout
+
+
+def test_without_hooks_the_project_is_the_same(machine):
+    machine.run("--no-input", "check_credentials=skip", "license=Proprietary")
+    with_hooks = files(machine.project)
+    shutil.rmtree(machine.project)
+    done = machine.run("--no-input", "--accept-hooks", "no", "check_credentials=skip", "license=Proprietary")
+    assert done.returncode == 0
+    assert files(machine.project) == with_hooks
+
+
+def test_a_folder_with_a_space_and_a_foreign_letter_will_do(machine):
+    folder = machine.out / "m\u00eame \u05e9\u05dc\u05d5\u05dd"
+    assert machine.run("--no-input", "-o", str(folder), "check_credentials=skip").returncode == 0
+    assert (folder / "my-ml-project/stack.toml").is_file()
+
+
+# Answers can't run.
+
+ATTACKS = [
+    "');open('owned','w');('",
+    '""");open("owned","w");("""',
+    "'''+__import__('os').system('touch owned')+'''",
+    "\\",
+    '\\"""',
+    "$(touch owned)",
+    "`touch owned`",
+    "{{ cycler.__init__.__globals__.os.system('touch owned') }}",
+    "{% raw %}{{ '{' }}",
+    "%} {{",
+    "# not a comment",
+    "]]></script>",
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("attack", ATTACKS)
+def test_an_answer_is_never_run(machine, attack):
+    answers = [f"{name}={literal(attack)}" for name in ("project_name", "description", "author_name")]
+    done = machine.run(
+        "--no-input", "check_credentials=skip", "project_slug=safe", "package_name=safe", *answers
+    )
+    assert done.returncode == 0, done.stdout
+    assert attack in (machine.out / "safe/LICENSE").read_text(encoding="utf-8")
+    names = [
+        f"{name}={literal(attack)}"
+        for name in ("project_slug", "package_name", "github_username", "author_email")
+    ]
+    refused = machine.run("--no-input", "check_credentials=skip", *names)
+    assert refused.returncode == 1 and all(f"{name.split('=')[0]} = " in refused.stdout for name in names)
+    assert machine.made == ["safe"] and not list(machine.out.parent.rglob("owned"))
+
+
+# What is refused, and that nothing is left behind.
+
+REFUSED = {
+    "project_slug": [
+        *(
+            "a/b",
+            "a\\b",
+            "../up",
+            "..",
+            ".",
+            "/abs",
+            "~",
+            "a b",
+            "-a",
+            "a-",
+            "a--b",
+            ".a",
+            "a:b",
+            "caf\u00e9",
+            "a\nb",
+        ),
+        *(
+            "torch",
+            "Torch",
+            "huggingface_hub",
+            "wandb",
+            "test",
+            "json",
+            "con",
+            "NUL",
+            "com1",
+            "aux.txt",
+            "python",
+        ),
+        *("x" * 64, "x.git", "tests", "a\x00b", "x" * 300, "a/b/c/../../d"),
+    ],
+    "package_name": [
+        "class",
+        "None",
+        "1a",
+        "a-b",
+        "A",
+        "_a",
+        "torch",
+        "json",
+        "test",
+        "sklearn",
+        "stack",
+        "x" * 51,
+        "a.b",
+    ],
+    "project_name": ["   ", "a\tb", "a\nb", "a\x1b[2J", "\u2028", "\ud800", "\ufffe", "a\u202eb", "x" * 301],
+    "description": ["a\rb", "\x7f", "\x85"],
+    "author_name": [" ", "a\nb"],
+    "author_email": [
+        "ada",
+        "ada@",
+        "ada@host",
+        "ada@example.org\n",
+        "<ada@example.org>",
+        "a b@example.org",
+        '"@example.org',
+    ],
+    "github_username": ["-ada", "ada-", "a--b", "a/b", "a.b", "x" * 40],
+    "huggingface_username": ["a--b", "a..b", "-a", "a/b", "a b"],
+    "wandb_entity": ["a b", "a/b", "a.b", "-a"],
+    "algorithmia_username": ["1a", "a-b", "a.b", ".my", "x" * 31],
+    "__storage_url": ["http://[::1", "ftp://host/x", "s3://", "hf://"],
+}
+
+
+@pytest.mark.parametrize("question", REFUSED)
+def test_a_bad_answer_is_refused_in_one_line(question):
+    for answer in REFUSED[question]:
+        lines = [
+            line for line in refusals({question: answer}) if line.startswith(f"{question.lstrip('_')} = ")
+        ]
+        assert len(lines) == 1, answer
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "slug", ["a/b/c", "../up", "..", "", "/abs", "a\x00b", "a\nb", "x" * 300, "~", "torch"]
+)
+def test_no_folder_is_left_behind(machine, slug):
+    done = machine.run("--no-input", "check_credentials=skip", f"project_slug={literal(slug)}")
+    assert done.returncode == 1 and "project_slug = " in done.stdout
+    assert machine.made == []
+    assert sorted(path.name for path in machine.out.parent.iterdir()) == ["home", "out"]
+
+
+def test_every_bad_answer_is_named_at_once(machine):
+    done = machine.run("--no-input", "project_slug=a/b", "package_name=class", "github_username=-")
+    assert [line.split(" = ")[0] for line in done.stdout.splitlines() if " = " in line][:3] == [
+        "project_slug",
+        "package_name",
+        "github_username",
+    ]
+
+
+def test_an_existing_folder_is_left_alone(machine):
+    machine.project.mkdir()
+    (machine.project / "mine").write_text("precious", encoding="utf-8")
+    done = machine.run("--no-input", "check_credentials=skip")
+    assert done.returncode == 1 and "already exists" in done.stdout
+    assert files(machine.project) == {"mine": b"precious"}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "3D Shapes",
+        "\U0001f680",
+        "\u05e9\u05dc\u05d5\u05dd",
+        "C#: why?",
+        "x" * 200,
+        "a / b",
+        "100%",
+        "Caf\u00e9 \u2014 no. 5",
+    ],
+)
+def test_any_title_gives_names_that_work(machine, name):
+    done = machine.run("--no-input", "check_credentials=skip", f"project_name={literal(name)}")
+    assert done.returncode == 0, done.stdout
+    (slug,) = machine.made
+    (package,) = (path.name for path in (machine.out / slug / "src").iterdir())
+    assert package.isidentifier() and package.isascii() and len(slug) <= 50
+
+
+# git.
+
+
+def test_running_the_hooks_again_adds_nothing(machine):
+    machine.run("--no-input", "check_credentials=skip")
+    before, head = files(machine.project), machine.git("rev-parse", "HEAD")
+    done = machine.run("--no-input", "check_credentials=skip", "--overwrite-if-exists")
+    assert done.returncode == 0
+    assert files(machine.project) == before
+    assert machine.git("rev-parse", "HEAD") == head
+
+
+def test_inside_a_repository_none_is_made(machine):
+    machine.git("init", "-q", at=machine.out)
+    done = machine.run("--no-input", "check_credentials=skip")
+    assert done.returncode == 0 and "in a git repository already" in done.stdout
+    assert not (machine.project / ".git").exists()
+
+
+def test_inside_a_repository_that_ignores_it_one_is_made(machine):
+    machine.git("init", "-q", at=machine.out)
+    (machine.out / ".gitignore").write_text("my-ml-project/\n", encoding="utf-8")
+    assert machine.run("--no-input", "check_credentials=skip").returncode == 0
+    assert machine.git("rev-list", "--count", "HEAD") == "1"
+
+
+def test_inside_another_repositorys_hook_that_one_is_not_touched(machine):
+    other = machine.home / "other"
+    other.mkdir()
+    machine.git("init", "-q", at=other)
+    machine.run(
+        "--no-input",
+        "check_credentials=skip",
+        GIT_DIR=str(other / ".git"),
+        GIT_INDEX_FILE=str(other / "index"),
+    )
+    assert machine.git("rev-list", "--count", "HEAD") == "1"
+    assert machine.git("rev-list", "--count", "--all", at=other) == "0"
+
+
+def test_without_an_identity_nothing_is_committed_and_it_says_so(machine):
+    (machine.home / ".gitconfig").write_text("", encoding="utf-8")
+    done = machine.run("--no-input", "check_credentials=skip")
+    assert done.returncode == 0 and "user.name and user.email" in done.stdout
+    assert machine.git("diff", "--cached", "--name-only") != ""
+
+
+def test_signing_and_the_users_own_hooks_do_not_stop_it(machine):
+    hooks = machine.home / "hooks"
+    hooks.mkdir()
+    (hooks / "pre-commit").write_text("#!/bin/sh\nexit 1\n", encoding="utf-8")
+    (hooks / "pre-commit").chmod(0o755)
+    config = f"{IDENTITY}\tsigningkey = nobody\n[commit]\n\tgpgsign = true\n[core]\n\thooksPath = {hooks}\n"
+    (machine.home / ".gitconfig").write_text(config, encoding="utf-8")
+    machine.run("--no-input", "check_credentials=skip")
+    assert machine.git("rev-list", "--count", "HEAD") == "1"
+
+
+def test_without_git_the_project_is_made_all_the_same(machine):
+    done = machine.run("--no-input", "check_credentials=skip", PATH=str(machine.home))
+    assert done.returncode == 0 and "git does not work here" in done.stdout
+    assert (machine.project / "stack.toml").is_file() and not (machine.project / ".git").exists()
+
+
+# The credential check.
+
+
+def test_without_keys_it_tells_where_they_are_made_and_goes_on(machine):
+    done = machine.run("--no-input")
+    assert done.returncode == 0
+    assert done.stdout.count(": missing: ") == 3 and "https://huggingface.co/settings/tokens" in done.stdout
+    assert "\033" not in done.stdout
+
+
+def test_require_stops_without_keys_and_leaves_nothing(machine):
+    done = machine.run("--no-input", "check_credentials=require")
+    assert done.returncode == 1 and machine.made == []
+    assert "check_credentials=require: not ok: wandb, huggingface." in done.stdout
+    kept = machine.run("--no-input", "check_credentials=require", "--keep-project-on-failure")
+    assert kept.returncode == 1 and machine.made == ["my-ml-project"]
+
+
+def test_require_goes_on_with_keys_that_are_valid(machine):
+    answers = ("check_credentials=require", "wandb_entity=lovelace-lab", "huggingface_username=ada")
+    with serving(body=viewer()) as wandb, serving(body=whoami()) as hub:
+        addresses = {"WANDB_BASE_URL": wandb.url, "HF_ENDPOINT": hub.url}
+        done = machine.run("--no-input", *answers, WANDB_API_KEY=WANDB_KEY, HF_TOKEN=HF_KEY, **addresses)
+        assert (done.returncode, len(wandb.requests), len(hub.requests)) == (0, 1, 1)
+    assert "valid, as ada; logs to lovelace-lab" in done.stdout
+    everything = done.stdout.encode() + b"".join(files(machine.out.parent).values())
+    assert WANDB_KEY[:-4].encode() not in everything and HF_KEY[:-4].encode() not in everything
+
+
+@pytest.mark.parametrize(("check", "code"), [("warn", 0), ("require", 1)])
+def test_an_outage_is_fatal_only_if_keys_are_required(machine, check, code):
+    with serving(status=503) as down:
+        addresses = dict.fromkeys(("WANDB_BASE_URL", "HF_ENDPOINT"), down.url)
+        done = machine.run(
+            "--no-input", f"check_credentials={check}", WANDB_API_KEY=WANDB_KEY, HF_TOKEN=HF_KEY, **addresses
+        )
+    assert done.returncode == code and "has a fault (HTTP 503)" in done.stdout
+
+
+def test_skip_makes_no_call(machine):
+    with serving() as server:
+        environ = {"WANDB_API_KEY": WANDB_KEY, "WANDB_BASE_URL": server.url}
+        assert machine.run("--no-input", "check_credentials=skip", **environ).returncode == 0
+        assert server.requests == []
+
+
+def test_no_question_asks_for_a_secret():
+    questions = json.loads((TEMPLATE / "cookiecutter.json").read_text(encoding="utf-8"))
+    asked = [name for name in questions if not name.startswith("_")]
+    assert set(questions["__prompts__"]) == set(asked)  # and every question is put in words
+    assert not [name for name in asked if "key" in name or "token" in name or "secret" in name]

@@ -1,0 +1,154 @@
+"""The library as a package: its layers, its public names, and the wheel that projects carry."""
+
+import ast
+import configparser
+import hashlib
+import importlib
+import re
+import subprocess
+import sys
+import tomllib
+import zipfile
+from collections.abc import Iterable
+from email import message_from_bytes
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import grimp
+import nbformat
+import pytest
+from baking import SKELETON, TEMPLATE
+from packaging.requirements import Requirement
+
+LIBRARY = TEMPLATE / "src" / "free_ml_stack"
+PUBLIC = {
+    "free_ml_stack": {"StackError", "flag", "main"},
+    "free_ml_stack.gateway": {"asgi_app", "serve_project"},
+    "free_ml_stack.notebook": {"Project"},
+    "free_ml_stack.training": {"Checkpoints", "Process", "Run", "Split", "load_pretrained"},
+}
+[WHEEL] = SKELETON.glob("vendor/*.whl")
+
+
+def skeletons_code() -> dict[str, str]:
+    """Every piece of Python in the skeleton by its place, the notebook's cells among them."""
+    files = [*SKELETON.rglob("*.py"), *SKELETON.rglob("*.{{ 'py' }}")]
+    code = {str(path.relative_to(SKELETON)): path.read_text("utf-8") for path in files}
+    [notebook] = SKELETON.glob("notebooks/*")
+    cells = nbformat.reads(notebook.read_text("utf-8"), as_version=4).cells
+    code |= {f"{notebook.name}:{cell.id}": cell.source for cell in cells if cell.cell_type == "code"}
+    return {place: text.replace("{{ cookiecutter.package_name }}", "package") for place, text in code.items()}
+
+
+def imported(text: str) -> set[tuple[str, str]]:
+    """What a piece of Python takes from the library, as (module, name), the whole module where no name is given."""
+    found = set()
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] == LIBRARY.name:
+            found |= {(str(node.module), alias.name) for alias in node.names}
+        elif isinstance(node, ast.Import):
+            found |= {
+                (alias.name, "") for alias in node.names if alias.name.partition(".")[0] == LIBRARY.name
+            }
+    return found
+
+
+def test_a_project_imports_public_names_only() -> None:
+    assert sum(map(len, PUBLIC.values())) <= 12 and len(PUBLIC) <= 5
+    code = skeletons_code()
+    found = {place: imported(text) for place, text in code.items()}
+    assert any(found.values())
+    for place, names in found.items():
+        for module, name in names:
+            assert module in PUBLIC and (not name or name in PUBLIC[module]), (place, module, name)
+    used = set().union(*found.values())
+    assert {module for module, _ in used} == set(PUBLIC), "a public module that no project uses"
+
+
+@pytest.mark.parametrize("module", PUBLIC)
+def test_public_names_are_declared_and_explained(module: str) -> None:
+    loaded = importlib.import_module(module)
+    assert set(loaded.__all__) == PUBLIC[module]
+    for name in loaded.__all__:
+        assert (getattr(loaded, name).__doc__ or "").strip(), name
+
+
+def test_there_is_no_import_circle() -> None:
+    """Of any length, imports within functions and for types included."""
+    graph = grimp.build_graph(LIBRARY.name, cache_dir=None)
+    assert len(graph.modules) > 100
+    TopologicalSorter(
+        {name: graph.find_modules_directly_imported_by(name) for name in graph.modules}
+    ).prepare()
+
+
+def test_every_layer_uses_only_those_below_it() -> None:
+    command = [str(Path(sys.executable).with_name("lint-imports")), "--no-cache"]
+    done = subprocess.run(command, cwd=TEMPLATE, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+    contracts = tomllib.loads((TEMPLATE / "pyproject.toml").read_text("utf-8"))["tool"]["importlinter"][
+        "contracts"
+    ]
+    assert not any("ignore_imports" in contract for contract in contracts)
+
+
+def test_it_declares_exactly_what_it_imports() -> None:
+    command = [str(Path(sys.executable).with_name("deptry")), "src"]
+    done = subprocess.run(command, cwd=TEMPLATE, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_picture_of_the_layers_is_of_today() -> None:
+    sys.path.insert(0, str(TEMPLATE / "docs"))
+    import layers
+
+    assert layers.picture() == layers.PICTURE.read_text("utf-8"), "run `make architecture`"
+
+
+def test_the_wheel_holds_what_src_holds() -> None:
+    """Run `make wheel` after a change of src/. Not the bytes: hatchling writes its own version into WHEEL."""
+    with zipfile.ZipFile(WHEEL) as archive:
+        held = {name: archive.read(name) for name in archive.namelist()}
+    info = f"{WHEEL.name.removesuffix('-py3-none-any.whl')}.dist-info"
+    files = {
+        path.relative_to(TEMPLATE / "src").as_posix(): path.read_bytes()
+        for path in LIBRARY.rglob("*")
+        if path.is_file() and path.suffix != ".pyc"
+    }
+    stale = [
+        name
+        for name in held.keys() | files
+        if not name.startswith(info) and held.get(name) != files.get(name)
+    ]
+    assert not stale, "the vendored wheel is stale: run `make wheel`"
+    project = tomllib.loads((TEMPLATE / "pyproject.toml").read_text("utf-8"))["project"]
+    metadata = message_from_bytes(held[f"{info}/METADATA"])
+    extras = [
+        f"{text}; extra == '{extra}'"
+        for extra, texts in project["optional-dependencies"].items()
+        for text in texts
+    ]
+    assert alike(metadata.get_all("Requires-Dist")) == alike([*project["dependencies"], *extras])
+    assert (metadata["Name"], metadata["Version"]) == (project["name"], project["version"])
+    assert f"-{project['version']}-" in WHEEL.name
+    points = configparser.ConfigParser()
+    points.read_string(held[f"{info}/entry_points.txt"].decode())
+    assert {name: dict(points[name]) for name in points.sections()} == project["entry-points"]
+
+
+def alike(requirements: Iterable[str]) -> set[str]:
+    """Requirements in one spelling, whatever their spaces and quotes."""
+    return {
+        re.sub(r"(?<=[<>=!~,;])\s+|\s+(?=[<>=!~,;])", "", str(Requirement(text))) for text in requirements
+    }
+
+
+def test_the_wheel_is_the_one_that_is_recorded_and_pinned() -> None:
+    digest = hashlib.sha256(WHEEL.read_bytes()).hexdigest()
+    assert WHEEL.with_name("SHA256SUMS").read_text() == f"{digest}  {WHEEL.name}\n"
+    text = (SKELETON / "pyproject.toml").read_text("utf-8")
+    version = WHEEL.name.split("-")[1]
+    assert (
+        f'"free-ml-stack=={version}"' in text
+        and f'free-ml-stack = {{ path = "vendor/{WHEEL.name}" }}' in text
+    )
