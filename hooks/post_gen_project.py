@@ -14,17 +14,6 @@ CHECK = r"""[{{ cookiecutter.check_credentials | tojson }}]"""[2:-2]
 ELSEWHERE = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_PREFIX", "GIT_OBJECT_DIRECTORY")
 
 
-def prune() -> None:
-    """Remove what tools cached in a template that was worked on."""
-    cached = [name for name in os.listdir() if name.startswith(".") and name.endswith("_cache")]  # noqa: PTH208
-    cached += [folder for folder, _, _ in os.walk("src") if folder.endswith("__pycache__")]
-    if cached:
-        import shutil
-
-        for folder in cached:
-            shutil.rmtree(folder)
-
-
 def git(*commands: str) -> bool:
     """Run git in the project, quietly and without a question, until a command fails; return whether none did."""
     # One shell, since importing subprocess takes as long as git does; no answer is ever part of the line.
@@ -68,6 +57,20 @@ def first_commit() -> str:
     return "with a git repository; commit once git knows your user.name and user.email"
 
 
+def recorded_wheel() -> str:
+    """Return the path of the library's wheel; exit where it is not the file that SHA256SUMS records."""
+    import hashlib
+
+    with open("vendor/SHA256SUMS") as file:  # noqa: PTH123
+        digest, name = file.read().split()
+    with open(f"vendor/{name}", "rb") as wheel:  # noqa: PTH123
+        if hashlib.sha256(wheel.read()).hexdigest() != digest:
+            sys.exit(
+                f"vendor/{name} has changed: its SHA-256 is not the one in vendor/SHA256SUMS; clone the template again"
+            )
+    return os.path.abspath(f"vendor/{name}")  # noqa: PTH100
+
+
 def missing_requirements() -> list[str]:
     """Check the keys, tell of them, and return the services that `require` does not let pass."""
     import json
@@ -75,8 +78,7 @@ def missing_requirements() -> list[str]:
     answers = json.loads(ANSWERS)
     sys.dont_write_bytecode = True
     # Read from the vendored wheel as it is; this part of the library needs nothing installed.
-    vendor = os.path.abspath("vendor")  # noqa: PTH100
-    sys.path[:0] = [f"{vendor}/{name}" for name in os.listdir(vendor) if name.endswith(".whl")]  # noqa: PTH208
+    sys.path.insert(0, recorded_wheel())
     from free_ml_stack.credentials import check as credentials
 
     accounts = {service: answers[question] for service, question in credentials.SETTINGS.items()}
@@ -95,7 +97,6 @@ def missing_requirements() -> list[str]:
 def main() -> None:
     """Finish the project, or fail with the reason in the last line."""
     sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]  # a folder's name may not fit a code page
-    prune()
     failed = missing_requirements() if CHECK != "skip" else []
     if failed and CHECK == "require":
         sys.stdout.flush()

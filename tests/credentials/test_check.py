@@ -9,7 +9,6 @@ import sys
 import threading
 import time
 import types
-from pathlib import Path
 
 import pytest
 from key_server import (

@@ -16,10 +16,11 @@ from typing import Any
 
 import nbformat
 import pytest
-from baking import bake
+from baking import bake, context
+from baking import environment as jinja
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
-from percent import converted
+from percent import SOURCE, converted
 from projects import environment
 from services.online import KEYS as SERVED
 from services.online import Online, online
@@ -126,8 +127,9 @@ def colab(places: Path, **secrets: str) -> dict[str, str]:
 
 @pytest.mark.parametrize("github", ["", "octocat"])
 def test_it_is_what_its_source_gives(tmp_path: Path, github: str) -> None:
-    folder = bake(tmp_path, github_username=github) / "notebooks"
-    assert (folder / "train.ipynb").read_text("utf-8") == converted((folder / "train.py").read_text("utf-8"))
+    made = bake(tmp_path, github_username=github) / "notebooks" / "train.ipynb"
+    source = jinja().from_string(SOURCE.read_text("utf-8")).render(context({"github_username": github}))
+    assert made.read_text("utf-8") == converted(source)
 
 
 def test_it_is_small_and_free_of_outputs(project: Path) -> None:

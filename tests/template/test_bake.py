@@ -113,7 +113,7 @@ def test_answers_choose_defaults_never_code(tmp_path):
         for root in (one, other)
     ]
     renamed = [{Path("src/p", *path.parts[2:]): data for path, data in found.items()} for found in code]
-    assert renamed[0] == renamed[1] and len(renamed[0]) > 10
+    assert renamed[0] == renamed[1] and len(renamed[0]) >= 7
 
 
 # The skeleton as it stands.
@@ -134,7 +134,7 @@ def test_jinja_takes_little_of_the_template():
     found = [
         path
         for path in skeleton.rglob("*")
-        if path.is_file() and path.relative_to(skeleton).parts[0] != "src"
+        if path.is_file() and path.relative_to(skeleton).parts[0] not in ("src", "vendor")
     ]
     lines = [line for path in found for line in path.read_text(encoding="utf-8").splitlines()]
     assert sum("{%" in line for line in lines) / len(lines) < 0.05

@@ -1,0 +1,157 @@
+"""The library reaches a project by the wheel in its vendor/: with uv, with pip, and nothing installed before."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+from baking import TEMPLATE, bake
+
+TOOLS = TEMPLATE / "build" / "tools" / "bin"  # where `make` puts uv if there is none
+PATH = os.pathsep.join([str(TOOLS), os.environ["PATH"]])
+UV = shutil.which("uv", path=PATH) or "uv"
+KEPT = ("PATH", "LANG", "PIP_", "UV_", "SSL_", "REQUESTS_", "NODE_")  # how packages are reached from here
+SLUG = "ferry-times"
+WHERE = "import free_ml_stack; print(free_ml_stack.__file__)"
+
+
+def clean(home: Path) -> dict[str, str]:
+    """The environment of somebody who has a Python, uv, their caches, and nothing of this repository."""
+    found = {name: value for name, value in os.environ.items() if name.startswith(KEPT)}
+    caches = {
+        "UV_CACHE_DIR": subprocess.run(
+            [UV, "cache", "dir"], capture_output=True, text=True, check=True
+        ).stdout.strip()
+    }
+    if "PIP_FIND_LINKS" in found:
+        found.setdefault("UV_FIND_LINKS", found["PIP_FIND_LINKS"])
+    return {**found, **caches, "HOME": str(home), "UV_PYTHON": sys.executable, "PYTHONDONTWRITEBYTECODE": "1"}
+
+
+def run(folder: Path, *words: str | Path, code: int | None = 0, **extra: str) -> str:
+    """What a command prints in `folder`, once it has ended with `code`; None for any that is not 0."""
+    done = subprocess.run(
+        list(map(str, words)),
+        cwd=folder,
+        env=clean(folder.parent) | extra,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode == code) if code is not None else done.returncode, done.stdout[-4000:]
+    return done.stdout
+
+
+def commit(project: Path) -> None:
+    identity = ("-c", "user.name=Ada", "-c", "user.email=ada@example.org", "-c", "commit.gpgsign=false")
+    run(project, "git", "init", "-q")
+    run(project, "git", "add", "-A")
+    run(project, "git", *identity, "commit", "-q", "-m", "All of it")
+
+
+def newer(wheel: Path, folder: Path) -> Path:
+    """The next version of a wheel, as a release would bring it: the same code under another number."""
+    version = wheel.name.split("-")[1]
+    target = folder / wheel.name.replace(version, "99.0.0")
+    with zipfile.ZipFile(wheel) as source, zipfile.ZipFile(target, "w") as made:
+        for name in source.namelist():
+            content = source.read(name)
+            if name.endswith(("/METADATA", "/RECORD")):
+                content = content.replace(f"Version: {version}".encode(), b"Version: 99.0.0")
+                content = content.replace(f"-{version}.dist-info".encode(), b"-99.0.0.dist-info")
+            if name.endswith(
+                "/RECORD"
+            ):  # its own sums are checked by nobody, those of changed files would be
+                content = re.sub(rb"(METADATA),[^\n]*", rb"\1,,", content)
+            made.writestr(name.replace(f"-{version}.dist-info", "-99.0.0.dist-info"), content)
+    return target
+
+
+@pytest.fixture(scope="module")
+def synced(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A project that was made without hooks, in a folder with a space, installed by the README's first command."""
+    project = bake(tmp_path_factory.mktemp("with space"), hooks=False, project_slug=SLUG)
+    run(project, UV, "sync", "--quiet")
+    commit(project)
+    return project
+
+
+@pytest.mark.slow
+def test_uv_brings_the_demo_to_its_end(synced: Path) -> None:
+    assert run(synced, UV, "run", "--quiet", SLUG, "demo").strip().splitlines()[-1].split() == [
+        "Report",
+        "report.html",
+    ]
+    assert (synced / "report.html").is_file()
+    place = Path(run(synced, UV, "run", "--quiet", "python", "-c", WHERE).strip())
+    assert place.is_relative_to(synced / ".venv")
+
+
+def clone(project: Path, folder: Path) -> Path:
+    """The project at another path, with its lock file and without its environment."""
+    run(folder, "git", "clone", "--quiet", project, "elsewhere")
+    shutil.copy(project / "uv.lock", folder / "elsewhere")
+    return folder / "elsewhere"
+
+
+@pytest.mark.slow
+def test_a_second_clone_at_another_path_installs_from_the_lock_and_is_updated(
+    synced: Path, tmp_path: Path
+) -> None:
+    lock = (synced / "uv.lock").read_text("utf-8")
+    assert str(synced) not in lock and "file://" not in lock and str(Path.home()) not in lock
+    other = clone(synced, tmp_path)
+    run(other, UV, "sync", "--quiet", "--frozen", "--no-dev")
+    assert "doctor" in run(other, UV, "run", "--quiet", "--no-sync", SLUG, "--help")
+    assert str(other) in run(other, UV, "run", "--quiet", "--no-sync", "python", "-c", WHERE)
+    # The three lines of the project's README on an update.
+    [wheel] = (other / "vendor").glob("*.whl")
+    made = newer(wheel, other / "vendor")
+    wheel.unlink()
+    text = (other / "pyproject.toml").read_text("utf-8")
+    (other / "pyproject.toml").write_text(text.replace(f"=={wheel.name.split('-')[1]}", "==99.0.0"), "utf-8")
+    run(other, UV, "add", "--quiet", "--no-sync", f"./vendor/{made.name}")
+    assert f'path = "vendor/{made.name}"' in (other / "pyproject.toml").read_text("utf-8")
+    run(other, UV, "sync", "--quiet", "--no-dev")
+    version = "from importlib.metadata import version; print(version('free-ml-stack'))"
+    assert run(other, UV, "run", "--quiet", "--no-sync", "python", "-c", version).strip() == "99.0.0"
+
+
+@pytest.mark.slow
+def test_a_changed_wheel_is_refused_by_name(synced: Path, tmp_path: Path) -> None:
+    other = clone(synced, tmp_path)
+    [wheel] = (other / "vendor").glob("*.whl")
+    with zipfile.ZipFile(wheel, "a") as archive:
+        archive.writestr("free_ml_stack/added.py", "")
+    told = run(other, UV, "sync", "--frozen", code=None)
+    assert "Hash mismatch" in told and "free-ml-stack" in told.replace("_", "-")
+
+
+def pip_line(project: Path) -> list[str]:
+    """The words after `pip install` in the project's README."""
+    found = re.search(r"`pip install ([^`]*)`", (project / "README.md").read_text("utf-8"))
+    assert (
+        found and "--find-links" not in found[1]
+    )  # with it an index's package of the same version would win
+    return found[1].split()
+
+
+@pytest.mark.slow
+def test_pip_brings_the_demo_to_its_end_editable_and_not(tmp_path: Path) -> None:
+    project = bake(tmp_path, hooks=False, project_slug=SLUG)
+    run(tmp_path, sys.executable, "-m", "venv", "venv")
+    programs, pip = tmp_path / "venv" / "bin", (tmp_path / "venv" / "bin" / "pip", "install", "--quiet")
+    run(project, *pip, *pip_line(project))
+    assert run(project, programs / SLUG, "demo").strip().splitlines()[-1].split() == ["Report", "report.html"]
+    # From another folder, and as a package that is not editable.
+    run(project, programs / "pip", "uninstall", "--quiet", "--yes", SLUG, "free-ml-stack")
+    words = [word for word in pip_line(project) if word != "-e"]
+    run(tmp_path, *pip, *(project / word for word in words))
+    place = "import ferry_times; print(ferry_times.__file__)"
+    assert str(tmp_path / "venv") in run(project, programs / "python", "-c", place)
+    assert "Test accuracy" in run(project, programs / SLUG, "train", "--epochs", "1", STACK_TRACKER="none")
