@@ -4,6 +4,7 @@ import ast
 import configparser
 import hashlib
 import importlib
+import inspect
 import re
 import subprocess
 import sys
@@ -70,7 +71,11 @@ def test_public_names_are_declared_and_explained(module: str) -> None:
     loaded = importlib.import_module(module)
     assert set(loaded.__all__) == PUBLIC[module]
     for name in loaded.__all__:
-        assert (getattr(loaded, name).__doc__ or "").strip(), name
+        value = getattr(loaded, name)
+        assert (value.__doc__ or "").strip(), name
+        for part, method in vars(value).items() if isinstance(value, type) else ():
+            if not part.startswith("_") and inspect.isroutine(method):
+                assert (method.__doc__ or "").strip(), f"{name}.{part}"
 
 
 def test_there_is_no_import_circle() -> None:

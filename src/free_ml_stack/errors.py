@@ -7,7 +7,7 @@ if TYPE_CHECKING:
 
 
 class StackError(Exception):
-    """A mistake that the user can mend; the command line prints its one line and no traceback."""
+    """Report a mistake that the user can correct: one line says what is wrong, where, and what to do."""
 
 
 class NoServiceError(StackError):

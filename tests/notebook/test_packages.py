@@ -1,5 +1,6 @@
 """What is missing gets installed; the machine's own torch and numpy are never touched, and a resolver that would is told of."""
 
+import hashlib
 import os
 import subprocess
 import sys
@@ -9,6 +10,9 @@ from pathlib import Path
 import packaging
 import pytest
 from conftest import ROOT
+
+from free_ml_stack.errors import StackError
+from free_ml_stack.notebook import packages
 
 TOOLS = ROOT / "build" / "tools" / "bin"  # where `make` puts uv if there is none
 HERE = {"torch": "2.11.0+cu128", "numpy": "2.1.3", "nvidia-cublas-cu12": "12.8", "wandb": "0.20"}
@@ -119,3 +123,57 @@ def test_only_what_is_missing_or_too_old_is_installed(machine: Machine) -> None:
     assert "Left as they are: numpy, nvidia-cublas-cu12, torch." in printed
     assert machine.install(*wanted) == "Every package is here.\n"
     assert machine.versions() == {**HERE, "wandb": "0.31", "onnx": "1.19", "orjson": "3.11"}
+
+
+def vendor(folder: Path) -> Path:
+    """A project whose library is a vendored wheel, with its checksum recorded."""
+    (folder / "vendor").mkdir()
+    wheel(folder / "vendor", "free-ml-stack", "1.2.0", "orjson>=3", "s3fs>=1; extra == 's3'")
+    made = folder / "vendor" / "free_ml_stack-1.2.0-py3-none-any.whl"
+    digest = hashlib.sha256(made.read_bytes()).hexdigest()
+    (folder / "vendor" / "SHA256SUMS").write_text(f"{digest}  {made.name}\n")
+    (folder / "pyproject.toml").write_text(
+        '[project]\ndependencies = ["numpy>=2", "free_ml_stack==1.1.0"]\n'
+        f'[tool.uv.sources]\nfree-ml-stack = {{ path = "vendor/{made.name}" }}\n'
+    )
+    return made
+
+
+def test_a_project_requires_what_it_names_and_what_its_library_does(tmp_path: Path) -> None:
+    made = vendor(tmp_path)
+    assert packages.vendored(tmp_path) == made
+    assert packages.requirements(tmp_path, made) == ["numpy>=2", "free-ml-stack==1.2.0", "orjson>=3"]
+
+
+def test_a_wheel_that_has_changed_or_is_missing_is_refused_by_name(tmp_path: Path) -> None:
+    made = vendor(tmp_path)
+    with zipfile.ZipFile(made, "a") as file:
+        file.writestr("free_ml_stack/added.py", "")
+    with pytest.raises(
+        StackError, match=rf"{made.name} has changed: .* `git checkout -- vendor/{made.name}`"
+    ):
+        packages.install(tmp_path)
+    made.unlink()
+    with pytest.raises(StackError, match=rf"{made.name} is missing"):
+        packages.install(tmp_path)
+
+
+def test_a_library_from_an_index_or_a_checkout_has_no_wheel(tmp_path: Path) -> None:
+    for source in ("", '[tool.uv.sources]\nfree-ml-stack = { path = "../free-ml-stack", editable = true }\n'):
+        (tmp_path / "pyproject.toml").write_text(
+            f'[project]\ndependencies = ["free-ml-stack>=0.2"]\n{source}'
+        )
+        assert packages.vendored(tmp_path) is None
+        assert "free-ml-stack>=0.2" in packages.requirements(tmp_path, None)
+        assert any(text.startswith("orjson") for text in packages.requirements(tmp_path, None))
+
+
+@pytest.mark.slow
+def test_the_library_is_installed_from_its_wheel(machine: Machine) -> None:
+    vendor(machine.folder)
+    printed = machine.run("-c", CODE, machine.tool)
+    assert "Installed free-ml-stack==1.2.0" in printed.stdout, printed
+    assert (
+        machine.versions()["free-ml-stack"].endswith("1.2.0")
+        or "vendor" in machine.run("-m", "pip", "freeze").stdout
+    )

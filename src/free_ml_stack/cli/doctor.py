@@ -8,14 +8,16 @@ import shutil
 import sys
 from dataclasses import dataclass
 from importlib import metadata, util
+from pathlib import Path
 from typing import Any
 
 from free_ml_stack.credentials import check as credentials
 from free_ml_stack.errors import StackError
+from free_ml_stack.notebook.packages import LIBRARY, vendored
 from free_ml_stack.project.settings import FILE, Settings
 from free_ml_stack.storage import stores as storage
 
-PACKAGES = ("torch", "numpy", "pyarrow", "safetensors", "onnxruntime", "fsspec", "optuna")
+PACKAGES = (LIBRARY, "torch", "numpy", "pyarrow", "safetensors", "onnxruntime", "fsspec", "optuna")
 CLIENTS = ("algorithmia", "wandb", "huggingface_hub", "s3fs", "trackio")
 NEEDED = 1 << 30  # bytes: a few models and their checkpoints
 
@@ -116,6 +118,7 @@ def _wrong(settings: Settings, found: dict[str, Any]) -> list[str]:
         storage.parse(settings.storage)
     except StackError as error:
         wrong.append(str(error))
+    wrong += _wrong_library(settings.root, versions[LIBRARY])
     for name, optional in (("algorithm", False), ("model_repo", True)):
         value = getattr(settings, name)
         if not re.fullmatch(r"[\w.-]+/[\w.-]+", value) and (value or not optional):
@@ -131,6 +134,22 @@ def _wrong(settings: Settings, found: dict[str, Any]) -> list[str]:
     if found["disk_free"] < NEEDED:
         wrong.append(f"only {found['disk_free'] / 1e9:.1f} GB of disk are free: make room")
     return wrong
+
+
+def _wrong_library(root: Path, installed: str) -> list[str]:
+    """What is wrong with the library: its wheel has changed, or another version of it is installed."""
+    if not (root / "pyproject.toml").is_file():
+        return []
+    try:
+        wheel = vendored(root)
+    except StackError as error:
+        return [str(error)]
+    there = wheel.name.split("-")[1] if wheel else installed
+    return (
+        []
+        if there == installed
+        else [f"{LIBRARY} {installed} is installed, vendor/ has {there}: run `uv sync`"]
+    )
 
 
 def _print(found: dict[str, Any], bills: list[Cost], wrong: list[str]) -> None:

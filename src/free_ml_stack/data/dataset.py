@@ -31,19 +31,26 @@ Columns = Mapping[str, NDArray[Any]]
 
 
 class Split(dict[str, torch.Tensor]):
-    """The columns of one split by name, each a tensor (rows, …) over a memory-mapped file."""
+    """Map the columns of one split of the data set, by name.
+
+    Each column is a tensor (rows, …) of the dtype that `data.py` gave it, over a memory-mapped file in `.stack/cache`;
+    read it, never write to it.
+    """
 
     @property
     def rows(self) -> int:
-        """How many examples the split has."""
+        """Count the examples of the split."""
         return len(next(iter(self.values())))
 
     def take(self, rows: torch.Tensor, device: torch.device) -> dict[str, torch.Tensor]:
-        """The columns of a batch of rows, gathered where the split is and moved to a device."""
+        """Gather a batch, each column (len(rows), …), and move it to `device`.
+
+        `rows` are indices (n,) from 0 to `self.rows` - 1, on any device. Raises IndexError for any other.
+        """
         return {name: column[rows.to(column.device)].to(device) for name, column in self.items()}
 
     def on(self, device: torch.device) -> "Split":
-        """The split on a device as a whole where it fits into half of the free memory; else as it is."""
+        """Move the whole split to `device` if it is a GPU with twice the bytes free; else return it as it is."""
         if device.type != "cuda":
             return self
         free, _ = torch.cuda.mem_get_info(device)

@@ -72,11 +72,8 @@ def vendored(root: Path) -> Path | None:
     wheel, sums = root / source, (root / source).with_name("SHA256SUMS")
     if not wheel.is_file():
         raise StackError(f"{wheel} is missing: restore it with `git checkout -- {source}`")
-    recorded = (
-        dict(reversed(line.split()) for line in sums.read_text("utf-8").splitlines())
-        if sums.is_file()
-        else {}
-    )
+    lines = sums.read_text("utf-8").splitlines() if sums.is_file() else []
+    recorded = {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
     if recorded.get(wheel.name, found := hashlib.sha256(wheel.read_bytes()).hexdigest()) != found:
         raise StackError(
             f"{wheel} has changed: its SHA-256 is not the one in {sums.name}; restore it with "
@@ -88,7 +85,8 @@ def vendored(root: Path) -> Path | None:
 def requirements(root: Path, wheel: Path | None) -> list[str]:
     """What the project in `root` requires, and what this library does, by its vendored wheel or as it is installed."""
     own: list[str] = pyproject(root)["project"]["dependencies"]
-    if wheel:
+    if wheel:  # uv takes the wheel that is its source whatever version the requirement names
+        own = [*(text for text in own if named(text) != LIBRARY), f"{LIBRARY}=={wheel.name.split('-')[1]}"]
         with zipfile.ZipFile(wheel) as archive:
             name = next(name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
             needed = message_from_bytes(archive.read(name)).get_all("Requires-Dist", [])

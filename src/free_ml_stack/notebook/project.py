@@ -39,7 +39,10 @@ class Failed(StackError):  # noqa: N818 - the end of a cell, told in its last li
 
 
 class Project:
-    """The project around the notebook; called with the words of a command, it runs that."""
+    """Run the project around a notebook; calling it with the words of a command runs that command.
+
+    `package` is the import name of the project's package. Raises StackError where no stack.toml is above the folder.
+    """
 
     def __init__(self, package: str, environ: MutableMapping[str, str] = os.environ) -> None:
         self.science, self.environ = Science(package), environ

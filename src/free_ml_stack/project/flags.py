@@ -16,7 +16,11 @@ _TRUE, _FALSE = {"true", "1", "yes", "on"}, {"false", "0", "no", "off"}
 
 
 def flag(default: Any, help: str, choices: tuple[str, ...] = ()) -> Any:
-    """A dataclass field with its help text; `choices` are the values it takes."""
+    """Declare a field of a configuration: its default, its help text, and the values it may take.
+
+    The field becomes a flag of `train`, a parameter that a sweep may vary, and a key of `train --config`. `help` names
+    the unit. Its type annotation (int, float, str or bool) converts and checks what is given.
+    """
     return dataclasses.field(default=default, metadata={"help": help, "choices": choices})
 
 

@@ -73,7 +73,7 @@ class NoRecord(Record):
 
 
 class Run:
-    """One run: its id, its folder, its record and its tracker."""
+    """Record one run in `runs/<id>/`, and tell its tracker of it."""
 
     def __init__(
         self,
@@ -89,12 +89,15 @@ class Run:
         self.record, self.told = record or Record(folder / METRICS), told or NoRecord()
 
     def expect(self, steps: int, done: int) -> None:
-        """Show how far the run is, of `steps` in all, `done` of them before."""
+        """Show progress towards `steps` optimizer steps in all, of which `done` were done before a restart."""
         if self.shown:
             self.progress = Progress(steps, "steps", done=done, seconds=LINE_SECONDS)
 
     def log(self, step: int, **values: float) -> None:
-        """Record numbers of a step; never of the clock, so that equal runs have equal records."""
+        """Record numbers of `step`, which counts optimizer steps from 1; a step may be logged more than once.
+
+        Leave out what comes of the clock: equal runs have equal records. Raises Stopped where the tracker ends the run.
+        """
         row = {"step": step, **values}
         self.record.write(row)
         if self.progress:
@@ -102,15 +105,15 @@ class Run:
         self.tracker.log(self.record.rows - 1, row)
 
     def summary(self, **values: Any) -> None:
-        """Set final numbers of the run."""
+        """Set final values of the run: numbers, texts, or nested mappings of them."""
         self._tell("summary", values=values)
 
     def picture(self, name: str, path: Path) -> None:
-        """Show a picture with the run."""
+        """Show the PNG file at `path` with the run, under `name`."""
         self._tell("picture", name=name, path=self._relative(path))
 
     def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-        """Show a table with the run; a Path in it is a picture."""
+        """Show a table with the run, each row as long as `columns`; a Path in a cell is a picture."""
         cells = [[self._relative(cell) if isinstance(cell, Path) else cell for cell in row] for row in rows]
         self._tell("table", name=name, columns=list(columns), rows=cells)
 

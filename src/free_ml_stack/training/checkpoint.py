@@ -108,11 +108,13 @@ class Checkpoints:
         self.warned: set[str] = set()
 
     def resume(self, **parts: Stateful) -> Position:
-        """Put `parts` (and the random generators) where the newest whole checkpoint left them.
+        """Restore `parts`, and the random generators, from the newest whole checkpoint.
 
-        The first process reads it and hands it to the others, who may be on other machines. Returns the position to go
-        on from; the start if there is no checkpoint. Raises StackError, naming the field, if the run was started with
-        another configuration.
+        A part is anything with `state_dict` and `load_state_dict`: a model, an optimizer, a schedule, a scaler. The
+        first process reads the checkpoint, from disk or from the store, and hands it to the others. Returns the
+        position to continue from, which the loop updates: `epoch` and `batch` are the next ones, from 0; `step` counts
+        the steps done.
+        Raises StackError, naming the field, if the run was started with another configuration.
         """
         self.parts = parts
         found = self.process.agree(self._newest() if self.process.first and not self.fresh else None)
@@ -132,7 +134,11 @@ class Checkpoints:
         return self.at
 
     def step(self) -> None:
-        """Save if it is time to; raises Interrupted once a checkpoint is written, if told to stop."""
+        """Save a checkpoint if one is due; call it after every optimizer step.
+
+        One is due `checkpoint_seconds` after the last, or each `checkpoint_steps` steps. Raises Interrupted, with a
+        checkpoint written, once SIGTERM or SIGINT was received; in a run of many processes all of them raise it.
+        """
         if self._told_to_stop():
             self.finish()
             lost = self.process.first and self.written != self._name()
@@ -142,14 +148,16 @@ class Checkpoints:
             self.save()
 
     def mark_best(self, name: str) -> None:
-        """Keep the state of part `name` as the best so far; it goes into every checkpoint from now on."""
+        """Keep a copy of the state of part `name` as the best so far; every later checkpoint holds it."""
         state = self.parts[name].state_dict()
         self.best_states[name] = {key: value.detach().clone() for key, value in state.items()}
 
     def best(self, name: str) -> dict[str, Any]:
-        """The state that part `name` had when it was marked last; StackError if it never was."""
+        """Return the state that part `name` had when `mark_best` was called last. Raises StackError if it never was."""
         if name not in self.best_states:
-            raise StackError("no epoch ended better than none: training diverged; try a lower learning rate")
+            raise StackError(
+                "training diverged: no epoch had a finite validation loss; try a lower learning rate"
+            )
         found: dict[str, Any] = self.best_states[name]
         return found
 
@@ -171,9 +179,9 @@ class Checkpoints:
         self.writing = self.writer.submit(self._write, self._name(), files, set(tensors))
 
     def finish(self) -> None:
-        """Write a checkpoint of this moment, and wait until it is on disk and in the store.
+        """Write a checkpoint of this moment and wait until disk and store have it; call it after the last step.
 
-        Once told to stop it does not wait long for a store: whoever goes on has the disk, or an older checkpoint.
+        After SIGTERM it waits 15 seconds at most for the store: the disk has it, and the store an older one.
         """
         if self.writing:
             self.writing.result()

@@ -29,7 +29,10 @@ _left: list[object] = []
 
 @dataclass(frozen=True)
 class Process:
-    """One of `size` processes that train together; `rank` 0 writes."""
+    """Describe this process among those that train together: `rank` of `size`, with its `device`.
+
+    torchrun sets both; `rank` 0 writes files and reports. Alone, `size` is 1.
+    """
 
     device: torch.device
     rank: int = 0
@@ -45,7 +48,10 @@ class Process:
         return self.rank == 0
 
     def number_format(self, name: str) -> torch.dtype:
-        """The number format of the forward pass; `auto` is bfloat16 on a GPU that has it, else float32."""
+        """Return the dtype of the forward pass: `auto`, `float32`, `bfloat16` or `float16`.
+
+        `auto` is bfloat16 on a GPU that computes in it, else float32.
+        """
         if name == "auto":
             fast = self.device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
             return torch.bfloat16 if fast else torch.float32
@@ -53,11 +59,11 @@ class Process:
         return kind
 
     def mine(self, rows: torch.Tensor) -> torch.Tensor:
-        """This process's share of a batch: every `size`-th row."""
+        """Return this process's share of `rows` (n, …): every `size`-th from `rank` on."""
         return rows[self.rank :: self.size]
 
     def agree(self, value: T) -> T:
-        """The first process's value, on each of them once all are here."""
+        """Return the first process's value on each of them, once all have called this."""
         values = [value]
         if self.size > 1:
             distributed.broadcast_object_list(values)
@@ -70,7 +76,7 @@ class Process:
         return work() if result is None else result
 
     def any(self, mine: bool) -> bool:
-        """Whether any of the processes says yes, on each of them."""
+        """Return, on each process, whether `mine` is true on any of them."""
         return bool(self.total(torch.tensor(float(mine), device=self.device)).item())
 
     def lost(self, error: BaseException) -> bool:
@@ -79,7 +85,7 @@ class Process:
         return self.size > 1 and isinstance(error, RuntimeError) and told
 
     def total(self, values: torch.Tensor) -> torch.Tensor:
-        """The sum of `values` over all processes, on each of them."""
+        """Return the sum of `values` over all processes, on each of them; `values` itself is overwritten."""
         if self.size > 1:
             distributed.all_reduce(values)
         return values
