@@ -53,7 +53,7 @@ lint: setup ## check style and types of the repository and of the skeleton as it
 	@"$(BIN)/lint-imports" --no-cache
 	@"$(BIN)/deptry" src
 	@"$(BIN)/mypy" -p free_ml_stack
-	@"$(BIN)/python" -c "import sys; sys.path.insert(0, 'tests'); import conftest"
+	@"$(BIN)/python" -c "import sys; sys.path.insert(0, 'tests'); import places"
 	@MYPYPATH=build/src "$(BIN)/mypy" -p skeleton
 
 wheel: setup ## build the library into the skeleton's vendor/ (after every change of src/)

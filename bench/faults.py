@@ -18,7 +18,7 @@ sys.path.insert(0, str(ROOT / "tests"))
 
 def main() -> None:
     """Record, let fail, repair, compare."""
-    import conftest  # noqa: F401 - links the skeleton
+    import places  # noqa: F401 - links the skeleton
     from demo_faults import STEPS, recorded
 
     parser = argparse.ArgumentParser(description=__doc__)

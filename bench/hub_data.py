@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
-import conftest
+import places
 from services.hub_server import Hub, serving
 
 ROWS, SIDE = 65_536, 32  # of a shard of 64 MiB
@@ -66,7 +66,7 @@ def measure(hub: Hub, folder: Path, shard: bytes, shards: int) -> tuple[int, int
     splits = ["validation", "test", *(f"train-{number:05}" for number in range(shards))]
     hub.put("dataset", f"me/noise-{shards}", {f"{split}.parquet": shard for split in splits})
     environ = {**os.environ, "HF_ENDPOINT": hub.url, "HF_HUB_DISABLE_TELEMETRY": "1", "HF_TOKEN": "hf_write"}
-    environ |= {"PYTHONPATH": str(conftest.SOURCE), "HF_HOME": str(folder / "home")}
+    environ |= {"PYTHONPATH": str(places.SOURCE), "HF_HOME": str(folder / "home")}
     command = [
         sys.executable,
         "-c",

@@ -20,7 +20,7 @@ EVERY = 7  # steps between two checkpoints
 
 def main() -> None:
     """Kill, start again, compare."""
-    import conftest  # noqa: F401 - links the skeleton
+    import places  # noqa: F401 - links the skeleton
     import projects
     from killing import MOMENTS, Blow, Training
 

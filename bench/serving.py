@@ -26,7 +26,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tests"))
-import conftest  # noqa: E402 - puts the skeleton on the path
+import places  # noqa: E402 - puts the skeleton on the path
 
 KEY = "sim-of-the-benchmark"
 IMAGE = [number % 17 for number in range(64)]
@@ -231,7 +231,7 @@ def serve_gateway(project: Path, *options: str) -> Iterator[tuple[float, Server]
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     environment |= {"PYTHONPYCACHEPREFIX": str(ROOT / "build" / "pycache")}  # compiled, as an installation is
     environment |= {
-        "PYTHONPATH": str(conftest.SOURCE),
+        "PYTHONPATH": str(places.SOURCE),
         "ALGORITHMIA_API_KEY": KEY,
         "HOME": str(project),
     }

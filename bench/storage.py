@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
-import conftest  # noqa: F401 - puts the skeleton on the path
+import places  # noqa: F401 - puts the skeleton on the path
 
 KEY = "sim-of-the-benchmark"
 MIB = 1 << 20

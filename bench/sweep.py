@@ -108,7 +108,7 @@ def main() -> None:
 
 def package(folder: Path) -> None:
     """A package `noop` with the project's wiring and a training that does nothing."""
-    import conftest  # noqa: F401 - links the skeleton
+    import places  # noqa: F401 - links the skeleton
 
     source, target = (ROOT / "build" / "src" / "skeleton").resolve(), folder / "noop"
     target.mkdir()

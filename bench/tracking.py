@@ -29,7 +29,7 @@ def seconds(folder: Path, name: str, epochs: int, **extra: str) -> float:
 
 def main() -> None:
     """Print the ratio of the medians."""
-    import conftest  # noqa: F401 - links the skeleton
+    import places  # noqa: F401 - links the skeleton
     import projects
 
     parser = argparse.ArgumentParser(description=__doc__)

@@ -287,7 +287,7 @@ def main() -> None:
         contender(name, 1)  # what is loaded and compiled once is no part of a step
         print(json.dumps(contender(name, epochs)))
         return
-    from conftest import link_skeleton
+    from places import link_skeleton
 
     link_skeleton()
     print(f"{'model':6} {'contender':14} {'steps/s':>8} {'ratio':>6}  promised")

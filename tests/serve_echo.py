@@ -3,8 +3,8 @@
 import sys
 from pathlib import Path
 
-from conftest import link_skeleton  # noqa: F401 - puts the skeleton on the path
 from deployed import open_app
+from places import link_skeleton  # noqa: F401 - puts the skeleton on the path
 
 from free_ml_stack.errors import StackError
 from free_ml_stack.gateway.serve import serve

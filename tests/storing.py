@@ -15,7 +15,7 @@ import uvicorn
 from services.ports import listening
 
 if __name__ == "__main__":
-    import conftest  # noqa: F401 - puts the skeleton on the path
+    import places  # noqa: F401 - puts the skeleton on the path
 
 from free_ml_stack.gateway.data.api import DataAPI
 from free_ml_stack.gateway.protocol.direct import DirectProtocol

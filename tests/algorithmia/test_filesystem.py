@@ -14,10 +14,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import Algorithmia
-import conftest
 import fsspec
 import fsspec.tests.abstract as abstract
 import pandas as pd
+import places
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -383,7 +383,7 @@ class TestFaults:
             "AlgorithmiaFileSystem(sys.argv[1], 'key-of-me').get_file('.my/c/a', sys.argv[2])"
         )
         command = [sys.executable, "-c", code, url, str(tmp_path / "down")]
-        environ = {**os.environ, "PYTHONPATH": str(conftest.SOURCE)}
+        environ = {**os.environ, "PYTHONPATH": str(places.SOURCE)}
         done = subprocess.run(command, env=environ, capture_output=True, text=True)
         assert done.stderr.splitlines()[-1].startswith("OSError: [Errno 27] File too large")
         assert list(tmp_path.iterdir()) == []

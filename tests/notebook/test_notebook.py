@@ -14,10 +14,9 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import baking
 import nbformat
 import pytest
-from baking import bake, context
-from baking import environment as jinja
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 from percent import SOURCE, converted
@@ -68,7 +67,7 @@ def no_colab_is_left() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return bake(tmp_path_factory.mktemp("bake"), **names("octocat"))
+    return baking.bake(tmp_path_factory.mktemp("bake"), **names("octocat"))
 
 
 @pytest.fixture(scope="module")
@@ -127,9 +126,10 @@ def colab(places: Path, **secrets: str) -> dict[str, str]:
 
 @pytest.mark.parametrize("github", ["", "octocat"])
 def test_it_is_what_its_source_gives(tmp_path: Path, github: str) -> None:
-    made = bake(tmp_path, github_username=github) / "notebooks" / "train.ipynb"
-    source = jinja().from_string(SOURCE.read_text("utf-8")).render(context({"github_username": github}))
-    assert made.read_text("utf-8") == converted(source)
+    made = baking.bake(tmp_path, github_username=github) / "notebooks" / "train.ipynb"
+    answers = baking.context({"github_username": github})
+    rendered = baking.environment().from_string(SOURCE.read_text("utf-8")).render(**answers)
+    assert made.read_text("utf-8") == converted(rendered)
 
 
 def test_it_is_small_and_free_of_outputs(project: Path) -> None:
@@ -183,7 +183,7 @@ def test_two_runs_without_any_key_print_the_same(tmp_path: Path, places: Path) -
     folders = [tmp_path / "one", tmp_path / "two"]
     for folder in folders:
         folder.mkdir()
-        shortened(bake(folder, **names("")))
+        shortened(baking.bake(folder, **names("")))
 
     async def both() -> list[str]:
         runs = [execute(f / "ziffern", f / "ziffern" / "notebooks", **colab(places)) for f in folders]
@@ -313,7 +313,7 @@ def test_a_command_that_fails_ends_its_cell_without_a_traceback(project: Path, t
 def test_other_parameters_make_another_run_and_the_same_go_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.chdir(bake(tmp_path, **names("")))
+    monkeypatch.chdir(baking.bake(tmp_path, **names("")))
     project = Project("ziffern", environment(tmp_path))
     project("data")
     one, other = (project.train("first", epochs=1, seed=seed) for seed in (0, 1))
@@ -364,7 +364,7 @@ def test_it_gets_the_project_from_github(
     tmp_path: Path, places: Path, token: str, secret: str | None
 ) -> None:
     (tmp_path / "made").mkdir()
-    project = bake(tmp_path / "made", **names("octocat"))
+    project = baking.bake(tmp_path / "made", **names("octocat"))
     until = next(n for n, cell in enumerate(cells_of(project)) if "project.install()" in cell.source) + 1
     content = tmp_path / "content"
     content.mkdir()

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import packaging
 import pytest
-from conftest import ROOT
+from places import ROOT
 
 from free_ml_stack.errors import StackError
 from free_ml_stack.notebook import packages

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from baking import bake
-from conftest import ROOT
+from places import ROOT
 from projects import environment
 from services.sessions import Sessions, clients, serving
 

@@ -5,7 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-import conftest
+import places
 import pytest
 import requests
 from fsspec.implementations.dirfs import DirFileSystem
@@ -199,7 +199,7 @@ def work(folder: Path, url: str, service: str, **environ: str) -> None:
     environ = {
         **os.environ,
         **environ,
-        "PYTHONPATH": str(conftest.SOURCE),
+        "PYTHONPATH": str(places.SOURCE),
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     }
     done = subprocess.run(command, cwd=folder, env=environ, capture_output=True, text=True)

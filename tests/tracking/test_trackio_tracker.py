@@ -10,7 +10,7 @@ from pathlib import Path
 
 import projects
 import pytest
-from conftest import ROOT, SOURCE
+from places import ROOT, SOURCE
 
 
 @pytest.fixture(scope="module")
