@@ -3,9 +3,9 @@
 import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
+import forking
 from places import SOURCE
 
 SERVICES = ("WANDB", "HF_", "HUGGING", "ALGORITHMIA", "AWS", "STACK_")
@@ -23,16 +23,9 @@ def environment(home: Path, **extra: str) -> dict[str, str]:
     return {**kept, **own, **extra}
 
 
-def start(folder: Path, *arguments: str, **extra: str) -> subprocess.Popen[str]:
+def start(folder: Path, *arguments: str, **extra: str) -> forking.Running:
     """Start a command of the project in `folder`."""
-    return subprocess.Popen(
-        [sys.executable, "-m", "skeleton", *arguments],
-        cwd=folder,
-        env=environment(folder, **extra),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    return forking.start(["-m", "skeleton", *arguments], folder, environment(folder, **extra))
 
 
 def run(folder: Path, *arguments: str, code: int = 0, **extra: str) -> str:

@@ -1,12 +1,11 @@
 """A W&B service for tests, and the environment in which a user's program finds it."""
 
-import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import forking
 import projects
 from services.wandb_server import KEY, Wandb, serving
 
@@ -30,14 +29,7 @@ def program(service: Wandb, text: str, code: int = 0) -> str:
     """What a program prints that uses the real client, in a process and a home of its own."""
     with tempfile.TemporaryDirectory() as folder:
         environment = projects.environment(Path(folder), **account(Path(folder), service))
-        done = subprocess.run(
-            [sys.executable, "-c", text],
-            cwd=folder,
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=120,
-            check=False,
-        )
-    assert done.returncode == code, done.stdout + done.stderr
-    return done.stdout
+        process = forking.start(["-c", text], Path(folder), environment)
+        printed, complaint = process.communicate(timeout=120)
+    assert process.returncode == code, printed + complaint
+    return printed

@@ -19,6 +19,7 @@ from pathlib import Path
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).parent.parent))
 
+import forking
 from baking import template
 from services import hub_server, wandb_server
 from services.hub_server import Hub, Token
@@ -51,16 +52,9 @@ class Online:
     environment: dict[str, str]
     printed: str = field(default="", repr=False)
 
-    def start(self, *arguments: str) -> subprocess.Popen[str]:
+    def start(self, *arguments: str) -> forking.Running:
         """Start a command of the project; what it prints is one stream."""
-        return subprocess.Popen(
-            [sys.executable, "-m", PACKAGE, *arguments],
-            cwd=self.project,
-            env=self.environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
+        return forking.start(["-m", PACKAGE, *arguments], self.project, self.environment, merged=True)
 
     def run(self, *arguments: str) -> str:
         """What a command of the project prints; it must end well."""

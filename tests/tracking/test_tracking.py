@@ -4,12 +4,12 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from threading import Thread
 
+import forking
 import projects
 import pytest
 from services.hub_faults import Fault
@@ -46,18 +46,11 @@ def project(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def start(project: Path, text: str, service: Wandb, **extra: str) -> subprocess.Popen[str]:
+def start(project: Path, text: str, service: Wandb, **extra: str) -> forking.Running:
     """Start a program that tracks a run."""
     environment = projects.environment(project, **account(project, service, **extra))
-    return subprocess.Popen(
-        [sys.executable, "-c", PROGRAM + text],
-        cwd=project,
-        env={name: value for name, value in environment.items() if value},
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+    given = {name: value for name, value in environment.items() if value}
+    return forking.start(["-c", PROGRAM + text], project, given, merged=True)
 
 
 def track(project: Path, text: str, service: Wandb, **extra: str) -> str:
@@ -384,8 +377,8 @@ def test_a_run_that_goes_on_repeats_and_leaves_out_nothing(project: Path, servic
 
 
 @pytest.mark.slow
-def test_the_whole_way_leaves_its_lineage(tmp_path: Path, service: Wandb) -> None:
-    folder = projects.make(tmp_path / "project")
+def test_the_whole_way_leaves_its_lineage(tmp_path: Path, data: Path, service: Wandb) -> None:
+    folder = projects.make(tmp_path / "project", data)
     for command in (("train", "--epochs", "1"), ("publish",), ("deploy",)):
         projects.run(folder, *command, **account(tmp_path, service))
     store = service.store
@@ -411,8 +404,10 @@ def test_the_whole_way_leaves_its_lineage(tmp_path: Path, service: Wandb) -> Non
 
 
 @pytest.mark.slow
-def test_a_training_that_is_stopped_is_preempted_and_goes_on(tmp_path: Path, service: Wandb) -> None:
-    folder = projects.make(tmp_path / "project")
+def test_a_training_that_is_stopped_is_preempted_and_goes_on(
+    tmp_path: Path, data: Path, service: Wandb
+) -> None:
+    folder = projects.make(tmp_path / "project", data)
     process = projects.start(folder, "train", "--epochs", "25", **account(tmp_path, service))
     while not (rows := [path for path in folder.glob("runs/*/metrics.jsonl") if path.stat().st_size > 2000]):
         assert process.poll() is None
@@ -429,9 +424,9 @@ def test_a_training_that_is_stopped_is_preempted_and_goes_on(tmp_path: Path, ser
 
 @pytest.mark.slow
 def test_who_stops_the_wait_for_wandb_has_a_trained_model_all_the_same(
-    tmp_path: Path, service: Wandb
+    tmp_path: Path, data: Path, service: Wandb
 ) -> None:
-    folder = projects.make(tmp_path / "project")
+    folder = projects.make(tmp_path / "project", data)
     service.faults.append(Fault("slow", match="file_stream", seconds=300))
     process = projects.start(folder, "train", "--epochs", "1", "--name", "one", **account(tmp_path, service))
     latest, end = folder / "runs/latest", time.monotonic() + 50  # W&B is waited for longer

@@ -1,0 +1,288 @@
+"""Start Python programs in processes that need not import torch and the like first.
+
+One server process for each test worker has imported the heavy packages of others, none of ours. It forks each
+program, which then runs as `python -m` or `python -c` would run it: its own working folder, environment, modules of
+ours, signals and exit code. Only variables that Python itself reads as it starts come too late: see `forked`.
+"""
+
+import array
+import atexit
+import gc
+import json
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import types
+from collections.abc import Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import NoReturn, TextIO
+
+HEAVY = (
+    "scipy.stats", "pyarrow.parquet", "onnx", "torch._dynamo", "optuna", "matplotlib.pyplot",
+    "PIL.Image", "safetensors.torch",
+)  # fmt: skip
+FOR_PYTHON = (
+    "PYTHONIOENCODING",
+    "PYTHONUTF8",
+    "PYTHONUNBUFFERED",
+    "PYTHONWARNINGS",
+    "OMP_NUM_THREADS",
+    "LD_PRELOAD",
+)
+
+
+class Process:
+    """A program under way, used like subprocess.Popen with text pipes."""
+
+    spent = 0.0  # seconds of CPU of all that have ended, with their children
+
+    def __init__(
+        self, arguments: Sequence[str], folder: Path, environ: Mapping[str, str], merged: bool
+    ) -> None:
+        """Start `python ARGUMENTS`, where those begin with -m or -c; `merged`: errors go where the rest goes."""
+        self.args = [sys.executable, *arguments]
+        self.returncode: int | None = None
+        self.connection = socket.socket(socket.AF_UNIX)
+        self.connection.connect(server())
+        out, its_out = os.pipe()
+        error, its_error = (None, its_out) if merged else os.pipe()
+        order = json.dumps([list(arguments), str(folder), dict(environ)]).encode()
+        given = array.array("i", [its_out, its_error])
+        self.connection.sendmsg([b"%010d" % len(order)], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, given)])
+        self.connection.sendall(order)
+        for end in {its_out, its_error}:
+            os.close(end)
+        self.told = self.connection.makefile("r")
+        self.pid = int(self.told.readline())
+        self.stdout: TextIO | None = os.fdopen(out)
+        self.stderr: TextIO | None = None if error is None else os.fdopen(error)
+        self.readers: list[threading.Thread] = []
+        self.printed = {"stdout": "", "stderr": ""}
+
+    def poll(self) -> int | None:
+        """The exit code, None while it runs."""
+        if self.returncode is None and select.select([self.connection], [], [], 0)[0]:
+            self._end()
+        return self.returncode
+
+    def wait(self, timeout: float | None = None) -> int:
+        """The exit code, once it has ended. Raises subprocess.TimeoutExpired."""
+        if self.returncode is None:
+            if not select.select([self.connection], [], [], timeout)[0]:
+                raise subprocess.TimeoutExpired(self.args, timeout or 0)
+            self._end()
+        assert self.returncode is not None
+        return self.returncode
+
+    def _end(self) -> None:
+        status, spent = self.told.readline().split()
+        self.returncode = os.waitstatus_to_exitcode(int(status))
+        Process.spent += float(spent)
+        self.told.close()
+        self.connection.close()
+
+    def communicate(self, timeout: float | None = None) -> tuple[str, str]:
+        """The rest of what it prints, and of what it complains of, once it has ended; may be called again."""
+        end = None if timeout is None else time.monotonic() + timeout
+
+        def left() -> float | None:
+            return None if end is None else max(0.0, end - time.monotonic())
+
+        if not self.readers:
+            self.readers = [
+                threading.Thread(target=self._read, args=(name,), daemon=True) for name in self.printed
+            ]
+            for reader in self.readers:
+                reader.start()
+        for reader in self.readers:
+            reader.join(left())
+            if reader.is_alive():
+                raise subprocess.TimeoutExpired(self.args, timeout or 0)
+        self.wait(left())
+        return self.printed["stdout"], self.printed["stderr"]
+
+    def _read(self, name: str) -> None:
+        stream: TextIO | None = getattr(self, name)
+        if stream and not stream.closed:
+            self.printed[name] = stream.read()
+            stream.close()
+
+    def send_signal(self, number: int) -> None:
+        """Send a signal, unless it has ended."""
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def terminate(self) -> None:
+        self.send_signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+
+    def __enter__(self) -> "Process":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.wait()
+        for stream in (self.stdout, self.stderr):
+            if stream:
+                stream.close()
+
+
+Running = Process | subprocess.Popen[str]
+
+
+def start(
+    arguments: Sequence[str], folder: Path, environ: Mapping[str, str], merged: bool = False
+) -> Running:
+    """Start `python ARGUMENTS` in `folder`, forked where that is the same."""
+    if not any(name in environ and environ[name] != os.environ.get(name) for name in FOR_PYTHON):
+        return Process(arguments, folder, environ, merged)
+    return subprocess.Popen(
+        [sys.executable, *arguments],
+        cwd=folder,
+        env=environ,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT if merged else subprocess.PIPE,
+        text=True,
+    )
+
+
+@cache
+def server() -> str:
+    """The address of this worker's server, which ends with it."""
+    home = tempfile.TemporaryDirectory(prefix="forking-")
+    address = f"{home.name}/socket"
+    environ = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+    started = subprocess.Popen(
+        [sys.executable, "-P", __file__, address],
+        env={**environ, "HOME": home.name, "PYTHONDONTWRITEBYTECODE": "1"},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+
+    def end() -> None:
+        started.communicate()
+        home.cleanup()
+
+    atexit.register(end)
+    assert started.stdout
+    assert started.stdout.readline() == b"ready\n"
+    return address
+
+
+def serve(address: str) -> list[str]:
+    """Fork a process for each order. Returns in each of those, with what it is to run; never in the server."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the tests
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # so that no process of ours stays
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(address)
+        listener.listen(64)
+        os.write(1, b"ready\n")
+        while True:
+            ready, _, _ = select.select([listener, 0], [], [])
+            if 0 in ready:
+                os._exit(0)
+            connection = listener.accept()[0]
+            if os.fork():
+                connection.close()
+                continue
+            listener.close()
+            return attend(connection)
+
+
+def attend(connection: socket.socket) -> list[str]:
+    """Fork the process that is ordered, and tell how it ends; returns in that process."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    length, passed, _, _ = connection.recvmsg(10, socket.CMSG_SPACE(8))
+    ends = array.array("i")
+    ends.frombytes(passed[0][2])
+    with connection.makefile("rb") as file:
+        arguments, folder, environ = json.loads(file.read(int(length)))
+    pid = os.fork()
+    if pid:
+        for end in ends:
+            os.close(end)
+        report(connection, pid)
+    connection.close()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # also where the tests run in the background
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    for number, end in enumerate((nothing, *ends)):
+        os.dup2(end, number)
+    for end in {nothing, *ends}:
+        os.close(end)
+    os.environ.clear()
+    os.environ.update(environ)
+    os.chdir(folder)
+    time.tzset()
+    given: list[str] = arguments
+    return given
+
+
+def report(connection: socket.socket, pid: int) -> NoReturn:
+    """Tell the number of a process, and once it has ended its status and the CPU that it took."""
+    connection.sendall(b"%d\n" % pid)
+    _, status, usage = os.wait4(pid, 0)
+    try:
+        connection.sendall(f"{status} {usage.ru_utime + usage.ru_stime}\n".encode())
+    finally:
+        os._exit(0)
+
+
+def run(arguments: Sequence[str]) -> None:
+    """Run a program as Python would, from what comes before it to how it ends.
+
+    What is left out is to take the interpreter apart at last, which takes a second where torch is in it.
+    """
+    import runpy
+
+    import numpy as np
+
+    kind, what, *words = arguments
+    code = 0
+    np.random.seed()  # or each would draw the same
+    first = str(Path.cwd()) if kind == "-m" else ""
+    sys.path[:0] = [first, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
+    sys.argv[:] = [kind, *words]
+    sys.stdout = sys.__stdout__ = os.fdopen(1, "w", encoding=sys.stdout.encoding, closefd=False)
+    sys.stderr = sys.__stderr__ = os.fdopen(
+        2, "w", buffering=1, encoding=sys.stderr.encoding, errors="backslashreplace", closefd=False
+    )
+    try:
+        if kind == "-m":
+            runpy.run_module(what, run_name="__main__", alter_sys=True)
+        else:
+            main = sys.modules["__main__"] = types.ModuleType("__main__")
+            exec(compile(what, "<string>", "exec"), main.__dict__)
+    except SystemExit as end:
+        if isinstance(end.code, str):
+            print(end.code, file=sys.stderr)
+        code = end.code if isinstance(end.code, int) else int(end.code is not None)
+    except BaseException as error:
+        sys.excepthook(type(error), error, error.__traceback__)
+        code = 1
+        if isinstance(error, KeyboardInterrupt):
+            code = -signal.SIGINT
+    threading._shutdown()  # type: ignore[attr-defined]
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    if code < 0:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGINT)
+    os._exit(code & 0xFF)
+
+
+if __name__ == "__main__":
+    from importlib import import_module
+
+    for module in HEAVY:
+        import_module(module)
+    gc.freeze()  # what is collected is copied
+    run(serve(sys.argv[1]))
