@@ -1,9 +1,4 @@
-"""The wiring between the science and the four tools; you need not open it to use it."""
-
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    pass
+"""The error that a user can mend, and errors as one line of text."""
 
 
 class StackError(Exception):

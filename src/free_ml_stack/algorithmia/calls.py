@@ -3,27 +3,21 @@
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from free_ml_stack.errors import NoServiceError, StackError
+from free_ml_stack.locks import alive
 
 if TYPE_CHECKING:
     from free_ml_stack.project.science import Science
     from free_ml_stack.project.settings import Settings
 
-from collections.abc import Iterable
-from typing import TYPE_CHECKING
-
-from free_ml_stack.locks import alive
-
-if TYPE_CHECKING:
-    from free_ml_stack.project.settings import Settings
-
 RECORD = "gateway.json"
 ATTEMPTS = 4
+START = 60  # seconds that a gateway gets to start, and to write its log
 
 
 def address(settings: "Settings") -> tuple[str, str]:
@@ -80,9 +74,6 @@ def read_input(text: str) -> Any:
         return json.loads(source)
     except (ValueError, OSError) as error:
         raise StackError(f"input is neither a file nor JSON: {error}") from None
-
-
-START = 60  # seconds that a gateway gets to start, and to write its log
 
 
 @contextmanager

@@ -17,6 +17,9 @@ from free_ml_stack.storage.atomic import growing, write_all
 from free_ml_stack.storage.checksums import read_digest
 from free_ml_stack.storage.parallel import InFlight
 
+AT_ONCE = 8  # calls in flight when several files are moved
+TRIES = 3  # for bytes that arrive with a wrong checksum
+
 
 class Files(Protocol):
     """What a mover needs of its file system."""
@@ -31,10 +34,6 @@ class Files(Protocol):
 
     def exists(self, path: str) -> bool:
         """Tell whether a path is there."""
-
-
-AT_ONCE = 8  # calls in flight when several files are moved
-TRIES = 3  # for bytes that arrive with a wrong checksum
 
 
 class Together:

@@ -8,12 +8,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from free_ml_stack.errors import StackError, from_outside, in_a_line
-from free_ml_stack.project.arguments import add_train_arguments
-from free_ml_stack.project.settings import Settings, load
-
-if TYPE_CHECKING:
-    from free_ml_stack.project.science import Science
 from free_ml_stack.cli.commands import (
     Arguments,
     data,
@@ -29,6 +23,12 @@ from free_ml_stack.cli.commands import (
     sync,
     train,
 )
+from free_ml_stack.errors import StackError, from_outside, in_a_line
+from free_ml_stack.project.arguments import add_train_arguments
+from free_ml_stack.project.settings import Settings, load
+
+if TYPE_CHECKING:
+    from free_ml_stack.project.science import Science
 
 
 def demo(science: "Science", settings: Settings, args: Arguments) -> int:

@@ -15,22 +15,11 @@ if TYPE_CHECKING:
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError
 
-
 T = TypeVar("T")
-
-
 WAITS = (1.0, 2.0, 4.0, 8.0)  # seconds before each new attempt
-
-
 PATIENCE = 20.0  # seconds after which trouble is told: most of the client's calls have been patient themselves by then
-
-
 CROSSED = (409, 412)  # another writer was quicker
-
-
 PASSING = (*CROSSED, 429, 500, 502, 503, 504)  # too many requests, a server in trouble
-
-
 MISSING, UNKNOWN_KEY, FORBIDDEN = 404, 401, 403
 
 

@@ -13,6 +13,8 @@ from threading import Thread
 from typing import Any, BinaryIO
 
 Content = bytes | Iterable[memoryview | bytes]
+CHUNK = 1 << 20  # bytes
+SYNC = 1 << 24  # bytes that are written before the disk is told to begin with them
 
 
 def replace(path: Path, content: bytes) -> None:
@@ -43,12 +45,6 @@ def _write(path: Path, content: Content) -> str:
             write_all(file, piece)
         os.fsync(file.fileno())
     return total.hexdigest()
-
-
-CHUNK = 1 << 20  # bytes
-
-
-SYNC = 1 << 24  # bytes that are written before the disk is told to begin with them
 
 
 def write_all(file: Any, data: bytes | memoryview) -> None:

@@ -1,20 +1,13 @@
 """Files on local disk that appear whole under their name, or not at all."""
 
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-from fsspec import AbstractFileSystem
-from fsspec.implementations.dirfs import DirFileSystem
-
-from free_ml_stack.storage.transfer import transfer as transfer
-
-if TYPE_CHECKING:
-    pass
-
 import shutil
 import time
 from contextlib import suppress
+from pathlib import Path
+from typing import Any
 
+from fsspec import AbstractFileSystem
+from fsspec.implementations.dirfs import DirFileSystem
 from fsspec.implementations.local import LocalFileSystem
 
 from free_ml_stack.storage.atomic import CHUNK, open_whole

@@ -3,16 +3,12 @@
 import json
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fsspec import AbstractFileSystem
 
 from free_ml_stack.errors import StackError
 from free_ml_stack.storage.checksums import sum_of
-from free_ml_stack.storage.transfer import transfer as transfer
-
-if TYPE_CHECKING:
-    pass
 from free_ml_stack.storage.local import local_store
 
 MANIFEST = "manifest.json"

@@ -11,16 +11,13 @@ import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from multiprocessing.connection import Connection, wait
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from free_ml_stack.errors import StackError
 from free_ml_stack.sweeps.command import Call, call, own_arguments, variables
 from free_ml_stack.sweeps.job import Job, Task
 from free_ml_stack.sweeps.search_space import is_number, measured
 from free_ml_stack.tracking.tracker import Stopped, Untracked
-
-if TYPE_CHECKING:
-    pass
 
 GRACE = 10  # seconds in which a trial that is told to end writes its checkpoint
 STARTS = 20  # attempts to start a worker, for whatever kills the others may kill it, too

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING
 from free_ml_stack.console import say
 from free_ml_stack.locks import claim
 from free_ml_stack.tracking import provenance
+from free_ml_stack.tracking.run import CHANGES, TOLD, Record, Run
 from free_ml_stack.tracking.tracker import Tracker, Untracked, Values
 
 if TYPE_CHECKING:
     from free_ml_stack.credentials.report import Report
     from free_ml_stack.project.settings import Settings
-from free_ml_stack.tracking.run import CHANGES, TOLD, Record, Run
 
 
 def open_run(

@@ -3,13 +3,10 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from free_ml_stack.console import Progress
 from free_ml_stack.tracking.tracker import Tracker, Values
-
-if TYPE_CHECKING:
-    pass
 
 METRICS = "metrics.jsonl"
 TOLD = "tracked.jsonl"  # all that a tracker was told besides the metrics, so that it can be told again

@@ -1,15 +1,9 @@
 """What a tracker is told of a run."""
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
-
-if TYPE_CHECKING:
-    pass
-
+from typing import Any, Protocol
 
 PREEMPTED = 75  # the exit code of a run that goes on later
-
-
 Values = Mapping[str, Any]
 
 
