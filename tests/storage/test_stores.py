@@ -21,7 +21,8 @@ from free_ml_stack.errors import StackError
 from free_ml_stack.project.settings import Settings
 from free_ml_stack.storage.local import local_store
 from free_ml_stack.storage.manifest import DamagedError, verify, write_manifest
-from free_ml_stack.storage.stores import open_store, transfer
+from free_ml_stack.storage.stores import open_store
+from free_ml_stack.storage.transfer import transfer
 
 
 @pytest.fixture
@@ -174,7 +175,7 @@ import sys
 from pathlib import Path
 from free_ml_stack.project.settings import Settings
 from free_ml_stack.storage.stores import open_store
-from free_ml_stack.storage.stores import transfer
+from free_ml_stack.storage.transfer import transfer
 from free_ml_stack.storage.manifest import verify
 from free_ml_stack.storage.manifest import write_manifest
 url, service = sys.argv[1:]

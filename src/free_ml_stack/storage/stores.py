@@ -11,7 +11,6 @@ from fsspec.implementations.dirfs import DirFileSystem
 
 from free_ml_stack.errors import NoServiceError, StackError
 from free_ml_stack.storage.local import local_store
-from free_ml_stack.storage.transfer import transfer as transfer
 
 if TYPE_CHECKING:
     from free_ml_stack.project.settings import Settings

@@ -1,0 +1,209 @@
+"""The commands that bring a model to its users: publish, deploy, serve, predict, monitor."""
+
+import dataclasses
+import json
+from argparse import ArgumentParser, Namespace
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from free_ml_stack.cli.command import say_next, whole
+from free_ml_stack.console import say, shown, table
+from free_ml_stack.errors import StackError
+from free_ml_stack.project.flags import read_json
+from free_ml_stack.project.settings import Settings
+
+if TYPE_CHECKING:
+    from free_ml_stack.project.science import Science
+
+
+def publish(science: "Science", settings: Settings, args: Namespace) -> int:
+    """Make the model folder with its card; send it to the store, and to the Hub where there is a token."""
+    from free_ml_stack.credentials import check as credentials
+    from free_ml_stack.hub import publish as hub
+    from free_ml_stack.tracking import lineage
+    from free_ml_stack.training.export import export
+    from free_ml_stack.training.run import find_run
+
+    place, run = hub.place_of(settings), find_run(settings, args.run)
+    not_yet = f"Not on the Hub yet: {hub.lacking(settings)}."
+    account = place.id.partition("/")[0] if place else ""
+    trouble = credentials.trouble("huggingface", account, settings.root / ".env") if place else ""
+    kept, silence = hub.edited(place) if not trouble else ({}, "")
+    folder = export(science, settings, run, kept)
+    if args.dry_run:
+        if trouble:
+            raise StackError(trouble)
+        say(*(hub.preview(place, folder) if place else [not_yet]), "Nothing was sent.")
+        return 0
+    published = hub.publish(settings, folder, args.public, trouble or silence)
+    tracked = lineage.published(settings, folder, {"run": run.name, "url": published.url})
+    say(
+        f"Model and card are in {shown(published.folder)}, and in {published.stored}.",
+        *filter(None, [tracked]),
+    )
+    say(f"Published at {published.url} as {published.version}." if published.url else not_yet)
+    return say_next(settings, "deploy")
+
+
+def add_publish_arguments(parser: ArgumentParser, science: "Science") -> None:
+    """Add the arguments of `publish`."""
+    add = parser.add_argument
+    add("--run", default="", metavar="ID", help="the run to publish (default: the latest)")
+    add("--public", action="store_true", help="make the repository on the Hub public")
+    add("--dry-run", action="store_true", help="show what would be sent to the Hub, and send nothing")
+
+
+def deploy(science: "Science", settings: Settings, args: Namespace) -> int:
+    """Make the published model the algorithm's next version; list the versions; roll back."""
+    from free_ml_stack.deployment import deploy as deployment
+    from free_ml_stack.storage.stores import open_store
+    from free_ml_stack.tracking import lineage
+
+    store, name = open_store(settings.storage, settings), settings.algorithm.partition("/")[2]
+    if args.list:
+        rows = [
+            (build.version, build.finished_at[:19], build.folder)
+            for build in deployment.versions(store, name)
+        ]
+        say(table(rows, ("version", "deployed", "folder")) if rows else "Nothing is deployed yet.")
+        return 0
+    if args.rollback is not None:
+        build = deployment.rollback(store, name, args.rollback)
+        say(f"{settings.algorithm} is back at version {build.version}.")
+        return say_next(settings, "predict")
+    if args.target != "gateway":
+        return _deploy_elsewhere(science, settings, args)
+    model = published_model(settings, args.model)
+    build = deployment.deploy(model, store, name, science.predict, args.bump)
+    tracked = lineage.deployed(settings, model, build.version)
+    say(
+        f"{settings.algorithm} is at version {build.version}: copied, checked, and it answers its sample as recorded.",
+        *filter(None, [tracked]),
+    )
+    return say_next(settings, "serve", "predict")
+
+
+def add_deploy_arguments(parser: ArgumentParser, science: "Science") -> None:
+    """Add the arguments of `deploy`."""
+    add = parser.add_argument
+    bumps = ("major", "minor", "revision")
+    targets = "the project's own gateway (default), an installation of Algorithmia, or a Hugging Face Space"
+    spaces = ("auto", "zerogpu", "docker", "static")
+    best = "kind of Space (default: the best that the account can have)"
+    back = "go back to the version before, or to VERSION"
+    add("--model", default="", metavar="ID", help="the published model (default: the latest)")
+    add("--bump", choices=bumps, default="minor", help="part of the version that rises")
+    add("--list", action="store_true", help="list the versions")
+    add("--target", choices=("gateway", "algorithmia", "space"), default="gateway", help=targets)
+    add("--space", choices=spaces, default="auto", help=best)
+    add("--rollback", nargs="?", const="", metavar="VERSION", help=back)
+
+
+def _deploy_elsewhere(science: "Science", settings: Settings, args: Namespace) -> int:
+    from free_ml_stack.deployment.targets import RECORD, to_installation, to_space
+
+    model = published_model(settings, args.model)
+    if args.target == "algorithmia":
+        version = to_installation(science, settings, model, args.bump)
+        say(f"{settings.algorithm} is published as version {version} at {settings.algorithmia_api}.")
+        return say_next(settings, "predict")
+    hosted = to_space(science, settings, model, args.bump, args.space)
+    say(f"The {hosted.rung} Space {hosted.page} answers at {hosted.url}")
+    if hosted.calls:
+        say(f"Its key is in {shown(settings.private / RECORD)}. To call it from Python:", hosted.calls)
+    return 0
+
+
+def serve(science: "Science", settings: Settings, args: Namespace) -> int:
+    """Run the gateway on this machine."""
+    from free_ml_stack.algorithmia.calls import RECORD
+    from free_ml_stack.gateway import serve as server
+    from free_ml_stack.gateway.app import create_app
+    from free_ml_stack.storage.local import local_store
+    from free_ml_stack.storage.stores import open_store
+
+    local = dataclasses.replace(
+        settings, algorithmia_api="", credentials=settings.credentials - {"algorithmia"}
+    )
+    project = open_store(local.storage, local)
+    store = local_store(settings.private / "data")
+
+    def app(keys: Sequence[str]) -> Any:
+        return create_app(
+            store=store,
+            project=project,
+            user=settings.user,
+            keys=keys,
+            algorithm=settings.algorithm,
+            predictor=science.predict,
+        )
+
+    keys = [settings.algorithmia_api_key] if settings.algorithmia_api_key else []
+    record = settings.private / RECORD
+
+    def announce(text: str) -> None:
+        say(text, f"The key is in {shown(record)}. Stop with Ctrl-C.")
+
+    server.serve(
+        app, keys=keys, host=args.host, port=args.port, workers=args.workers, record=record, say=announce
+    )
+    return 0
+
+
+def add_serve_arguments(parser: ArgumentParser, science: "Science") -> None:
+    """Add the arguments of `serve`."""
+    add = parser.add_argument
+    add("--host", default="127.0.0.1", help="address to listen at (default: 127.0.0.1)")
+    add("--port", type=int, default=0, help="port (default: a free one)")
+    add("--workers", type=whole(1), default=1, help="processes (default: 1)")
+
+
+def predict(science: "Science", settings: Settings, args: Namespace) -> int:
+    """Call the deployed model through Algorithmia's own client."""
+    from free_ml_stack.algorithmia.calls import call, read_input
+
+    value = (
+        read_input(args.input)
+        if args.input
+        else read_json(published_model(settings, "") / "sample.json")["input"]
+    )
+    say(json.dumps(call(settings, [value], args.version)[0], indent=1))
+    return say_next(settings, "monitor")
+
+
+def add_predict_arguments(parser: ArgumentParser, science: "Science") -> None:
+    """Add the arguments of `predict`."""
+    add = parser.add_argument
+    add("input", nargs="?", default="", help="JSON, a file of it, or - (default: the model's sample)")
+    add("--version", default="", help="version to call (default: the latest)")
+
+
+def monitor(science: "Science", settings: Settings, args: Namespace) -> int:
+    """Compare the gateway's calls with the data that the model was trained on."""
+    from free_ml_stack.deployment import monitor as monitoring
+
+    seen = monitoring.monitor(settings)
+    say(
+        table([(name, f"{score:.3f}") for name, score in seen.drift["scores"].items()], ("quantity", "drift"))
+    )
+    say(
+        f"{seen.calls} calls of version {seen.version}, {seen.errors} failed; "
+        f"median {seen.median_ms:.2f} ms, 99 % within {seen.p99_ms:.2f} ms."
+    )
+    say(
+        f"Drift: {seen.drift['verdict']}.",
+        *(f"Picture: {shown(path)}" for path in seen.pictures.values()),
+        seen.tracked,
+    )
+    return 0
+
+
+def published_model(settings: Settings, name: str) -> Path:
+    """The folder of a published model, by default that of the latest run."""
+    from free_ml_stack.training.run import find_run
+
+    folder = settings.models / (name or find_run(settings).name)
+    if not (folder / "manifest.json").exists():
+        raise StackError(f"no published model {folder.name}: run `{settings.command} publish`")
+    return folder

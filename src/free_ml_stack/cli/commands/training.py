@@ -1,0 +1,123 @@
+"""The commands that make a model: data, train, sweep."""
+
+from argparse import ArgumentParser, Namespace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from free_ml_stack.cli.command import say_next, seconds, whole
+from free_ml_stack.console import say, shown, table
+from free_ml_stack.errors import StackError
+from free_ml_stack.project.settings import Settings
+
+if TYPE_CHECKING:
+    from free_ml_stack.project.science import Science
+
+
+def data(science: "Science", settings: Settings, args: Namespace) -> int:
+    """Fetch the data set, split it, and write it to the store."""
+    from free_ml_stack.data import dataset
+    from free_ml_stack.storage.stores import open_store
+
+    source, store = science.data, open_store(settings.storage, settings)
+    if args.source or args.publish:
+        from free_ml_stack.data import hub_dataset
+    if args.publish:
+        hub_dataset.repository_of(args.publish)
+    if args.source:
+        written = hub_dataset.fetch(args.source, store, source.LABELS)
+    else:
+        facts = {
+            "name": source.NAME,
+            "source": source.SOURCE,
+            "license": {"license": source.LICENSE},
+            "labels": source.LABELS,
+            "split_seed": args.seed,
+        }
+        written = dataset.write(store, source.split(source.fetch(), args.seed), facts)
+    say(table(list(written["rows"].items()), ("split", "rows")))
+    say(f"Data set {written['name']} is in {settings.storage}/{dataset.FOLDER}.")
+    if args.publish:
+        url, version = hub_dataset.publish(
+            args.publish, store, science.model.TASK, written["name"], args.public
+        )
+        say(f"Published at {url} as {version}.")
+    return say_next(settings, "train")
+
+
+def add_data_arguments(parser: ArgumentParser, science: "Science") -> None:
+    """Add the arguments of `data`."""
+    add = parser.add_argument
+    add("--seed", type=whole(0), default=0, help="seed of the split (default: 0)")
+    add("--from", dest="source", default="", metavar="URL", help="read hf://datasets/USER/NAME instead")
+    add("--publish", default="", metavar="URL", help="publish the data set at hf://datasets/USER/NAME")
+    add("--public", action="store_true", help="make the repository on the Hub public")
+
+
+def train(science: "Science", settings: Settings, args: Namespace) -> int:
+    """Train a model; every field of TrainConfig is a flag."""
+    from free_ml_stack.tracking.tracker import Stopped
+    from free_ml_stack.training import run as training
+    from free_ml_stack.training.checkpoint import Interrupted
+
+    run = args.run or args.name or settings.wandb_run  # an agent of W&B has named its trial
+    try:
+        result = training.train(science, training.configured(science, settings, args), settings, run)
+    except Interrupted as stop:
+        if settings.rank == 0:
+            say(str(stop))
+        return training.RESUME
+    except Stopped as stop:
+        say(f"{stop}.")
+        return 0
+    except (StackError, OSError):
+        if settings.wandb_run and settings.rank == 0:
+            training.failed_early(settings, run)
+        raise
+    if settings.rank == 0:
+        say(
+            f"Test accuracy {result['test']['accuracy']:.4f}; {result['steps']} steps in {result['seconds']:.1f} s."
+        )
+        say(
+            f"Run {result['run']} is in {shown(settings.runs / result['run'])}.",
+            *filter(None, [result["tracked"]]),
+        )
+        if not settings.wandb_sweep:  # after a trial comes the next one
+            say_next(settings, "sweep", "publish")
+    return 0
+
+
+def sweep(science: "Science", settings: Settings, args: Namespace) -> int:
+    """Search for a better configuration, as sweep.yaml says: by W&B where a key works, else here."""
+    from free_ml_stack.sweeps import sweep as sweeps
+    from free_ml_stack.sweeps.command import is_own
+
+    options = sweeps.Options(args.agents, args.trials, args.join, args.study, args.sampler, args.timeout)
+    found = sweeps.sweep(science, settings, args.file or settings.root / "sweep.yaml", options)
+    say(
+        table(found.rows(), found.header()),
+        f"Pictures and trials are in {shown(found.folder)}.",
+        found.tracked,
+    )
+    say(f"Best: {found.metric} {found.best_value:.4f}, written to {shown(found.best_config)}.")
+    if not is_own(found.plan, science.package):  # what another program takes is nothing to `train` with
+        return 0
+    return say_next(settings, f"train --config {shown(found.best_config)}", "publish")
+
+
+def add_sweep_arguments(parser: ArgumentParser, science: "Science") -> None:
+    """Add the arguments of `sweep`."""
+    add = parser.add_argument
+    add("--file", type=Path, help="the sweep (default: sweep.yaml)")
+    add("--agents", type=whole(1), default=2, metavar="N", help="trials at the same time (default: 2)")
+    add(
+        "--trials",
+        type=whole(0),
+        default=0,
+        metavar="N",
+        help="trials at most (default: run_cap of the file)",
+    )
+    add("--join", default="", metavar="ID", help="run agents of the sweep ENTITY/PROJECT/ID at W&B")
+    shared = "keep the trials there, for several machines: a folder that they share, or a database's URL"
+    add("--study", default="", metavar="PLACE", help=shared)
+    add("--sampler", choices=("tpe", "gp"), default="tpe", help="of a bayes sweep here (default: tpe)")
+    add("--timeout", type=seconds, default=0.0, metavar="S", help="seconds that a trial here may take")

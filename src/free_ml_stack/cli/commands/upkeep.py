@@ -1,0 +1,70 @@
+"""The commands around a project: doctor, sync, storage, remote."""
+
+import argparse
+from argparse import ArgumentParser, Namespace
+from typing import TYPE_CHECKING
+
+from free_ml_stack.console import say
+from free_ml_stack.project.settings import Settings
+
+if TYPE_CHECKING:
+    from free_ml_stack.project.science import Science
+
+
+def doctor(science: "Science", settings: Settings, args: Namespace) -> int:
+    """Check keys, versions, device and disk."""
+    from free_ml_stack.cli import doctor as readiness
+
+    return readiness.doctor(settings, args.json)
+
+
+def add_doctor_arguments(parser: ArgumentParser, science: "Science") -> None:
+    """Add the arguments of `doctor`."""
+    parser.add_argument("--json", action="store_true", help="print one JSON document")
+
+
+def sync(science: "Science", settings: Settings, args: Namespace) -> int:
+    """Send what was tracked offline to Weights & Biases."""
+    from free_ml_stack.tracking import sync as syncing
+
+    count = 0
+    for name, seen in syncing.sync(settings):
+        count += 1
+        say(f"{name}: {seen}")
+    say(f"{count} runs." if count else "Nothing to send: W&B has all of it.")
+    return 0
+
+
+def storage(science: "Science", settings: Settings, args: Namespace) -> int:
+    """Move the project's data between its store and another one, only what differs."""
+    from free_ml_stack.storage.stores import open_store
+    from free_ml_stack.storage.transfer import transfer
+
+    here, there = open_store(settings.storage, settings), open_store(args.url, settings)
+    source, target = (here, there) if args.direction == "push" else (there, here)
+    moved = transfer(source, target)
+    say(f"{moved.copied} files copied, {moved.same} were there already.")
+    return 0
+
+
+def add_storage_arguments(parser: ArgumentParser, science: "Science") -> None:
+    """Add the arguments of `storage`."""
+    add = parser.add_argument
+    add("direction", choices=("push", "pull"), help="push: from the project's store to URL; pull: back")
+    add("url", help="the other store")
+
+
+def remote(science: "Science", settings: Settings, args: Namespace) -> int:
+    """Train on a free GPU of Colab or Kaggle, from this terminal, and fetch the run."""
+    from free_ml_stack.notebook import sessions
+
+    return sessions.remote(settings, science.package, args.place, args.train, args.gpu, args.user)
+
+
+def add_remote_arguments(parser: ArgumentParser, science: "Science") -> None:
+    """Add the arguments of `remote`."""
+    add, rest = parser.add_argument, argparse.REMAINDER
+    add("place", choices=("colab", "kaggle"), help="where: through Google's or Kaggle's own client")
+    add("--gpu", default="T4", help="Colab's name of the GPU; empty for none (default: T4)")
+    add("--user", default="", help="your account at Kaggle")
+    add("--train", nargs=rest, default=[], metavar="ARGUMENT", help="all that follows is for `train`")
