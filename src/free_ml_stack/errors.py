@@ -21,3 +21,10 @@ def in_a_line(error: Exception) -> str:
         return ": ".join(str(part) for part in (error.filename, error.strerror) if part)
     name = "" if isinstance(error, StackError) else f"{type(error).__name__}: "
     return name + " ".join(str(error).split())
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error, for others to end; with what is wrong with it where pydantic refuses a value."""
+    lines = (str(error).strip() or type(error).__name__).splitlines()
+    count = 3 if "validation error" in lines[0] else 1
+    return ": ".join(line.strip() for line in lines[:count]).rstrip(".")

@@ -14,12 +14,12 @@ from services.hub_server import Hub, serving
 
 from free_ml_stack.errors import StackError
 from free_ml_stack.hub import publish as hubbing
-from free_ml_stack.hub.client import Place
 from free_ml_stack.hub.publish import compare, upload
 from free_ml_stack.storage.manifest import write_manifest
+from free_ml_stack.storage.repository import Repository
 
 CARD = "---\nlicense: mit\npipeline_tag: image-classification\n---\n# A model\n"
-PLACE = Place("me/model")
+PLACE = Repository("me/model")
 
 
 @pytest.fixture
@@ -59,7 +59,7 @@ def content(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
 
 
-def shown(hub: Hub, revision: str = "main", place: Place = PLACE) -> dict[str, bytes]:
+def shown(hub: Hub, revision: str = "main", place: Repository = PLACE) -> dict[str, bytes]:
     """What the Hub shows, apart from what it made itself."""
     return {
         name: data
@@ -100,7 +100,7 @@ def test_a_new_repository_is_private_unless_told(hub: Hub, api: HfApi, old: Path
     assert hub.repo("model", "me/model").private
     upload(api, PLACE, old, "first", public=True)
     assert not hub.repo("model", "me/model").private
-    upload(api, Place("me/other"), old, "first", public=True)
+    upload(api, Repository("me/other"), old, "first", public=True)
     assert not hub.repo("model", "me/other").private
 
 
@@ -135,7 +135,7 @@ def test_refused_at_any_call_it_shows_one_version_or_the_other(
             )
             for name in ("old", "new")
         )
-        place = Place(f"me/model-{number}")
+        place = Repository(f"me/model-{number}")
         upload(api, place, old, "first")
         before = len(hub.calls)
         hub.app.faults = [Fault(403, at=range(number, 10**6))] if number else []
@@ -159,10 +159,10 @@ def test_refused_at_any_call_it_shows_one_version_or_the_other(
 UPLOAD = """
 import sys
 from pathlib import Path
-from free_ml_stack.hub.client import Place
+from free_ml_stack.storage.repository import Repository
 from free_ml_stack.hub.client import client
 from free_ml_stack.hub.publish import upload
-upload(client(), Place("me/model"), Path(sys.argv[1]), "second")
+upload(client(), Repository("me/model"), Path(sys.argv[1]), "second")
 """
 
 

@@ -21,11 +21,12 @@ from fsspec.implementations.local import LocalFileSystem
 from numpy.typing import NDArray
 
 from free_ml_stack.data import dataset
-from free_ml_stack.errors import StackError
+from free_ml_stack.errors import StackError, first_line
 from free_ml_stack.hub import client as hub_client
 from free_ml_stack.hub import publish as hub
-from free_ml_stack.hub.card import ID, check, own, plain, repository, section
+from free_ml_stack.hub.card import ID, check, own, plain, repository_id, section
 from free_ml_stack.storage.manifest import MANIFEST, DamagedError, verify, write_manifest
+from free_ml_stack.storage.repository import Repository
 
 SCHEME = "hf://datasets/"
 # The Hub's own words for splits (huggingface.co/docs/hub/datasets-file-names-and-splits).
@@ -45,19 +46,25 @@ def fetch(url: str, store: AbstractFileSystem, labels: list[Any]) -> dict[str, A
     Its Parquet files must name their split. They pass through as a stream, so memory does not grow with them. The
     revision is pinned; what is in the store already is left alone. Raises StackError.
     """
-    place, revision, folder = parts(url)
+    repository, revision, folder = parts(url)
     api = hub_client.client()
     info = hub_client.patiently(
-        lambda: known(url, lambda: api.dataset_info(place.id, revision=revision or None))
+        lambda: known(url, lambda: api.dataset_info(repository.id, revision=revision or None))
     )
-    pinned = f"{SCHEME}{place.id}@{info.sha}{f'/{folder}' if folder else ''}"
+    pinned = f"{SCHEME}{repository.id}@{info.sha}{f'/{folder}' if folder else ''}"
     target = dataset.in_store(store)
     if present := whole(target, pinned):
         return present
     source = filesystem("hf", endpoint=api.endpoint, skip_instance_cache=True)
     shards = hub_client.patiently(lambda: by_split(pinned, source))
-    content: dict[str, Any] = {"name": place.id, "source": pinned, "labels": labels, "rows": {}, "files": {}}
-    content["license"] = licensed(info.card_data, f"{api.endpoint}/datasets/{place.id}/blob/{info.sha}/")
+    content: dict[str, Any] = {
+        "name": repository.id,
+        "source": pinned,
+        "labels": labels,
+        "rows": {},
+        "files": {},
+    }
+    content["license"] = licensed(info.card_data, f"{api.endpoint}/datasets/{repository.id}/blob/{info.sha}/")
     with innermost(target).transaction:  # until all are there, the data set before stays as it is
         for split, paths in shards.items():
             rows, columns, summed = copy(source, paths, target, f"{split}.parquet", url)
@@ -68,7 +75,7 @@ def fetch(url: str, store: AbstractFileSystem, labels: list[Any]) -> dict[str, A
     return content
 
 
-def parts(url: str) -> tuple[hub_client.Place, str, str]:
+def parts(url: str) -> tuple[Repository, str, str]:
     """The repository, revision and folder of a URL; StackError for one that names no data set on the Hub."""
     found = re.fullmatch(
         r"hf://datasets/([\w.-]+/[\w.-]+)(?:@(refs/(?:convert|pr)/[\w.-]+|[\w.-]+))?(?:/(.+?))?/?", url
@@ -77,7 +84,7 @@ def parts(url: str) -> tuple[hub_client.Place, str, str]:
         raise StackError(
             f"expected hf://datasets/USER/NAME, with @REVISION and a folder if need be; got {url!r}"
         )
-    return hub_client.Place(found[1], "dataset"), found[2] or "", found[3] or ""
+    return Repository(found[1], "dataset"), found[2] or "", found[3] or ""
 
 
 def known(url: str, work: Any) -> Any:
@@ -181,7 +188,7 @@ def batches(source: AbstractFileSystem, paths: list[str], url: str) -> Iterator[
                         key: dense(batch.column(key), f"{url}: column {key}") for key in batch.schema.names
                     }
         except pa.ArrowException as error:
-            raise StackError(f"{path} is no whole file of Parquet ({hub_client.first_line(error)})") from None
+            raise StackError(f"{path} is no whole file of Parquet ({first_line(error)})") from None
         except HfHubHTTPError as error:  # the client has tried again; and rows of it have gone on
             raise hub_client.told(error) from None
 
@@ -241,9 +248,9 @@ def publish(
 
     Raises StackError. `task` is the Hub's id of what it is for.
     """
-    place, source = repository_of(url), dataset.in_store(store)
+    repository, source = repository_of(url), dataset.in_store(store)
     facts = verify(source)
-    kept, trouble = hub.edited(place)
+    kept, trouble = hub.edited(repository)
     if trouble:
         raise StackError(trouble)
     with tempfile.TemporaryDirectory() as scratch:
@@ -253,15 +260,15 @@ def publish(
         (made / hub.CARD).write_text(card(facts, task, title, kept), encoding="utf-8")
         content = {**facts, **write_manifest(made)}
         (made / MANIFEST).write_text(json.dumps(content, indent=1), encoding="utf-8")
-        return hub.upload(hub_client.client(), place, made, f"Publish {facts['name']}", public)
+        return hub.upload(hub_client.client(), repository, made, f"Publish {facts['name']}", public)
 
 
-def repository_of(url: str) -> hub_client.Place:
+def repository_of(url: str) -> Repository:
     """The repository that a data set is published as. Raises StackError."""
-    place, _, folder = parts(url)
+    repository, _, folder = parts(url)
     if folder:
         raise StackError(f"{url}: a data set is published as a whole repository, hf://datasets/USER/NAME")
-    return place
+    return repository
 
 
 def link(source: AbstractFileSystem, name: str, path: Path) -> None:
@@ -285,7 +292,7 @@ def card(facts: Mapping[str, Any], task: str, title: str, kept: Mapping[str, str
     front = DatasetCardData(
         pretty_name=title,
         **(terms if ID.fullmatch(terms["license"]) else {"license": "unknown"}),
-        source_datasets=list(filter(None, [repository(facts["source"], "datasets/")])) or None,
+        source_datasets=list(filter(None, [repository_id(facts["source"], "datasets/")])) or None,
         task_categories=[task],
         size_categories=[next((word for limit, word in SIZES if total < limit), "n>1M")],
         tags=["free-ml-stack"],

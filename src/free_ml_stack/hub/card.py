@@ -42,7 +42,7 @@ def metadata(settings: "Settings", science: "Science", result: Mapping[str, Any]
     """The block that the Hub reads: license, task, data, what it started from, and results."""
     license_id = "other" if settings.license == "Proprietary" else settings.license.lower()
     data_name, sources = result["data"]["name"], (result["data"].get("source", ""), settings.storage)
-    data_id = next(filter(None, (repository(url, "datasets/") for url in sources)), data_name)
+    data_id = next(filter(None, (repository_id(url, "datasets/") for url in sources)), data_name)
     results = [
         EvalResult(
             task_type=science.model.TASK,
@@ -61,7 +61,7 @@ def metadata(settings: "Settings", science: "Science", result: Mapping[str, Any]
         extra = {"license_name": settings.license.lower(), "license_link": "LICENSE"}
     if "/" in data_id:
         extra["datasets"] = [data_id]
-    if started := repository(result["config"].get("init", "")):
+    if started := repository_id(result["config"].get("init", "")):
         extra |= {"base_model": started, "base_model_relation": "finetune"}
     return ModelCardData(
         model_name=settings.title or settings.project,
@@ -75,7 +75,7 @@ def metadata(settings: "Settings", science: "Science", result: Mapping[str, Any]
     )
 
 
-def repository(url: str, kind: str = "") -> str:
+def repository_id(url: str, kind: str = "") -> str:
     """The `user/name` in a URL of the Hub, empty for any other URL."""
     path = url.removeprefix(f"hf://{kind}").partition("@")[0]
     return "/".join(path.split("/")[:2]) if url.startswith(f"hf://{kind}") else ""

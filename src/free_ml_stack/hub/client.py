@@ -5,11 +5,10 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from free_ml_stack.errors import StackError
+from free_ml_stack.errors import StackError, first_line
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -21,19 +20,6 @@ PATIENCE = 20.0  # seconds after which trouble is told: most of the client's cal
 CROSSED = (409, 412)  # another writer was quicker
 PASSING = (*CROSSED, 429, 500, 502, 503, 504)  # too many requests, a server in trouble
 MISSING, UNKNOWN_KEY, FORBIDDEN = 404, 401, 403
-
-
-@dataclass(frozen=True)
-class Place:
-    """A repository on the Hub, as its client names it."""
-
-    id: str
-    kind: str = "model"
-
-    @property
-    def page(self) -> str:
-        """Its path on the Hub's site."""
-        return self.id if self.kind == "model" else f"{self.kind}s/{self.id}"
 
 
 def offline() -> bool:
@@ -128,8 +114,3 @@ def reset(header: str) -> float:
     """The seconds that a `RateLimit` header asks to wait."""
     found = re.search(r"\bt=(\d+)", header)
     return float(found[1]) if found else 0.0
-
-
-def first_line(error: BaseException) -> str:
-    """An error in one line, for others to end."""
-    return next(iter(str(error).splitlines()), "").rstrip(".") or type(error).__name__

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from free_ml_stack.console import say, shown
 from free_ml_stack.errors import StackError
-from free_ml_stack.hub.client import UNKNOWN_KEY, Place, client, demand_home, offline, patiently, told
+from free_ml_stack.hub.client import UNKNOWN_KEY, client, demand_home, offline, patiently, told
 from free_ml_stack.storage.manifest import MANIFEST, verify
+from free_ml_stack.storage.repository import Repository
 from free_ml_stack.storage.stores import open_store
 
 if TYPE_CHECKING:
@@ -58,11 +59,11 @@ def publish(settings: "Settings", folder: Path, public: bool = False, trouble: s
     ]:  # a reader goes by the manifest, so it comes last
         store.put_file(str(folder / name), f"{target}/{name}")
     url, version = "", ""
-    if place := place_of(settings):
+    if repository := repository_of(settings):
         try:
             if trouble:
                 raise StackError(trouble)
-            url, version = upload(client(), place, folder, f"Publish {folder.name}", public)
+            url, version = upload(client(), repository, folder, f"Publish {folder.name}", public)
         except StackError as error:
             raise Unpublished(
                 f"{error}. Model and card are in {shown(folder)}; `{settings.command} publish` goes on"
@@ -70,9 +71,9 @@ def publish(settings: "Settings", folder: Path, public: bool = False, trouble: s
     return Published(folder, f"{settings.storage}/{target}", url, version)
 
 
-def place_of(settings: "Settings") -> Place | None:
+def repository_of(settings: "Settings") -> Repository | None:
     """The project's repository on the Hub; None where it has none or no token, or is to stay offline."""
-    return None if lacking(settings) else Place(settings.model_repo)
+    return None if lacking(settings) else Repository(settings.model_repo)
 
 
 def lacking(settings: "Settings") -> str:
@@ -82,7 +83,9 @@ def lacking(settings: "Settings") -> str:
     return f"HF_HUB_OFFLINE is set; `{settings.command} publish` without it sends this" if offline() else ""
 
 
-def upload(api: "HfApi", place: Place, folder: Path, message: str, public: bool = False) -> tuple[str, str]:
+def upload(
+    api: "HfApi", repository: Repository, folder: Path, message: str, public: bool = False
+) -> tuple[str, str]:
     """Bring a folder with a manifest to the Hub, in a new private repository if there is none.
 
     `public` makes a private one public. Returns its page and version. What is there already is not sent. Stopped
@@ -98,23 +101,25 @@ def upload(api: "HfApi", place: Place, folder: Path, message: str, public: bool 
         say(f"Note: {remark}")
     private = not public
     try:
-        patiently(lambda: api.create_repo(place.id, repo_type=place.kind, private=private, exist_ok=True))
-        commit = patiently(lambda: commit_once(api, place, folder, message))
-        version = patiently(lambda: tag_once(api, place, commit))
+        patiently(
+            lambda: api.create_repo(repository.id, repo_type=repository.kind, private=private, exist_ok=True)
+        )
+        commit = patiently(lambda: commit_once(api, repository, folder, message))
+        version = patiently(lambda: tag_once(api, repository, commit))
         if public:
-            patiently(lambda: open_to_all(api, place))
+            patiently(lambda: open_to_all(api, repository))
     except HfHubHTTPError as error:  # what was there a moment ago is missing
         raise told(error) from None
-    return f"{api.endpoint}/{place.page}", version
+    return f"{api.endpoint}/{repository.page}", version
 
 
-def open_to_all(api: "HfApi", place: Place) -> None:
+def open_to_all(api: "HfApi", repository: Repository) -> None:
     """Make a repository public that was private."""
-    if api.repo_info(place.id, repo_type=place.kind).private:
-        api.update_repo_settings(place.id, private=False, repo_type=place.kind)
+    if api.repo_info(repository.id, repo_type=repository.kind).private:
+        api.update_repo_settings(repository.id, private=False, repo_type=repository.kind)
 
 
-def commit_once(api: "HfApi", place: Place, folder: Path, message: str) -> str:
+def commit_once(api: "HfApi", repository: Repository, folder: Path, message: str) -> str:
     """Make the repository show a folder, unless it does; returns the commit that shows it.
 
     It builds on the state that was compared with: should another have written since, or the answer to an attempt
@@ -122,7 +127,7 @@ def commit_once(api: "HfApi", place: Place, folder: Path, message: str) -> str:
     """
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 
-    head, changes = compare(api, place, folder)
+    head, changes = compare(api, repository, folder)
     operations: list[CommitOperationAdd | CommitOperationDelete] = [
         CommitOperationAdd(change.name, folder / change.name) for change in changes if change.sign in "+~"
     ]
@@ -131,7 +136,7 @@ def commit_once(api: "HfApi", place: Place, folder: Path, message: str) -> str:
         return head
     try:
         done = api.create_commit(
-            place.id, operations, commit_message=message, repo_type=place.kind, parent_commit=head
+            repository.id, operations, commit_message=message, repo_type=repository.kind, parent_commit=head
         )
     except ValueError as error:
         if "metadata" not in str(error):
@@ -140,7 +145,7 @@ def commit_once(api: "HfApi", place: Place, folder: Path, message: str) -> str:
     return str(done.oid)
 
 
-def compare(api: "HfApi", place: Place, folder: Path) -> tuple[str, list[Change]]:
+def compare(api: "HfApi", repository: Repository, folder: Path) -> tuple[str, list[Change]]:
     """The repository's latest commit, and what would make it show a folder; the manifest last.
 
     Of what the folder lacks, only the files of the version before are removed. A repository that is not there is
@@ -150,15 +155,15 @@ def compare(api: "HfApi", place: Place, folder: Path) -> tuple[str, list[Change]
     from huggingface_hub.hf_api import RepoFile
 
     try:
-        head = str(api.repo_info(place.id, repo_type=place.kind).sha)
+        head = str(api.repo_info(repository.id, repo_type=repository.kind).sha)
     except RepositoryNotFoundError as error:
         if error.response.status_code == UNKNOWN_KEY:
             raise
         return "", [Change("+", name, (folder / name).stat().st_size) for name in names(folder)]
-    tree = api.list_repo_tree(place.id, recursive=True, revision=head, repo_type=place.kind)
+    tree = api.list_repo_tree(repository.id, recursive=True, revision=head, repo_type=repository.kind)
     there = {item.path: item for item in tree if isinstance(item, RepoFile)}
     changes = [change(folder, name, there.get(name)) for name in names(folder)]
-    before = earlier(api, place, head) if MANIFEST in there else {}
+    before = earlier(api, repository, head) if MANIFEST in there else {}
     gone = sorted((set(before) & set(there)) - set(names(folder)))
     return head, [Change("-", name) for name in gone] + changes
 
@@ -186,9 +191,9 @@ def names(folder: Path) -> list[str]:
     return [*sorted(content["files"]), MANIFEST]
 
 
-def earlier(api: "HfApi", place: Place, head: str) -> Mapping[str, Any]:
+def earlier(api: "HfApi", repository: Repository, head: str) -> Mapping[str, Any]:
     """The files that the manifest on the Hub names; none where it is not one of ours."""
-    path = api.hf_hub_download(place.id, MANIFEST, revision=head, repo_type=place.kind)
+    path = api.hf_hub_download(repository.id, MANIFEST, revision=head, repo_type=repository.kind)
     try:
         files = json.loads(Path(path).read_text(encoding="utf-8"))["files"]
     except (ValueError, KeyError, TypeError):
@@ -196,30 +201,33 @@ def earlier(api: "HfApi", place: Place, head: str) -> Mapping[str, Any]:
     return files if isinstance(files, dict) else {}
 
 
-def tag_once(api: "HfApi", place: Place, commit: str) -> str:
+def tag_once(api: "HfApi", repository: Repository, commit: str) -> str:
     """The version of a commit: the tag that it has, else a new one above all others, from v0.1.0 on."""
-    tags = {tag.name: tag.target_commit for tag in api.list_repo_refs(place.id, repo_type=place.kind).tags}
+    tags = {
+        tag.name: tag.target_commit
+        for tag in api.list_repo_refs(repository.id, repo_type=repository.kind).tags
+    }
     versions = {name: found for name in tags if (found := VERSION.fullmatch(name))}
     if here := [name for name in versions if tags[name] == commit]:
         return here[0]
     last = max((tuple(map(int, found.groups())) for found in versions.values()), default=(0, 0, 0))
     version = f"v{last[0]}.{last[1] + 1}.0"
-    api.create_tag(place.id, tag=version, revision=commit, repo_type=place.kind)
+    api.create_tag(repository.id, tag=version, revision=commit, repo_type=repository.kind)
     return version
 
 
-def edited(place: Place | None) -> tuple[dict[str, str], str]:
+def edited(repository: Repository | None) -> tuple[dict[str, str], str]:
     """The sections of the card on the Hub that a person has edited there, and what kept it from being read."""
     from huggingface_hub.errors import HfHubHTTPError
 
     from free_ml_stack.hub.card import MADE, sections, words
 
-    if not place:
+    if not repository:
         return {}, ""
     try:
-        path = patiently(lambda: client().hf_hub_download(place.id, CARD, repo_type=place.kind))
-        card = words(Path(path), f"{CARD} of {place.id} on the Hub")
-        return sections(card, MADE if place.kind == "model" else ()), ""
+        path = patiently(lambda: client().hf_hub_download(repository.id, CARD, repo_type=repository.kind))
+        card = words(Path(path), f"{CARD} of {repository.id} on the Hub")
+        return sections(card, MADE if repository.kind == "model" else ()), ""
     except HfHubHTTPError:  # there is none
         return {}, ""
     except StackError as error:
@@ -233,8 +241,8 @@ def difference(changes: Iterable[Change]) -> list[str]:
     return [f"{change.sign} {change.name}  {change.size:,} bytes, {words[change.sign]}" for change in shown]
 
 
-def preview(place: Place, folder: Path) -> list[str]:
+def preview(repository: Repository, folder: Path) -> list[str]:
     """Lines that say what publishing a folder would do."""
     api = client()
-    _, changes = patiently(lambda: compare(api, place, folder))
-    return [f"{api.endpoint}/{place.page}:", *difference(changes)]
+    _, changes = patiently(lambda: compare(api, repository, folder))
+    return [f"{api.endpoint}/{repository.page}:", *difference(changes)]

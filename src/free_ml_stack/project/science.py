@@ -35,25 +35,18 @@ class Model(Protocol):
 
 
 class Predictor(Protocol):
-    """What `predict.py` offers: these two functions, and if it likes three more.
+    """`predict.py`: the service. A gateway does without all but `load` and `apply`, and takes `summary_batch`, too.
 
-    `apply_batch(inputs, model)` answers several inputs, `summary(input)` describes one in numbers for the log,
-    `summary_batch(inputs)` several.
+    `apply` raises ValueError for an input that makes no sense; `summary` describes one in numbers for the log.
     """
 
-    def load(self, model_dir: Path, /) -> Any:
-        """Load the model of a folder."""
+    def load(self, model_dir: Path, /) -> Any: ...
 
-    def apply(self, input: Any, model: Any, /) -> Any:
-        """Answer one input. Raises ValueError for an input that makes no sense."""
+    def apply(self, input: Any, model: Any, /) -> Any: ...
 
+    def apply_batch(self, inputs: list[Any], model: Any, /) -> list[Any]: ...
 
-class Predict(Predictor, Protocol):
-    """`predict.py`: the service."""
-
-    def apply_batch(self, inputs: list[Any], model: Any) -> list[Any]: ...
-
-    def summary(self, input: Any) -> dict[str, float]: ...
+    def summary(self, input: Any, /) -> dict[str, float]: ...
 
 
 @dataclass(frozen=True)
@@ -89,9 +82,9 @@ class Science:
         return self._module("train")
 
     @property
-    def predict(self) -> Predict:
+    def predict(self) -> Predictor:
         """The service's module."""
-        return cast(Predict, self._module("predict"))
+        return cast(Predictor, self._module("predict"))
 
     def _module(self, name: str) -> Any:
         return import_module(f"{self.package}.{name}")

@@ -47,7 +47,6 @@ class Settings(Options):
     credentials: frozenset[str] = frozenset()
     algorithmia_api: str = ""
     algorithmia_api_key: str = field(default="", repr=False)
-    wandb_base_url: str = ""
     wandb_mode: str = ""
     wandb_run: str = ""  # the trial that an agent of W&B has started this process for
     wandb_sweep: str = ""
@@ -116,7 +115,6 @@ def load(flags: Mapping[str, Any], start: Path, environ: MutableMapping[str, str
         credentials=credentials.present(environ, dotenv),
         algorithmia_api=environ.get("ALGORITHMIA_API", key.address if key else ""),
         algorithmia_api_key=key.value if key else "",
-        wandb_base_url=environ.get("WANDB_BASE_URL", ""),
         wandb_mode=WANDB_MODES.get(environ.get("WANDB_MODE", ""), ""),
         wandb_run=environ.get("WANDB_RUN_ID", "") if environ.get("WANDB_SWEEP_ID") else "",
         wandb_sweep=environ.get("WANDB_SWEEP_ID", ""),

@@ -8,37 +8,42 @@ from huggingface_hub import CommitOperationAdd, HfApi
 
 
 @dataclass(frozen=True)
-class Place:
-    """A folder in a repository: `hf://<kind>s/<user>/<name>@<revision>/<folder>`, models without their kind."""
+class Repository:
+    """A repository on the Hub, as its client names it, or a folder in it."""
 
-    kind: str
-    repo_id: str
-    revision: str | None
-    folder: str
+    id: str
+    kind: str = "model"
+    revision: str | None = None
+    folder: str = ""
+
+    @property
+    def page(self) -> str:
+        """Its path on the Hub's site."""
+        return self.id if self.kind == "model" else f"{self.kind}s/{self.id}"
 
 
-def place_of(path: str) -> Place:
-    """The place that a path names, without `hf://`."""
+def parse(path: str) -> Repository:
+    """What `<kind>s/<user>/<name>@<revision>/<folder>`, a path without `hf://`, names; models need no kind."""
     segments = path.split("/")
     kind = segments.pop(0)[:-1] if segments[0] in ("datasets", "spaces", "models") else "model"
-    repo_id, _, revision = "/".join(segments[:2]).partition("@")
-    return Place(kind, repo_id, revision or None, "/".join(segments[2:]))
+    name, _, revision = "/".join(segments[:2]).partition("@")
+    return Repository(name, kind, revision or None, "/".join(segments[2:]))
 
 
-def make(place: Place) -> None:
+def make(repository: Repository) -> None:
     """Make the repository, private, where there is none."""
-    HfApi().create_repo(place.repo_id, repo_type=place.kind, private=True, exist_ok=True)
+    HfApi().create_repo(repository.id, repo_type=repository.kind, private=True, exist_ok=True)
 
 
-def commit(place: Place, files: Mapping[str, Path]) -> None:
+def commit(repository: Repository, files: Mapping[str, Path]) -> None:
     """Store local files under these names in one commit."""
     operations = [
-        CommitOperationAdd(f"{place.folder}/{name}".lstrip("/"), path) for name, path in files.items()
+        CommitOperationAdd(f"{repository.folder}/{name}".lstrip("/"), path) for name, path in files.items()
     ]
     HfApi().create_commit(
-        place.repo_id,
+        repository.id,
         operations,
         commit_message=f"Store {len(files)} files",
-        repo_type=place.kind,
-        revision=place.revision,
+        repo_type=repository.kind,
+        revision=repository.revision,
     )

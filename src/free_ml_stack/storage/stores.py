@@ -108,4 +108,4 @@ def _make_repository(path: str) -> None:
     from free_ml_stack.storage import repository
 
     if not path.startswith("buckets/"):
-        repository.make(repository.place_of(path))
+        repository.make(repository.parse(path))

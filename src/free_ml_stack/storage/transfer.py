@@ -158,8 +158,8 @@ def _commit(
     """Add files to a repository on the Hub, many with each commit."""
     from free_ml_stack.storage import repository
 
-    place, names = repository.place_of(target.path), list(missing)
-    repository.make(place)
+    store, names = repository.parse(target.path), list(missing)
+    repository.make(store)
     for start in range(0, len(names), COMMIT):
         with tempfile.TemporaryDirectory() as folder:
             files = {}
@@ -167,7 +167,7 @@ def _commit(
                 files[name] = Path(source.path if isinstance(source.fs, LocalFileSystem) else folder, name)
                 if not files[name].exists():
                     source.get_file(name, str(files[name]))
-            repository.commit(place, files)
+            repository.commit(store, files)
             done(sum(missing[name]["size"] for name in files))
     target.fs.invalidate_cache()
 

@@ -17,13 +17,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import yaml
 
 from free_ml_stack.console import say
-from free_ml_stack.errors import StackError
+from free_ml_stack.errors import StackError, first_line
 from free_ml_stack.storage.atomic import replace
 from free_ml_stack.sweeps.command import default
 from free_ml_stack.sweeps.search_space import Sweep, is_number, looked_up, measured, nested
 from free_ml_stack.tracking.opening import answers
 from free_ml_stack.tracking.sync import LOCK, Kept, alone, runs, send_each
-from free_ml_stack.tracking.wandb_tracker import LAST, end_service, first_line
+from free_ml_stack.tracking.wandb_tracker import LAST, end_service
 
 if TYPE_CHECKING:
     from free_ml_stack.project.settings import Settings

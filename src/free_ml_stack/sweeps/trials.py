@@ -19,7 +19,7 @@ from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from free_ml_stack.errors import StackError
+from free_ml_stack.errors import StackError, first_line
 from free_ml_stack.locks import alive
 from free_ml_stack.sweeps.job import Job
 from free_ml_stack.sweeps.search_space import Sweep, is_number
@@ -50,7 +50,7 @@ def open_storage(place: str, folder: Path, name: str) -> BaseStorage:
         try:
             return RDBStorage(place)
         except Exception as error:  # of SQLAlchemy, of a driver that is missing, or of the database
-            raise StackError(f"--study {place.partition('://')[0]}://…: {_line(error)}") from None
+            raise StackError(f"--study {place.partition('://')[0]}://…: {first_line(error)}") from None
     journal = Path(place) / f"{name}.log" if place else folder / "journal.log"
     journal.parent.mkdir(parents=True, exist_ok=True)
     lock = JournalFileOpenLock(str(journal), grace_period=LOCK)
@@ -290,7 +290,3 @@ def entry(trial: FrozenTrial) -> dict[str, Any]:
         "config": noted.get(CONFIG, {}),
         "error": noted.get(ERROR, ""),
     }
-
-
-def _line(error: BaseException) -> str:
-    return next(iter(str(error).splitlines()), "") or type(error).__name__

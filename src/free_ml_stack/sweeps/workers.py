@@ -17,14 +17,14 @@ from free_ml_stack.errors import StackError
 from free_ml_stack.sweeps.command import Call, call, own_arguments, variables
 from free_ml_stack.sweeps.job import Job, Task
 from free_ml_stack.sweeps.search_space import is_number, measured
-from free_ml_stack.tracking.tracker import Stopped, Untracked
+from free_ml_stack.tracking.tracker import Stopped, Tracker
 
 GRACE = 10  # seconds in which a trial that is told to end writes its checkpoint
 STARTS = 20  # attempts to start a worker, for whatever kills the others may kill it, too
 Event = tuple[int, str, Any]  # trial, what happened (value, done, stopped, failed, died), its value or text
 
 
-class Reporter(Untracked):
+class Reporter(Tracker):
     """The tracker of a trial: sends each value of the metric to the sweep, which may answer with stop."""
 
     def __init__(self, connection: "Connection", trial: int, metric: str) -> None:

@@ -11,7 +11,7 @@ from free_ml_stack.console import say
 from free_ml_stack.locks import claim
 from free_ml_stack.tracking import provenance
 from free_ml_stack.tracking.run import CHANGES, TOLD, Record, Run
-from free_ml_stack.tracking.tracker import Tracker, Untracked, Values
+from free_ml_stack.tracking.tracker import Tracker, Values
 
 if TYPE_CHECKING:
     from free_ml_stack.credentials.report import Report
@@ -32,7 +32,7 @@ def open_run(
     """
     folder.mkdir(parents=True, exist_ok=True)
     if tracker or settings.tracker == "none" or settings.wandb_mode == "disabled":
-        return Run(id, folder, tracker or Untracked())
+        return Run(id, folder, tracker or Tracker())
     if settings.tracker == "trackio":
         from free_ml_stack.tracking.trackio_tracker import TrackioTracker
 

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from free_ml_stack.errors import StackError
+from free_ml_stack.errors import StackError, first_line
 from free_ml_stack.locks import alive, claimed, lock
 from free_ml_stack.tracking.opening import reachable
 from free_ml_stack.tracking.run import METRICS, TOLD, Record
-from free_ml_stack.tracking.wandb_tracker import WandbTracker, end_service, first_line
+from free_ml_stack.tracking.wandb_tracker import WandbTracker, end_service
 
 if TYPE_CHECKING:
     from free_ml_stack.project.settings import Settings

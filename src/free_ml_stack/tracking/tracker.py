@@ -1,7 +1,7 @@
 """What a tracker is told of a run."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 PREEMPTED = 75  # the exit code of a run that goes on later
 Values = Mapping[str, Any]
@@ -11,8 +11,11 @@ class Stopped(Exception):  # noqa: N818 - an order, not a fault
     """A sweep, or somebody at the tracker's page, has ended this run: raised by `log`."""
 
 
-class Tracker(Protocol):
-    """Where a run's numbers go besides the record on disk. Paths are relative to the run's folder or absolute."""
+class Tracker:
+    """Where a run's numbers go besides the record on disk; this one keeps nothing, so that no caller needs to ask.
+
+    Paths are relative to the run's folder or absolute. `finish` returns the line that says where the run can be seen.
+    """
 
     def log(self, row: int, values: Mapping[str, float]) -> None: ...
 
@@ -32,43 +35,7 @@ class Tracker(Protocol):
 
     def file(self, path: str) -> None: ...
 
-    def finish(self, exit_code: int) -> str: ...
-
-    def over(self) -> bool: ...
-
-    @property
-    def complete(self) -> bool: ...
-
-
-class Untracked:
-    """The tracker that keeps nothing, so that no caller needs to ask."""
-
-    def log(self, row: int, values: Mapping[str, float]) -> None:
-        """Keep nothing."""
-
-    def summary(self, values: Values) -> None:
-        """Keep nothing."""
-
-    def picture(self, name: str, path: str) -> None:
-        """Keep nothing."""
-
-    def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-        """Keep nothing."""
-
-    def confusion(self, labels: Sequence[int], predicted: Sequence[int], names: Sequence[str]) -> None:
-        """Keep nothing."""
-
-    def uses(self, name: str, alias: str) -> None:
-        """Keep nothing."""
-
-    def made(self, name: str, kind: str, files: Sequence[str], alias: str, facts: Values, used: bool) -> None:
-        """Keep nothing."""
-
-    def file(self, path: str) -> None:
-        """Keep nothing."""
-
     def finish(self, exit_code: int) -> str:
-        """Say nothing."""
         return ""
 
     def over(self) -> bool:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from free_ml_stack.errors import StackError
-from free_ml_stack.tracking.tracker import Untracked, Values
+from free_ml_stack.tracking.tracker import Tracker, Values
 
 if TYPE_CHECKING:
     from free_ml_stack.project.settings import Settings
@@ -22,7 +22,7 @@ def require_trackio() -> Any:
     return trackio
 
 
-class TrackioTracker(Untracked):
+class TrackioTracker(Tracker):
     """One run in Trackio: its configuration, numbers, pictures and final numbers. Of artifacts it is told nothing."""
 
     def __init__(self, settings: "Settings", id: str, kind: str, folder: Path, config: Values) -> None:

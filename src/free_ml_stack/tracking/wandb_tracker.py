@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from free_ml_stack.console import say, shown
-from free_ml_stack.tracking.tracker import PREEMPTED, Stopped, Tracker, Untracked, Values
+from free_ml_stack.errors import first_line
+from free_ml_stack.tracking.tracker import PREEMPTED, Stopped, Tracker, Values
 
 if TYPE_CHECKING:
     from free_ml_stack.project.settings import Settings
@@ -36,10 +37,10 @@ def open_tracker(settings: "Settings", opened: Values, folder: Path, online: boo
                 say(f"W&B: {failure}. {how}; `{settings.command} sync` sends it later.")
             told = failure
             end_service()
-    return Untracked()
+    return Tracker()
 
 
-class WandbTracker:
+class WandbTracker(Tracker):
     """One run at W&B, online or in a folder on disk. After a first failure it keeps quiet: all is on disk anyway."""
 
     def __init__(self, settings: "Settings", opened: Values, folder: Path, mode: str) -> None:
@@ -281,10 +282,3 @@ def end_service() -> None:
     finally:
         if late:
             late.cancel()
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an error; of a setting that W&B's client refuses, what is wrong with it, too."""
-    lines = (str(error).strip() or type(error).__name__).splitlines()
-    count = 3 if "validation error" in lines[0] else 1
-    return ": ".join(line.strip() for line in lines[:count]).rstrip(".")

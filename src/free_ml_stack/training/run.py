@@ -31,7 +31,7 @@ from free_ml_stack.storage.stores import open_store
 from free_ml_stack.tracking import lineage, provenance
 from free_ml_stack.tracking.opening import open_run
 from free_ml_stack.tracking.run import FACTS, NoRecord, Run
-from free_ml_stack.tracking.tracker import PREEMPTED, Stopped, Tracker, Untracked
+from free_ml_stack.tracking.tracker import PREEMPTED, Stopped, Tracker
 from free_ml_stack.training.checkpoint import Checkpoints, Interrupted, same
 from free_ml_stack.training.process import Process, join
 from free_ml_stack.training.snapshot import STATE
@@ -148,7 +148,7 @@ def _open(
 ) -> Run:
     """The run's record and tracker; of the processes that train together only the first has them."""
     if not process.first:
-        return Run(folder.name, folder, Untracked(), NoRecord())
+        return Run(folder.name, folder, Tracker(), NoRecord())
     run = open_run(settings, folder.name, "train", folder, config, tracker)
     replace(folder / CONFIG, json.dumps(config, indent=1).encode())
     return run

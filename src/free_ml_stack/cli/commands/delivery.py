@@ -25,16 +25,16 @@ def publish(science: "Science", settings: Settings, args: Namespace) -> int:
     from free_ml_stack.training.export import export
     from free_ml_stack.training.run import find_run
 
-    place, run = hub.place_of(settings), find_run(settings, args.run)
+    repository, run = hub.repository_of(settings), find_run(settings, args.run)
     not_yet = f"Not on the Hub yet: {hub.lacking(settings)}."
-    account = place.id.partition("/")[0] if place else ""
-    trouble = credentials.trouble("huggingface", account, settings.root / ".env") if place else ""
-    kept, silence = hub.edited(place) if not trouble else ({}, "")
+    account = repository.id.partition("/")[0] if repository else ""
+    trouble = credentials.trouble("huggingface", account, settings.root / ".env") if repository else ""
+    kept, silence = hub.edited(repository) if not trouble else ({}, "")
     folder = export(science, settings, run, kept)
     if args.dry_run:
         if trouble:
             raise StackError(trouble)
-        say(*(hub.preview(place, folder) if place else [not_yet]), "Nothing was sent.")
+        say(*(hub.preview(repository, folder) if repository else [not_yet]), "Nothing was sent.")
         return 0
     published = hub.publish(settings, folder, args.public, trouble or silence)
     tracked = lineage.published(settings, folder, {"run": run.name, "url": published.url})
