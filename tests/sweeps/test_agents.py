@@ -12,7 +12,7 @@ from services.hub_faults import Fault
 from services.wandb_server import Wandb
 from tracking_service import account, wandb_service
 
-from free_ml_stack.locks import alive
+from free_ml_stack.processes import alive
 
 SWEEP = """
 method: grid

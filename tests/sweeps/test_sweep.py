@@ -11,7 +11,7 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 
-from free_ml_stack.locks import alive
+from free_ml_stack.processes import alive
 from free_ml_stack.sweeps.sweep import importance
 from free_ml_stack.sweeps.sweep_file import parse_sweep
 

@@ -12,12 +12,15 @@ from threading import Thread
 import forking
 import projects
 import pytest
+from filelock import FileLock
 from services.hub_faults import Fault
 from services.wandb_server import KEY, Wandb
 from services.wandb_store import Run
 from tracking_service import account, wandb_service
 
-from free_ml_stack.tracking.sync import alone
+from free_ml_stack.project.settings import Settings
+from free_ml_stack.sweeps.agents import Place, send_rest
+from free_ml_stack.tracking.sync import LOCK
 
 PROGRAM = """
 import os, sys, time
@@ -214,19 +217,15 @@ def test_logging_does_not_wait_for_the_service(project: Path, service: Wandb) ->
 
 
 def test_a_sweep_waits_for_a_sync_that_is_sending(tmp_path: Path) -> None:
-    order: list[str] = []
-
-    def wait() -> None:
-        with alone(tmp_path / "lock", patient=True):
-            order.append("sweep")
-
-    waiting = Thread(target=wait)
-    with alone(tmp_path / "lock"):
-        waiting.start()
-        waiting.join(0.2)
-        order.append("sync")
-    waiting.join()
-    assert order == ["sync", "sweep"]
+    settings = Settings(root=tmp_path)
+    settings.runs.mkdir()
+    sweep = Thread(target=send_rest, args=(settings, Place("me/project/sweep", "")))
+    with FileLock(settings.runs / LOCK):
+        sweep.start()
+        sweep.join(0.2)
+        assert sweep.is_alive()
+    sweep.join(10)
+    assert not sweep.is_alive()
 
 
 def test_two_that_send_at_once_send_nothing_twice(project: Path, service: Wandb) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from free_ml_stack.errors import NoServiceError, StackError
-from free_ml_stack.locks import alive
+from free_ml_stack.processes import alive
 
 if TYPE_CHECKING:
     from free_ml_stack.project.science import Science

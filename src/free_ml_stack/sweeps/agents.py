@@ -15,6 +15,7 @@ from threading import Thread
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import yaml
+from filelock import FileLock
 
 from free_ml_stack.console import say
 from free_ml_stack.errors import StackError, first_line
@@ -22,7 +23,7 @@ from free_ml_stack.storage.atomic import replace
 from free_ml_stack.sweeps.command import default
 from free_ml_stack.sweeps.search_space import Sweep, is_number, looked_up, measured, nested
 from free_ml_stack.tracking.opening import answers
-from free_ml_stack.tracking.sync import LOCK, Kept, alone, runs, send_each
+from free_ml_stack.tracking.sync import LOCK, Kept, runs, send_each
 from free_ml_stack.tracking.wandb_tracker import LAST, end_service
 
 if TYPE_CHECKING:
@@ -231,7 +232,7 @@ def _attend(settings: "Settings", agents: Sequence[Agent]) -> None:
 
 def send_rest(settings: "Settings", place: Place) -> None:
     """Send the trials that are whole here alone, for W&B failed on the way. Raises ConnectionError if it still does."""
-    with alone(settings.runs / LOCK, patient=True):
+    with FileLock(settings.runs / LOCK):
         unsent = [trial for trial in _kept(settings, place.path) if not (trial.sent or trial.running)]
         for name, seen in send_each(settings, unsent):
             say(f"{name}: {seen}")

@@ -20,7 +20,7 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from free_ml_stack.errors import StackError, first_line
-from free_ml_stack.locks import alive
+from free_ml_stack.processes import alive
 from free_ml_stack.sweeps.job import Job
 from free_ml_stack.sweeps.search_space import Sweep, is_number
 

@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from free_ml_stack.console import say
-from free_ml_stack.locks import claim
 from free_ml_stack.tracking import provenance
-from free_ml_stack.tracking.run import CHANGES, TOLD, Record, Run
+from free_ml_stack.tracking.run import CHANGES, TOLD, Record, Run, claim
 from free_ml_stack.tracking.tracker import Tracker, Values
 
 if TYPE_CHECKING:
@@ -48,8 +47,7 @@ def open_run(
         "commit": provenance.commit(settings.root),
         "environment": provenance.environment(),
     }
-    told = Record(folder / TOLD)
-    claim(told.file)
+    told = Record(folder / TOLD, claim(folder))
     told.write(opened)
     online = settings.wandb_mode != "offline" and reachable(settings)
     run = Run(id, folder, open_tracker(settings, opened, folder, online), told=told)

@@ -2,24 +2,45 @@
 
 import json
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
 
 from free_ml_stack.console import Progress
 from free_ml_stack.tracking.tracker import Tracker, Values
 
 METRICS = "metrics.jsonl"
+CLAIM = ".running"  # held by the process whose run it is
 TOLD = "tracked.jsonl"  # all that a tracker was told besides the metrics, so that it can be told again
 CHANGES = "changes.patch"  # what differs from the commit
 LINE_SECONDS = 30.0  # between two lines of progress where nobody watches a bar
 FACTS = ("commit", "environment", "data")  # what a tracker is told with a run's configuration
 
 
+def claim(folder: Path) -> FileLock:
+    """Mark a run as this process's own, until the lock is released or the process ends."""
+    lock = FileLock(folder / CLAIM)
+    with suppress(Timeout, OSError):
+        lock.acquire(timeout=0)
+    return lock
+
+
+def claimed(folder: Path) -> bool:
+    """Whether a process may have claimed a run; a pid alone says little, for it is used again after a restart."""
+    try:
+        FileLock(folder / CLAIM).acquire(timeout=0).lock.release()
+    except (Timeout, OSError):
+        return True
+    return False
+
+
 class Record:
     """A file of JSON lines that only grows, a line a call."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, lock: FileLock | None = None) -> None:
+        self.path, self.lock = path, lock
         path.parent.mkdir(parents=True, exist_ok=True)
         self.file = path.open("ab")
         content = self.content()
@@ -47,6 +68,8 @@ class Record:
     def close(self) -> None:
         """Write no more."""
         self.file.close()
+        if self.lock:
+            self.lock.release()
 
 
 class NoRecord(Record):

@@ -3,15 +3,17 @@
 import json
 import socket
 from collections.abc import Generator, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from filelock import FileLock, Timeout
+
 from free_ml_stack.errors import StackError, first_line
-from free_ml_stack.locks import alive, claimed, lock
+from free_ml_stack.processes import alive
 from free_ml_stack.tracking.opening import reachable
-from free_ml_stack.tracking.run import METRICS, TOLD, Record
+from free_ml_stack.tracking.run import METRICS, TOLD, Record, claimed
 from free_ml_stack.tracking.wandb_tracker import WandbTracker, end_service
 
 if TYPE_CHECKING:
@@ -62,7 +64,7 @@ class Kept:
         """Whether its process, on this machine, is still at it."""
         if self.opened["host"] != socket.gethostname() or self.told[-1]["call"] in ("finish", "sent"):
             return False
-        return alive(self.opened["pid"]) and claimed(self.folder / TOLD)
+        return alive(self.opened["pid"]) and claimed(self.folder)
 
 
 def sync(settings: "Settings") -> Iterator[tuple[str, str]]:
@@ -73,7 +75,11 @@ def sync(settings: "Settings") -> Iterator[tuple[str, str]]:
     """
     if not settings.runs.exists():
         return
-    with alone(settings.runs / LOCK):
+    try:
+        lock = FileLock(settings.runs / LOCK).acquire(timeout=0)
+    except Timeout:
+        raise StackError("another `sync` is sending; run it again when that has ended") from None
+    with lock:
         kept = [run for run in runs(settings.runs) if not run.sent]
         if kept and not reachable(settings):
             raise StackError(
@@ -101,18 +107,6 @@ def send_each(settings: "Settings", kept: Sequence[Kept]) -> Generator[tuple[str
             seen = str(error)
         yield run.folder.name, seen
     return failed
-
-
-@contextmanager
-def alone(path: Path, patient: bool = False) -> Iterator[None]:
-    """A block that one process at a time is in; the system frees the lock of one that dies.
-
-    Raises StackError where another is in it and this one is not `patient`.
-    """
-    with path.open("ab") as file:
-        if lock(file, patient) is False:
-            raise StackError("another `sync` is sending; run it again when that has ended")
-        yield
 
 
 def runs(folder: Path) -> list[Kept]:
