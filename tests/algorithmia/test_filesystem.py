@@ -31,6 +31,7 @@ from free_ml_stack.algorithmia import connection
 from free_ml_stack.algorithmia.filesystem import AlgorithmiaFileSystem
 from free_ml_stack.algorithmia.streams import ChecksumError
 from free_ml_stack.gateway.protocol.direct import DirectProtocol
+from free_ml_stack.storage import retry
 
 MIB = 1 << 20
 
@@ -61,7 +62,7 @@ def fs(url):
 @pytest.fixture
 def impatient(monkeypatch):
     """Repeat at once: the pauses are tested by themselves."""
-    monkeypatch.setattr(connection, "PAUSE", 0.0)
+    monkeypatch.setattr(retry, "SCALE", 0.0)
 
 
 class Fixtures(abstract.AbstractFixtures):

@@ -31,7 +31,7 @@ def hub(tmp_path: Path) -> Iterator[Hub]:
 
 @pytest.fixture
 def api(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> HfApi:
-    monkeypatch.setattr("free_ml_stack.hub.client.WAITS", (0.01, 0.01))
+    monkeypatch.setattr("free_ml_stack.storage.retry.SCALE", 0.01)
     disable_progress_bars()
     return HfApi(endpoint=hub.url, token="hf_write")
 
@@ -304,7 +304,7 @@ def test_words_on_the_hub_that_can_not_be_read_are_not_written_over(
 ) -> None:
     monkeypatch.setattr(hubbing, "client", lambda: api)
     hub.put("model", "me/model", {"README.md": "## Limits\n\nCafé".encode("latin-1")})
-    kept, trouble = hubbing.edited(PLACE)
+    kept, trouble = hubbing.user_sections(PLACE)
     assert kept == {}
     assert trouble.startswith("README.md of me/model on the Hub: ")
     assert trouble.endswith("; save it as plain text in UTF-8")

@@ -16,9 +16,9 @@ from serving import serving
 from storing import data_app, free_port
 from urllib3.util import Retry
 
-from free_ml_stack.algorithmia import connection
 from free_ml_stack.errors import StackError
 from free_ml_stack.project.settings import Settings
+from free_ml_stack.storage import retry
 from free_ml_stack.storage.local import local_store
 from free_ml_stack.storage.manifest import DamagedError, verify, write_manifest
 from free_ml_stack.storage.stores import open_store
@@ -174,6 +174,7 @@ WORK = """
 import sys
 from pathlib import Path
 from free_ml_stack.project.settings import Settings
+from free_ml_stack.storage import retry
 from free_ml_stack.storage.stores import open_store
 from free_ml_stack.storage.transfer import transfer
 from free_ml_stack.storage.manifest import verify
@@ -260,7 +261,7 @@ def test_any_fsspec_store_takes_part(tmp_path: Path, settings: Settings, other: 
 
 
 def test_a_transfer_that_can_not_go_on_says_so_in_one_line(settings: Settings, monkeypatch):
-    monkeypatch.setattr(connection, "PAUSE", 0.001)
+    monkeypatch.setattr(retry, "SCALE", 0.01)
     online = Settings(root=settings.root, algorithmia_api="http://127.0.0.1:1", algorithmia_api_key="k")
     here = open_store("./here", settings)
     fill(here)

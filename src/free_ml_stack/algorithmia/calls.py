@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from free_ml_stack.errors import NoServiceError, StackError
 from free_ml_stack.processes import alive
+from free_ml_stack.storage import retry
 
 if TYPE_CHECKING:
     from free_ml_stack.project.science import Science
@@ -46,21 +47,18 @@ def answer(algorithm: Any, value: Any, settings: "Settings", url: str) -> Any:
     """One answer. A call that does not get through is made again: it changes nothing."""
     from Algorithmia.errors import AlgorithmException
 
-    from free_ml_stack.algorithmia.connection import wait
-
-    for attempt in range(1, ATTEMPTS + 1):
-        try:
-            return algorithm.pipe(value).result
-        except AlgorithmException as error:
+    def after(error: Exception, attempts: int) -> float:
+        if isinstance(error, AlgorithmException):
             raise StackError(f"{settings.algorithm}: {error.message}") from None
-        except Exception as error:  # the client has no other for a status that is none of success
-            if attempt == ATTEMPTS:
-                reason = " ".join(str(error).split())
-                raise NoServiceError(
-                    f"Algorithmia at {url} does not answer: {reason}; `{settings.command} doctor` says more"
-                ) from None
-        wait(attempt)
-    raise AssertionError
+        if attempts == ATTEMPTS:
+            reason = " ".join(str(error).split())
+            raise NoServiceError(
+                f"Algorithmia at {url} does not answer: {reason}; `{settings.command} doctor` says more"
+            ) from None
+        return 0.0
+
+    # the client has no other error than Exception for a status that is none of success
+    return retry.call(lambda: algorithm.pipe(value).result, (Exception,), after)
 
 
 def read_input(text: str) -> Any:

@@ -4,26 +4,24 @@ import errno
 import json
 import logging
 import os
-import random
-import time
 from collections.abc import Callable, Mapping
-from email.utils import parsedate_to_datetime
 from typing import Any, cast
 from urllib.parse import quote, urlsplit
 
 import Algorithmia
 from requests import Request, Session
 from requests.adapters import HTTPAdapter
-from urllib3 import BaseHTTPResponse, HTTPConnectionPool, Timeout
-from urllib3.exceptions import HTTPError, NewConnectionError, ProtocolError, ReadTimeoutError
+from urllib3 import BaseHTTPResponse, HTTPConnectionPool, Retry, Timeout
+from urllib3.exceptions import HTTPError, InvalidHeader, NewConnectionError, ProtocolError, ReadTimeoutError
 
+from free_ml_stack.storage import retry
 from free_ml_stack.storage.atomic import CHUNK
 
 log = logging.getLogger(__name__)
 Body = Callable[[], Any]  # makes the body anew for each attempt: bytes, or a file that has a length
 ATTEMPTS = 8
 FIRST_ATTEMPTS = 4  # to reach a server that has never answered: none may be there, and somebody waits
-PAUSE, LONGEST_PAUSE = 0.1, 30.0  # seconds before the first repeat, doubled for each further one
+LONGEST_PAUSE = 300.0  # seconds that a server may ask to wait
 CONNECT_SECONDS, READ_SECONDS = 10.0, 60.0
 SLOWEST = 5e6  # bytes per second that a server is expected to bring to its disk
 BUSY = {408, 425, 429, 500, 502, 503, 504}
@@ -39,6 +37,14 @@ ERRORS = {
     416: errno.ERANGE,
     507: errno.ENOSPC,
 }
+
+
+class StatusError(Exception):
+    """An answer whose status tells of a failure."""
+
+    def __init__(self, answer: BaseHTTPResponse) -> None:
+        super().__init__(f"status {answer.status}")
+        self.answer = answer
 
 
 class Adapter(HTTPAdapter):
@@ -107,29 +113,45 @@ class Connection:
         Attempts that fail are repeated where that does no harm: not a POST that the server may have begun, unless it
         is said to be `repeatable`.
         """
-        once = method == "POST" and not repeatable
-        for attempt in range(1, ATTEMPTS + 1):
-            pause = 0.0
-            try:
-                answer = self._once(method, path, headers or {}, query, body, stream)
-            except (HTTPError, OSError) as error:
-                failure = str(error).rpartition("): ")[2] or type(error).__name__
-                untouched = isinstance(error, NewConnectionError)
-                self.reached |= isinstance(error, ProtocolError | ReadTimeoutError)
-                last = FIRST_ATTEMPTS if untouched and not self.reached else ATTEMPTS
-                if attempt >= last or (once and not untouched):
-                    raise ConnectionError(f"{self.host} does not answer: {failure}") from error
+        once, repeated = method == "POST" and not repeatable, False
+
+        def attempt() -> BaseHTTPResponse:
+            answer = self._once(method, path, headers or {}, query, body, stream)
+            self.reached = True
+            if answer.status < 300 or (answer.status == 404 and method == "DELETE" and repeated):
+                return answer  # also where the attempt before has done it
+            raise StatusError(answer)
+
+        def after(error: Exception, attempts: int) -> float:
+            nonlocal repeated
+            if isinstance(error, StatusError):
+                pause = self._after_status(error.answer, path, once, attempts)
             else:
-                self.reached = True
-                failure = f"status {answer.status}"
-                if answer.status < 300 or (answer.status == 404 and method == "DELETE" and attempt > 1):
-                    return answer  # also where the attempt before has done it
-                if attempt == ATTEMPTS or answer.status not in (UNTOUCHED if once else BUSY):
-                    raise _error(answer, path, self.host)
-                pause = _retry_after(answer)
-            log.info("%s of %s failed, is tried again: %s", method, path, failure)
-            wait(attempt, pause)
-        raise AssertionError("the last attempt returns or raises")
+                pause = self._after_failure(error, once, attempts)
+            repeated = True
+            log.info("%s of %s failed, is tried again: %s", method, path, error)
+            return pause
+
+        return retry.call(attempt, (StatusError, HTTPError, OSError), after)
+
+    def _after_status(self, answer: BaseHTTPResponse, path: str, once: bool, attempts: int) -> float:
+        """Return the seconds to wait after a failing status; raise its error where a repeat is vain or harmful."""
+        if attempts == ATTEMPTS or answer.status not in (UNTOUCHED if once else BUSY):
+            raise _error(answer, path, self.host) from None
+        try:
+            return min(Retry().get_retry_after(answer) or 0.0, LONGEST_PAUSE)
+        except InvalidHeader:
+            return 0.0
+
+    def _after_failure(self, error: Exception, once: bool, attempts: int) -> float:
+        """Return the seconds to wait after no answer; raise ConnectionError where a repeat is vain or harmful."""
+        untouched = isinstance(error, NewConnectionError)
+        self.reached |= isinstance(error, ProtocolError | ReadTimeoutError)
+        last = FIRST_ATTEMPTS if untouched and not self.reached else ATTEMPTS
+        if attempts >= last or (once and not untouched):
+            failure = str(error).rpartition("): ")[2] or type(error).__name__
+            raise ConnectionError(f"{self.host} does not answer: {failure}") from error
+        return 0.0
 
     def _once(
         self, method: str, path: str, headers: Mapping[str, str], query: str, body: Body | None, stream: bool
@@ -162,23 +184,6 @@ class Connection:
         elif self.client.bearerToken is not None:
             headers["Authorization"] = f"Bearer {self.client.bearerToken}"
         return headers
-
-
-def wait(attempt: int, at_least: float = 0.0) -> None:
-    """Pause before an attempt is repeated: longer each time, and never in step with other clients."""
-    longest = min(LONGEST_PAUSE, PAUSE * 2.0 ** (attempt - 1))
-    time.sleep(max(at_least, random.uniform(longest / 2, longest)))  # noqa: S311 - jitter, no secret
-
-
-def _retry_after(answer: BaseHTTPResponse) -> float:
-    """The seconds that the server asks to wait, 0 when it doesn't say."""
-    value = answer.headers.get("Retry-After", "")
-    if value.isdecimal():
-        return min(float(value), 10 * LONGEST_PAUSE)
-    try:
-        return max(0.0, parsedate_to_datetime(value).timestamp() - time.time())
-    except ValueError:
-        return 0.0
 
 
 def _error(answer: BaseHTTPResponse, path: str, host: str) -> OSError:

@@ -14,7 +14,8 @@ from typing import Any
 from urllib3 import BaseHTTPResponse
 from urllib3.exceptions import HTTPError
 
-from free_ml_stack.algorithmia.connection import ATTEMPTS, Connection, wait
+from free_ml_stack.algorithmia.connection import ATTEMPTS, Connection
+from free_ml_stack.storage import retry
 from free_ml_stack.storage.atomic import CHUNK, WholeFile, write_all
 from free_ml_stack.storage.checksums import SUMS, read_digest
 
@@ -111,7 +112,7 @@ class Download(io.RawIOBase):
             self.failures += 1
             if self.failures == ATTEMPTS:
                 raise failure
-            wait(self.failures)
+            retry.wait(self.failures)
             self.answer = self._open({})
 
     def _finish(self) -> None:

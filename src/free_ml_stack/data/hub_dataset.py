@@ -48,7 +48,7 @@ def fetch(url: str, store: AbstractFileSystem, labels: list[Any]) -> dict[str, A
     """
     repository, revision, folder = parts(url)
     api = hub_client.client()
-    info = hub_client.patiently(
+    info = hub_client.with_retries(
         lambda: known(url, lambda: api.dataset_info(repository.id, revision=revision or None))
     )
     pinned = f"{SCHEME}{repository.id}@{info.sha}{f'/{folder}' if folder else ''}"
@@ -56,7 +56,7 @@ def fetch(url: str, store: AbstractFileSystem, labels: list[Any]) -> dict[str, A
     if present := whole(target, pinned):
         return present
     source = filesystem("hf", endpoint=api.endpoint, skip_instance_cache=True)
-    shards = hub_client.patiently(lambda: by_split(pinned, source))
+    shards = hub_client.with_retries(lambda: by_split(pinned, source))
     content: dict[str, Any] = {
         "name": repository.id,
         "source": pinned,
@@ -190,7 +190,7 @@ def batches(source: AbstractFileSystem, paths: list[str], url: str) -> Iterator[
         except pa.ArrowException as error:
             raise StackError(f"{path} is no whole file of Parquet ({first_line(error)})") from None
         except HfHubHTTPError as error:  # the client has tried again; and rows of it have gone on
-            raise hub_client.told(error) from None
+            raise hub_client.http_error(error) from None
 
 
 def dense(column: pa.Array, name: str) -> NDArray[Any]:
@@ -250,7 +250,7 @@ def publish(
     """
     repository, source = repository_of(url), dataset.in_store(store)
     facts = verify(source)
-    kept, trouble = hub.edited(repository)
+    kept, trouble = hub.user_sections(repository)
     if trouble:
         raise StackError(trouble)
     with tempfile.TemporaryDirectory() as scratch:

@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from free_ml_stack.errors import StackError, first_line
+from free_ml_stack.storage import retry
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError
 
 T = TypeVar("T")
-WAITS = (1.0, 2.0, 4.0, 8.0)  # seconds before each new attempt
+ATTEMPTS, PAUSE = 5, 1.0  # seconds before the second one
 PATIENCE = 20.0  # seconds after which trouble is told: most of the client's calls have been patient themselves by then
 CROSSED = (409, 412)  # another writer was quicker
 PASSING = (*CROSSED, 429, 500, 502, 503, 504)  # too many requests, a server in trouble
@@ -39,31 +40,37 @@ def client() -> "HfApi":
     return HfApi()
 
 
-def patiently(work: Callable[[], T]) -> T:
-    """What `work` returns, tried again while the Hub or the way there is in trouble.
+def with_retries(work: Callable[[], T]) -> T:
+    """Return what `work` returns, tried again while the Hub or the way there is in trouble.
 
     What is missing is the caller's business. Raises StackError with one line where it stays in trouble or refuses.
     """
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
     from huggingface_hub.utils import httpx  # type: ignore[attr-defined]
 
+    passing = (HfHubHTTPError, httpx.HTTPError, OSError, RuntimeError)
     end = time.monotonic() + PATIENCE
-    for wait in (*WAITS, None):
+
+    def attempt() -> T:
         try:
             return work()
-        except (HfHubHTTPError, httpx.HTTPError, OSError, RuntimeError) as error:
-            time.sleep(pause_after(error, wait, time.monotonic() > end))
+        except passing:
+            raise
         except HFValidationError as error:
             raise StackError(first_line(error)) from None
         except ValueError as error:
             raise StackError(f"that was no answer of the Hub: {first_line(error)}") from None
-    raise AssertionError
+
+    def after(error: Exception, attempts: int) -> float:
+        return pause_after(error, attempts == ATTEMPTS, time.monotonic() > end)
+
+    return retry.call(attempt, passing, after, PAUSE)
 
 
-def pause_after(error: Exception, wait: float | None, late: bool = False) -> float:
-    """The seconds to wait after an error, `late` only if another writer crossed.
+def pause_after(error: Exception, last: bool, late: bool) -> float:
+    """Return the seconds that the Hub asks to wait after an error; `late`, only if another writer crossed.
 
-    Raises it where something is missing, StackError where to wait is vain.
+    Raises the error where something is missing, StackError where to wait is vain or this was the `last` attempt.
     """
     from huggingface_hub.errors import HfHubHTTPError
     from huggingface_hub.utils import httpx  # type: ignore[attr-defined]
@@ -73,21 +80,21 @@ def pause_after(error: Exception, wait: float | None, late: bool = False) -> flo
     if offline():
         raise StackError("HF_HUB_OFFLINE is set, so the Hub is not asked; unset it and try again") from None
     if not isinstance(answer, HfHubHTTPError):
-        demand_home()
-        if wait is None or late or not isinstance(answer, httpx.HTTPError):  # hf_xet has tried by itself
+        check_cache_writable()
+        if last or late or not isinstance(answer, httpx.HTTPError):  # hf_xet has tried by itself
             raise StackError(
                 f"the Hub can't be reached: {first_line(error)}; check the network, then try again"
             ) from None
-        return wait
+        return 0.0
     status = answer.response.status_code
     if status == MISSING:
         raise answer
-    if wait is None or status not in (CROSSED if late else PASSING):
-        raise told(answer) from None
-    return max(wait, reset(answer.response.headers.get("ratelimit", "")))
+    if last or status not in (CROSSED if late else PASSING):
+        raise http_error(answer) from None
+    return reset(answer.response.headers.get("ratelimit", ""))
 
 
-def told(error: "HfHubHTTPError") -> StackError:
+def http_error(error: "HfHubHTTPError") -> StackError:
     """A refusal in one line, with its remedy."""
     status, reason = error.response.status_code, " ".join((error.server_message or str(error)).split())[:200]
     right = "read" if error.response.request.method in ("GET", "HEAD") else "write"
@@ -97,7 +104,7 @@ def told(error: "HfHubHTTPError") -> StackError:
     return StackError(f"the Hub answers {status}: {reason}{'; try again later' if status in PASSING else ''}")
 
 
-def demand_home() -> None:
+def check_cache_writable() -> None:
     """Refuse a folder that the Hub's client can't keep its files in: what it says of that itself misleads."""
     from huggingface_hub.constants import HF_HOME
 

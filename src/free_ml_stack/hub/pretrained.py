@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from free_ml_stack.errors import StackError
-from free_ml_stack.hub.client import MISSING, patiently
+from free_ml_stack.hub.client import MISSING, with_retries
 
 SCHEME, WEIGHTS, INDEX = "hf://", "model.safetensors", "model.safetensors.index.json"
 COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -108,7 +108,7 @@ def _asked(url: str, work: Callable[[], Any]) -> Any:
             raise absent from None
 
     try:
-        return patiently(ask)
+        return with_retries(ask)
     except EntryNotFoundError:
         raise
     except HfHubHTTPError as error:

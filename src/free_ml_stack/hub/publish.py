@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 from free_ml_stack.console import say, shown
 from free_ml_stack.errors import StackError
-from free_ml_stack.hub.client import UNKNOWN_KEY, client, demand_home, offline, patiently, told
+from free_ml_stack.hub.client import (
+    UNKNOWN_KEY,
+    check_cache_writable,
+    client,
+    http_error,
+    offline,
+    with_retries,
+)
 from free_ml_stack.storage.manifest import MANIFEST, verify
 from free_ml_stack.storage.repository import Repository
 from free_ml_stack.storage.stores import open_store
@@ -73,10 +80,10 @@ def publish(settings: "Settings", folder: Path, public: bool = False, trouble: s
 
 def repository_of(settings: "Settings") -> Repository | None:
     """The project's repository on the Hub; None where it has none or no token, or is to stay offline."""
-    return None if lacking(settings) else Repository(settings.model_repo)
+    return None if why_not_published(settings) else Repository(settings.model_repo)
 
 
-def lacking(settings: "Settings") -> str:
+def why_not_published(settings: "Settings") -> str:
     """What keeps the project's models from the Hub, and how to mend it; nothing where they can go there."""
     if "huggingface" not in settings.credentials or not settings.model_repo:
         return "needs HF_TOKEN and model_repo"
@@ -96,20 +103,20 @@ def upload(
     from free_ml_stack.hub.card import check
 
     verify(folder)
-    demand_home()
+    check_cache_writable()
     for remark in check((folder / CARD).read_text(encoding="utf-8")):
         say(f"Note: {remark}")
     private = not public
     try:
-        patiently(
+        with_retries(
             lambda: api.create_repo(repository.id, repo_type=repository.kind, private=private, exist_ok=True)
         )
-        commit = patiently(lambda: commit_once(api, repository, folder, message))
-        version = patiently(lambda: tag_once(api, repository, commit))
+        commit = with_retries(lambda: commit_once(api, repository, folder, message))
+        version = with_retries(lambda: tag_once(api, repository, commit))
         if public:
-            patiently(lambda: open_to_all(api, repository))
+            with_retries(lambda: open_to_all(api, repository))
     except HfHubHTTPError as error:  # what was there a moment ago is missing
-        raise told(error) from None
+        raise http_error(error) from None
     return f"{api.endpoint}/{repository.page}", version
 
 
@@ -216,7 +223,7 @@ def tag_once(api: "HfApi", repository: Repository, commit: str) -> str:
     return version
 
 
-def edited(repository: Repository | None) -> tuple[dict[str, str], str]:
+def user_sections(repository: Repository | None) -> tuple[dict[str, str], str]:
     """The sections of the card on the Hub that a person has edited there, and what kept it from being read."""
     from huggingface_hub.errors import HfHubHTTPError
 
@@ -225,7 +232,7 @@ def edited(repository: Repository | None) -> tuple[dict[str, str], str]:
     if not repository:
         return {}, ""
     try:
-        path = patiently(lambda: client().hf_hub_download(repository.id, CARD, repo_type=repository.kind))
+        path = with_retries(lambda: client().hf_hub_download(repository.id, CARD, repo_type=repository.kind))
         card = words(Path(path), f"{CARD} of {repository.id} on the Hub")
         return sections(card, MADE if repository.kind == "model" else ()), ""
     except HfHubHTTPError:  # there is none
@@ -244,5 +251,5 @@ def difference(changes: Iterable[Change]) -> list[str]:
 def preview(repository: Repository, folder: Path) -> list[str]:
     """Lines that say what publishing a folder would do."""
     api = client()
-    _, changes = patiently(lambda: compare(api, repository, folder))
+    _, changes = with_retries(lambda: compare(api, repository, folder))
     return [f"{api.endpoint}/{repository.page}:", *difference(changes)]

@@ -26,10 +26,10 @@ def publish(science: "Science", settings: Settings, args: Namespace) -> int:
     from free_ml_stack.training.run import find_run
 
     repository, run = hub.repository_of(settings), find_run(settings, args.run)
-    not_yet = f"Not on the Hub yet: {hub.lacking(settings)}."
+    not_yet = f"Not on the Hub yet: {hub.why_not_published(settings)}."
     account = repository.id.partition("/")[0] if repository else ""
     trouble = credentials.trouble("huggingface", account, settings.root / ".env") if repository else ""
-    kept, silence = hub.edited(repository) if not trouble else ({}, "")
+    kept, silence = hub.user_sections(repository) if not trouble else ({}, "")
     folder = export(science, settings, run, kept)
     if args.dry_run:
         if trouble:
