@@ -24,7 +24,7 @@ from free_ml_stack.data import dataset
 from free_ml_stack.errors import StackError, first_line
 from free_ml_stack.hub import client as hub_client
 from free_ml_stack.hub import publish as hub
-from free_ml_stack.hub.card import ID, check, own, plain, repository_id, section
+from free_ml_stack.hub.card import ID, check, custom_sections, escape_markdown, marked_section, repository_id
 from free_ml_stack.storage.manifest import MANIFEST, DamagedError, verify, write_manifest
 from free_ml_stack.storage.repository import Repository
 
@@ -304,7 +304,8 @@ def card(facts: Mapping[str, Any], task: str, title: str, kept: Mapping[str, str
         for name, about in facts["columns"].items()
     )
     seed = f" Split with seed {facts['split_seed']}." if "split_seed" in facts else ""
-    intended = f"{task.replace('-', ' ').capitalize()} with the classes {plain(', '.join(map(str, facts['labels'])))}."
+    classes = escape_markdown(", ".join(map(str, facts["labels"])))
+    intended = f"{task.replace('-', ' ').capitalize()} with the classes {classes}."
     limits = (
         "What the source says of how the examples were chosen and labelled holds here too; nothing was added."
     )
@@ -312,7 +313,7 @@ def card(facts: Mapping[str, Any], task: str, title: str, kept: Mapping[str, str
 {front.to_yaml()}
 ---
 
-# {plain(title)}
+# {escape_markdown(title)}
 
 From {facts["source"]}.{seed} SHA-256 of the data: `{dataset.fingerprint(facts)}`.
 
@@ -326,11 +327,11 @@ From {facts["source"]}.{seed} SHA-256 of the data: `{dataset.fingerprint(facts)}
 
 ## Intended use
 
-{section(kept.get("Intended use"), intended)}
+{marked_section(kept.get("Intended use"), intended)}
 
 ## Limits
 
-{section(kept.get("Limits"), limits)}
-{own(kept)}"""
+{marked_section(kept.get("Limits"), limits)}
+{custom_sections(kept)}"""
     check(made)
     return str(DatasetCard(made))

@@ -4,6 +4,7 @@ import hashlib
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,6 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from free_ml_stack.errors import StackError
 from free_ml_stack.evaluation.metrics import NAMES
-from free_ml_stack.hub.vocabulary import DATE, LICENSES, TASKS
 
 if TYPE_CHECKING:
     from free_ml_stack.project.science import Science
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
 EDITABLE = ("Intended use", "Limits")
 MADE = ("How to use", "Data", "Training", "Results", "Reproduce")  # anew for each run, whatever was there
-PLACES = 4  # digits shown in the text; the metadata has them all
 MARK = re.compile(r"\n*<!-- (generated|kept) ([0-9a-f]{12}): .*-->\s*$")
 FENCE = re.compile(r" {0,3}(`{3,}(?!.*`)|~{3,})(.*)")  # spec.commonmark.org, 4.5
 FRONT = re.compile(r"---\n(.*?\n)---(?:\n|$)", re.DOTALL)
@@ -33,9 +32,25 @@ def card(
     settings: "Settings", science: "Science", result: Mapping[str, Any], model: str, kept: Mapping[str, str]
 ) -> ModelCard:
     """The card of a run's model. `model` names its class, `kept` are the sections that a person wrote before."""
-    return ModelCard(
-        f"---\n{metadata(settings, science, result).to_yaml()}\n---\n\n{text(settings, science, result, model, kept)}"
+    card: ModelCard = ModelCard.from_template(
+        metadata(settings, science, result),
+        template_str=files(__package__).joinpath("model_card.md").read_text(encoding="utf-8"),
+        **{"url": "", **result},
+        escape=escape_markdown,
+        metric_names=NAMES,
+        title=settings.title or settings.project,
+        description=settings.description,
+        author=settings.author,
+        license=settings.license,
+        model=model,
+        model_repo=settings.model_repo or ".",
+        package=science.package,
+        source=result["data"].get("source", science.data.SOURCE),
+        intended_use=marked_section(kept.get("Intended use"), _intended(science, result["data"])),
+        limits=marked_section(kept.get("Limits"), _limits(result["data"])),
+        custom_sections=custom_sections(kept),
     )
+    return card
 
 
 def metadata(settings: "Settings", science: "Science", result: Mapping[str, Any]) -> ModelCardData:
@@ -43,6 +58,9 @@ def metadata(settings: "Settings", science: "Science", result: Mapping[str, Any]
     license_id = "other" if settings.license == "Proprietary" else settings.license.lower()
     data_name, sources = result["data"]["name"], (result["data"].get("source", ""), settings.storage)
     data_id = next(filter(None, (repository_id(url, "datasets/") for url in sources)), data_name)
+    scores = {name: float(value) for name, value in result["test"].items() if name in NAMES}
+    if unfit := next((name for name, value in scores.items() if not math.isfinite(value)), ""):
+        raise StackError(f"README.md: the metric {unfit} is {scores[unfit]}")
     results = [
         EvalResult(
             task_type=science.model.TASK,
@@ -51,10 +69,9 @@ def metadata(settings: "Settings", science: "Science", result: Mapping[str, Any]
             dataset_split="test",
             metric_type=name,
             metric_name=NAMES[name],
-            metric_value=float(value),
+            metric_value=value,
         )
-        for name, value in result["test"].items()
-        if name in NAMES
+        for name, value in scores.items()
     ]
     extra: dict[str, Any] = {}
     if license_id == "other":
@@ -81,98 +98,13 @@ def repository_id(url: str, kind: str = "") -> str:
     return "/".join(path.split("/")[:2]) if url.startswith(f"hf://{kind}") else ""
 
 
-def text(
-    settings: "Settings", science: "Science", result: Mapping[str, Any], model: str, kept: Mapping[str, str]
-) -> str:
-    """The card's Markdown below the metadata."""
-    data, machine = result["data"], result["machine"]
-    rows = ", ".join(f"{count:,} {name}" for name, count in data["rows"].items())
-    scores = "\n".join(
-        f"| {NAMES[name]} | {result['validation'][name]:.{PLACES}f} | {value:.{PLACES}f} |"
-        for name, value in result["test"].items()
-        if name in NAMES
-    )
-    changed = "\n".join(
-        f"| `{name}` | {plain(str(value)) or '-'} |" for name, value in result["config"].items()
-    )
-    versions = ", ".join(f"{name} {version}" for name, version in result["environment"].items())
-    started = result["config"].get("init")
-    tracked = result.get("url")
-    return f"""# {plain(settings.title or settings.project)}
-
-{plain(settings.description)}
-
-- Model: `{model}`, {result["parameters"]:,} parameters{f", started from {started}" if started else ""}
-- By: {plain(settings.author)}
-- License: {settings.license}
-
-## Intended use
-
-{section(kept.get("Intended use"), _intended(science, data))}
-
-## How to use
-
-With this repository's package installed:
-
-```python
-from {science.package}.model import {model}
-
-model = {model}.from_pretrained("{settings.model_repo or "."}", strict=True).eval()
-```
-
-Without torch, on ONNX Runtime (`model.onnx` is the same model), in a folder with this repository's files:
-
-```python
-import json
-from pathlib import Path
-from {science.package}.predict import apply, load
-
-answer = apply(json.loads(Path("sample.json").read_text())["input"], load(Path(".")))
-```
-
-## Data
-
-{plain(data["name"])}, from {data.get("source", science.data.SOURCE)}: {rows} examples.
-SHA-256 of the data set: `{data["sha256"]}`.
-
-## Training
-
-{result["steps"]:,} steps in {result["seconds"]:.1f} s on {machine.get("accelerator") or machine["device"]}
-({machine["system"]}, {machine["processor"]}), processes: {result["processes"]}.
-The weights are those with the lowest validation loss.
-
-| setting | value |
-| --- | --- |
-{changed}
-
-![Learning curves](learning_curves.png)
-
-## Results
-
-| metric | validation | test |
-| --- | --- | --- |
-{scores}
-
-![Confusion matrix](confusion.png)
-
-## Limits
-
-{section(kept.get("Limits"), _limits(science, data))}
-
-## Reproduce
-
-Run `{result["run"]}`{f" ([its curves]({tracked}))" if tracked else ""}, commit `{result["commit"] or "not under git"}`.
-{versions}; all packages are in `requirements.txt`, the settings in `stack.toml`.
-{own(kept)}"""
-
-
-def own(kept: Mapping[str, str]) -> str:
+def custom_sections(kept: Mapping[str, str]) -> str:
     """The sections that only a person has written, as the end of a card."""
     written = {title: body for title, body in kept.items() if title not in EDITABLE}
-    return "".join(f"\n## {title}\n\n{section(body, '')}\n" for title, body in written.items())
+    return "".join(f"\n## {title}\n\n{marked_section(body, '')}\n" for title, body in written.items())
 
 
-def plain(text: str) -> str:
+def escape_markdown(text: str) -> str:
     """Text that Markdown shows as it was written, each line of it.
 
     Source: spec.commonmark.org, 2.4, 5.2 (what begins a list) and 6.7; tables and strikethrough are GitHub's.
@@ -182,21 +114,21 @@ def plain(text: str) -> str:
     return re.sub(r"[ \t]*(\r\n?|\n)[ \t]*", "<br>", escaped)
 
 
-def section(kept: str | None, generated: str) -> str:
+def marked_section(kept: str | None, generated: str) -> str:
     """A section's text: what a person wrote, else what is generated, with a mark that tells whether it is edited."""
     word, body = ("kept", kept) if kept else ("generated", generated)
-    if not fresh(body):
+    if not was_edited(body):
         return body
     return f"{body}\n\n<!-- {word} {_digest(body)}: edit the text above, and your words stay -->"
 
 
-def fresh(body: str) -> bool:
+def was_edited(body: str) -> bool:
     """Whether a section was edited since its card was made."""
     mark = MARK.search(body)
     return not (mark and mark[2] == _digest(MARK.sub("", body)))
 
 
-def words(path: Path, name: str) -> str:
+def read_card(path: Path, name: str) -> str:
     """A card that a person may have edited; StackError, by its `name`, for one that is not text in UTF-8."""
     try:
         return path.read_text(encoding="utf-8")
@@ -204,7 +136,7 @@ def words(path: Path, name: str) -> str:
         raise StackError(f"{name}: {error}; save it as plain text in UTF-8") from None
 
 
-def sections(card: str, made: Sequence[str] = MADE) -> dict[str, str]:
+def edited_sections(card: str, made: Sequence[str] = MADE) -> dict[str, str]:
     """The sections of an earlier card that a person has written, all but those that are `made`.
 
     Those from before that card keep their mark.
@@ -212,7 +144,7 @@ def sections(card: str, made: Sequence[str] = MADE) -> dict[str, str]:
     found: dict[str, str] = {}
     for title, body in _parts(card):
         mark = MARK.search(body)
-        if fresh(body):
+        if was_edited(body):
             body = MARK.sub("", body)
         elif mark and mark[1] == "generated":
             continue
@@ -221,13 +153,16 @@ def sections(card: str, made: Sequence[str] = MADE) -> dict[str, str]:
     return found
 
 
-def latest(here: Mapping[str, str], there: Mapping[str, str]) -> dict[str, str]:
+def merge_sections(here: Mapping[str, str], there: Mapping[str, str]) -> dict[str, str]:
     """The sections of two cards as one: what is here, unless only there it was edited since."""
-    return {**there, **{name: body for name, body in here.items() if fresh(body) or not _newer(name, there)}}
+    return {
+        **there,
+        **{name: body for name, body in here.items() if was_edited(body) or not _newer(name, there)},
+    }
 
 
 def _newer(name: str, there: Mapping[str, str]) -> bool:
-    return name in there and fresh(there[name])
+    return name in there and was_edited(there[name])
 
 
 def _parts(card: str) -> Iterable[tuple[str, str]]:
@@ -259,8 +194,8 @@ def _code(lines: Sequence[str]) -> list[bool]:
     return [False] * len(lines) if fence else inside
 
 
-def check(card: str) -> list[str]:
-    """What the Hub may remark of a card; StackError for what it would refuse, and for a gap in the text."""
+def check(card: str) -> None:
+    """Raise StackError for what the Hub would refuse of a card, and for a gap in its text."""
     block = FRONT.match(card)
     try:
         front = yaml.safe_load(block[1]) if block else None
@@ -270,50 +205,17 @@ def check(card: str) -> list[str]:
         raise StackError("README.md: it must begin with a block of metadata between two lines of ---")
     if faults := [*_malformed(front), *([f"it says {GAP!r}"] if GAP in card else [])]:
         raise StackError(f"README.md: {'; '.join(faults)}")
-    known = (("license", LICENSES), ("pipeline_tag", TASKS))
-    return [
-        f"README.md: {name} {front[name]!r} was not among the Hub's on {DATE}"
-        for name, ids in known
-        if front.get(name, next(iter(ids))) not in ids
-    ]
 
 
 def _malformed(front: Mapping[str, Any]) -> Iterable[str]:
     for name in ("license", "pipeline_tag"):
         if name in front and not (isinstance(front[name], str) and ID.fullmatch(front[name])):
             yield f"{name} must be one of the Hub's ids, is {front[name]!r}"
-    if front.get("license") == "other" and not front.get("license_name"):
-        yield "license 'other' needs a license_name"
-    for name in ("tags", "metrics", "datasets"):
-        if not all(isinstance(item, str) and item for item in _list(front.get(name, []))):
-            yield f"{name} must be a list of words, is {front[name]!r}"
     for name in ("base_model", "datasets"):
         values = front.get(name, [])
-        for value in [values] if isinstance(values, str) else _list(values):
+        for value in values if isinstance(values, list) else [values]:
             if not REPOSITORY.fullmatch(str(value)):
                 yield f"{name} must name repositories as USER/NAME, is {value!r}"
-    for entry in _list(front.get("model-index", [])):
-        for result in _list(entry.get("results", []) if isinstance(entry, dict) else [None]):
-            yield from _malformed_result(result)
-
-
-def _malformed_result(result: Any) -> Iterable[str]:
-    if not isinstance(result, dict) or not all(
-        isinstance(about := result.get(name), dict) and about.get(key)
-        for name, key in (("task", "type"), ("dataset", "type"), ("dataset", "name"))
-    ):
-        yield "a result in model-index needs task.type, dataset.type and dataset.name"
-        return
-    for metric in _list(result.get("metrics", [None])):
-        value = metric.get("value") if isinstance(metric, dict) else None
-        if not isinstance(metric, dict) or not metric.get("type") or value is None:
-            yield "a metric in model-index needs a type and a value"
-        elif isinstance(value, float) and not math.isfinite(value):
-            yield f"the metric {metric['type']} is {value}"
-
-
-def _list(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else [None]
 
 
 def _digest(body: str) -> str:
@@ -322,12 +224,12 @@ def _digest(body: str) -> str:
 
 def _intended(science: "Science", data: Mapping[str, Any]) -> str:
     task = science.model.TASK.replace("-", " ").capitalize()
-    names = ", ".join(plain(str(label)) for label in science.data.LABELS)
-    return f"{task} of inputs like those of {plain(data['name'])}, into the classes {names}."
+    names = ", ".join(escape_markdown(str(label)) for label in science.data.LABELS)
+    return f"{task} of inputs like those of {escape_markdown(data['name'])}, into the classes {names}."
 
 
-def _limits(science: "Science", data: Mapping[str, Any]) -> str:
+def _limits(data: Mapping[str, Any]) -> str:
     return (
-        f"Measured on the test split of {plain(data['name'])} only ({data['rows']['test']:,} examples). "
+        f"Measured on the test split of {escape_markdown(data['name'])} only ({data['rows']['test']:,} examples). "
         "Inputs of another kind were not tried, and the confidence was not calibrated."
     )

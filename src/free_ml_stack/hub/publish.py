@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from free_ml_stack.console import say, shown
+from free_ml_stack.console import shown
 from free_ml_stack.errors import StackError
 from free_ml_stack.hub.client import (
     UNKNOWN_KEY,
@@ -104,8 +104,7 @@ def upload(
 
     verify(folder)
     check_cache_writable()
-    for remark in check((folder / CARD).read_text(encoding="utf-8")):
-        say(f"Note: {remark}")
+    check((folder / CARD).read_text(encoding="utf-8"))
     private = not public
     try:
         with_retries(
@@ -227,14 +226,14 @@ def user_sections(repository: Repository | None) -> tuple[dict[str, str], str]:
     """The sections of the card on the Hub that a person has edited there, and what kept it from being read."""
     from huggingface_hub.errors import HfHubHTTPError
 
-    from free_ml_stack.hub.card import MADE, sections, words
+    from free_ml_stack.hub.card import MADE, edited_sections, read_card
 
     if not repository:
         return {}, ""
     try:
         path = with_retries(lambda: client().hf_hub_download(repository.id, CARD, repo_type=repository.kind))
-        card = words(Path(path), f"{CARD} of {repository.id} on the Hub")
-        return sections(card, MADE if repository.kind == "model" else ()), ""
+        card = read_card(Path(path), f"{CARD} of {repository.id} on the Hub")
+        return edited_sections(card, MADE if repository.kind == "model" else ()), ""
     except HfHubHTTPError:  # there is none
         return {}, ""
     except StackError as error:

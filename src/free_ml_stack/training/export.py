@@ -17,7 +17,7 @@ from free_ml_stack.errors import StackError
 from free_ml_stack.evaluation import metrics as evaluation
 from free_ml_stack.evaluation import plots as pictures
 from free_ml_stack.evaluation.drift import reference
-from free_ml_stack.hub.card import card, latest, sections, words
+from free_ml_stack.hub.card import card, edited_sections, merge_sections, read_card
 from free_ml_stack.project.settings import FILE
 from free_ml_stack.storage.manifest import write_manifest
 from free_ml_stack.storage.stores import open_store
@@ -51,7 +51,7 @@ def export(
         open_store(settings.storage, settings), settings.private / "cache", settings.command
     )
     model = trained(science, run, result["config"])
-    written = latest(edited(settings.models, folder), kept or {})
+    written = merge_sections(kept_sections(settings.models, folder), kept or {})
     card(settings, science, result, type(model).__name__, written).save(folder / CARD)
     model.save_pretrained(folder)
     write_onnx(model, splits["test"], folder / ONNX)
@@ -71,12 +71,12 @@ def export(
     return folder
 
 
-def edited(models: Path, folder: Path) -> dict[str, str]:
+def kept_sections(models: Path, folder: Path) -> dict[str, str]:
     """The sections that a person wrote into a folder's card, else into the latest card of another."""
     cards = sorted(models.glob(f"*/{CARD}"), key=lambda path: (path.parent == folder, path.stat().st_mtime))
     found: dict[str, str] = {}
     for path in cards:
-        found |= sections(words(path, str(path)))
+        found |= edited_sections(read_card(path, str(path)))
     return found
 
 
