@@ -133,11 +133,7 @@ class Workers:
             package = task.science.package
             self.context.set_forkserver_preload(
                 # an optimizer's first step would import the last in each worker: seconds
-                [
-                    f"{package}.train",
-                    "free_ml_stack.training.run",
-                    "torch._dynamo",
-                ]
+                [f"{package}.train", "free_ml_stack.training.run", "torch._dynamo"]
             )
         self.free = [self._start() for _ in range(count)]
         self.busy: dict[Connection, tuple[Any, Job, float]] = {}

@@ -18,12 +18,7 @@ if TYPE_CHECKING:
 
 
 def open_run(
-    settings: "Settings",
-    id: str,
-    kind: str,
-    folder: Path,
-    config: Values,
-    tracker: Tracker | None = None,
+    settings: "Settings", id: str, kind: str, folder: Path, config: Values, tracker: Tracker | None = None
 ) -> Run:
     """Open the run `id` of a kind (train, sweep, publish, deploy, monitor), new or to be continued.
 
