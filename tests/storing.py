@@ -7,7 +7,7 @@ import resource
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ if __name__ == "__main__":
     import places  # noqa: F401 - puts the skeleton on the path
 
 from free_ml_stack.gateway.data.api import DataAPI
+from free_ml_stack.gateway.http import DisconnectedError, HTTPError, request_of
 from free_ml_stack.gateway.protocol.direct import DirectProtocol
 
 USERS = {b"key-of-me": "me", b"key-of-you": "you"}
@@ -28,8 +29,13 @@ def data_app(folder: Path) -> Any:
     api = DataAPI(folder)
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
-        scope["user"] = USERS.get(dict(scope["headers"]).get(b"authorization", b""))
-        await api(scope, receive, send)
+        request = request_of(scope, receive, send)
+        request.user = USERS.get(request.headers.get(b"authorization", b""))
+        with suppress(DisconnectedError):
+            try:
+                await api(request)
+            except HTTPError as error:
+                await request.answer_error(error)
 
     return app
 

@@ -9,9 +9,11 @@ import pytest
 from deployed import KEY, Deployed, deployed
 from gitting import GitServer
 from hosting import SAMPLES
+from services.installation import Installation
 from serving import serving
 from skeleton import predict
 
+from free_ml_stack.storage.local import local_store
 from free_ml_stack.storage.manifest import write_manifest
 
 
@@ -42,10 +44,9 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def installation(tmp_path: Path) -> Iterator[Deployed]:
     """A gateway beside a git server, which tells it of each push."""
     git = GitServer(tmp_path / "git", "me", KEY)
-    with (
-        serving(git) as git_url,
-        deployed(tmp_path / "gateway", repository=f"{git_url}/{{name}}.git") as gateway,
-    ):
+    with serving(git) as git_url, deployed(tmp_path / "gateway") as gateway:
+        data = local_store(tmp_path / "gateway" / "data")
+        gateway.app.management = Installation(gateway.app, f"{git_url}/{{name}}.git", data)
         webhook = f"{gateway.url}/v1/algorithms/me/EchoWords/scm/webhook"
         headers = {"X-API-Key": KEY, "Content-Type": "application/json"}
         call = f"from urllib.request import *; urlopen(Request('{webhook}', b'{{}}', {headers}))"

@@ -9,7 +9,7 @@ import pytest
 import requests
 from deployed import KEY, Deployed, deployed
 
-from free_ml_stack.gateway.data import request as request_module
+from free_ml_stack.gateway import http
 from free_ml_stack.gateway.protocol import guarded
 
 HEAD = b"PUT /v1/data/.my/slow/file HTTP/1.1\r\nHost: x\r\nAuthorization: %b\r\n" % KEY.encode()
@@ -18,7 +18,7 @@ HEAD = b"PUT /v1/data/.my/slow/file HTTP/1.1\r\nHost: x\r\nAuthorization: %b\r\n
 @pytest.fixture
 def gateway(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Deployed]:
     monkeypatch.setattr(guarded, "PATIENCE", 0.3)
-    monkeypatch.setattr(request_module, "PATIENCE", 0.3)
+    monkeypatch.setattr(http, "PATIENCE", 0.3)
     with deployed(tmp_path) as gateway:
         yield gateway
 

@@ -6,34 +6,30 @@ import logging
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
-from urllib.parse import quote, unquote, unquote_to_bytes
 
 from fsspec import AbstractFileSystem
 
 from free_ml_stack.errors import StackError
-from free_ml_stack.gateway.algorithms.batching import QueueFull
 from free_ml_stack.gateway.algorithms.calls import Answer, CallError, Calls, Limits, failure
-from free_ml_stack.gateway.algorithms.management import Management, Repository
+from free_ml_stack.gateway.algorithms.management import Management
 from free_ml_stack.gateway.algorithms.models import Models
 from free_ml_stack.gateway.dashboard import Dashboard
 from free_ml_stack.gateway.data.api import DataAPI
 from free_ml_stack.gateway.http import (
-    Disconnected,
+    DisconnectedError,
+    HTTPError,
+    Message,
     Receive,
-    Refusal,
-    Scope,
+    Request,
     Send,
-    send_bytes,
-    send_json,
-    send_refusal,
+    request_of,
 )
 from free_ml_stack.gateway.log.call_log import CallLog
 from free_ml_stack.gateway.openapi import description
 from free_ml_stack.project.science import Predictor
 
 log = logging.getLogger(__name__)
-Part = Callable[[Scope, Receive, Send], Awaitable[None]]
+Part = Callable[[Request], Awaitable[None]]
 
 
 def create_app(
@@ -46,7 +42,6 @@ def create_app(
     predictor: Predictor,
     limits: Limits = Limits(),  # noqa: B008
     poll_seconds: float = 1.0,
-    repository: str = "",
     logs: AbstractFileSystem | None = None,
     log_seconds: float = 0.0,
 ) -> "Gateway":
@@ -54,14 +49,13 @@ def create_app(
 
     `store` holds the Data API's tree (`<user>/<collection>/…`), `project` the deployments and logs: usually a
     collection of that tree. Each of `keys` makes its bearer the `user`. `algorithm` is `owner/name`.
-    `repository` is the git address that algorithms are pushed to, with `{name}` in it, where there is one.
     `logs` is where calls are logged, if not in `project`, each `log_seconds`, if not as fits the store.
     """
     owner, _, name = algorithm.partition("/")
     models = Models(project, predictor, limits.queue, poll_seconds)
     call_log = CallLog(logs or project, name, predictor, log_seconds)
     calls = Calls(owner, models, call_log, limits)
-    management = Management(owner, name, models, Repository(repository, store) if repository else None)
+    management = Management(owner, name, models)
     return Gateway(user, keys, name, calls, management, DataAPI(store))
 
 
@@ -82,7 +76,7 @@ class Gateway:
         self.starting: asyncio.Task[None] | None = None
         self.watching: list[asyncio.Task[None]] = []
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         """The ASGI entry."""
         if scope["type"] == "lifespan":
             await self._lifespan(receive, send)
@@ -91,8 +85,8 @@ class Gateway:
         else:
             if not self.ready:
                 await self.start()
-            with suppress(Disconnected):
-                await self._answer(scope, receive, send)
+            with suppress(DisconnectedError):
+                await self._answer(request_of(scope, receive, send))
 
     def share(self, folder: Path) -> None:
         """Add the figures of the other processes up that share `folder`."""
@@ -109,7 +103,7 @@ class Gateway:
             await self.models.get(self.name, "")
         except (StackError, OSError) as error:
             log.error("the deployed model can't be served: %s", error)
-        watches = (self.models.watch(), self.calls.log.watch(), self.calls.watch())
+        watches = (self.models.watch(), self.calls.log.watch())
         self.watching = [asyncio.ensure_future(watch) for watch in watches]
         self.ready = True
 
@@ -129,33 +123,20 @@ class Gateway:
         await self.stop()
         await send({"type": "lifespan.shutdown.complete"})
 
-    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
-        path, key = split_key(raw_path(scope))
-        headers = dict(scope["headers"])
-        user = self.user if self._admits(credentials(headers, key)) else None
-        text = (unquote_to_bytes(path) if b"%" in path else path).decode(errors="replace")
+    async def _answer(self, request: Request) -> None:
+        request.user = self.user if self._admits(credentials(request.headers, request.key)) else None
         try:
-            if path.startswith(b"/v1/algo/"):
-                if scope["method"] != "POST":
-                    raise Refusal(405, "an algorithm is called with POST")
-                if user is None:
-                    raise CallError("authorization required")
-                await self.calls(scope, receive, send, text.removeprefix("/v1/algo/"), headers)
-            else:
-                await self._other({**scope, "path": text, "user": user}, receive, send)
-        except (Disconnected, ConnectionError):
+            await self._part(request)(request)
+        except (DisconnectedError, ConnectionError):
             raise
-        except QueueFull:
-            await send_refusal(send, Refusal(429, "too many calls are waiting"), (b"retry-after", b"1"))
         except CallError as error:
-            await send_bytes(send, *failure(error))
-        except Refusal as refusal:
-            await send_refusal(send, refusal)
+            await request.answer_bytes(*failure(error))
+        except HTTPError as error:
+            await request.answer_error(error)
         except Exception:
-            log.exception("%s failed", text)
-            await send_refusal(
-                send, Refusal(500, "internal error; the log of the server has the cause", 5001)
-            )
+            log.exception("%s failed", request.path)
+            message = "internal error; the log of the server has the cause"
+            await request.answer_error(HTTPError(500, message, 5001))
 
     def at_once(
         self,
@@ -186,58 +167,55 @@ class Gateway:
                 admitted |= hmac.compare_digest(candidate, key)
         return admitted
 
-    async def _other(self, scope: Scope, receive: Receive, send: Send) -> None:
-        path = scope["path"]
+    def _part(self, request: Request) -> Part:
+        """What answers a request. Raises HTTPError and CallError for a stranger, and where nothing does."""
+        path, known = request.path, request.user is not None
+        if path.startswith("/v1/algo/"):
+            if request.method != "POST":
+                raise HTTPError(405, "an algorithm is called with POST")
+            if not known:
+                raise CallError("authorization required")
+            return self.calls
         if path.startswith(("/v1/data", "/v1/connector")):
-            await self.data(scope, receive, send)
-        elif path == "/healthz":
-            await send_json(send, 200, {"status": "ok"})
-        elif path == "/readyz":
-            await send_json(send, 200, self._readiness())
-        elif path == "/":
-            await self.dashboard(scope, receive, send)
-        elif path == "/v1/insights" and (scope["user"] or from_this_machine(scope)):
-            await self.dashboard.insights(receive, send)
-        elif scope["user"] is None:
-            raise Refusal(401, "authorization required", 2001)
-        elif path == "/openapi.json":
-            await send_json(send, 200, description(self.calls.owner))
-        elif path.startswith("/v1/"):
-            await self.management(scope, receive, send)
-        elif path in ("/stats", "/metrics"):
-            await self.dashboard(scope, receive, send)
-        else:
-            raise Refusal(404, f"no such address: {path}")
+            return self.data
+        if path == "/v1/insights" and (known or from_this_machine(request)):
+            return self.dashboard.insights
+        if path == "/":
+            return self.dashboard
+        if part := {"/healthz": self._health, "/readyz": self._readiness}.get(path):
+            return part
+        if not known:
+            raise HTTPError(401, "authorization required", 2001)
+        return self._private_part(path)
 
-    def _readiness(self) -> dict[str, Any]:
+    def _private_part(self, path: str) -> Part:
+        if path == "/openapi.json":
+            return self._description
+        if path.startswith("/v1/"):
+            return self.management
+        if path in ("/stats", "/metrics"):
+            return self.dashboard
+        raise HTTPError(404, f"no such address: {path}")
+
+    async def _health(self, request: Request) -> None:
+        await request.answer({"status": "ok"})
+
+    async def _description(self, request: Request) -> None:
+        await request.answer(description(self.calls.owner))
+
+    async def _readiness(self, request: Request) -> None:
         algorithm = self.models.algorithms.get(self.name)
         latest = algorithm.latest() if algorithm else None
         model = self.models.find(self.name, "")
         if latest and not model:
-            raise Refusal(503, f"version {latest.version} is not loaded")
-        return {"status": "ready", "version": model.build.version if model else None}
+            raise HTTPError(503, f"version {latest.version} is not loaded")
+        await request.answer({"status": "ready", "version": model.build.version if model else None})
 
 
-def from_this_machine(scope: Scope) -> bool:
+def from_this_machine(request: Request) -> bool:
     """Whether nobody stands between: what an algorithm reports with the official client carries no key."""
-    local = (scope.get("client") or ("",))[0] in ("127.0.0.1", "::1")
-    return local and not any(name.startswith((b"x-forwarded", b"forwarded")) for name, _ in scope["headers"])
-
-
-def raw_path(scope: Scope) -> bytes:
-    """The path as it was sent, without the gateway's own mount point and without a doubled first slash."""
-    path: bytes = scope.get("raw_path") or quote(scope["path"]).encode()
-    if root := scope.get("root_path"):
-        path = path.removeprefix(quote(root).encode())
-    return b"/" + path.lstrip(b"/") if path[:2] == b"//" else path or b"/"
-
-
-def split_key(path: bytes) -> tuple[bytes, bytes]:
-    """The path and the key in front of it: `/k/<key>/v1/…`."""
-    if not path.startswith(b"/k/"):
-        return path, b""
-    key, _, rest = path[3:].partition(b"/")
-    return b"/" + rest.lstrip(b"/"), unquote(key.decode("latin-1")).encode()
+    forwarded = any(name.startswith((b"x-forwarded", b"forwarded")) for name in request.headers)
+    return request.client in ("127.0.0.1", "::1") and not forwarded
 
 
 def credentials(headers: dict[bytes, bytes], key: bytes) -> list[bytes]:

@@ -12,7 +12,7 @@ import orjson
 
 from free_ml_stack.deployment.versions import Build
 from free_ml_stack.gateway.algorithms.models import Models
-from free_ml_stack.gateway.http import Receive, Refusal, Scope, Send, read_body, send_bytes, send_json
+from free_ml_stack.gateway.http import HTTPError, Request
 from free_ml_stack.gateway.log.call_log import CallLog
 from free_ml_stack.gateway.log.statistics import (
     CLASSES,
@@ -35,13 +35,15 @@ RESERVED = {
     "algorithm_version",
 }
 STEP = 5  # seconds between two points of a time series
-SAFE = (
-    (b"content-security-policy", b"default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; "
-     b"connect-src 'self'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'"),
-    (b"referrer-policy", b"no-referrer"),
-    (b"x-content-type-options", b"nosniff"),
-    (b"cache-control", b"no-store"),
-)  # fmt: skip
+SAFE = {
+    "content_security_policy": (
+        "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; "
+        "connect-src 'self'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
+    ),
+    "referrer_policy": "no-referrer",
+    "x_content_type_options": "nosniff",
+    "cache_control": "no-store",
+}
 
 
 class Dashboard:
@@ -50,34 +52,34 @@ class Dashboard:
     def __init__(self, owner: str, name: str, models: Models, call_log: CallLog) -> None:
         self.owner, self.name, self.models, self.log = owner, name, models, call_log
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def __call__(self, request: Request) -> None:
         """Answer `/`, `/stats` and `/metrics`; the page itself holds nothing to hide."""
-        if scope["method"] not in ("GET", "HEAD"):
-            raise Refusal(405, "this address is only read")
-        if scope["path"] == "/":
-            status = 401 if scope["user"] is None else 200
-            await send_bytes(send, status, page(), b"text/html; charset=utf-8", *SAFE)
-        elif scope["path"] == "/stats":
-            await send_json(send, 200, await self.figures(), *SAFE)
+        if request.method not in ("GET", "HEAD"):
+            raise HTTPError(405, "this address is only read")
+        if request.path == "/":
+            status = 401 if request.user is None else 200
+            await request.answer_bytes(status, page(), "text/html; charset=utf-8", **SAFE)
+        elif request.path == "/stats":
+            await request.answer(await self.figures(), **SAFE)
         else:
             self.log.digest()
             text = await asyncio.to_thread(self.exposition)
-            await send_bytes(send, 200, text, b"text/plain; version=0.0.4; charset=utf-8")
+            await request.answer_bytes(200, text, "text/plain; version=0.0.4; charset=utf-8")
 
-    async def insights(self, receive: Receive, send: Send) -> None:
-        """Take a list of `{"insight_key", "insight_value"}`. Raises Refusal for anything else."""
-        body = await read_body(receive, INSIGHT_BYTES, 60)
+    async def insights(self, request: Request) -> None:
+        """Take a list of `{"insight_key", "insight_value"}`. Raises HTTPError for anything else."""
+        body = await request.body(INSIGHT_BYTES)
         try:
             items = [(item["insight_key"], item["insight_value"]) for item in orjson.loads(body)]
             found = {str(key): float(value) for key, value in items}
         except (ValueError, TypeError, KeyError):
-            raise Refusal(400, "insights are a list of insight_key and a numeric insight_value") from None
+            raise HTTPError(400, "insights are a list of insight_key and a numeric insight_value") from None
         if len(found) > INSIGHT_KEYS or RESERVED & set(found) or not all(map(math.isfinite, found.values())):
-            raise Refusal(
+            raise HTTPError(
                 400, f"at most {INSIGHT_KEYS} finite insights, none with a name of the platform's own"
             )
         self.log.report(self.name, found)
-        await send_json(send, 200, {"result": len(found)})
+        await request.answer({"result": len(found)})
 
     async def figures(self) -> dict[str, Any]:
         """The page's figures."""

@@ -1,117 +1,161 @@
-"""What every endpoint needs of HTTP: read a body within limits, answer JSON, answer an error."""
+"""One HTTP request and its answer over ASGI: read the body within limits, answer JSON, answer an error."""
 
 import asyncio
 import re
-import time
 import uuid
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
+from dataclasses import dataclass, field
 from typing import Any
-from urllib.parse import parse_qsl
+from urllib.parse import parse_qsl, quote, unquote_to_bytes
 
 import orjson
 
-Scope = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
-Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
-Header = tuple[bytes, bytes]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
 
 JSON_OPTIONS = orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_NON_STR_KEYS
+JSON_BYTES = 1 << 20  # the largest JSON body, except the input of a call
+PATIENCE = 60.0  # seconds without a byte after which the other side has gone
+BODY_SECONDS = 60.0  # for a body that is kept in memory to arrive whole
 
 
-class Refusal(Exception):  # noqa: N818 - an answer, not a fault
-    """An answer other than success: HTTP status, one line, Algorithmia's error code."""
+class HTTPError(Exception):
+    """An answer other than success: HTTP status, one line, Algorithmia's error code; `x_y` is the header `x-y`."""
 
-    def __init__(self, status: int, message: str, code: int = 6001) -> None:
+    def __init__(self, status: int, message: str, code: int = 6001, **headers: str) -> None:
         super().__init__(message)
-        self.status, self.message, self.code = status, message, code
+        self.status, self.message, self.code, self.headers = status, message, code, headers
 
 
-class Disconnected(Exception):  # noqa: N818 - nobody is left to answer
+class DisconnectedError(Exception):
     """The client went away before its request was whole."""
 
 
-async def read_body(receive: Receive, limit: int, seconds: float) -> bytes:
-    """The whole body. Raises Refusal when it is over `limit` bytes or takes too long, and Disconnected."""
-    try:
-        async with asyncio.timeout(seconds):
-            message = await receive()
-            return await _read_pieces(message, receive, limit)
-    except TimeoutError:
-        raise Refusal(408, f"the request was not whole after {seconds:g} seconds") from None
+@dataclass(slots=True)
+class Request:
+    """One request. `path` is decoded and below the gateway's own address; `user` is None for a stranger."""
 
+    method: str
+    path: str
+    headers: dict[bytes, bytes]
+    receive: Receive
+    send: Send
+    user: str | None = None
+    query: dict[str, str] = field(default_factory=dict)
+    content: dict[str, Any] = field(default_factory=dict)  # the JSON object of the body, where it was read
+    key: bytes = b""  # the key in the address
+    base: str = ""  # the gateway's own address
+    client: str = ""  # the address of the connection's other end
+    direct: Any = None  # the server's short way for large files, where it has one
 
-async def _read_pieces(message: Scope, receive: Receive, limit: int) -> bytes:
-    body: bytes = message.get("body", b"")
-    if message.get("more_body"):
-        pieces, size = [body], len(body)
-        while message.get("more_body") and size <= limit:
-            message = await receive()
-            pieces.append(message.get("body", b""))
-            size += len(pieces[-1])
-        body = b"".join(pieces)
-    if message["type"] == "http.disconnect":
-        raise Disconnected
-    if len(body) > limit:
-        raise Refusal(413, f"the request is larger than {limit} bytes")
-    return body
+    @property
+    def segments(self) -> list[str]:
+        """The names in the path."""
+        return [segment for segment in self.path.split("/") if segment]
 
+    def header(self, name: bytes) -> str:
+        """A header's value, "" without it."""
+        return self.headers.get(name, b"").decode("latin-1").strip()
 
-class Reader:
-    """Reads bodies as `read_body` does, with one clock for all of them: cheaper where there are many.
+    def flag(self, name: str) -> bool:
+        """Whether the query says that something is true."""
+        return self.query.get(name, "").lower() == "true"
 
-    Somebody must call `sweep` from time to time.
-    """
+    async def pieces(self) -> AsyncIterator[bytes]:
+        """The body as it comes. Raises HTTPError when it stops coming, and DisconnectedError."""
+        more = True
+        while more:
+            try:
+                async with asyncio.timeout(PATIENCE):
+                    message = await self.receive()
+            except TimeoutError:
+                raise HTTPError(408, f"nothing came for {PATIENCE:g} seconds", 2015) from None
+            if message["type"] == "http.disconnect":
+                raise DisconnectedError
+            yield message.get("body", b"")
+            more = message.get("more_body", False)
 
-    def __init__(self, limit: int, seconds: float) -> None:
-        self.limit, self.seconds = limit, seconds
-        self.since: dict[asyncio.Task[Any], float] = {}
-        self.late: set[asyncio.Task[Any]] = set()
-
-    async def read(self, receive: Receive) -> bytes:
-        """The whole body. Raises Refusal and Disconnected."""
-        task = asyncio.current_task()
-        assert task
-        self.since[task] = time.monotonic()
+    async def body(self, limit: int = JSON_BYTES, seconds: float = BODY_SECONDS) -> bytes:
+        """The whole body. Raises HTTPError when it is over `limit` bytes or `seconds`, and DisconnectedError."""
+        pieces, size = [], 0
         try:
-            return await _read_pieces(await receive(), receive, self.limit)
-        except asyncio.CancelledError:
-            if task not in self.late:
-                raise
-            self.late.discard(task)
-            task.uncancel()
-            raise Refusal(408, f"the request was not whole after {self.seconds:g} seconds") from None
-        finally:
-            del self.since[task]
+            async with asyncio.timeout(seconds):
+                async for piece in self.pieces():
+                    pieces.append(piece)
+                    size += len(piece)
+                    if size > limit:
+                        raise HTTPError(413, f"the request is larger than {limit} bytes", 2015)
+        except TimeoutError:
+            raise HTTPError(408, f"the request was not whole after {seconds:g} seconds", 2015) from None
+        return b"".join(pieces)
 
-    def sweep(self) -> None:
-        """Give up on the bodies that take too long."""
-        now = time.monotonic()
-        for task, since in self.since.items():
-            if now - since > self.seconds and task not in self.late:
-                self.late.add(task)
-                task.cancel()
+    async def json(self, empty: dict[str, Any] | None = None) -> dict[str, Any]:
+        """The body as a JSON object; `empty` stands for no body. Raises HTTPError and DisconnectedError."""
+        body = await self.body()
+        if not body and empty is not None:
+            return empty
+        try:
+            value = orjson.loads(body)
+        except ValueError:
+            raise HTTPError(400, "the request is not valid JSON", 2013) from None
+        if not isinstance(value, dict):
+            raise HTTPError(400, "the request is not a JSON object", 2013)
+        return value
+
+    async def start(self, status: int, headers: dict[str, str]) -> None:
+        """Send the head of an answer."""
+        raw = [(name.encode(), value.encode("latin-1", "replace")) for name, value in headers.items()]
+        await self.send({"type": "http.response.start", "status": status, "headers": raw})
+
+    async def answer_bytes(self, status: int, body: bytes, content_type: str, /, **headers: str) -> None:
+        """Send a whole answer; the keyword `x_y` is the header `x-y`."""
+        described = {"content-type": content_type, "content-length": str(len(body))}
+        await self.start(status, described | {name.replace("_", "-"): headers[name] for name in headers})
+        await self.send({"type": "http.response.body", "body": b"" if self.method == "HEAD" else body})
+
+    async def answer(self, value: Any, status: int = 200, /, **headers: str) -> None:
+        """Send a whole JSON answer."""
+        body = orjson.dumps(value, option=JSON_OPTIONS)
+        await self.answer_bytes(status, body, "application/json", **headers)
+
+    async def answer_error(self, error: HTTPError) -> None:
+        """Send an error: in the body, and in the header that the official client shows after a HEAD."""
+        line = re.sub(r"[^\x20-\x7e]", "?", error.message)
+        message = error.message.encode(errors="replace").decode()
+        content = {"id": str(uuid.uuid4()), "code": error.code, "message": message}
+        await self.answer({"error": content}, error.status, x_error_message=line, **error.headers)
 
 
-async def send_bytes(send: Send, status: int, body: bytes, content_type: bytes, *headers: Header) -> None:
-    """Answer in one piece."""
-    described = [(b"content-type", content_type), (b"content-length", b"%d" % len(body)), *headers]
-    await send({"type": "http.response.start", "status": status, "headers": described})
-    await send({"type": "http.response.body", "body": body})
+def request_of(scope: Message, receive: Receive, send: Send) -> Request:
+    """The request in an ASGI scope, of a stranger until somebody looks at its key."""
+    headers: dict[bytes, bytes] = dict(scope["headers"])
+    path, key = split_key(raw_path(scope))
+    return Request(
+        scope["method"],
+        (unquote_to_bytes(path) if b"%" in path else path).decode(errors="replace"),
+        headers,
+        receive,
+        send,
+        query=dict(parse_qsl(scope["query_string"].decode("latin-1"), keep_blank_values=True)),
+        key=key,
+        base=f"{scope.get('scheme', 'http')}://{headers.get(b'host', b'').decode('latin-1')}",
+        client=(scope.get("client") or ("",))[0],
+        direct=scope.get("extensions", {}).get("files"),
+    )
 
 
-async def send_json(send: Send, status: int, content: Any, *headers: Header) -> None:
-    """Answer a JSON document."""
-    await send_bytes(send, status, orjson.dumps(content, option=JSON_OPTIONS), b"application/json", *headers)
+def raw_path(scope: Message) -> bytes:
+    """The path as it was sent, without the gateway's own mount point and without a doubled first slash."""
+    path: bytes = scope.get("raw_path") or quote(scope["path"]).encode()
+    if root := scope.get("root_path"):
+        path = path.removeprefix(quote(root).encode())
+    return b"/" + path.lstrip(b"/") if path[:2] == b"//" else path or b"/"
 
 
-async def send_refusal(send: Send, refusal: Refusal, *headers: Header) -> None:
-    """Answer an error: in the body, and in the header that the official client shows after a HEAD."""
-    line = re.sub(r"[^\x20-\x7e]", "?", refusal.message).encode()
-    message = refusal.message.encode(errors="replace").decode()
-    error = {"id": str(uuid.uuid4()), "code": refusal.code, "message": message}
-    await send_json(send, refusal.status, {"error": error}, (b"x-error-message", line), *headers)
-
-
-def query(scope: Scope) -> dict[str, str]:
-    """The query's last value of each name."""
-    return dict(parse_qsl(scope["query_string"].decode("latin-1"), keep_blank_values=True))
+def split_key(path: bytes) -> tuple[bytes, bytes]:
+    """The path and the key in front of it: `/k/<key>/v1/…`."""
+    if not path.startswith(b"/k/"):
+        return path, b""
+    key, _, rest = path[3:].partition(b"/")
+    return b"/" + rest.lstrip(b"/"), unquote_to_bytes(key)

@@ -10,17 +10,21 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
+from free_ml_stack.gateway.http import HTTPError
 from free_ml_stack.project.science import Predictor
 
 log = logging.getLogger(__name__)
 INLINE_SECONDS = 0.01  # a batch that takes longer runs in a thread, so that the server stays awake
 
 
-class QueueFull(Exception):  # noqa: N818 - a state, not a fault
+class QueueFullError(HTTPError):
     """More requests are waiting than the gateway allows."""
 
+    def __init__(self) -> None:
+        super().__init__(429, "too many calls are waiting", retry_after="1")
 
-class ModelExit(Exception):  # noqa: N818 - a state, not a fault
+
+class ModelExitError(Exception):
     """The model tried to end the process."""
 
     error_type = "SystemExit"
@@ -72,9 +76,9 @@ class Batcher:
             self._timed([Question(payload, lambda _: None)])
 
     def submit(self, question: Question, alone: bool = False) -> None:
-        """Have a question answered: at once if it is `alone`, for no other can come in this turn. Raises QueueFull."""
+        """Answer a question: at once if it is `alone`, for no other can come in this turn. Raises QueueFullError."""
         if len(self.waiting) >= self.queue:
-            raise QueueFull
+            raise QueueFullError
         self.waiting.append(question)
         if not self.running:
             self.running = True
@@ -140,6 +144,6 @@ class Batcher:
             with contextlib.redirect_stdout(io.StringIO()) as printed:
                 return self.predictor.apply(question.payload, self.model), printed.getvalue()
         except SystemExit as error:
-            return ModelExit(f"exited with code {error.code}")
+            return ModelExitError(f"exited with code {error.code}")
         except Exception as error:
             return error

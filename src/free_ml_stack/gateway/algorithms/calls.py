@@ -17,12 +17,12 @@ from typing import Any
 import orjson
 
 from free_ml_stack.errors import StackError
-from free_ml_stack.gateway.algorithms.batching import Question, QueueFull
+from free_ml_stack.gateway.algorithms.batching import Question, QueueFullError
 from free_ml_stack.gateway.algorithms.models import Model, Models
-from free_ml_stack.gateway.http import JSON_OPTIONS, Reader, Receive, Refusal, Scope, Send, query, send_bytes
+from free_ml_stack.gateway.http import JSON_OPTIONS, HTTPError, Request
 from free_ml_stack.gateway.log.call_log import CallLog
 
-JSON, TEXT, BINARY = b"application/json", b"text/plain; charset=utf-8", b"application/octet-stream"
+JSON, TEXT, BINARY = "application/json", "text/plain; charset=utf-8", "application/octet-stream"
 KNOWN_ERRORS = {
     "InputError", "UnsupportedError", "InitializationError", "OutOfMemoryError", "OutOfGpuMemoryError",
     "LanguageError", "TooLargeError", "ParsingError", "EntityNotFoundError", "ThirdPartyCredentialError",
@@ -41,7 +41,7 @@ class Limits:
     queue: int = 1024  # calls that wait for one model; more are answered 429
 
 
-Answer = tuple[int, bytes, bytes]  # status, body, content type
+Answer = tuple[int, bytes, str]  # status, body, content type
 
 
 @dataclass(slots=True)
@@ -73,32 +73,32 @@ class Calls:
 
     def __init__(self, owner: str, models: Models, call_log: CallLog, limits: Limits) -> None:
         self.owner, self.models, self.log, self.limits = owner, models, call_log, limits
-        self.reader = Reader(limits.body_bytes, limits.body_seconds)
         self.background: set[asyncio.Task[Any]] = set()
         self.run, self.numbers = uuid.uuid4().hex[:20], itertools.count(1 << 44)
 
-    async def __call__(
-        self, scope: Scope, receive: Receive, send: Send, path: str, headers: dict[bytes, bytes]
-    ) -> None:
-        """Answer the call of `path`, which is `<owner>/<name>[/<version>]`. Raises QueueFull."""
+    async def __call__(self, request: Request) -> None:
+        """Answer the call of `/v1/algo/<owner>/<name>[/<version>]`. Raises QueueFullError and DisconnectedError."""
         call = self._new_call()
         try:
-            self._read_options(call, scope)
-            body = await self.reader.read(receive)
-            payload = decode(headers.get(b"content-type", b""), body)
-            model = await self._model(path)
+            self._read_options(call, request.query)
+            payload = decode(request.header(b"content-type"), await self._body(request))
+            model = await self._model(request.path.removeprefix("/v1/algo/"))
             if call.output == "void":
                 answer = self._answer_later(model, payload, call)
             else:
                 answer = self._conclude(
                     model, payload, await model.ask(payload, call.stdout, call.timeout), call
                 )
-        except Refusal as refusal:
-            kind = "TooLargeError" if refusal.status == 413 else "TimeoutError"
-            answer = failure(CallError(refusal.message, kind), call)
         except CallError as error:
             answer = failure(error, call)
-        await send_bytes(send, *answer)
+        await request.answer_bytes(*answer)
+
+    async def _body(self, request: Request) -> bytes:
+        try:
+            return await request.body(self.limits.body_bytes, self.limits.body_seconds)
+        except HTTPError as error:
+            kind = "TooLargeError" if error.status == 413 else "TimeoutError"
+            raise CallError(error.message, kind) from None
 
     def at_once(
         self, path: str, body: bytes, answer: Callable[[Answer], object], alone: bool = False
@@ -125,8 +125,7 @@ class Calls:
     def _new_call(self) -> Call:
         return Call(f"req-{self.run}{next(self.numbers):x}", time.perf_counter(), self.limits.call_seconds)
 
-    def _read_options(self, call: Call, scope: Scope) -> None:
-        given = query(scope) if scope["query_string"] else {}
+    def _read_options(self, call: Call, given: dict[str, str]) -> None:
         try:
             seconds = float(given.get("timeout", call.timeout))
         except ValueError:
@@ -165,7 +164,7 @@ class Calls:
 
     def _answer_later(self, model: Model, payload: Any, call: Call) -> Answer:
         if model.full:
-            raise QueueFull
+            raise QueueFullError
 
         async def work() -> None:
             self._conclude(model, payload, await model.ask(payload, call.stdout, call.timeout), call)
@@ -175,28 +174,22 @@ class Calls:
         task.add_done_callback(self.background.discard)
         return 200, orjson.dumps({"async": "void", "request_id": call.request_id}), JSON
 
-    async def watch(self) -> None:
-        """Give up on bodies that take too long, for ever."""
-        while True:
-            await asyncio.sleep(min(1.0, self.limits.body_seconds))
-            self.reader.sweep()
-
     async def finish(self) -> None:
         """Wait for the calls whose answers nobody waits for."""
         await asyncio.gather(*self.background)
 
 
-def decode(content_type: bytes, body: bytes) -> Any:
+def decode(content_type: str, body: bytes) -> Any:
     """The input of a call: text, binary, or what JSON holds. Raises CallError."""
     if content_type != JSON:
-        content_type = content_type.partition(b";")[0].strip().lower()
+        content_type = content_type.partition(";")[0].strip().lower()
     try:
         match content_type:
-            case b"application/json":
+            case "application/json":
                 return orjson.loads(body)
-            case b"text/plain" | b"application/text":
+            case "text/plain" | "application/text":
                 return body.decode()
-            case b"application/octet-stream":
+            case "application/octet-stream":
                 return body
     except ValueError as error:
         kind = "JSON" if content_type == JSON else "UTF-8 text"

@@ -5,7 +5,7 @@ import tarfile
 import uuid
 from typing import Any
 
-from free_ml_stack.gateway.http import Refusal
+from free_ml_stack.gateway.http import HTTPError
 
 CREATED = "2021-01-01T00:00:00.000Z"
 LANGUAGES = {"anaconda3": "Conda", "python3": "Python 3.x"}
@@ -55,8 +55,8 @@ SECRET_PROVIDER = {
 }
 
 
-def answer(method: str, segments: tuple[str, ...]) -> Any:
-    """The answer to an address that is not about one algorithm. Raises Refusal."""
+def answer(method: str, segments: list[str]) -> Any:
+    """The answer to an address that is not about one algorithm. Raises HTTPError."""
     match (method, *segments):
         case ("GET", "scms"):
             return {"marker": None, "next_link": None, "results": [SCM]}
@@ -73,10 +73,12 @@ def answer(method: str, segments: tuple[str, ...]) -> Any:
         case ("GET", "users" | "organizations", _, "errors"):
             return []  # none are kept: calls and their errors are in the gateway's log
         case (_, "users" | "organizations" | "organization" | "secret-provider", *_):
-            raise Refusal(404, "this gateway has one user and no organisations", 5005)
+            raise HTTPError(404, "this gateway has one user and no organisations", 5005)
         case (_, "algorithms", _, "secrets", *_):
-            raise Refusal(404, "this gateway keeps no secrets: set environment variables where it runs", 5005)
-    raise Refusal(404, "this gateway does not serve that address", 5005)
+            raise HTTPError(
+                404, "this gateway keeps no secrets: set environment variables where it runs", 5005
+            )
+    raise HTTPError(404, "this gateway does not serve that address", 5005)
 
 
 def template() -> bytes:

@@ -5,8 +5,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from free_ml_stack.deployment.versions import Build
-from free_ml_stack.gateway.algorithms.request import Asked
-from free_ml_stack.gateway.http import Refusal
+from free_ml_stack.gateway.http import HTTPError, Request
 
 PAGE = 50
 NOTES = ("release_notes", "sample_input", "sample_output")
@@ -37,18 +36,18 @@ def describe_build(build: Build) -> dict[str, Any]:
     return content | ({"version_info": {"semantic_version": build.version}} if build.version else {})
 
 
-def page(asked: Asked, builds: Sequence[Build], describe: Callable[[Build], Any]) -> dict[str, Any]:
-    """One page of a list; its marker is the id of the last build on it. Raises Refusal."""
-    limit = asked.query.get("limit", str(PAGE))
+def page(request: Request, builds: Sequence[Build], describe: Callable[[Build], Any]) -> dict[str, Any]:
+    """One page of a list; its marker is the id of the last build on it. Raises HTTPError."""
+    limit = request.query.get("limit", str(PAGE))
     if not limit.isdecimal() or int(limit[:9]) == 0:
-        raise Refusal(400, "limit must be a positive number", 5003)
+        raise HTTPError(400, "limit must be a positive number", 5003)
     begin = 0
-    if marker := asked.query.get("marker"):
+    if marker := request.query.get("marker"):
         ids = [build.build_id for build in builds]
         if marker not in ids:
-            raise Refusal(400, "the marker is not one of this list", 5002)
+            raise HTTPError(400, "the marker is not one of this list", 5002)
         begin = ids.index(marker) + 1
     shown = builds[begin : begin + int(limit[:9])]
     last = shown[-1].build_id if shown and shown[-1] is not builds[-1] else None
-    link = f"{asked.base}/v1/{'/'.join(asked.segments)}?limit={limit}&marker={last}" if last else None
+    link = f"{request.base}/{'/'.join(request.segments)}?limit={limit}&marker={last}" if last else None
     return {"marker": last, "next_link": link, "results": [describe(build) for build in shown]}

@@ -21,17 +21,9 @@ from fsspec import AbstractFileSystem
 from free_ml_stack.algorithmia import bundle
 from free_ml_stack.gateway.data import rights
 from free_ml_stack.gateway.data.files import Sums, receive_file, send_file
-from free_ml_stack.gateway.data.request import (
-    Disconnected,
-    Message,
-    Receive,
-    Refusal,
-    Request,
-    Send,
-    path_of,
-    request_of,
-)
+from free_ml_stack.gateway.data.paths import path_of, uri_of
 from free_ml_stack.gateway.data.tree import Entry, tree_of
+from free_ml_stack.gateway.http import HTTPError, Request
 
 PAGE = 1000  # entries in one page of a listing
 UNNAMEABLE = re.compile("[\x00-\x1f\x7f#?\\\\\ud800-\udfff\ufffd]")  # what an address can't carry
@@ -39,9 +31,9 @@ log = logging.getLogger(__name__)
 
 
 class DataAPI:
-    """The ASGI app of `/v1/data/*` and `/v1/connector/data/*` over a folder or an fsspec store of users.
+    """Answers `/v1/data/*` and `/v1/connector/data/*` over a folder or an fsspec store of users.
 
-    Reads `scope["user"]`: the authenticated name, or None for a stranger, who can read public collections.
+    A request of a stranger, whose `user` is None, can read public collections.
     """
 
     def __init__(self, store: AbstractFileSystem | Path) -> None:
@@ -56,22 +48,17 @@ class DataAPI:
             "DELETE": self.delete,
         }
 
-    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
-        """Answer one request. Raises ConnectionError to have an answer cut off that can't be completed."""
-        request = Request(scope["method"], scope["path"], None, {}, {}, receive, send)
+    async def __call__(self, request: Request) -> None:
+        """Answer one request. Raises HTTPError, and ConnectionError where an answer that has begun must be cut off."""
+        if request.method not in self.methods:
+            raise HTTPError(405, f"{request.method} is not a method of the Data API", 5005)
+        request = replace(request, path=path_of(request.path, request.user))
         try:
-            if request.method not in self.methods:
-                raise Refusal(405, f"{request.method} is not a method of the Data API", 5005)
-            request = request_of(scope, receive, send)
             await self.methods[request.method](request)
-        except Disconnected:
-            return
-        except Refusal as refusal:
-            await request.refuse(refusal)
         except ConnectionError:
             raise
         except OSError as error:
-            await request.refuse(_refusal(error, request))
+            raise _http_error(error, request) from error
 
     async def read(self, request: Request) -> None:
         """GET and HEAD: a file's bytes, or a folder's entries."""
@@ -132,13 +119,13 @@ class DataAPI:
         """PUT: store the body as a file, whole or not at all."""
         _check_writer(request, depth=3, what="a file lies in a collection: data://user/collection/file")
         if request.header(b"content-range"):  # taken for the whole, a part would replace it (RFC 9110, 14.5)
-            raise Refusal(400, "a file is stored whole: send it without Content-Range")
+            raise HTTPError(400, "a file is stored whole: send it without Content-Range")
         exclusive = request.header(b"if-none-match") == "*"
         found = self.tree.find(request.path)
         if found and exclusive:
-            raise Refusal(412, f"{request.uri} exists")
+            raise HTTPError(412, f"{uri_of(request.path)} exists")
         if found and found.is_folder:
-            raise Refusal(409, f"{request.uri} is a directory")
+            raise HTTPError(409, f"{uri_of(request.path)} is a directory")
         file = self.tree.create(request.path, exclusive)
         try:
             headers = await receive_file(request, file, self.sums)
@@ -146,7 +133,7 @@ class DataAPI:
         except BaseException:
             file.discard()
             raise
-        await request.answer({"result": request.uri}, 200, **headers)
+        await request.answer({"result": uri_of(request.path)}, 200, **headers)
 
     async def post(self, request: Request) -> None:
         """POST: make a folder, or move a bundle of files."""
@@ -161,24 +148,24 @@ class DataAPI:
         """Make the folder `name` in this one, with access rights if there are any in the body."""
         name = body.get("name")
         if not isinstance(name, str) or not name or "/" in name:
-            raise Refusal(400, "name must be the name of the new directory")
+            raise HTTPError(400, "name must be the name of the new directory")
         inner = replace(request, path=path_of(f"/v1/data/{request.path}/{name}", request.user))
         _check_writer(inner, depth=2, what="a directory lies in a user's: data://user/collection")
         read = _read_list(body) if body.get("acl") is not None else None
         await asyncio.to_thread(self.tree.make, inner.path)
         if read is not None:
             rights.put(self.tree, inner.path, read)
-        await request.answer({"result": inner.uri})
+        await request.answer({"result": uri_of(inner.path)})
 
     async def _store_bundle(self, request: Request) -> None:
         """Store many small files, each whole. An addition to Algorithmia's API, which other servers refuse."""
-        body = bytes(await request.body(2 * bundle.SIZE))
+        body = await request.body(2 * bundle.SIZE)
         try:
             files = [
                 (path_of(f"/v1/data/{name}", request.user), content) for name, content in bundle.unpack(body)
             ]
         except (ValueError, TypeError, RecursionError):
-            raise Refusal(400, "the body is not a whole bundle of files") from None
+            raise HTTPError(400, "the body is not a whole bundle of files") from None
         for path, _ in files:
             _check_writer(replace(request, path=path), depth=3, what="a file lies in a collection")
         await asyncio.to_thread(self._store, files)
@@ -201,7 +188,7 @@ class DataAPI:
             or len(names) > bundle.COUNT
             or not all(isinstance(name, str) for name in names)
         ):
-            raise Refusal(400, f"files must be a list of at most {bundle.COUNT} paths")
+            raise HTTPError(400, f"files must be a list of at most {bundle.COUNT} paths")
         paths = {name: path_of(f"/v1/data/{name}", request.user) for name in names}
         for path in paths.values():
             self._check_reader(replace(request, path=path))
@@ -224,18 +211,18 @@ class DataAPI:
         _check_writer(request, depth=2, what="access rights belong to a collection: data://user/collection")
         read = _read_list(await request.json())
         if not _has_rights(request.segments) or not self.tree.stat(request.path).is_folder:
-            raise Refusal(400, f"{request.uri} has no access rights of its own")
+            raise HTTPError(400, f"{uri_of(request.path)} has no access rights of its own")
         rights.put(self.tree, request.path, read)
         await request.answer({"acl": {"read": read}})
 
     async def delete(self, request: Request) -> None:
         """DELETE: remove a file, or a folder, which must be empty unless `force=true`."""
-        _check_writer(request, depth=2, what=f"{request.uri} can't be deleted")
+        _check_writer(request, depth=2, what=f"{uri_of(request.path)} can't be deleted")
         deleted = 1
         if not self.tree.stat(request.path).is_folder:
             await asyncio.to_thread(self.tree.remove_file, request.path)
         elif not request.flag("force") and self.tree.names(request.path):
-            raise Refusal(409, f"{request.uri} is not empty; force=true deletes what is in it")
+            raise HTTPError(409, f"{uri_of(request.path)} is not empty; force=true deletes what is in it")
         else:
             deleted = await asyncio.to_thread(self.tree.remove_folder, request.path)
             rights.forget(self.tree, request.path)
@@ -246,35 +233,37 @@ def _check_writer(request: Request, depth: int, what: str) -> None:
     if request.user is None or request.segments[:1] not in ([], [request.user]):
         raise _forbidden(request)
     if len(request.segments) < depth:
-        raise Refusal(400, what)
+        raise HTTPError(400, what)
     if any(UNNAMEABLE.search(name) for name in request.segments):
-        raise Refusal(400, "a name may not contain # ? \\ or control characters: addresses can't carry them")
+        raise HTTPError(
+            400, "a name may not contain # ? \\ or control characters: addresses can't carry them"
+        )
 
 
-def _forbidden(request: Request) -> Refusal:
+def _forbidden(request: Request) -> HTTPError:
     if request.user is None:
-        return Refusal(401, "authorization required", 2001)
-    return Refusal(403, f"{request.user} has no access to {request.uri}", 2001)
+        return HTTPError(401, "authorization required", 2001)
+    return HTTPError(403, f"{request.user} has no access to {uri_of(request.path)}", 2001)
 
 
-def _refusal(error: OSError, request: Request) -> Refusal:
+def _http_error(error: OSError, request: Request) -> HTTPError:
     if isinstance(error, FileNotFoundError):
-        return Refusal(404, f"no such file or directory: {request.uri}")
+        return HTTPError(404, f"no such file or directory: {uri_of(request.path)}")
     if isinstance(error, NotADirectoryError | IsADirectoryError | FileExistsError):
-        return Refusal(409, f"{request.uri} exists, or a file stands in its way")
+        return HTTPError(409, f"{uri_of(request.path)} exists, or a file stands in its way")
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        return Refusal(507, "the store is full; nothing was changed", 5001)
+        return HTTPError(507, "the store is full; nothing was changed", 5001)
     if error.errno == errno.ENAMETOOLONG:
-        return Refusal(400, "a name is too long")
-    log.error("%s %s failed", request.method, request.uri, exc_info=error)
-    return Refusal(500, "the store failed; the server's log has the cause", 5001)
+        return HTTPError(400, "a name is too long")
+    log.error("%s %s failed", request.method, uri_of(request.path), exc_info=error)
+    return HTTPError(500, "the store failed; the server's log has the cause", 5001)
 
 
 def _read_list(body: dict[str, Any]) -> list[str]:
     try:
         return rights.read_list(body.get("acl"))
     except ValueError as error:
-        raise Refusal(400, str(error)) from None
+        raise HTTPError(400, str(error)) from None
 
 
 def _has_rights(segments: list[str]) -> bool:
@@ -297,4 +286,4 @@ def _unmarked(marker: str) -> tuple[bool, str]:
         text = base64.urlsafe_b64decode(marker).decode()
         return bool(int(text[0])), text[1:]
     except (ValueError, IndexError):
-        raise Refusal(400, "the marker is not one that a listing gave", 5002) from None
+        raise HTTPError(400, "the marker is not one that a listing gave", 5002) from None

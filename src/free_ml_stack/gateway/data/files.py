@@ -10,8 +10,9 @@ from collections.abc import Callable
 from email.utils import formatdate
 from typing import BinaryIO
 
-from free_ml_stack.gateway.data.request import Refusal, Request
+from free_ml_stack.gateway.data.paths import uri_of
 from free_ml_stack.gateway.data.tree import RACY, Entry, StoreTree, version_of
+from free_ml_stack.gateway.http import HTTPError, Request
 from free_ml_stack.storage.atomic import CHUNK, WholeFile
 from free_ml_stack.storage.checksums import SUMS, digest_field, read_digest, read_wish, sum_of
 
@@ -103,7 +104,7 @@ async def _send_bytes(request: Request, file: BinaryIO, begin: int, end: int) ->
 async def receive_file(request: Request, file: WholeFile, sums: Sums) -> dict[str, str]:
     """Write the body to a file as it comes; returns the headers that tell its checksum, if one is wanted.
 
-    Raises Refusal when the bytes are not those whose checksum was sent along, and Disconnected.
+    Raises HTTPError when the bytes are not those whose checksum was sent along, and DisconnectedError.
     """
     sent, expected = read_digest(request.header(b"repr-digest"))
     kind = sent or read_wish(request.header(b"want-repr-digest"))
@@ -121,7 +122,9 @@ async def receive_file(request: Request, file: WholeFile, sums: Sums) -> dict[st
     if not total:
         return {}
     if sent and total.digest() != expected:
-        raise Refusal(400, f"{request.uri}: the bytes do not have the {sent} that was sent with them")
+        raise HTTPError(
+            400, f"{uri_of(request.path)}: the bytes do not have the {sent} that was sent with them"
+        )
     if size > SUMMED and sums.tree.near:  # a small file's is found quickly when it is asked for
         sums.keep(request.path, version_of(os.fstat(file.fileno())), kind, total.digest())
     return {"repr_digest": digest_field(kind, total.digest())}
@@ -146,7 +149,7 @@ def _content_type(head: bytes, size: int) -> str:
 
 
 def _span(request: Request, etag: str, size: int) -> tuple[int, int, int]:
-    """`(status, begin, end)` of the bytes to send. Raises Refusal 416 for a range outside the file."""
+    """`(status, begin, end)` of the bytes to send. Raises HTTPError 416 for a range outside the file."""
     if etag in request.header(b"if-none-match").split(", "):
         return 304, 0, 0
     match = re.fullmatch(r"bytes=(\d*)-(\d*)", request.header(b"range"), re.ASCII)
@@ -158,5 +161,5 @@ def _span(request: Request, etag: str, size: int) -> tuple[int, int, int]:
     if first and last and int(last) < begin:
         return 200, 0, size
     if begin >= end:
-        raise Refusal(416, f"{request.uri} has {size} bytes", content_range=f"bytes */{size}")
+        raise HTTPError(416, f"{uri_of(request.path)} has {size} bytes", content_range=f"bytes */{size}")
     return 206, begin, end

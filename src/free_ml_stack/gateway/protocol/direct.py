@@ -10,7 +10,7 @@ from typing import Any, BinaryIO
 import httptools
 from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
-from free_ml_stack.gateway.data.request import PATIENCE, Disconnected
+from free_ml_stack.gateway.http import PATIENCE, DisconnectedError
 from free_ml_stack.gateway.protocol.guarded import GuardedProtocol
 from free_ml_stack.storage.atomic import CHUNK
 
@@ -50,7 +50,7 @@ class DirectProtocol(GuardedProtocol):
 
 
 class Direct:
-    """One request's way to the socket. Both calls raise Disconnected when the client is gone."""
+    """One request's way to the socket. Both calls raise DisconnectedError when the client is gone."""
 
     def __init__(self, protocol: GuardedProtocol, cycle: RequestResponseCycle) -> None:
         self.protocol, self.cycle = protocol, cycle
@@ -82,7 +82,7 @@ class Direct:
             nonlocal left
             count = connection.recv_into(buffer[:left])
             if not count:
-                raise Disconnected
+                raise DisconnectedError
             hand(buffer[:count])
             left -= count
             return not left
@@ -157,7 +157,7 @@ class Direct:
             connection.setblocking(False)
             try:
                 yield connection
-            except (ConnectionResetError, BrokenPipeError, TimeoutError, Disconnected):
+            except (ConnectionResetError, BrokenPipeError, TimeoutError, DisconnectedError):
                 self.cycle.disconnected = True
                 self.protocol.transport.abort()
-                raise Disconnected from None
+                raise DisconnectedError from None

@@ -73,7 +73,7 @@ class ExpressProtocol(DirectProtocol):
         status, body, content_type = answer
         default = b"".join(b"%b: %b\r\n" % header for header in self.server_state.default_headers)
         close = b"connection: close\r\n" if self.last else b""
-        head = (STATUS_LINE[status], default, content_type, len(body), close, body)
+        head = (STATUS_LINE[status], default, content_type.encode(), len(body), close, body)
         self.transport.write(b"%b%bcontent-type: %b\r\ncontent-length: %d\r\n%b\r\n%b" % head)
         if self.last:
             self.transport.close()

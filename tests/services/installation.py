@@ -1,6 +1,7 @@
-"""Builds from a git repository: the model that a pushed algorithm names in its frozen manifest.
+"""What an installation of Algorithmia has and a gateway has not: it builds what is pushed to a git repository.
 
-The code that is pushed is not run: the gateway answers with the project's own predict.py.
+The model is the one that the pushed algorithm names in its frozen manifest. The pushed code is not run: calls are
+answered with the gateway's own predictor.
 """
 
 import hashlib
@@ -15,12 +16,41 @@ from fsspec import AbstractFileSystem
 from fsspec.implementations.dirfs import DirFileSystem
 
 from free_ml_stack.deployment.deploy import try_out
-from free_ml_stack.deployment.versions import FOLDER, Build, add_build, now, read_index
+from free_ml_stack.deployment.versions import FOLDER, Algorithm, Build, add_build, now, read_index
 from free_ml_stack.errors import StackError
+from free_ml_stack.gateway.algorithms.management import Management
+from free_ml_stack.gateway.app import Gateway
+from free_ml_stack.gateway.http import HTTPError, Request
 from free_ml_stack.project.science import Predictor
 from free_ml_stack.storage.manifest import write_manifest
 
 FROZEN = "model_manifest.json.freeze"
+
+
+class Installation(Management):
+    """Stands in for a gateway's management: `url` is where algorithms are pushed to, with `{name}` in it."""
+
+    def __init__(self, gateway: Gateway, url: str, data: AbstractFileSystem) -> None:
+        super().__init__(gateway.user, gateway.name, gateway.models)
+        self.url, self.data = url, data
+
+    def build(self, algorithm: Algorithm) -> Build:
+        """Build the newest commit."""
+        url, predictor = self.url.format(name=algorithm.name), self.models.predictor
+        try:
+            return build_from_git(url, algorithm.name, self.owner, self.data, self.store, predictor)
+        except StackError as error:
+            raise HTTPError(400, str(error), 4009) from None
+
+    def describe(self, algorithm: Algorithm, request: Request, build: Build | None) -> dict[str, Any]:
+        """The algorithm object, which tells where to push."""
+        content = super().describe(algorithm, request, build)
+        content["source"] |= {
+            "repository_name": algorithm.name,
+            "repository_owner": self.owner,
+            "repository_https_url": self.url.format(name=algorithm.name),
+        }
+        return content
 
 
 def build_from_git(

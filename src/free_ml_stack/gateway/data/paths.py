@@ -1,0 +1,31 @@
+"""The paths of the Data API: `user/collection/…`, "" for the root."""
+
+import re
+
+from free_ml_stack.gateway.http import HTTPError
+
+ADDRESS = re.compile(r"/+v1/+(?:data|connector/+(?P<connector>[^/]*))(?:/+(?P<path>.*))?\Z", re.DOTALL)
+USER = re.compile(r"\w[\w.-]*")
+
+
+def path_of(address: str, user: str | None) -> str:
+    """The path that an address such as `/v1/data/.my/collection/file` names. Raises HTTPError."""
+    match = ADDRESS.search(address)
+    path = (match["path"] or "") if match else ""
+    if not match or match["connector"] not in (None, "data") or ":/" in path:
+        raise HTTPError(404, f"no data connector serves {address}", 5005)
+    segments = [segment for segment in path.split("/") if segment]
+    if any(segment in (".", "..") for segment in segments):
+        raise HTTPError(400, "a path may not contain . or ..")
+    if segments and segments[0] in (".my", ".algo", ".session"):
+        if user is None:
+            raise HTTPError(401, "authorization required", 2001)
+        segments[0:1] = [user] if segments[0] == ".my" else [user, segments[0]]
+    if segments and not USER.fullmatch(segments[0]):
+        raise HTTPError(404, f"no user is called {segments[0]!r}", 3000)
+    return "/".join(segments)
+
+
+def uri_of(path: str) -> str:
+    """How a client of the Data API names a path."""
+    return f"data://{path}"
