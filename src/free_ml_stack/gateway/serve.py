@@ -11,14 +11,11 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-import uvicorn
-
 from free_ml_stack.errors import StackError
 from free_ml_stack.gateway.app import Gateway
 from free_ml_stack.gateway.hosted import asgi_app
-from free_ml_stack.gateway.protocol.express import ExpressProtocol
+from free_ml_stack.gateway.protocol.server import make_server
 
-PATIENCE = 60  # seconds that requests in flight get to finish after SIGTERM
 CONNECTIONS = 1 << 16  # at once, where the system allows it
 
 
@@ -64,7 +61,9 @@ def serve(
             run(make_app(keys), listening, came)
         else:
             with tempfile.TemporaryDirectory() as shared:
-                run_workers(lambda: run(make_app(keys), listening, came, Path(shared)), workers, came)
+                run_workers(
+                    lambda: run(make_app(keys), listening, came, Path(shared)), workers, came, listening
+                )
 
 
 def allow_connections() -> None:
@@ -106,34 +105,25 @@ def open_port(host: str, port: int) -> socket.socket:
 
 def run(app: Gateway, listening: socket.socket, came: list[int], shared: Path | None = None) -> None:
     """Serve in this process until a signal comes, if none has; `shared` is the folder of the workers' figures."""
+    if listening.fileno() < 0:
+        return  # a worker that was started as the signal came
     if shared:
         app.share(shared)
     gc.collect()
     gc.freeze()  # what is loaded stays; the collector need not look at it between requests
-    config = uvicorn.Config(
-        app,
-        http=ExpressProtocol,
-        proxy_headers=False,
-        log_level="warning",
-        access_log=False,  # it would hold the keys that stand in addresses
-        ws="none",
-        lifespan="on",
-        server_header=False,
-        timeout_keep_alive=75,
-        timeout_graceful_shutdown=PATIENCE,
-    )
-    server = uvicorn.Server(config)
+    server = make_server(app)
     on_signals(lambda *_: setattr(server, "should_exit", True))  # uvicorn raises a signal anew at its end
     server.should_exit = bool(came)
     server.run(sockets=[listening])
 
 
-def run_workers(work: Callable[[], None], count: int, came: list[int]) -> None:
+def run_workers(work: Callable[[], None], count: int, came: list[int], listening: socket.socket) -> None:
     """Run `work` in `count` processes, start it again where one dies, and stop them all on a signal."""
     pids = {fork(work) for _ in range(count)}
 
     def stop(number: int, frame: object) -> None:
         came.append(number)
+        listening.close()  # else a connection could wait here that nobody will ever take
         for pid in pids:
             os.kill(pid, signal.SIGTERM)
 
@@ -145,6 +135,8 @@ def run_workers(work: Callable[[], None], count: int, came: list[int]) -> None:
         pids.discard(pid)
         if not came:
             pids.add(fork(work))
+            if came:  # meanwhile: the signal was not handed on to the new one
+                stop(came[0], None)
 
 
 def fork(work: Callable[[], None]) -> int:

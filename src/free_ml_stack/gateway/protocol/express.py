@@ -26,7 +26,6 @@ class ExpressProtocol(DirectProtocol):
     answering = False  # a call that came the short way
     answered = 0.0  # when the last one was, by the loop's clock
     later = b""  # what came meanwhile
-    last = False  # whether the connection ends with the answer
 
     def data_received(self, data: bytes) -> None:
         """Called by the event loop."""
@@ -72,10 +71,10 @@ class ExpressProtocol(DirectProtocol):
             return
         status, body, content_type = answer
         default = b"".join(b"%b: %b\r\n" % header for header in self.server_state.default_headers)
-        close = b"connection: close\r\n" if self.last else b""
+        close = b"connection: close\r\n" if self.ending else b""
         head = (STATUS_LINE[status], default, content_type.encode(), len(body), close, body)
         self.transport.write(b"%b%bcontent-type: %b\r\ncontent-length: %d\r\n%b\r\n%b" % head)
-        if self.last:
+        if self.ending:
             self.transport.close()
         elif self.later:
             data, self.later = self.later, b""
@@ -85,7 +84,7 @@ class ExpressProtocol(DirectProtocol):
     def shutdown(self) -> None:
         """Called by the server when it is to end: not before the call is answered."""
         if self.answering:
-            self.last = True
+            self.ending = True
         else:
             super().shutdown()
 

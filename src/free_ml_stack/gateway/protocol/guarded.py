@@ -15,6 +15,7 @@ class GuardedProtocol(HttpToolsProtocol):
     """For `uvicorn.Config(http=…)`."""
 
     heading = False  # whether a head has begun and not ended
+    ending = False  # whether the connection ends with the next answer
     size = 0  # bytes of it, without those of its first piece
     deadline: asyncio.TimerHandle | None = None
 
@@ -49,11 +50,19 @@ class GuardedProtocol(HttpToolsProtocol):
         self.heading = False
         self._cancel()
         super().on_headers_complete()
+        if self.ending:
+            self.end_soon()
 
     def on_message_complete(self) -> None:
         """Called by the parser."""
         self._cancel()
         super().on_message_complete()
+
+    def end_soon(self) -> None:
+        """Close the connection with the next answer, which says so."""
+        self.ending = True
+        if self.cycle and not self.cycle.response_complete:
+            self.cycle.keep_alive = False
 
     def _expect_head(self) -> None:
         if not self.transport.is_closing():
