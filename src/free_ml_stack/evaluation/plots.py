@@ -15,6 +15,7 @@ BLUE, ORANGE, GREY = "#3566b8", "#d9822b", "#8a8f98"
 WIDTH, HEIGHT = 6.4, 3.6  # inches
 DPI = 120
 DECADE = 10
+NUMBERED, TICKS = 20, 25  # classes whose counts are written into the cells; names on an axis at most
 
 
 def learning_curves(record: Path, path: Path) -> Path:
@@ -31,18 +32,71 @@ def learning_curves(record: Path, path: Path) -> Path:
     return _save(figure, path)
 
 
-def confusion(counts: NDArray[np.int64], labels: Sequence[Any], path: Path) -> Path:
-    """The confusion matrix (classes, classes), row the true class."""
-    figure = Figure((HEIGHT * 1.5, HEIGHT * 1.4))
+def confusion(counts: NDArray[np.int64], names: Sequence[Any], path: Path) -> Path:
+    """Draw the confusion matrix (classes, classes), row the true class, for two classes or a hundred."""
+    classes = len(names)
+    side = HEIGHT * min(
+        max(1.2, classes / 8), 4
+    )  # a cell keeps its size until the picture is as large as a page
+    figure = Figure((side * 1.15, side))
     axes = figure.subplots()
     shares = counts / counts.sum(axis=1, keepdims=True).clip(min=1)
-    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    for row, column in np.argwhere(counts):
-        color = "white" if shares[row, column] > 0.5 else "black"
-        axes.text(column, row, str(counts[row, column]), ha="center", va="center", color=color, fontsize=8)
+    image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    if classes <= NUMBERED:
+        for row, column in np.argwhere(counts):
+            color = "white" if shares[row, column] > 0.5 else "black"
+            axes.text(
+                column, row, str(counts[row, column]), ha="center", va="center", color=color, fontsize=8
+            )
+    else:
+        figure.colorbar(image, ax=axes, label="share of the true class", shrink=0.8)
     axes.set(xlabel="predicted", ylabel="true", title="Confusion matrix (test split)")
-    axes.set_xticks(range(len(labels)), [_literal(label) for label in labels])
-    axes.set_yticks(range(len(labels)), [_literal(label) for label in labels])
+    places = range(0, classes, -(-classes // TICKS))
+    labels = [_literal(_short(names[place])) for place in places]
+    turned = max(map(len, labels)) * len(labels) > TICKS
+    axes.set_xticks(places, labels, rotation=90 if turned else 0, fontsize=8)
+    axes.set_yticks(places, labels, fontsize=8)
+    return _save(figure, path)
+
+
+def calibration(confident: NDArray[np.float64], right: NDArray[np.float64], path: Path) -> Path:
+    """Draw a reliability diagram: the accuracy (bins,) of the answers with a confidence (bins,)."""
+    figure = Figure((HEIGHT * 1.3, HEIGHT * 1.2))
+    axes = figure.subplots()
+    axes.plot([0, 1], [0, 1], color=GREY, lw=1, label="perfectly calibrated")
+    axes.plot(confident, right, color=BLUE, marker="o", label="model")
+    axes.set(
+        xlabel="mean confidence",
+        ylabel="accuracy",
+        title="Calibration (test split)",
+        xlim=(0, 1),
+        ylim=(0, 1),
+    )
+    axes.legend(frameon=False)
+    return _save(figure, path)
+
+
+def scatter(true: NDArray[np.float64], predicted: NDArray[np.float64], unit: str, path: Path) -> Path:
+    """Draw predictions (n,) against true values (n,), both in `unit`."""
+    figure = Figure((HEIGHT * 1.3, HEIGHT * 1.2))
+    axes = figure.subplots()
+    ends = [min(true.min(), predicted.min()), max(true.max(), predicted.max())]
+    axes.plot(ends, ends, color=GREY, lw=1)
+    axes.scatter(true, predicted, s=8, color=BLUE, alpha=max(0.05, min(0.6, 300 / len(true))), linewidths=0)
+    axes.set(xlabel=_with_unit("true", unit), ylabel=_with_unit("predicted", unit), title="Test split")
+    return _save(figure, path)
+
+
+def residuals(errors: NDArray[np.float64], unit: str, path: Path) -> Path:
+    """Draw how the errors (n,), in `unit`, are distributed."""
+    figure = Figure((WIDTH, HEIGHT))
+    axes = figure.subplots()
+    span = float(np.abs(errors).max()) or 1.0
+    axes.hist(errors, bins=min(60, max(10, len(errors) // 10)), range=(-span, span), color=BLUE)
+    axes.axvline(0, color=GREY, lw=1)
+    axes.set(
+        xlabel=_with_unit("predicted minus true", unit), ylabel="examples", title="Residuals (test split)"
+    )
     return _save(figure, path)
 
 
@@ -118,6 +172,15 @@ def _line(axes: Axes, rows: Sequence[Mapping[str, float]], name: str, title: str
     points = [(row["step"], row[name]) for row in rows if name in row]
     if points:
         axes.plot(*zip(*points, strict=True), color=color, label=title)
+
+
+def _with_unit(name: str, unit: str) -> str:
+    return f"{name} ({_literal(unit)})" if unit else name
+
+
+def _short(name: Any, most: int = 24) -> str:
+    text = str(name)
+    return text if len(text) <= most else f"{text[: most - 1]}…"
 
 
 def _literal(name: Any) -> str:

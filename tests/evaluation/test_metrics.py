@@ -1,0 +1,123 @@
+"""Evaluations against scikit-learn on the same input, absent classes included, and their pictures."""
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from sklearn import metrics as sk
+
+from free_ml_stack.evaluation.classification import classification, softmax
+from free_ml_stack.evaluation.regression import regression
+
+PNG = b"\x89PNG"
+
+
+def answers(rows: int, classes: int, seed: int) -> tuple[NDArray[Any], NDArray[Any]]:
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, classes, rows)
+    logits = rng.normal(size=(rows, classes)) + 2 * np.eye(classes)[labels] * rng.random((rows, 1))
+    return softmax(logits), labels
+
+
+@pytest.mark.parametrize("absent", [(), (1,), (0, 3)])
+@pytest.mark.parametrize("seed", range(5))
+def test_a_classification_is_scored_as_by_scikit_learn(absent: tuple[int, ...], seed: int) -> None:
+    shares, labels = answers(200, 5, seed)
+    kept = ~np.isin(labels, absent)
+    shares, labels = shares[kept], labels[kept]
+    if seed % 2:  # nor are they predicted
+        shares[:, list(absent)] = 0
+        shares /= shares.sum(axis=1, keepdims=True)
+    found = classification(shares, labels, list("abcde"))
+    predicted = shares.argmax(axis=1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", sk._classification.UndefinedMetricWarning)
+        precision, recall, f1, _ = sk.precision_recall_fscore_support(labels, predicted, average="macro")
+        each = sk.precision_recall_fscore_support(labels, predicted, labels=range(5))
+    known = {
+        "accuracy": sk.accuracy_score(labels, predicted),
+        "f1": f1,
+        "precision": precision,
+        "recall": recall,
+        "log_loss": sk.log_loss(labels, shares, labels=range(5)),
+    }
+    assert {name: found.metrics[name] for name in known} == pytest.approx(known)
+    assert next(iter(found.metrics)) == "accuracy"
+    rows = found.tables["per_class"].rows
+    assert [row[0] for row in rows] == list("abcde")
+    for column, values in enumerate(each, 1):
+        assert [row[column] for row in rows] == pytest.approx(list(values), abs=1e-4)
+
+
+def test_perfect_predictions_with_an_absent_class_score_one() -> None:
+    found = classification(np.eye(3)[[0, 2, 0]], [0, 2, 0], ["a", "b", "c"])
+    assert [found.metrics[name] for name in ("accuracy", "f1", "precision", "recall")] == [1, 1, 1, 1]
+    assert found.metrics["calibration_error"] == 0
+
+
+def test_calibration_is_the_gap_between_confidence_and_accuracy() -> None:
+    shares = np.tile([0.75, 0.25], (100, 1))
+    right = [0] * 75 + [1] * 25
+    assert classification(shares, right, ["a", "b"]).metrics["calibration_error"] == pytest.approx(0)
+    assert classification(shares, [0] * 100, ["a", "b"]).metrics["calibration_error"] == pytest.approx(0.25)
+
+
+@pytest.mark.parametrize(
+    ("shares", "labels", "reason"),
+    [
+        ([[0.5, 0.5]], [2], "from 0 to 1"),
+        ([[0.5, 0.5]], [-1], "from 0 to 1"),
+        ([[0.5, 0.5]], [0.0], "integers"),
+        ([[0.5, float("nan")]], [0], "not finite"),
+        ([[0.5, 0.5]], [0, 1], "expected probabilities"),
+        ([[1.0]], [0], "expected probabilities"),
+        (np.zeros((0, 2)), [], "expected probabilities"),
+    ],
+)
+def test_what_is_no_classification_is_refused(shares: Any, labels: Any, reason: str) -> None:
+    with pytest.raises(ValueError, match=reason):
+        classification(shares, labels, ["a", "b"])
+
+
+@pytest.mark.parametrize("outputs", [None, 1, 3])
+@pytest.mark.parametrize("seed", range(5))
+def test_a_regression_is_scored_as_by_scikit_learn(outputs: int | None, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    shape = (150,) if outputs is None else (150, outputs)
+    true = rng.normal(10, 3, shape)
+    if outputs == 3:
+        true[:, 1] = 7  # R² of a constant
+    predicted = true + rng.normal(0, 1, shape)
+    known = {
+        "rmse": sk.root_mean_squared_error(true, predicted),
+        "mae": sk.mean_absolute_error(true, predicted),
+        "r2": sk.r2_score(true, predicted),
+    }
+    assert dict(regression(predicted, true).metrics) == pytest.approx(known)
+    assert regression(true, true).metrics["r2"] == sk.r2_score(true, true) == 1
+
+
+def test_what_is_no_regression_is_refused() -> None:
+    with pytest.raises(ValueError, match="one shape"):
+        regression([1.0, 2.0], [1.0])
+    with pytest.raises(ValueError, match="not finite"):
+        regression([float("inf")], [1.0])
+
+
+@pytest.mark.parametrize("classes", [2, 10, 100])
+def test_the_pictures_of_a_classification_are_drawn(classes: int, tmp_path: Path) -> None:
+    shares, labels = answers(20 * classes, classes, 0)
+    found = classification(shares, labels, [f"class ${number}$ of many" for number in range(classes)])
+    for title, draw in found.pictures.items():
+        draw(path := tmp_path / f"{title}.png")
+        assert path.read_bytes().startswith(PNG)
+
+
+def test_the_pictures_of_a_regression_are_drawn(tmp_path: Path) -> None:
+    true = np.linspace(0, 1, 50)
+    for title, draw in regression(true + 0.1, true, "US$").pictures.items():
+        draw(path := tmp_path / f"{title}.png")
+        assert path.read_bytes().startswith(PNG)
