@@ -69,8 +69,17 @@ bench: setup ## measure everything that the README claims
 	    PATH="$$PATH:$(CURDIR)/build/tools/bin" "$(BIN)/python" $$file || failed="$$failed $$file"; done; \
 	    test -z "$$failed" || { echo "not as promised:$$failed"; exit 1; }
 
-size: ## count the lines of every module
-	@find "$(SKELETON)/src" -name '*.py' -exec wc -l {} + | sed 's|$(SKELETON)/src/[^/]*/||' | sort -n
+size: ## count the lines of a project, of the library by package, and of the tests
+	@sum() { awk '{ print; total += $$1 } END { printf "%7d  total\n\n", total }'; }; \
+	lines() { printf '%7d  %s\n' "$$(find "$$1" $$3 \( -name '*.py' -o -name "*.{{ 'py' }}" \) -exec cat {} + | wc -l)" "$$2"; }; \
+	echo "Python that a project is generated with"; \
+	for folder in "$(SKELETON)"/*/; do lines "$$folder" "$$(basename "$$folder")"; done | grep -v '^ *0 ' | sum; \
+	echo "The library by package"; \
+	{ lines src/free_ml_stack "(top)" "-maxdepth 1"; \
+	for folder in src/free_ml_stack/[a-z]*/; do lines "$$folder" "$$(basename "$$folder")"; done; } | sum; \
+	echo "The tests"; \
+	for folder in tests/[a-z]*/; do lines "$$folder" "$$(basename "$$folder")"; done | \
+	{ cat; lines tests "(top)" "-maxdepth 1"; } | sum
 
 clean: ## remove the environment and everything generated
 	@rm -rf build .venv
