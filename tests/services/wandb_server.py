@@ -36,7 +36,7 @@ USER, TEAM = "me", "team"
 Variables = dict[str, Any]
 
 
-class Refused(Exception):  # noqa: N818 - an answer, not a fault
+class RefusedError(Exception):
     """What the server answers instead of data: a status and its words."""
 
     def __init__(self, status: int, text: str) -> None:
@@ -81,7 +81,7 @@ class Wandb:
             return error(400, f"unknown operation {operation}")
         try:
             return JSONResponse({"data": OPERATIONS[operation](self, variables)})
-        except Refused as refusal:
+        except RefusedError as refusal:
             return error(refusal.status, refusal.text)
         except (KeyError, TypeError) as fault:  # the client would repeat what fails with a 5xx for minutes
             return error(400, f"{operation}: {fault!r}")
@@ -156,11 +156,11 @@ class Wandb:
         }
 
     def entity_of(self, variables: Variables) -> str:
-        """The account that a call is about; the caller's own unless named. Raises Refused for a strange one."""
+        """The account that a call is about; the caller's own unless named. Raises RefusedError for a strange one."""
         entity = variables.get("entity") or variables.get("entityName") or USER
         if entity not in (USER, TEAM):
             # wandb#2484: what the service says
-            raise Refused(404, f"entity {entity} not found during upsertBucket")
+            raise RefusedError(404, f"entity {entity} not found during upsertBucket")
         return str(entity)
 
     def project(self, entity: str, name: str) -> dict[str, Any]:
@@ -291,7 +291,7 @@ class Wandb:
         """core: CreateRunFiles."""
         run = self.found(variables)
         if run is None:
-            raise Refused(404, "run not found")
+            raise RefusedError(404, "run not found")
         base = f"{self.url}/storage/run/{run.entity}/{run.project}/{run.name}"
         files = [{"name": name, "uploadUrl": f"{base}/{name}"} for name in variables["files"]]
         return {"createRunFiles": {"runID": run.id, "uploadHeaders": [], "files": files}}
@@ -346,7 +346,7 @@ class Wandb:
     def create_agent(self, variables: Variables) -> Any:
         """client: create_agent in apis/public/sweeps.py."""
         if variables["sweep"] not in self.store.sweeps:
-            raise Refused(404, f"sweep {variables['sweep']} not found")
+            raise RefusedError(404, f"sweep {variables['sweep']} not found")
         agent = f"agent{len(self.store.agents)}"
         self.store.agents[agent] = variables["sweep"]
         return {"createAgent": {"agent": {"id": agent}}}

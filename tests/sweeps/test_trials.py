@@ -52,7 +52,7 @@ def test_many_at_once_take_each_point_once(tmp_path: Path, kind: str) -> None:
 
 def test_no_more_than_the_limit_are_begun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     one = shared(str(tmp_path), BAYES)
-    monkeypatch.setattr(trials, "ME", "elsewhere:1")
+    monkeypatch.setattr(trials, "WORKER_ID", "elsewhere:1")
     other = shared(str(tmp_path), BAYES)
     first, second = one.next(2), other.next(2)
     assert first and second and first.config != second.config
@@ -65,7 +65,7 @@ def test_no_more_than_the_limit_are_begun(tmp_path: Path, monkeypatch: pytest.Mo
 def test_a_trial_of_another_machine_is_taken_when_its_lease_is_over(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(trials, "ME", "elsewhere:1")
+    monkeypatch.setattr(trials, "WORKER_ID", "elsewhere:1")
     dead = shared(str(tmp_path), BAYES)
     job = dead.next(1)
     assert job

@@ -19,7 +19,7 @@ from sick_disk import PowerCut, SickDisk, chance
 from free_ml_stack.errors import StackError
 from free_ml_stack.storage.atomic import replace
 from free_ml_stack.training import checkpoint
-from free_ml_stack.training.checkpoint import Checkpoints, Interrupted
+from free_ml_stack.training.checkpoint import Checkpoints, PreemptedError
 from free_ml_stack.training.snapshot import read, serialized
 
 CONFIG = {"lr": 0.1, "epochs": 3}
@@ -244,7 +244,7 @@ def test_told_to_stop_it_does_not_wait_for_ever_for_a_store(
     run.at.step = 1
     run.record.steps = [1]
     run.checkpoints.stopping = True
-    with pytest.raises(Interrupted, match="stopped after step 1$"):
+    with pytest.raises(PreemptedError, match="stopped after step 1$"):
         run.checkpoints.step()
     assert stored(tmp_path / "run" / "checkpoints") == ["step-000000001"]
     assert "The store has not taken the last checkpoint yet" in capsys.readouterr().out
@@ -258,7 +258,7 @@ def test_stopped_without_a_checkpoint_it_says_so(tmp_path: Path) -> None:
     run = Run(tmp_path)
     run.at.step = 1
     run.checkpoints.stopping = True
-    with pytest.raises(Interrupted, match="without a checkpoint"):
+    with pytest.raises(PreemptedError, match="without a checkpoint"):
         run.checkpoints.step()
 
 

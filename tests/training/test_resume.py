@@ -11,7 +11,7 @@ import pytest
 from killing import MOMENTS, Blow, Training
 from safetensors.numpy import load_file
 
-from free_ml_stack.training.snapshot import DamagedCheckpoint, read
+from free_ml_stack.training.snapshot import DamagedCheckpointError, read
 
 NAME = "one"
 TRAIN = ("train", "--epochs", "6", "--checkpoint-steps", "7", "--checkpoint-seconds", "600", "--name", NAME)
@@ -109,7 +109,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(
     content = bytearray((newest / file).read_bytes())
     content[-2] ^= 1  # tampered with; below it is torn
     (newest / file).write_bytes(content if file == "state.safetensors" else content[: len(content) // 2])
-    with pytest.raises(DamagedCheckpoint, match=newest.name):
+    with pytest.raises(DamagedCheckpointError, match=newest.name):
         read(newest)
     printed = finish(project)
     assert f"checkpoint {newest.name}" in printed

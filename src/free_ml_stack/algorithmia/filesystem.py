@@ -67,7 +67,7 @@ class AlgorithmiaFileSystem(AbstractFileSystem):  # type: ignore[misc]
                 return
             listing = read_json(answer)
             infos = _infos(path, listing)
-            if together := self.mover.under_way():
+            if together := self.mover.current_batch():
                 together.sizes |= {info["name"]: info["size"] for info in infos if info["type"] == "file"}
             yield infos
             marker = listing.get("marker") or ""
@@ -226,7 +226,7 @@ class AlgorithmiaFileSystem(AbstractFileSystem):  # type: ignore[misc]
 
     def put(self, *arguments: Any, **options: Any) -> None:
         """Store local files: small ones many at once, others several in flight."""
-        with self.mover.together(self.mover.put_bundle):
+        with self.mover.batched(self.mover.put_bundle):
             super().put(*arguments, **options)
 
     def put_file(
@@ -239,7 +239,7 @@ class AlgorithmiaFileSystem(AbstractFileSystem):  # type: ignore[misc]
     ) -> None:
         """Store a local file, or make the folder `rpath` where `lpath` is one."""
         source, target = Path(lpath), self._strip_protocol(rpath)
-        if (together := self.mover.under_way()) and mode != "create":
+        if (together := self.mover.current_batch()) and mode != "create":
             found = source.stat()
             size = found.st_size if S_ISREG(found.st_mode) else None
             together.add(size, self.mover.put, source, target, callback)
@@ -257,7 +257,7 @@ class AlgorithmiaFileSystem(AbstractFileSystem):  # type: ignore[misc]
 
         They grow in `scratch`, by default beside the place where they will be.
         """
-        with self.mover.together(self.mover.get_bundle, sizes, scratch):
+        with self.mover.batched(self.mover.get_bundle, sizes, scratch):
             super().get(*arguments, **options)
 
     def get_file(self, rpath: str, lpath: Any, callback: Any = DEFAULT_CALLBACK, **options: Any) -> None:
@@ -266,7 +266,7 @@ class AlgorithmiaFileSystem(AbstractFileSystem):  # type: ignore[misc]
         if isfilelike(lpath):
             with Download(self.connection, source) as download:
                 download.copy_to(lpath, callback)
-        elif together := self.mover.under_way():
+        elif together := self.mover.current_batch():
             size = together.sizes.get(source)
             together.add(size, self.mover.get, source, Path(lpath), callback, together.scratch)
         else:

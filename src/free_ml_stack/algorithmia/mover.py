@@ -36,7 +36,7 @@ class Files(Protocol):
         """Tell whether a path is there."""
 
 
-class Together:
+class Batch:
     """The files of one call: small ones wait until they fill a bundle, others go on their own."""
 
     def __init__(
@@ -71,22 +71,22 @@ class Mover:
         self.thread = local()
 
     @contextmanager
-    def together(
+    def batched(
         self, move: Callable[..., None], sizes: dict[str, int] | None = None, scratch: Path | None = None
     ) -> Iterator[None]:
         """A block in which this thread's files are moved together; `move` takes a bundle of small ones."""
         with InFlight(AT_ONCE) as calls:
-            self.thread.together = together = Together(calls, move, sizes or {}, scratch)
+            self.thread.batch = batch = Batch(calls, move, sizes or {}, scratch)
             try:
                 yield
-                together.flush()
+                batch.flush()
             finally:
-                self.thread.together = None
+                self.thread.batch = None
 
-    def under_way(self) -> Together | None:
+    def current_batch(self) -> Batch | None:
         """The block that this thread is in."""
-        together: Together | None = getattr(self.thread, "together", None)
-        return together
+        batch: Batch | None = getattr(self.thread, "batch", None)
+        return batch
 
     def put(self, source: Path, target: str, callback: Any, exclusive: bool = False) -> None:
         """Store a local file, or make a folder for a folder."""

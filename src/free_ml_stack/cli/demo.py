@@ -12,8 +12,8 @@ from free_ml_stack.deployment.deploy import versions
 from free_ml_stack.deployment.monitor import Monitoring, monitor, read_calls
 from free_ml_stack.errors import NoServiceError, StackError, from_outside, in_a_line
 from free_ml_stack.evaluation.page import report
-from free_ml_stack.hub.publish import FOLDER, Unpublished
-from free_ml_stack.storage.stores import open_store, standing_in
+from free_ml_stack.hub.publish import FOLDER, UnpublishedError
+from free_ml_stack.storage.stores import open_store, with_local_services
 from free_ml_stack.sweeps.sweep import sweep_folder
 from free_ml_stack.training.run import RESULT, find_run
 
@@ -32,26 +32,26 @@ def demo(science: "Science", settings: "Settings", command: Command) -> int:
 
     Where the store or the gateway elsewhere fails on the way, the project's own stand in for it.
     """
-    way, unstored = Way(science, settings, command), ""
+    run, unstored = DemoRun(science, settings, command), ""
     try:
-        way.go()
+        run.run()
     except Exception as error:
-        if not way.lost(error):
+        if not run.can_fall_back(error):
             raise
         unstored = in_a_line(error)
         say(
             f"error: {unstored}",
             f"This project's own folder, {shown(settings.private)}, stands in from here on.",
         )
-        way.settings = settings = standing_in(settings)
-        way.go()
-    found = facts(settings, way.url, way.answers[0], way.seen)
-    found["unpublished"], found["unstored"] = way.unpublished, unstored
-    found["seconds"] = round(time.perf_counter() - way.started, 1)
+        run.settings = settings = with_local_services(settings)
+        run.run()
+    found = facts(settings, run.url, run.answers[0], run.seen)
+    found["unpublished"], found["unstored"] = run.unpublished, unstored
+    found["seconds"] = round(time.perf_counter() - run.started, 1)
     page = report(
         settings.title or settings.project,
         rows(found),
-        images(settings, way.seen),
+        images(settings, run.seen),
         settings.root / "report.html",
     )
     found["report"] = str(page)
@@ -63,8 +63,8 @@ def demo(science: "Science", settings: "Settings", command: Command) -> int:
     return 0
 
 
-class Way:
-    """The steps of a demo; gone again, what was made on this machine stays, and what is in a store is made anew."""
+class DemoRun:
+    """The steps of a demo; run again after a fallback, it keeps what is on this machine, not what is in a store."""
 
     def __init__(self, science: "Science", settings: "Settings", command: Command) -> None:
         self.science, self.settings, self.command = science, settings, command
@@ -73,13 +73,13 @@ class Way:
         self.answers: list[Any] = []
         self.seen: Monitoring
 
-    def go(self) -> None:
+    def run(self) -> None:
         """Take all steps that are still to be taken."""
         self.unpublished = ""
         for name in ("doctor", "data", "train", "sweep", "publish", "deploy"):
             if name not in self.done:
                 say("", f"== {name} ==")
-                self.take(name)
+                self.step(name)
             if name in HERE:
                 self.done.add(name)
         say("", "== predict ==")
@@ -87,14 +87,14 @@ class Way:
         say("", "== monitor ==")
         self.seen = monitor(self.settings)
 
-    def take(self, name: str) -> None:
+    def step(self, name: str) -> None:
         """Run one command. Raises StackError where it fails; publishing may, for what comes next needs no Hub.
 
         What `doctor` finds wrong elsewhere ends nothing: each step says itself what it does without.
         """
         try:
             code = self.command(name, self.settings)
-        except Unpublished as error:
+        except UnpublishedError as error:
             self.unpublished = str(error)
             say(f"error: {error}")
             return
@@ -117,9 +117,9 @@ class Way:
         first = json.dumps(self.answers[0])[:60]
         say(f"{len(self.answers)} calls through Algorithmia's client, the first answer: {first}…")
 
-    def lost(self, error: Exception) -> bool:
+    def can_fall_back(self, error: Exception) -> bool:
         """Whether an error is that of a service that this project's own folder can stand in for."""
-        elsewhere = self.settings != standing_in(self.settings)
+        elsewhere = self.settings != with_local_services(self.settings)
         return elsewhere and (isinstance(error, NoServiceError) or from_outside(error))
 
 

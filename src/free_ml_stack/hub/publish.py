@@ -31,7 +31,7 @@ FOLDER, CARD = "models", "README.md"
 VERSION = re.compile(r"v(\d+)\.(\d+)\.(\d+)")
 
 
-class Unpublished(StackError):  # noqa: N818 - the rest is done
+class UnpublishedError(StackError):
     """The Hub did not take a model; its folder and the store have all of it."""
 
 
@@ -57,7 +57,7 @@ class Published:
 def publish(settings: "Settings", folder: Path, public: bool = False, trouble: str = "") -> Published:
     """Copy a model folder to the store, and commit it to the Hub if the project has a token and a repository.
 
-    Raises Unpublished where the Hub fails, or is in `trouble` already.
+    Raises UnpublishedError where the Hub fails, or is in `trouble` already.
     """
     store, target = open_store(settings.storage, settings), f"{FOLDER}/{folder.name}"
     for name in [
@@ -72,7 +72,7 @@ def publish(settings: "Settings", folder: Path, public: bool = False, trouble: s
                 raise StackError(trouble)
             url, version = upload(client(), repository, folder, f"Publish {folder.name}", public)
         except StackError as error:
-            raise Unpublished(
+            raise UnpublishedError(
                 f"{error}. Model and card are in {shown(folder)}; `{settings.command} publish` goes on"
             ) from None
     return Published(folder, f"{settings.storage}/{target}", url, version)

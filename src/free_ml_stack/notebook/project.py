@@ -31,7 +31,7 @@ REDRAWN = 1.0  # seconds between two pictures of the curves
 GIGA = 2**30
 
 
-class Failed(StackError):  # noqa: N818 - the end of a cell, told in its last line
+class CellFailedError(StackError):
     """A command has failed, and its own lines say why: a notebook shows no traceback for it."""
 
     def _render_traceback_(self) -> list[str]:
@@ -52,15 +52,15 @@ class Project:
         environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(paths))  # for the commands: it is not installed
 
     def __call__(self, *words: object) -> None:
-        """Run a command of the project and show what it prints; raises Failed if it fails."""
+        """Run a command of the project and show what it prints; raises CellFailedError if it fails."""
         self._run([str(word) for word in words])
 
     def install(self) -> None:
-        """Install the packages that this machine lacks; raises Failed if that would change its torch or numpy."""
+        """Install the packages that this machine lacks. Raises CellFailedError if that would change torch or numpy."""
         try:
             packages.install(self.root)
         except StackError as error:
-            raise Failed(str(error)) from None
+            raise CellFailedError(str(error)) from None
 
     def keys(self) -> None:
         """Put the keys among the secrets of Colab or Kaggle into the environment, and tell of each in one line."""
@@ -145,7 +145,7 @@ class Project:
                 elif meanwhile:
                     meanwhile()
         if process.returncode:
-            raise Failed(f"{words[0]} ended with code {process.returncode}; the lines above say why")
+            raise CellFailedError(f"{words[0]} ended with code {process.returncode}; the lines above say why")
 
 
 def lines(process: "subprocess.Popen[str]") -> Iterator[str]:

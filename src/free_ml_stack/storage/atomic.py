@@ -20,12 +20,12 @@ SYNC = 1 << 24  # bytes that are written before the disk is told to begin with t
 def replace(path: Path, content: bytes) -> None:
     """Give a file a new content: after a crash it has the old one or the new one."""
     part = path.with_name(f".{path.name}-{os.getpid()}-{threading.get_native_id()}")
-    _write(part, content)
+    write_synced(part, content)
     part.replace(path)
-    sync(path.parent)
+    fsync_directory(path.parent)
 
 
-def sync(folder: Path) -> None:
+def fsync_directory(folder: Path) -> None:
     """Bring the names in a folder to the disk."""
     if not hasattr(os, "O_DIRECTORY"):
         return  # Windows keeps names of folders safe by itself
@@ -36,7 +36,7 @@ def sync(folder: Path) -> None:
         os.close(opened)
 
 
-def _write(path: Path, content: Content) -> str:
+def write_synced(path: Path, content: Content) -> str:
     """Write a file and sync it; returns its sum."""
     total = hashlib.sha256()
     with path.open("wb", buffering=0) as file:

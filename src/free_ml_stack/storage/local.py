@@ -16,7 +16,7 @@ SCRATCH = ".part"  # the folder, at the root of a store, where files grow until 
 STALE = 24 * 3600  # seconds after which a file in the making has been given up
 
 
-def sweep(scratch: Path) -> None:
+def remove_stale(scratch: Path) -> None:
     """Remove the files in the making whose process was killed."""
     for file in scratch.glob("*"):
         with suppress(FileNotFoundError):  # finished meanwhile
@@ -32,7 +32,7 @@ class DiskFileSystem(LocalFileSystem):  # type: ignore[misc]
     def __init__(self, root: str, **options: Any) -> None:
         super().__init__(auto_mkdir=True, **options)
         self.scratch = Path(root) / SCRATCH
-        sweep(self.scratch)
+        remove_stale(self.scratch)
 
     def _open(self, path: str, mode: str = "rb", block_size: int | None = None, **options: Any) -> Any:
         if mode in ("wb", "xb"):

@@ -33,8 +33,8 @@ def open_store(url: str, settings: "Settings") -> AbstractFileSystem:
         except RuntimeError:  # ~USER, of whom the system knows nothing
             raise StackError(f"{url}: no such user's home; give the folder's full path") from None
     if connected(service, settings):
-        if service == "algorithmia" and (told := _trouble(settings)):
-            raise NoServiceError(told)
+        if service == "algorithmia" and (fault := _key_error(settings)):
+            raise NoServiceError(fault)
         if service == "huggingface" and url == settings.storage:
             _make_repository("/".join(segments))
         return DirFileSystem("/".join(segments), fs=_remote(service, settings))
@@ -42,7 +42,7 @@ def open_store(url: str, settings: "Settings") -> AbstractFileSystem:
 
 
 @cache
-def _trouble(settings: "Settings") -> str:
+def _key_error(settings: "Settings") -> str:
     """Why the key for Algorithmia can't be used, asked once; nothing where it can."""
     from free_ml_stack.credentials import check as credentials
 
@@ -82,7 +82,7 @@ def embedded_folder(service: str, segments: list[str], settings: "Settings") -> 
     return settings.private.joinpath(FOLDERS[service], *segments)
 
 
-def standing_in(settings: "Settings") -> "Settings":
+def with_local_services(settings: "Settings") -> "Settings":
     """The settings with which the project's own folder and gateway do what others elsewhere did."""
     service, segments = parse(settings.storage)
     storage = settings.storage

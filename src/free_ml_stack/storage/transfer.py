@@ -107,12 +107,12 @@ def _copy_all(
     if "hf" in target.fs.protocol and not target.path.startswith("buckets/"):
         _commit(source, target, missing, done)
     elif isinstance(source.fs, LocalFileSystem):
-        target.put([f"{source.path}/{name}" for name in names], names, callback=Together(done))
+        target.put([f"{source.path}/{name}" for name in names], names, callback=ByteCounter(done))
     elif isinstance(target.fs, LocalFileSystem) and hasattr(source.fs, "sha256"):
         sizes = {f"{source.path}/{name}": info["size"] for name, info in missing.items()}
         places = [f"{target.path}/{name}" for name in names]
         scratch = getattr(target.fs, "scratch", None)
-        source.get(names, places, sizes=sizes, scratch=scratch, callback=Together(done))
+        source.get(names, places, sizes=sizes, scratch=scratch, callback=ByteCounter(done))
     else:
         with InFlight(AT_ONCE) as calls:
             for name in names:
@@ -128,7 +128,7 @@ def _copy(
             done(len(chunk))
 
 
-class Together(Callback):  # type: ignore[misc]
+class ByteCounter(Callback):  # type: ignore[misc]
     """Tells `done` the bytes of all files of one call."""
 
     def __init__(self, done: Callable[[int], None]) -> None:
@@ -137,10 +137,10 @@ class Together(Callback):  # type: ignore[misc]
 
     def branched(self, path_1: str, path_2: str, **options: Any) -> Callback:
         """The callback of one of the files."""
-        return Counted(self.done)
+        return FileByteCounter(self.done)
 
 
-class Counted(Callback):  # type: ignore[misc]
+class FileByteCounter(Callback):  # type: ignore[misc]
     """Tells `done` the bytes of one file as they go by."""
 
     def __init__(self, done: Callable[[int], None]) -> None:

@@ -83,11 +83,11 @@ def parse_sweep(text: str, name: str) -> Sweep:
         ) from None
     try:
         return _sweep(content)
-    except Fault as fault:
+    except EntryError as fault:
         raise StackError(f"{name}:{_line(node, fault.path)}: {fault}") from None
 
 
-class Fault(Exception):  # noqa: N818 - becomes a StackError once its line is known
+class EntryError(Exception):
     """Something wrong at a place of the file."""
 
     def __init__(self, path: tuple[str, ...], text: str) -> None:
@@ -97,37 +97,39 @@ class Fault(Exception):  # noqa: N818 - becomes a StackError once its line is kn
 
 def _sweep(content: Any) -> Sweep:
     if not isinstance(content, dict):
-        raise Fault((), "expected a table of keys such as method and parameters")
+        raise EntryError((), "expected a table of keys such as method and parameters")
     _known(content, ROOT, ())
     for key in TEXTS:
         if not isinstance(content.get(key) or "", str):
-            raise Fault((key,), f"expected text, got {content[key]}; write it in quotes")
+            raise EntryError((key,), f"expected text, got {content[key]}; write it in quotes")
     method = content.get("method")
     if method not in METHODS:
-        raise Fault(("method",), f"expected one of {', '.join(METHODS)}, got {method!r}")
+        raise EntryError(("method",), f"expected one of {', '.join(METHODS)}, got {method!r}")
     metric = content.get("metric") or {}
     _known(metric, METRIC, ("metric",))
     goal = metric.get("goal", "minimize")
     if goal not in ("minimize", "maximize"):
-        raise Fault(("metric", "goal"), f"expected minimize or maximize, got {goal!r}")
+        raise EntryError(("metric", "goal"), f"expected minimize or maximize, got {goal!r}")
     if not isinstance(metric.get("name"), str) or not metric["name"]:
-        raise Fault(("metric",), "needs a name: the metric that is compared, such as validation_loss")
+        raise EntryError(("metric",), "needs a name: the metric that is compared, such as validation_loss")
     if "target" in metric:
         _number(metric["target"], ("metric", "target"))
     parameters = tuple(_parameters(content.get("parameters"), ("parameters",)))
     names = [parameter.name for parameter in parameters]
     for parameter in parameters:
         if names.count(parameter.name) > 1:
-            raise Fault(_place(parameter), f"{parameter.name} is the name of two parameters; rename one")
+            raise EntryError(_place(parameter), f"{parameter.name} is the name of two parameters; rename one")
         if method == "grid" and parameter.distribution not in GRID:
-            raise Fault(_place(parameter), f"a grid can't hold {parameter.distribution}; use values")
+            raise EntryError(_place(parameter), f"a grid can't hold {parameter.distribution}; use values")
     if method == "grid" and (points := math.prod(parameter.size() for parameter in parameters)) > LARGEST:
-        raise Fault(("parameters",), f"a grid of {points:.3g} points; take fewer values, or method: random")
+        raise EntryError(
+            ("parameters",), f"a grid of {points:.3g} points; take fewer values, or method: random"
+        )
     if content.get("controller"):  # W&B would leave the search to a program that nobody starts here
-        raise Fault(("controller",), "no controller is run here; leave it out, and W&B's own searches")
+        raise EntryError(("controller",), "no controller is run here; leave it out, and W&B's own searches")
     cap = content.get("run_cap")
     if cap is not None and not (isinstance(cap, int) and not isinstance(cap, bool) and cap > 0):
-        raise Fault(("run_cap",), f"expected a whole number above 0, got {cap!r}")
+        raise EntryError(("run_cap",), f"expected a whole number above 0, got {cap!r}")
     early = content.get("early_terminate")
     return Sweep(
         method,
@@ -155,21 +157,23 @@ def _command(words: Any) -> tuple[str, ...]:
         or not words
         or not all(isinstance(word, str | int | float) for word in words)
     ):
-        raise Fault(("command",), "expected a list of words, such as ${interpreter} and ${args_json_file}")
+        raise EntryError(
+            ("command",), "expected a list of words, such as ${interpreter} and ${args_json_file}"
+        )
     return tuple(str(word) for word in words)
 
 
 def _parameters(table: Any, path: tuple[str, ...]) -> Iterator[Parameter]:
     if not isinstance(table, dict) or not table:
-        raise Fault(path, "expected a table of parameters")
+        raise EntryError(path, "expected a table of parameters")
     for name, spec in table.items():
         here = (*path, str(name))
         if not isinstance(name, str) or not NAME.fullmatch(name):
-            raise Fault(
+            raise EntryError(
                 here, f"{name!r} is no parameter's name: letters, digits, _ . and -, first a letter or _"
             )
         if not isinstance(spec, dict):
-            raise Fault(here, f"expected a table such as {{value: {spec!r}}}")
+            raise EntryError(here, f"expected a table such as {{value: {spec!r}}}")
         if "parameters" in spec:
             _known(spec, ["parameters"], here)
             for parameter in _parameters(spec["parameters"], (*here, "parameters")):
@@ -183,12 +187,12 @@ def _parameter(name: str, spec: Mapping[str, Any], path: tuple[str, ...]) -> Par
     if kind == "categorical" and "probabilities" in spec:
         kind = "categorical_w_probabilities"
     if not isinstance(kind, str) or kind not in NEEDS:
-        raise Fault((*path, "distribution"), unknown(str(kind), list(NEEDS)))
+        raise EntryError((*path, "distribution"), unknown(str(kind), list(NEEDS)))
     needed, optional = NEEDS[kind]
     _known(spec, ["distribution", *needed, *optional], path)
     for key in needed:
         if key not in spec:
-            raise Fault(path, f"{kind} needs {key}")
+            raise EntryError(path, f"{kind} needs {key}")
     numbers = {**optional, **{key: spec[key] for key in spec if key != "distribution"}}
     _check(kind, numbers, path)
     return Parameter((name,), kind, numbers)
@@ -202,43 +206,45 @@ def _inferred(spec: Mapping[str, Any], path: tuple[str, ...]) -> str:
     if "min" in spec and "max" in spec:
         kinds = {type(_number(spec[key], (*path, key))) for key in ("min", "max")}
         if len(kinds) > 1:
-            raise Fault(path, "one of min and max is whole, the other not: write both as 1 or both as 1.0")
+            raise EntryError(
+                path, "one of min and max is whole, the other not: write both as 1 or both as 1.0"
+            )
         return "int_uniform" if kinds == {int} else "uniform"
-    raise Fault(path, "needs value, values, min and max, or a distribution")
+    raise EntryError(path, "needs value, values, min and max, or a distribution")
 
 
 def _check(kind: str, numbers: Mapping[str, Any], path: tuple[str, ...]) -> None:
     """What a schema can't say: order, sums and signs."""
     if "values" in numbers:
         if not isinstance(numbers["values"], list) or not numbers["values"]:
-            raise Fault((*path, "values"), "expected a list of one value or more")
+            raise EntryError((*path, "values"), "expected a list of one value or more")
         for value in numbers["values"]:
             _value(value, (*path, "values"))
     _value(numbers.get("value"), (*path, "value"))
     for key in set(numbers) & {"min", "max", "mu", "sigma", "q", "a", "b"}:
         _number(numbers[key], (*path, key))
     if "min" in numbers and not numbers["min"] < numbers["max"]:
-        raise Fault(
+        raise EntryError(
             (*path, "min"), f"must be less than max, but {numbers['min']} is not less than {numbers['max']}"
         )
     if kind == "int_uniform" and not all(isinstance(numbers[key], int) for key in ("min", "max")):
-        raise Fault(path, "int_uniform needs whole numbers")
+        raise EntryError(path, "int_uniform needs whole numbers")
     if kind.endswith("_values") and numbers["min"] <= 0:
-        raise Fault((*path, "min"), f"must be above 0 on a logarithmic scale, is {numbers['min']}")
+        raise EntryError((*path, "min"), f"must be above 0 on a logarithmic scale, is {numbers['min']}")
     for key in set(numbers) & {"q", "a", "b"}:
         if numbers[key] <= 0:
-            raise Fault((*path, key), f"must be above 0, is {numbers[key]}")
+            raise EntryError((*path, key), f"must be above 0, is {numbers[key]}")
     if numbers.get("sigma", 0) < 0:
-        raise Fault((*path, "sigma"), f"must not be below 0, is {numbers['sigma']}")
+        raise EntryError((*path, "sigma"), f"must not be below 0, is {numbers['sigma']}")
     _bounded(kind, numbers, path)
     if kind == "categorical_w_probabilities":
         if not isinstance(numbers["probabilities"], list):
-            raise Fault((*path, "probabilities"), "expected a list, a number for each of values")
+            raise EntryError((*path, "probabilities"), "expected a list, a number for each of values")
         shares = [_number(share, (*path, "probabilities")) for share in numbers["probabilities"]]
         if len(shares) != len(numbers["values"]):
-            raise Fault((*path, "probabilities"), f"{len(shares)} for {len(numbers['values'])} values")
+            raise EntryError((*path, "probabilities"), f"{len(shares)} for {len(numbers['values'])} values")
         if any(share < 0 for share in shares) or not math.isclose(sum(shares), 1, abs_tol=1e-6):
-            raise Fault((*path, "probabilities"), f"must sum to 1, sum to {sum(shares):g}")
+            raise EntryError((*path, "probabilities"), f"must sum to 1, sum to {sum(shares):g}")
 
 
 def _bounded(kind: str, numbers: Mapping[str, Any], path: tuple[str, ...]) -> None:
@@ -246,36 +252,36 @@ def _bounded(kind: str, numbers: Mapping[str, Any], path: tuple[str, ...]) -> No
     if kind.removeprefix("q_").removeprefix("inv_") == "log_uniform":
         if max(abs(numbers["min"]), abs(numbers["max"])) > POWER:
             remedy = f"for the numbers themselves use {kind}_values"
-            raise Fault(path, f"min and max are powers of e, here beyond {POWER}; {remedy}")
+            raise EntryError(path, f"min and max are powers of e, here beyond {POWER}; {remedy}")
     elif kind.endswith("log_normal") and abs(numbers["mu"]) + SPREAD * numbers["sigma"] > POWER:
-        raise Fault(path, f"mu and sigma are powers of e, here beyond {POWER}; lower them")
+        raise EntryError(path, f"mu and sigma are powers of e, here beyond {POWER}; lower them")
     elif "min" in numbers and not math.isfinite(numbers["max"] - numbers["min"]):
-        raise Fault(path, "min and max are too far apart")
+        raise EntryError(path, "min and max are too far apart")
 
 
 def _hyperband(table: Any) -> Hyperband:
     path = ("early_terminate",)
     if not isinstance(table, dict) or table.get("type") != "hyperband":
-        raise Fault(path, "needs type: hyperband")
+        raise EntryError(path, "needs type: hyperband")
     _known(table, HYPERBAND, path)
     eta = _number(table.get("eta", 3), (*path, "eta"))
     if eta <= 1:
-        raise Fault((*path, "eta"), f"must be above 1, is {eta}")
+        raise EntryError((*path, "eta"), f"must be above 1, is {eta}")
     strict = table.get("strict", True)
     if not isinstance(strict, bool):
-        raise Fault((*path, "strict"), f"expected true or false, got {strict!r}")
+        raise EntryError((*path, "strict"), f"expected true or false, got {strict!r}")
     if "max_iter" in table and "s" in table:  # which W&B looks for first
         last, count = (_number(table[key], (*path, key)) for key in ("max_iter", "s"))
         down = accumulate(repeat(eta, int(min(count, BANDS))), truediv, initial=last)
         bands = sorted({int(band) for band in takewhile(lambda band: band >= 1, islice(down, 1, None))})
         if not bands:
-            raise Fault(path, "gives no band: raise max_iter or s, or lower eta")
+            raise EntryError(path, "gives no band: raise max_iter or s, or lower eta")
         return Hyperband(tuple(bands), eta, strict)
     if "min_iter" not in table:
-        raise Fault(path, "needs min_iter, or max_iter and s")
+        raise EntryError(path, "needs min_iter, or max_iter and s")
     first = _number(table["min_iter"], (*path, "min_iter"))
     if first < 1:
-        raise Fault((*path, "min_iter"), f"must be 1 or more, is {first}")
+        raise EntryError((*path, "min_iter"), f"must be 1 or more, is {first}")
     up = accumulate(repeat(eta, BANDS), mul, initial=first)
     return Hyperband(tuple(map(int, takewhile(lambda band: band < LONGEST, up))), eta, strict)
 
@@ -283,9 +289,9 @@ def _hyperband(table: Any) -> Hyperband:
 def _number(value: Any, path: tuple[str, ...]) -> float:
     _refuse_text_number(value, path)
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise Fault(path, f"expected a number, got {value!r}")
+        raise EntryError(path, f"expected a number, got {value!r}")
     if isinstance(value, float) and not math.isfinite(value):
-        raise Fault(path, f"expected a finite number, got {value}")
+        raise EntryError(path, f"expected a finite number, got {value}")
     return value
 
 
@@ -295,7 +301,7 @@ def _value(value: Any, path: tuple[str, ...]) -> None:
     try:
         json.dumps(value)
     except (TypeError, ValueError):
-        raise Fault(path, f"{value} is a {type(value).__name__} to YAML: write it in quotes") from None
+        raise EntryError(path, f"{value} is a {type(value).__name__} to YAML: write it in quotes") from None
 
 
 def _refuse_text_number(value: Any, path: tuple[str, ...]) -> None:
@@ -305,15 +311,15 @@ def _refuse_text_number(value: Any, path: tuple[str, ...]) -> None:
             number = float(value)
         except ValueError:
             return
-        raise Fault(path, f"{value} is text to YAML: write {number!r} (or with a point, 1.0e-3)")
+        raise EntryError(path, f"{value} is text to YAML: write {number!r} (or with a point, 1.0e-3)")
 
 
 def _known(table: Any, names: Sequence[str], path: tuple[str, ...]) -> None:
     if not isinstance(table, dict):
-        raise Fault(path, f"expected a table, got {table!r}")
+        raise EntryError(path, f"expected a table, got {table!r}")
     for name in table:
         if name not in names:
-            raise Fault((*path, str(name)), unknown(str(name), list(names)))
+            raise EntryError((*path, str(name)), unknown(str(name), list(names)))
 
 
 def _line(node: Any, path: tuple[str, ...]) -> int:

@@ -9,6 +9,7 @@ import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
@@ -28,20 +29,28 @@ LOCK = 5  # seconds after which a lock was left by a process that was killed
 LEASE, RENEWED = 90.0, 15.0  # seconds that a lease lasts, and after which it is renewed
 TRIES = 3  # times that a trial is begun whose process dies
 HOST = socket.gethostname()
-ME = f"{HOST}:{os.getpid()}"
-RUNNING, WAITING, COMPLETE, FAIL = (
-    TrialState.RUNNING,
-    TrialState.WAITING,
-    TrialState.COMPLETE,
-    TrialState.FAIL,
-)
-# What is noted of a trial: its configuration, the name of its run, its point of a grid, who runs it and until when,
-# how often it was begun, and at the end whether it was stopped early, what went wrong, or that it was one too many.
-CONFIG, RUN, GRID, OWNER, UNTIL, BEGUN = "config", "run", "grid", "owner", "until", "begun"
-STOPPED, ERROR, SURPLUS = "stopped", "error", "surplus"
-CREW = "crew "  # what the study notes of each process that works on it
+WORKER_ID = f"{HOST}:{os.getpid()}"
+RUNNING, WAITING = TrialState.RUNNING, TrialState.WAITING
+COMPLETE, FAIL = TrialState.COMPLETE, TrialState.FAIL
+WORKER = "crew "  # begins what the study notes of each process that works on it
 MENDED = "mended"  # what it notes where all had failed: those before this number count no more
-KEPT = (RUN, GRID, CONFIG, BEGUN)  # when it is run again
+
+
+class Note(StrEnum):
+    """What is noted of a trial."""
+
+    CONFIG = "config"  # its configuration
+    RUN = "run"  # the name of its run
+    GRID = "grid"  # the number of its point of a grid
+    OWNER = "owner"  # the process that runs it
+    UNTIL = "until"  # the end of that process's lease
+    BEGUN = "begun"  # how often it was begun
+    STOPPED = "stopped"  # whether it was stopped early
+    ERROR = "error"  # what went wrong
+    SURPLUS = "surplus"  # whether it was one too many
+
+
+KEPT = (Note.RUN, Note.GRID, Note.CONFIG, Note.BEGUN)  # when a trial is run again
 
 
 def open_storage(place: str, folder: Path, name: str) -> BaseStorage:
@@ -54,11 +63,11 @@ def open_storage(place: str, folder: Path, name: str) -> BaseStorage:
     journal = Path(place) / f"{name}.log" if place else folder / "journal.log"
     journal.parent.mkdir(parents=True, exist_ok=True)
     lock = JournalFileOpenLock(str(journal), grace_period=LOCK)
-    _mend(journal, lock)
+    _cut_torn_line(journal, lock)
     return JournalStorage(JournalFileBackend(str(journal), lock_obj=lock))
 
 
-def _mend(journal: Path, lock: JournalFileOpenLock) -> None:
+def _cut_torn_line(journal: Path, lock: JournalFileOpenLock) -> None:
     """Cut off a last line that a crash has left torn: Optuna would refuse the whole journal."""
     if not journal.exists() or journal.read_bytes()[-1:] in (b"", b"\n"):
         return
@@ -91,11 +100,11 @@ def open_study(plan: Sweep, storage: BaseStorage, name: str, sampler: str = "tpe
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     direction = StudyDirection.MINIMIZE if plan.goal == "minimize" else StudyDirection.MAXIMIZE
     study = optuna.create_study(study_name=name, storage=storage, direction=direction, load_if_exists=True)
-    study.set_user_attr(CREW + ME, time.time())
-    crews = sorted((at, crew) for crew, at in study.user_attrs.items() if crew.startswith(CREW))
-    # Another one after each restart and for each crew, or the same suggestions would come again.
-    seed = len(study.get_trials(deepcopy=False)) + 1000 * crews.index(
-        (study.user_attrs[CREW + ME], CREW + ME)
+    study.set_user_attr(WORKER + WORKER_ID, time.time())
+    workers = sorted((at, name) for name, at in study.user_attrs.items() if name.startswith(WORKER))
+    # Another one after each restart and for each process, or the same suggestions would come again.
+    seed = len(study.get_trials(deepcopy=False)) + 1000 * workers.index(
+        (study.user_attrs[WORKER + WORKER_ID], WORKER + WORKER_ID)
     )
     study.sampler = sampler_of(plan, sampler, seed)
     return study
@@ -126,12 +135,12 @@ class Trials:
         return [
             trial
             for trial in self.study.get_trials(deepcopy=False)
-            if SURPLUS not in trial.user_attrs and not (trial.number < mended and trial.state == FAIL)
+            if Note.SURPLUS not in trial.user_attrs and not (trial.number < mended and trial.state == FAIL)
         ]
 
     def ended(self) -> list[FrozenTrial]:
         """The trials that count: those with a value, and those that failed by themselves."""
-        return [trial for trial in self.all() if trial.state == COMPLETE or ERROR in trial.user_attrs]
+        return [trial for trial in self.all() if trial.state == COMPLETE or Note.ERROR in trial.user_attrs]
 
     def running(self) -> list[FrozenTrial]:
         """The trials under way, here or elsewhere."""
@@ -145,13 +154,13 @@ class Trials:
     def queue(self) -> None:
         """Queue the points of the grid that are neither done, nor under way, nor queued."""
         known = {
-            trial.user_attrs.get(GRID)
+            trial.user_attrs.get(Note.GRID)
             for trial in self.all()
-            if trial.state != FAIL or ERROR in trial.user_attrs
+            if trial.state != FAIL or Note.ERROR in trial.user_attrs
         }
         for index, point in enumerate(self.points):
             if index not in known:
-                self.study.enqueue_trial({}, user_attrs={GRID: index, CONFIG: point})
+                self.study.enqueue_trial({}, user_attrs={Note.GRID: index, Note.CONFIG: point})
 
     def next(self, limit: int) -> Job | None:
         """The next trial; None where others have taken it, or all up to `limit`, in the same moment."""
@@ -160,16 +169,17 @@ class Trials:
         with locked(self.lock):
             trial = self.study.ask()
         noted = trial.user_attrs
-        begun = noted.get(BEGUN, 0) + 1
-        run = noted.get(RUN) or f"{trial.number:04d}"
-        for name, value in ((OWNER, ME), (UNTIL, time.time() + LEASE), (BEGUN, begun), (RUN, run)):
+        begun = noted.get(Note.BEGUN, 0) + 1
+        run = noted.get(Note.RUN) or f"{trial.number:04d}"
+        lease = ((Note.OWNER, WORKER_ID), (Note.UNTIL, time.time() + LEASE))
+        for name, value in (*lease, (Note.BEGUN, begun), (Note.RUN, run)):
             trial.set_user_attr(name, value)
-        if self._surplus(trial.number, noted.get(GRID), limit):
-            trial.set_user_attr(SURPLUS, True)
+        if self._surplus(trial.number, noted.get(Note.GRID), limit):
+            trial.set_user_attr(Note.SURPLUS, True)
             self.study.tell(trial, state=FAIL)
             return None
-        config = noted[CONFIG] if self.points else self.plan.suggest(trial)
-        trial.set_user_attr(CONFIG, config)
+        config = noted[Note.CONFIG] if self.points else self.plan.suggest(trial)
+        trial.set_user_attr(Note.CONFIG, config)
         self.mine[trial.number] = trial
         return Job(trial.number, config, run)
 
@@ -177,7 +187,8 @@ class Trials:
         """Whether others come before: as many as there are to be, or one with the same point of the grid."""
         before = [trial for trial in self.running() if trial.number < number] + self.ended()
         return len(before) >= limit or (
-            bool(self.points) and (point is None or point in [trial.user_attrs.get(GRID) for trial in before])
+            bool(self.points)
+            and (point is None or point in [trial.user_attrs.get(Note.GRID) for trial in before])
         )
 
     def report(self, number: int, value: float) -> str:
@@ -200,10 +211,10 @@ class Trials:
 
     def adopt(self, run: str, config: dict[str, Any], history: list[float], value: float) -> bool:
         """Count a trial that was run elsewhere; False where it counts already. Optuna learns nothing from it."""
-        if any(trial.user_attrs.get(RUN) == run for trial in self.all()):
+        if any(trial.user_attrs.get(Note.RUN) == run for trial in self.all()):
             return False
-        noted: dict[str, Any] = {RUN: run, CONFIG: config}
-        noted |= {GRID: self.points.index(config)} if config in self.points else {}
+        noted: dict[str, Any] = {Note.RUN: run, Note.CONFIG: config}
+        noted |= {Note.GRID: self.points.index(config)} if config in self.points else {}
         self.study.add_trial(
             create_trial(value=value, intermediate_values=dict(enumerate(history)), user_attrs=noted)
         )
@@ -211,16 +222,16 @@ class Trials:
 
     def end(self, number: int, value: float, stopped: bool) -> None:
         """A trial has ended with a value; it does not count where it has lost its lease."""
-        self._end(number, {STOPPED: True} if stopped else {}, COMPLETE, value)
+        self._end(number, {Note.STOPPED: True} if stopped else {}, COMPLETE, value)
 
     def fail(self, number: int, text: str) -> None:
         """A trial has failed by itself."""
-        self._end(number, {ERROR: text}, FAIL)
+        self._end(number, {Note.ERROR: text}, FAIL)
 
     def again(self, number: int) -> bool:
         """Put a trial back whose process died; False where that has happened too often."""
         trial = self.mine[number]
-        if trial.user_attrs[BEGUN] >= TRIES:
+        if trial.user_attrs[Note.BEGUN] >= TRIES:
             return False
         self._end(number, {}, FAIL)
         self._requeue(trial.params, trial.user_attrs)
@@ -237,7 +248,7 @@ class Trials:
         if self.points:
             self.queue()
         else:
-            kept = {name: noted[name] for name in KEPT if name in noted}
+            kept: dict[str, Any] = {name: noted[name] for name in KEPT if name in noted}
             self.study.enqueue_trial(params, user_attrs=kept)
 
     def renew(self) -> None:
@@ -247,10 +258,10 @@ class Trials:
         self.renewed = time.monotonic()
         for trial in self.mine.values():
             with suppress(UpdateFinishedTrialError):
-                trial.set_user_attr(UNTIL, time.time() + LEASE)
+                trial.set_user_attr(Note.UNTIL, time.time() + LEASE)
 
     def reclaim(self) -> None:
-        """Take the trials of the dead, and put them back in the queue."""
+        """Requeue the trials whose process has ended."""
         for trial in self.running():
             if trial.number in self.mine or not self._abandoned(trial):
                 continue
@@ -262,14 +273,14 @@ class Trials:
 
     def _abandoned(self, trial: FrozenTrial) -> bool:
         """Whether nobody runs a trial any more."""
-        owner = trial.user_attrs.get(OWNER, "")
+        owner = trial.user_attrs.get(Note.OWNER, "")
         if owner and not _present(owner):
             return True
         until = trial.user_attrs.get(
-            UNTIL, trial.datetime_start.timestamp() + LEASE if trial.datetime_start else 0
+            Note.UNTIL, trial.datetime_start.timestamp() + LEASE if trial.datetime_start else 0
         )
-        crews = (name.removeprefix(CREW) for name in self.study.user_attrs if name.startswith(CREW))
-        others = (crew for crew in crews if crew != ME)
+        workers = (name.removeprefix(WORKER) for name in self.study.user_attrs if name.startswith(WORKER))
+        others = (worker for worker in workers if worker != WORKER_ID)
         return bool(time.time() > until) or not (owner or any(map(_present, others)))
 
 
@@ -282,11 +293,11 @@ def _present(owner: str) -> bool:
 def entry(trial: FrozenTrial) -> dict[str, Any]:
     """A trial that counts, for the table."""
     noted = trial.user_attrs
-    state = "failed" if trial.state == FAIL else "stopped" if noted.get(STOPPED) else "finished"
+    state = "failed" if trial.state == FAIL else "stopped" if noted.get(Note.STOPPED) else "finished"
     return {
         "trial": trial.number,
         "state": state,
         "value": trial.value,
-        "config": noted.get(CONFIG, {}),
-        "error": noted.get(ERROR, ""),
+        "config": noted.get(Note.CONFIG, {}),
+        "error": noted.get(Note.ERROR, ""),
     }

@@ -17,7 +17,7 @@ from free_ml_stack.errors import StackError
 from free_ml_stack.sweeps.command import Call, call, own_arguments, variables
 from free_ml_stack.sweeps.job import Job, Task
 from free_ml_stack.sweeps.search_space import is_number, measured
-from free_ml_stack.tracking.tracker import Stopped, Tracker
+from free_ml_stack.tracking.tracker import RunStoppedError, Tracker
 
 GRACE = 10  # seconds in which a trial that is told to end writes its checkpoint
 STARTS = 20  # attempts to start a worker, for whatever kills the others may kill it, too
@@ -33,13 +33,13 @@ class Reporter(Tracker):
         self.value: float | None = None
 
     def log(self, row: int, values: Mapping[str, float]) -> None:
-        """Report the metric if it is among `values`; raises Stopped when told to."""
+        """Report the metric if it is among `values`; raises RunStoppedError when told to."""
         self.names |= set(values)
         if self.metric in values:
             self.value = values[self.metric]
             self.connection.send((self.trial, "value", self.value))
             if self.connection.recv() == "stop":
-                raise Stopped
+                raise RunStoppedError
 
     def summary(self, values: Mapping[str, Any]) -> None:
         """Take the metric's final value where there is one."""
@@ -64,10 +64,10 @@ def work(connection: "Connection", task: Task) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the sweep's to handle
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # one that raises may do so where Python can only print it
     connection.send(f"{task.science.package}.train" in sys.modules)
-    from free_ml_stack.training.checkpoint import Interrupted
+    from free_ml_stack.training.checkpoint import PreemptedError
 
     # the sweep is no more, or this process is told to end and has written its checkpoint
-    with suppress(EOFError, ConnectionError, Interrupted):
+    with suppress(EOFError, ConnectionError, PreemptedError):
         while True:
             job: Job = connection.recv()
             what, value = outcome(task, job, Reporter(connection, job.trial, task.plan.metric))
@@ -76,16 +76,16 @@ def work(connection: "Connection", task: Task) -> None:
 
 def outcome(task: Task, job: Job, reporter: Reporter) -> tuple[str, Any]:
     """Run a trial; how it ended (done, stopped, failed), and its value or what went wrong."""
-    from free_ml_stack.training.checkpoint import Interrupted
+    from free_ml_stack.training.checkpoint import PreemptedError
 
     try:
-        with suppress(Stopped):
+        with suppress(RunStoppedError):
             perform(task, job, reporter)
             return "done", reporter.result()
         return "stopped", reporter.result()
     except StackError as error:
         return "failed", str(error)
-    except (EOFError, ConnectionError, Interrupted):
+    except (EOFError, ConnectionError, PreemptedError):
         raise
     except Exception:
         return "failed", traceback.format_exc()

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from free_ml_stack.console import say
 from free_ml_stack.tracking import provenance
-from free_ml_stack.tracking.run import CHANGES, TOLD, Record, Run, claim
+from free_ml_stack.tracking.run import CHANGES, EVENTS, Record, Run, claim
 from free_ml_stack.tracking.tracker import Tracker, Values
 
 if TYPE_CHECKING:
@@ -42,10 +42,10 @@ def open_run(
         "commit": provenance.commit(settings.root),
         "environment": provenance.environment(),
     }
-    told = Record(folder / TOLD, claim(folder))
-    told.write(opened)
+    events = Record(folder / EVENTS, claim(folder))
+    events.write(opened)
     online = settings.wandb_mode != "offline" and reachable(settings)
-    run = Run(id, folder, open_tracker(settings, opened, folder, online), told=told)
+    run = Run(id, folder, open_tracker(settings, opened, folder, online), events=events)
     if changes := provenance.changes(settings.root):
         (folder / CHANGES).write_bytes(changes)
         run.file(folder / CHANGES)

@@ -13,7 +13,7 @@ from free_ml_stack.tracking.tracker import Tracker, Values
 
 METRICS = "metrics.jsonl"
 CLAIM = ".running"  # held by the process whose run it is
-TOLD = "tracked.jsonl"  # all that a tracker was told besides the metrics, so that it can be told again
+EVENTS = "tracked.jsonl"  # all that a tracker was given besides the metrics, so that it can be sent again
 CHANGES = "changes.patch"  # what differs from the commit
 LINE_SECONDS = 30.0  # between two lines of progress where nobody watches a bar
 FACTS = ("commit", "environment", "data")  # what a tracker is told with a run's configuration
@@ -101,12 +101,12 @@ class Run:
         folder: Path,
         tracker: Tracker,
         record: Record | None = None,
-        told: Record | None = None,
+        events: Record | None = None,
     ) -> None:
         self.id, self.folder, self.tracker = id, folder, tracker
         self.shown = False  # whether its progress is; a trial's is not
         self.progress: Progress | None = None
-        self.record, self.told = record or Record(folder / METRICS), told or NoRecord()
+        self.record, self.events = record or Record(folder / METRICS), events or NoRecord()
 
     def expect(self, steps: int, done: int) -> None:
         """Show progress towards `steps` optimizer steps in all, of which `done` were done before a restart."""
@@ -116,7 +116,8 @@ class Run:
     def log(self, step: int, **values: float) -> None:
         """Record numbers of `step`, which counts optimizer steps from 1; a step may be logged more than once.
 
-        Leave out what comes of the clock: equal runs have equal records. Raises Stopped where the tracker ends the run.
+        Leave out what comes of the clock: equal runs have equal records. Raises RunStoppedError where the tracker
+        ends the run.
         """
         row = {"step": step, **values}
         self.record.write(row)
@@ -160,22 +161,22 @@ class Run:
     @property
     def tracked(self) -> bool:
         """Whether anything but the metrics is kept, so that it is worth making."""
-        return not isinstance(self.told, NoRecord)
+        return not isinstance(self.events, NoRecord)
 
     def finish(self, exit_code: int = 0) -> str:
         """End the run; returns the line that says where it can be seen, or how it gets there later."""
         self.record.close()
         if self.progress:
             self.progress.close()
-        self.told.write({"call": "finish", "exit_code": exit_code})
+        self.events.write({"call": "finish", "exit_code": exit_code})
         seen = self.tracker.finish(exit_code)
         if self.tracker.complete:
-            self.told.write({"call": "sent", "rows": self.record.rows})
-        self.told.close()
+            self.events.write({"call": "sent", "rows": self.record.rows})
+        self.events.close()
         return seen
 
     def _tell(self, call: str, **arguments: Any) -> None:
-        self.told.write({"call": call, **arguments})
+        self.events.write({"call": call, **arguments})
         getattr(self.tracker, call)(**arguments)
 
     def _relative(self, path: Path) -> str:

@@ -13,7 +13,7 @@ from filelock import FileLock, Timeout
 from free_ml_stack.errors import StackError, first_line
 from free_ml_stack.processes import alive
 from free_ml_stack.tracking.opening import reachable
-from free_ml_stack.tracking.run import METRICS, TOLD, Record, claimed
+from free_ml_stack.tracking.run import EVENTS, METRICS, Record, claimed
 from free_ml_stack.tracking.wandb_tracker import WandbTracker, end_service
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ KILLED = 137  # the exit code of a run that has no end in its record
 MARKS = ("open", "finish", "sent")
 
 
-class Torso(StackError):  # noqa: N818 - what has become of a run
+class IncompleteUploadError(StackError):
     """W&B has a run only in part."""
 
 
@@ -34,35 +34,35 @@ class Kept:
 
     folder: Path
     rows: list[dict[str, Any]]
-    told: list[dict[str, Any]]
+    events: list[dict[str, Any]]
 
     @property
     def opened(self) -> dict[str, Any]:
         """How it was opened last."""
-        return next(line for line in reversed(self.told) if line["call"] == "open")
+        return next(line for line in reversed(self.events) if line["call"] == "open")
 
     @property
     def sent(self) -> bool:
         """Whether all of it has arrived before."""
-        return bool(self.told[-1]["call"] == "sent") and self.told[-1]["rows"] == len(self.rows)
+        return bool(self.events[-1]["call"] == "sent") and self.events[-1]["rows"] == len(self.rows)
 
     @property
     def exit_code(self) -> int:
         """How it ended."""
-        ends: list[int] = [line["exit_code"] for line in self.told if line["call"] == "finish"]
-        return ends[-1] if ends and self.told[-1]["call"] in ("finish", "sent") else KILLED
+        ends: list[int] = [line["exit_code"] for line in self.events if line["call"] == "finish"]
+        return ends[-1] if ends and self.events[-1]["call"] in ("finish", "sent") else KILLED
 
     @property
     def summary(self) -> dict[str, Any]:
         """The last of each of its numbers, as W&B sums a run up."""
         last = {name: value for row in self.rows for name, value in row.items()}
-        final = [line["values"] for line in self.told if line["call"] == "summary"]
+        final = [line["values"] for line in self.events if line["call"] == "summary"]
         return last | {name: value for values in final for name, value in values.items()}
 
     @property
     def running(self) -> bool:
         """Whether its process, on this machine, is still at it."""
-        if self.opened["host"] != socket.gethostname() or self.told[-1]["call"] in ("finish", "sent"):
+        if self.opened["host"] != socket.gethostname() or self.events[-1]["call"] in ("finish", "sent"):
             return False
         return alive(self.opened["pid"]) and claimed(self.folder)
 
@@ -102,7 +102,7 @@ def send_each(settings: "Settings", kept: Sequence[Kept]) -> Generator[tuple[str
     for run in kept:
         try:
             seen = "is still running; sync again later" if run.running else send(settings, run)
-        except Torso as error:  # what ails one run is no reason to keep the others
+        except IncompleteUploadError as error:  # what ails one run is no reason to keep the others
             failed += 1
             seen = str(error)
         yield run.folder.name, seen
@@ -112,11 +112,12 @@ def send_each(settings: "Settings", kept: Sequence[Kept]) -> Generator[tuple[str
 def runs(folder: Path) -> list[Kept]:
     """All runs that are kept in a folder, oldest first."""
     found = [
-        Kept(path.parent, lines(path.parent / METRICS), lines(path)) for path in folder.glob(f"*/{TOLD}")
+        Kept(path.parent, lines(path.parent / METRICS), lines(path)) for path in folder.glob(f"*/{EVENTS}")
     ]
-    # one whose beginning is lost has no configuration that could be told
+    # one whose beginning is lost has no configuration to open it with
     return sorted(
-        (run for run in found if run.told and "time" in run.told[0]), key=lambda run: run.told[0]["time"]
+        (run for run in found if run.events and "time" in run.events[0]),
+        key=lambda run: run.events[0]["time"],
     )
 
 
@@ -131,7 +132,7 @@ def lines(path: Path) -> list[dict[str, Any]]:
 
 
 def send(settings: "Settings", run: Kept) -> str:
-    """Send one run; returns its address. Raises Torso if it did not arrive whole, ConnectionError if nothing did."""
+    """Send one run; returns its address. Raises IncompleteUploadError or, if nothing arrived, ConnectionError."""
     try:
         tracker = WandbTracker(settings, run.opened, run.folder, "online")
     except Exception as error:
@@ -139,13 +140,13 @@ def send(settings: "Settings", run: Kept) -> str:
         raise ConnectionError(f"{run.folder.name} was not sent: {first_line(error)}") from error
     for row, values in enumerate(run.rows):
         tracker.log(row, values)
-    for line in run.told:
+    for line in run.events:
         if line["call"] not in MARKS:
             getattr(tracker, line["call"])(**{name: value for name, value in line.items() if name != "call"})
     seen = tracker.finish(run.exit_code)
     if not tracker.complete:
-        raise Torso(f"was not sent whole: {tracker.failure}")
-    record = Record(run.folder / TOLD)
+        raise IncompleteUploadError(f"was not sent whole: {tracker.failure}")
+    record = Record(run.folder / EVENTS)
     record.write({"call": "sent", "rows": len(run.rows)})
     record.close()
     return seen.removeprefix("W&B: ")

@@ -7,7 +7,7 @@ PREEMPTED = 75  # the exit code of a run that goes on later
 Values = Mapping[str, Any]
 
 
-class Stopped(Exception):  # noqa: N818 - an order, not a fault
+class RunStoppedError(Exception):
     """A sweep, or somebody at the tracker's page, has ended this run: raised by `log`."""
 
 

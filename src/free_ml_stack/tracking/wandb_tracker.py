@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from free_ml_stack.console import say, shown
 from free_ml_stack.errors import first_line
-from free_ml_stack.tracking.tracker import PREEMPTED, Stopped, Tracker, Values
+from free_ml_stack.tracking.tracker import PREEMPTED, RunStoppedError, Tracker, Values
 
 if TYPE_CHECKING:
     from free_ml_stack.project.settings import Settings
@@ -97,7 +97,7 @@ class WandbTracker(Tracker):
             if time.monotonic() - self.sent >= BURST:
                 self._send()
         if self.stopped.is_set():
-            raise Stopped("W&B has stopped this run")
+            raise RunStoppedError("W&B has stopped this run")
 
     def _send(self) -> None:
         for row, values in self.waiting:

@@ -20,7 +20,7 @@ from free_ml_stack.training.snapshot import (
     LOG,
     STATE,
     TENSORS,
-    DamagedCheckpoint,
+    DamagedCheckpointError,
     check,
     clear,
     parsed,
@@ -66,7 +66,7 @@ class Position:
     stale: int = 0
 
 
-class Interrupted(StackError):  # noqa: N818 - an order, not a fault
+class PreemptedError(StackError):
     """Training was told to stop, and has written a checkpoint to go on from."""
 
 
@@ -136,13 +136,15 @@ class Checkpoints:
     def step(self) -> None:
         """Save a checkpoint if one is due; call it after every optimizer step.
 
-        One is due `checkpoint_seconds` after the last, or each `checkpoint_steps` steps. Raises Interrupted, with a
+        One is due `checkpoint_seconds` after the last, or each `checkpoint_steps` steps. Raises PreemptedError, with a
         checkpoint written, once SIGTERM or SIGINT was received; in a run of many processes all of them raise it.
         """
         if self._told_to_stop():
             self.finish()
             lost = self.process.first and self.written != self._name()
-            raise Interrupted(f"stopped after step {self.at.step}{', without a checkpoint' if lost else ''}")
+            raise PreemptedError(
+                f"stopped after step {self.at.step}{', without a checkpoint' if lost else ''}"
+            )
         due = time.monotonic() - self.saved_at >= self.seconds
         if due or (self.steps and self.at.step % self.steps == 0):
             self.save()
@@ -277,7 +279,7 @@ class Checkpoints:
         for folder in reversed(self._folders()):
             try:
                 return folder.name, whole(folder)
-            except DamagedCheckpoint as error:
+            except DamagedCheckpointError as error:
                 say(f"{error}; using the one before it")
                 shutil.rmtree(folder, ignore_errors=True)
         return None
@@ -289,7 +291,7 @@ class Checkpoints:
                 break
             try:
                 files = self._fetched(name)
-            except DamagedCheckpoint as error:
+            except DamagedCheckpointError as error:
                 say(f"{error} in the store; using the one before it")
                 continue
             try:
@@ -300,12 +302,12 @@ class Checkpoints:
         return None
 
     def _fetched(self, name: str) -> dict[str, bytes]:
-        """The files of a checkpoint in the store; DamagedCheckpoint if they are not what was written."""
+        """The files of a checkpoint in the store; DamagedCheckpointError if they are not what was written."""
         assert self.store is not None
         try:
             files: dict[str, bytes] = {file: self.store.cat_file(f"{name}/{file}") for file in FILES}
         except FileNotFoundError:
-            raise DamagedCheckpoint(f"checkpoint {name} is not whole") from None
+            raise DamagedCheckpointError(f"checkpoint {name} is not whole") from None
         check(name, files)
         return files
 

@@ -31,8 +31,8 @@ from free_ml_stack.storage.stores import open_store
 from free_ml_stack.tracking import lineage, provenance
 from free_ml_stack.tracking.opening import open_run
 from free_ml_stack.tracking.run import FACTS, NoRecord, Run
-from free_ml_stack.tracking.tracker import PREEMPTED, Stopped, Tracker
-from free_ml_stack.training.checkpoint import Checkpoints, Interrupted, same
+from free_ml_stack.tracking.tracker import PREEMPTED, RunStoppedError, Tracker
+from free_ml_stack.training.checkpoint import Checkpoints, PreemptedError, same
 from free_ml_stack.training.process import Process, join
 from free_ml_stack.training.snapshot import STATE
 
@@ -66,7 +66,8 @@ def train(
     """Train with `config` and return the run's result, as written to `<folder>/<run>/result.json`.
 
     `run_id` names a run to go on with; without it a new one starts. `folder` is where runs are kept,
-    `tracker` follows the run instead of the configured one. Raises Interrupted after SIGTERM or Ctrl-C, and Stopped.
+    `tracker` follows the run instead of the configured one. Raises PreemptedError after SIGTERM or Ctrl-C, and
+    RunStoppedError where the tracker ends the run.
     """
     runs = folder or settings.runs
     store, fresh = open_store(settings.storage, settings), not (run_id or settings.restarts)
@@ -168,15 +169,15 @@ def _fit(
         with stoppable(checkpoints):
             model: torch.nn.Module = science.train.fit(config, splits, run, checkpoints, process)
             return model
-    except Stopped:
+    except RunStoppedError:
         run.finish()
         raise
-    except Interrupted as stop:
+    except PreemptedError as stop:
         if run.tracker.over():
             run.finish()
-            raise Stopped("the sweep has stopped this trial") from None
+            raise RunStoppedError("the sweep has stopped this trial") from None
         run.finish(exit_code=RESUME)
-        raise Interrupted(f"{stop}. Go on with: `{command} train --run {run.id}`") from None
+        raise PreemptedError(f"{stop}. Go on with: `{command} train --run {run.id}`") from None
     except BaseException as error:
         run.finish(exit_code=1)
         if process.lost(error):

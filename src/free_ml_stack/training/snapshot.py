@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import _TYPES, load
 
 from free_ml_stack.errors import StackError
-from free_ml_stack.storage.atomic import Content, _write, sync
+from free_ml_stack.storage.atomic import Content, fsync_directory, write_synced
 
 STATE, TENSORS, SUMS, LOG = "state.json", "state.safetensors", "sums.json", "metrics.jsonl"
 FILES = (TENSORS, STATE, LOG, SUMS)  # the sums last: a folder without them is no checkpoint
@@ -20,7 +20,7 @@ KINDS = {kind: name for name, kind in _TYPES.items()}
 SCRATCH = ".step-"  # how the names of folders in the making begin
 
 
-class DamagedCheckpoint(StackError):  # noqa: N818 - it is named, not raised to the user
+class DamagedCheckpointError(StackError):
     """A checkpoint whose files are not those that were written."""
 
 
@@ -36,20 +36,20 @@ def write(folder: Path, files: Mapping[str, Content]) -> None:
     if not parent.exists():
         parent.mkdir(parents=True)
         for above in parent.parents[:3]:  # the run's folder, that of all runs, the project
-            sync(above)
+            fsync_directory(above)
     scratch = parent / f"{SCRATCH}{os.getpid()}"
     shutil.rmtree(scratch, ignore_errors=True)
     try:
         scratch.mkdir()
-        sums = {name: _write(scratch / name, content) for name, content in files.items()}
+        sums = {name: write_synced(scratch / name, content) for name, content in files.items()}
         if SUMS not in files:
-            _write(scratch / SUMS, json.dumps(sums).encode())
-        sync(scratch)
+            write_synced(scratch / SUMS, json.dumps(sums).encode())
+        fsync_directory(scratch)
         scratch.rename(folder)
     except OSError:
         shutil.rmtree(scratch, ignore_errors=True)
         raise
-    sync(parent)
+    fsync_directory(parent)
 
 
 def clear(folder: Path) -> None:
@@ -77,29 +77,29 @@ def serialized(tensors: Mapping[str, torch.Tensor]) -> Iterable[memoryview | byt
 
 
 def read(folder: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor], bytes]:
-    """State, tensors and record of a checkpoint; DamagedCheckpoint if a file is missing, torn or changed."""
+    """State, tensors and record of a checkpoint; DamagedCheckpointError if a file is missing, torn or changed."""
     return parsed(folder.name, whole(folder))
 
 
 def whole(folder: Path) -> dict[str, bytes]:
-    """The files of a checkpoint, each with the sum that was written; DamagedCheckpoint otherwise."""
+    """The files of a checkpoint, each with the sum that was written; DamagedCheckpointError otherwise."""
     try:
         files = {name: (folder / name).read_bytes() for name in FILES}
     except OSError as error:
-        raise DamagedCheckpoint(f"checkpoint {folder.name} is not whole ({error.strerror})") from None
+        raise DamagedCheckpointError(f"checkpoint {folder.name} is not whole ({error.strerror})") from None
     check(folder.name, files)
     return files
 
 
 def check(name: str, files: Mapping[str, bytes]) -> None:
-    """Raise DamagedCheckpoint unless the files have the sums that were written with them."""
+    """Raise DamagedCheckpointError unless the files have the sums that were written with them."""
     try:
         sums = json.loads(files[SUMS])
     except ValueError:
-        raise DamagedCheckpoint(f"checkpoint {name}: {SUMS} is not what was written") from None
+        raise DamagedCheckpointError(f"checkpoint {name}: {SUMS} is not what was written") from None
     for file in FILES[:-1]:
         if not isinstance(sums, dict) or hashlib.sha256(files[file]).hexdigest() != sums.get(file):
-            raise DamagedCheckpoint(f"checkpoint {name}: {file} is not what was written")
+            raise DamagedCheckpointError(f"checkpoint {name}: {file} is not what was written")
 
 
 def parsed(name: str, files: Mapping[str, bytes]) -> tuple[dict[str, Any], dict[str, torch.Tensor], bytes]:

@@ -55,18 +55,18 @@ def add_data_arguments(parser: ArgumentParser, science: "Science") -> None:
 
 def train(science: "Science", settings: Settings, args: Namespace) -> int:
     """Train a model; every field of TrainConfig is a flag."""
-    from free_ml_stack.tracking.tracker import Stopped
+    from free_ml_stack.tracking.tracker import RunStoppedError
     from free_ml_stack.training import run as training
-    from free_ml_stack.training.checkpoint import Interrupted
+    from free_ml_stack.training.checkpoint import PreemptedError
 
     run = args.run or args.name or settings.wandb_run  # an agent of W&B has named its trial
     try:
         result = training.train(science, training.configured(science, settings, args), settings, run)
-    except Interrupted as stop:
+    except PreemptedError as stop:
         if settings.rank == 0:
             say(str(stop))
         return training.RESUME
-    except Stopped as stop:
+    except RunStoppedError as stop:
         say(f"{stop}.")
         return 0
     except (StackError, OSError):

@@ -15,7 +15,7 @@ from fsspec import AbstractFileSystem
 from fsspec.implementations.local import LocalFileSystem
 
 from free_ml_stack.storage.atomic import CHUNK, WholeFile, open_whole
-from free_ml_stack.storage.local import SCRATCH, sweep
+from free_ml_stack.storage.local import SCRATCH, remove_stale
 
 KEEP = ".keep"  # stands for an empty folder in a store that has none
 RACY = 0.1  # seconds; a file younger than that may change without its time changing
@@ -39,7 +39,7 @@ class StoreTree:
 
     def __init__(self, store: AbstractFileSystem, scratch: Path) -> None:
         self.store, self.scratch = store, scratch
-        sweep(scratch)
+        remove_stale(scratch)
 
     def stat(self, path: str) -> Entry:
         """What is at a path. Raises FileNotFoundError."""
