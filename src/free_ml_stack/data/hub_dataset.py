@@ -7,6 +7,7 @@ import re
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, closing
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 from urllib.parse import urljoin
@@ -288,7 +289,7 @@ def card(facts: Mapping[str, Any], task: str, title: str, kept: Mapping[str, str
 
     terms = facts.get("license", {"license": ""})
     total = sum(facts["rows"].values())
-    files = [{"split": split, "path": f"{split}.parquet"} for split in facts["rows"]]
+    parts = [{"split": split, "path": f"{split}.parquet"} for split in facts["rows"]]
     front = DatasetCardData(
         pretty_name=title,
         **(terms if ID.fullmatch(terms["license"]) else {"license": "unknown"}),
@@ -296,42 +297,23 @@ def card(facts: Mapping[str, Any], task: str, title: str, kept: Mapping[str, str
         task_categories=[task],
         size_categories=[next((word for limit, word in SIZES if total < limit), "n>1M")],
         tags=["free-ml-stack"],
-        configs=[{"config_name": "default", "data_files": files}],
+        configs=[{"config_name": "default", "data_files": parts}],
     )
-    rows = "\n".join(f"| {split} | {count:,} |" for split, count in facts["rows"].items())
-    columns = "\n".join(
-        f"| `{name}` | {about['type']} | {' x '.join(map(str, about['shape'])) or '-'} |"
-        for name, about in facts["columns"].items()
-    )
-    seed = f" Split with seed {facts['split_seed']}." if "split_seed" in facts else ""
     classes = escape_markdown(", ".join(map(str, facts["labels"])))
     intended = f"{task.replace('-', ' ').capitalize()} with the classes {classes}."
     limits = (
         "What the source says of how the examples were chosen and labelled holds here too; nothing was added."
     )
-    made = f"""---
-{front.to_yaml()}
----
-
-# {escape_markdown(title)}
-
-From {facts["source"]}.{seed} SHA-256 of the data: `{dataset.fingerprint(facts)}`.
-
-| split | rows |
-| --- | --- |
-{rows}
-
-| column | type | shape |
-| --- | --- | --- |
-{columns}
-
-## Intended use
-
-{marked_section(kept.get("Intended use"), intended)}
-
-## Limits
-
-{marked_section(kept.get("Limits"), limits)}
-{custom_sections(kept)}"""
-    check(made)
-    return str(DatasetCard(made))
+    made = DatasetCard.from_template(
+        front,
+        template_str=files(__package__).joinpath("dataset_card.md").read_text(encoding="utf-8"),
+        **facts,
+        escape=escape_markdown,
+        title=title,
+        fingerprint=dataset.fingerprint(facts),
+        intended_use=marked_section(kept.get("Intended use"), intended),
+        limits=marked_section(kept.get("Limits"), limits),
+        custom_sections=custom_sections(kept),
+    )
+    check(str(made))
+    return str(made)
