@@ -78,7 +78,7 @@ def ours(name: str, epochs: int) -> tuple[float, int]:
     from free_ml_stack.data import dataset
     from free_ml_stack.storage.local import local_store
     from free_ml_stack.tracking.run import Run
-    from free_ml_stack.tracking.tracker import Untracked
+    from free_ml_stack.tracking.tracker import Tracker
     from free_ml_stack.training.checkpoint import Checkpoints
     from free_ml_stack.training.process import Process, choose_device
 
@@ -91,7 +91,7 @@ def ours(name: str, epochs: int) -> tuple[float, int]:
         store = local_store(Path(scratch, "store"))
         dataset.write(store, split(fetch(), 0), {})
         splits, _ = dataset.read(store, Path(scratch, "cache"), "")
-        run = Run("bench", Path(scratch, "run"), Untracked())
+        run = Run("bench", Path(scratch, "run"), Tracker())
         checkpoints = Checkpoints(
             Path(scratch, "checkpoints"), run.record, vars(config), config.checkpoint_seconds
         )
