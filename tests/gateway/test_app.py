@@ -1,6 +1,7 @@
 """Who gets in, what is refused, and what hostile callers get to see."""
 
 import contextlib
+import itertools
 import json
 import random
 import socket
@@ -24,6 +25,7 @@ from starlette.applications import Starlette
 from starlette.routing import Mount
 from waiting import until
 
+from free_ml_stack.algorithmia import bundle
 from free_ml_stack.deployment.deploy import deploy
 from free_ml_stack.gateway.algorithms.calls import Limits
 
@@ -419,3 +421,90 @@ def test_a_caller_who_leaves_harms_nobody(gateway: Deployed) -> None:
                 + b'"word"'
             )
     assert gateway.client().algo("me/demo").pipe("word").result == "hello"
+
+
+READ_HEADERS = (
+    "Authorization", "X-API-Key", "Content-Type", "Content-Range", "Range", "If-Range", "If-None-Match",
+    "Repr-Digest", "Want-Repr-Digest", "Expect", "Host", "X-Forwarded-For", "Forwarded",
+)  # fmt: skip
+DIGITS = b"9" * 5000
+VALUES = (
+    b"", b" ", b"=", b":", b",", b"*", b"\xff\xfe", b"\xb2", b"-1", b"%00", b"a" * 9000, DIGITS,
+    b"bytes=%b-" % DIGITS, b"bytes=-%b" % DIGITS, b"bytes=0-%b" % DIGITS, b"bytes=%b1-3" % (b"0" * 5000), b"bytes=\xb2-3",
+    b"md5=:x:", b"md5=:%b:" % DIGITS, b"md5=:\xe9\xe9:", b"sha-256=::", b"md5=%b" % DIGITS, b"md5=\xb2", b"Basic",
+    b"application/json;" * 500, b"text/plain; charset=\xff", b"application/vnd", b"bytes 0-1/%b" % DIGITS,
+)  # fmt: skip
+ADDRESSES = (
+    ("GET", "/v1/data/.my/project/fuzzed"),
+    ("HEAD", "/v1/data/.my/project/fuzzed"),
+    ("PUT", "/v1/data/.my/project/fuzzed"),
+    ("POST", "/v1/data/.my/project"),
+    ("POST", "/v1/algo/me/demo"),
+    ("GET", "/v1/algorithms/me/demo/versions"),
+    ("POST", "/v1/algorithms/me/demo/compile"),
+    ("POST", "/v1/insights"),
+)
+
+
+@pytest.mark.parametrize("name", READ_HEADERS)
+def test_no_value_of_a_header_is_a_fault_of_the_server(gateway: Deployed, name: str, caplog: Any) -> None:
+    address = f"{gateway.url}/v1/data/.my/project/fuzzed"
+    assert requests.put(address, data=b"0123456789", headers={"X-API-Key": KEY}, timeout=20).ok
+    known = {"Content-Type": "application/json", "Authorization": KEY}
+    host, port = gateway.url.removeprefix("http://").split(":")
+    for (method, path), value in itertools.product(ADDRESSES, VALUES):
+        lines = {**known, "Host": host, "Content-Length": "2", "Connection": "close", name: value}
+        text = b"".join(b"%b: %b\r\n" % (key.encode(), as_bytes(lines[key])) for key in lines)
+        with socket.create_connection((host, int(port)), timeout=20) as connection:
+            connection.sendall(f"{method} {path} HTTP/1.1\r\n".encode() + text + b"\r\n{}")
+            answer = b"".join(iter(lambda connection=connection: connection.recv(65536), b""))
+        assert 200 <= int(answer.split(b" ", 2)[1]) < 500, (method, path, value[:40])
+    assert "Traceback" not in caplog.text
+
+
+def as_bytes(value: str | bytes) -> bytes:
+    return value.encode() if isinstance(value, str) else value
+
+
+@pytest.mark.parametrize(
+    ("wanted", "status", "content"),
+    [
+        (b"bytes=%b-" % DIGITS, 416, None),
+        (b"bytes=0-%b" % DIGITS, 206, b"0123456789"),
+        (b"bytes=-%b" % DIGITS, 206, b"0123456789"),
+        (b"bytes=%b7-8" % (b"0" * 5000), 206, b"78"),
+    ],
+)
+def test_a_range_beyond_all_files(
+    gateway: Deployed, wanted: bytes, status: int, content: bytes | None
+) -> None:
+    address, headers = f"{gateway.url}/v1/data/.my/project/ranges", {"X-API-Key": KEY}
+    assert requests.put(address, data=b"0123456789", headers=headers, timeout=20).ok
+    answer = requests.get(address, headers=headers | {"Range": wanted.decode()}, timeout=20)
+    assert (answer.status_code, answer.content if content else None) == (status, content)
+
+
+def test_a_checksum_that_is_none_is_not_taken_for_one(gateway: Deployed) -> None:
+    address, headers = (
+        f"{gateway.url}/v1/data/.my/project/summed",
+        {"X-API-Key": KEY, "Repr-Digest": "md5=:x:"},
+    )
+    answer = requests.put(address, data=b"x", headers=headers, timeout=20)
+    assert (answer.status_code, answer.json()["error"]["message"][-42:]) == (
+        400,
+        "do not have the md5 that was sent with them"[-42:],
+    )
+
+
+@pytest.mark.parametrize("kind", [bundle.TYPE, "application/json"])
+def test_of_a_strangers_body_nothing_is_read(gateway: Deployed, kind: str) -> None:
+    """The answer comes before the body has."""
+    for method, path in ADDRESSES:
+        if method in ("PUT", "POST") and path != "/v1/insights":
+            with connected(gateway) as connection:
+                lines = (f"Content-Type: {kind}", "Content-Length: 8000000")
+                connection.sendall(head(*lines, path=path, method=method))
+                answer = b""
+                while b"authorization required" not in answer:
+                    answer += (piece := connection.recv(65536))
+                    assert piece, (path, answer)

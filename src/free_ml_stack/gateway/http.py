@@ -159,3 +159,8 @@ def split_key(path: bytes) -> tuple[bytes, bytes]:
         return path, b""
     key, _, rest = path[3:].partition(b"/")
     return b"/" + rest.lstrip(b"/"), unquote_to_bytes(key)
+
+
+def whole_number(digits: str) -> int:
+    """The number in a header or query; of one that is too large for any file just its first 18 digits are read."""
+    return int(digits.lstrip("0")[:18] or "0")

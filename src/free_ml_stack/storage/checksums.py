@@ -4,6 +4,7 @@ import base64
 import hashlib
 import re
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, BinaryIO
 
 import xxhash
@@ -40,15 +41,20 @@ def digest_field(kind: str, digest: bytes) -> str:
 
 
 def read_digest(field: str) -> tuple[str, bytes]:
-    """The first checksum of a known kind in a `Repr-Digest`, ("", b"") without one."""
+    """The first checksum of a known kind in a `Repr-Digest`, ("", b"") without one.
+
+    One that is not base64 is b"": it matches no content.
+    """
     for kind, text in re.findall(r"([\w-]+)=:([\w+/]+)=*:", field):
         if kind.lower() in SUMS:
-            return kind.lower(), base64.b64decode(text + "=" * (-len(text) % 4))
+            with suppress(ValueError):
+                return kind.lower(), base64.b64decode(text + "=" * (-len(text) % 4))
+            return kind.lower(), b""
     return "", b""
 
 
 def read_wish(field: str) -> str:
     """The known kind that a `Want-Repr-Digest` prefers, "" without one."""
-    wished = re.findall(r"([\w-]+)=(\d+)", field.lower())
+    wished = re.findall(r"([\w-]+)=(\d{1,2})\b", field.lower())  # RFC 9530: 0 to 10
     known = [(int(weight), kind) for kind, weight in wished if kind in SUMS and weight != "0"]
     return max(known, default=(0, ""))[1]

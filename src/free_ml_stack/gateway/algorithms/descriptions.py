@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from free_ml_stack.deployment.versions import Build
-from free_ml_stack.gateway.http import HTTPError, Request
+from free_ml_stack.gateway.http import HTTPError, Request, whole_number
 
 PAGE = 50
 NOTES = ("release_notes", "sample_input", "sample_output")
@@ -39,7 +39,7 @@ def describe_build(build: Build) -> dict[str, Any]:
 def page(request: Request, builds: Sequence[Build], describe: Callable[[Build], Any]) -> dict[str, Any]:
     """One page of a list; its marker is the id of the last build on it. Raises HTTPError."""
     limit = request.query.get("limit", str(PAGE))
-    if not limit.isdecimal() or int(limit[:9]) == 0:
+    if not limit.isdecimal() or whole_number(limit) == 0:
         raise HTTPError(400, "limit must be a positive number", 5003)
     begin = 0
     if marker := request.query.get("marker"):
@@ -47,7 +47,7 @@ def page(request: Request, builds: Sequence[Build], describe: Callable[[Build], 
         if marker not in ids:
             raise HTTPError(400, "the marker is not one of this list", 5002)
         begin = ids.index(marker) + 1
-    shown = builds[begin : begin + int(limit[:9])]
+    shown = builds[begin : begin + whole_number(limit)]
     last = shown[-1].build_id if shown and shown[-1] is not builds[-1] else None
     link = f"{request.base}/{'/'.join(request.segments)}?limit={limit}&marker={last}" if last else None
     return {"marker": last, "next_link": link, "results": [describe(build) for build in shown]}

@@ -137,6 +137,8 @@ class DataAPI:
 
     async def post(self, request: Request) -> None:
         """POST: make a folder, or move a bundle of files."""
+        if request.user is None:  # before anything of a stranger's body is kept
+            raise _forbidden(request)
         if request.header(b"content-type") == bundle.TYPE:
             await self._store_bundle(request)
         elif "files" in (body := await request.json()):

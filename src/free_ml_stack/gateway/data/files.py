@@ -12,7 +12,7 @@ from typing import BinaryIO
 
 from free_ml_stack.gateway.data.paths import uri_of
 from free_ml_stack.gateway.data.tree import RACY, Entry, StoreTree, version_of
-from free_ml_stack.gateway.http import HTTPError, Request
+from free_ml_stack.gateway.http import HTTPError, Request, whole_number
 from free_ml_stack.storage.atomic import CHUNK, WholeFile
 from free_ml_stack.storage.checksums import SUMS, digest_field, read_digest, read_wish, sum_of
 
@@ -132,8 +132,8 @@ async def receive_file(request: Request, file: WholeFile, sums: Sums) -> dict[st
 
 async def _receive(request: Request, take: Callable[[bytes | memoryview], None]) -> None:
     length = request.header(b"content-length")
-    if request.direct and length.isdecimal() and int(length) > BRIEF:
-        await request.direct.receive(int(length), take)
+    if request.direct and length.isdecimal() and whole_number(length) > BRIEF:
+        await request.direct.receive(whole_number(length), take)
         return
     async for piece in request.pieces():
         take(piece)
@@ -156,9 +156,9 @@ def _span(request: Request, etag: str, size: int) -> tuple[int, int, int]:
     if not match or not any(match.groups()) or request.header(b"if-range") not in ("", etag):
         return 200, 0, size
     first, last = match.groups()
-    begin = int(first) if first else max(0, size - int(last))
-    end = min(int(last) + 1, size) if first and last else size
-    if first and last and int(last) < begin:
+    begin = whole_number(first) if first else max(0, size - whole_number(last))
+    end = min(whole_number(last) + 1, size) if first and last else size
+    if first and last and whole_number(last) < begin:
         return 200, 0, size
     if begin >= end:
         raise HTTPError(416, f"{uri_of(request.path)} has {size} bytes", content_range=f"bytes */{size}")
