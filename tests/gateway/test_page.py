@@ -18,6 +18,7 @@ from waiting import until
 from free_ml_stack.deployment.deploy import deploy
 from free_ml_stack.deployment.monitor import read_calls
 from free_ml_stack.evaluation.drift import reference
+from free_ml_stack.gateway import dashboard
 from free_ml_stack.gateway.log.statistics import latency_class, percentiles, upper_end
 from free_ml_stack.storage.manifest import write_manifest
 
@@ -129,6 +130,47 @@ def test_insights_arrive_as_the_official_client_sends_them(
 )  # fmt: skip
 def test_insights_that_are_none_are_refused(gateway: Deployed, body: Any) -> None:
     assert requests.post(f"{gateway.url}/v1/insights", json=body, timeout=10).status_code == 400
+
+
+@pytest.mark.parametrize(
+    ("change", "status"),
+    [
+        ({"Origin": "https://page.example"}, 401),
+        ({"Origin": "null"}, 401),
+        ({"Host": "page.example"}, 401),
+        ({"Via": "1.1 proxy"}, 401),
+        ({"Content-Type": "text/plain"}, 415),
+        ({"Content-Type": "application/x-www-form-urlencoded"}, 415),
+    ],
+)
+def test_a_web_page_can_not_send_insights(gateway: Deployed, change: dict[str, str], status: int) -> None:
+    headers = {"Content-Type": "application/json"} | change
+    body = b'[{"insight_key": "forged", "insight_value": 1}]'
+    assert (
+        requests.post(f"{gateway.url}/v1/insights", body, headers=headers, timeout=10).status_code == status
+    )
+    assert "forged" not in get(gateway, "/stats").json()["insights"]
+
+
+@pytest.mark.parametrize("name", ["", "x" * 65, "1", "a\nb", "<b>", {}, [], None, 7])
+def test_an_insight_has_a_name_of_a_sane_form(gateway: Deployed, name: Any) -> None:
+    body = [{"insight_key": name, "insight_value": 1}]
+    assert requests.post(f"{gateway.url}/v1/insights", json=body, timeout=10).status_code == 400
+
+
+def test_insights_are_bounded_in_number_and_rate(gateway: Deployed, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dashboard, "INSIGHT_RATE", 20)
+    monkeypatch.setattr(dashboard, "INSIGHT_NAMES", 30)
+    found = set()
+    for number in range(100):
+        body = [{"insight_key": f"k{number}_{place}", "insight_value": 1} for place in range(10)]
+        found.add(requests.post(f"{gateway.url}/v1/insights", json=body, timeout=10).status_code)
+    assert found <= {200, 400, 429}
+    assert 400 in found
+    assert len(get(gateway, "/stats").json()["insights"]) <= 30
+    monkeypatch.setattr(dashboard, "INSIGHT_RATE", 0)
+    answer = requests.post(f"{gateway.url}/v1/insights", json=[], timeout=10)
+    assert (answer.status_code, answer.headers["retry-after"]) == (429, "1")
 
 
 def test_insights_through_a_proxy_need_a_key(gateway: Deployed) -> None:

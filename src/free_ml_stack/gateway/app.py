@@ -29,6 +29,7 @@ from free_ml_stack.gateway.openapi import description
 from free_ml_stack.project.science import Predictor
 
 log = logging.getLogger(__name__)
+LOOPBACK = ("127.0.0.1", "::1")
 Part = Callable[[Request], Awaitable[None]]
 
 
@@ -213,9 +214,14 @@ class Gateway:
 
 
 def from_this_machine(request: Request) -> bool:
-    """Whether nobody stands between: what an algorithm reports with the official client carries no key."""
-    forwarded = any(name.startswith((b"x-forwarded", b"forwarded")) for name in request.headers)
-    return request.client in ("127.0.0.1", "::1") and not forwarded
+    """Whether nobody stands between: what an algorithm reports with the official client carries no key.
+
+    A web page that is open on this machine tells its Origin, or the name of its own site as the Host.
+    """
+    host = request.header(b"host").rpartition(":")[0] or request.header(b"host")
+    marks = (b"origin", b"via", b"forwarded", b"x-forwarded", b"x-real-ip")
+    marked = any(name.startswith(marks) for name in request.headers)
+    return request.client in LOOPBACK and host.strip("[]") in (*LOOPBACK, "localhost") and not marked
 
 
 def credentials(headers: dict[bytes, bytes], key: bytes) -> list[bytes]:

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import math
+import re
 import time
 from functools import cache
 from pathlib import Path
@@ -26,6 +27,9 @@ from free_ml_stack.gateway.log.statistics import (
 
 log = logging.getLogger(__name__)
 INSIGHT_BYTES, INSIGHT_KEYS = 25_000, 25
+INSIGHT_NAME = re.compile(r"[A-Za-z_][\w .:/-]{0,63}", re.ASCII)
+INSIGHT_NAMES = 300  # different ones that are kept
+INSIGHT_RATE = 100  # reports a second that are taken
 RESERVED = {
     "request_id",
     "timestamp",
@@ -51,6 +55,7 @@ class Dashboard:
 
     def __init__(self, owner: str, name: str, models: Models, call_log: CallLog) -> None:
         self.owner, self.name, self.models, self.log = owner, name, models, call_log
+        self.reports = 0, 0  # a second, and how many came in it
 
     async def __call__(self, request: Request) -> None:
         """Answer `/`, `/stats` and `/metrics`; the page itself holds nothing to hide."""
@@ -67,19 +72,26 @@ class Dashboard:
             await request.answer_bytes(200, text, "text/plain; version=0.0.4; charset=utf-8")
 
     async def insights(self, request: Request) -> None:
-        """Take a list of `{"insight_key", "insight_value"}`. Raises HTTPError for anything else."""
-        body = await request.body(INSIGHT_BYTES)
-        try:
-            items = [(item["insight_key"], item["insight_value"]) for item in orjson.loads(body)]
-            found = {str(key): float(value) for key, value in items}
-        except (ValueError, TypeError, KeyError):
-            raise HTTPError(400, "insights are a list of insight_key and a numeric insight_value") from None
-        if len(found) > INSIGHT_KEYS or RESERVED & set(found) or not all(map(math.isfinite, found.values())):
-            raise HTTPError(
-                400, f"at most {INSIGHT_KEYS} finite insights, none with a name of the platform's own"
-            )
+        """Take a list of `{"insight_key", "insight_value"}`. Raises HTTPError for anything else, and for too much."""
+        if request.method != "POST":
+            raise HTTPError(405, "insights are sent with POST")
+        if not request.header(b"content-type").startswith(
+            "application/json"
+        ):  # a web page's form can't send that
+            raise HTTPError(415, "insights must be JSON (Content-Type: application/json)", 2013)
+        self._count_report()
+        found = read_insights(await request.body(INSIGHT_BYTES))
+        if len({*self.log.statistics.counts.insights, *found}) > INSIGHT_NAMES:
+            raise HTTPError(400, f"at most {INSIGHT_NAMES} different insights are kept")
         self.log.report(self.name, found)
         await request.answer({"result": len(found)})
+
+    def _count_report(self) -> None:
+        second, count = self.reports
+        now = int(time.monotonic())
+        self.reports = now, count + 1 if now == second else 1
+        if self.reports[1] > INSIGHT_RATE:
+            raise HTTPError(429, f"more than {INSIGHT_RATE} reports in a second", retry_after="1")
 
     async def figures(self) -> dict[str, Any]:
         """The page's figures."""
@@ -157,6 +169,22 @@ class Dashboard:
             "withdrawn": build.withdrawn,
             "calls": counts.calls[build.version],
         }
+
+
+def read_insights(body: bytes) -> dict[str, float]:
+    """The insights in a report, by name. Raises HTTPError for anything else."""
+    try:
+        found = {item["insight_key"]: float(item["insight_value"]) for item in orjson.loads(body)}
+        named = all(INSIGHT_NAME.fullmatch(name) for name in found)
+    except (ValueError, TypeError, KeyError):
+        raise HTTPError(400, "insights are a list of insight_key and a numeric insight_value") from None
+    if not named or RESERVED & set(found):
+        raise HTTPError(
+            400, "an insight's name has up to 64 letters, digits and _ .:/-, and is not the platform's own"
+        )
+    if len(found) > INSIGHT_KEYS or not all(map(math.isfinite, found.values())):
+        raise HTTPError(400, f"at most {INSIGHT_KEYS} insights, all finite")
+    return found
 
 
 class Families:
