@@ -10,7 +10,8 @@ import uvicorn
 
 log = logging.getLogger(__name__)
 PATIENCE = 60  # seconds that requests in flight get to finish after SIGTERM
-LINGER = 0.5  # seconds in which a connection may still bring the request that was on its way at SIGTERM
+LINGER = 50  # turns of 10 ms in which a connection may still bring the request that was on its way at SIGTERM
+ARRIVING = 5  # turns in which connections that were accepted are made known
 
 # what guarded.py, direct.py and express.py use of uvicorn besides its interface
 PROTOCOL = (
@@ -37,10 +38,11 @@ class Server(uvicorn.Server):
         loop = asyncio.get_running_loop()
         for connection in waiting:
             await loop.connect_accepted_socket(self._new_protocol, connection)
-        end = loop.time() + LINGER
-        while self.server_state.connections and loop.time() < end:
+        for turn in range(LINGER):  # not until a time: a busy machine may let it pass without a turn
             for protocol in list(self.server_state.connections):
                 getattr(protocol, "end_soon", protocol.shutdown)()
+            if turn > ARRIVING and not self.server_state.connections:
+                break
             await asyncio.sleep(0.01)
         await super().shutdown(sockets)
 
