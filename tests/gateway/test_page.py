@@ -171,6 +171,7 @@ def test_insights_are_bounded_in_number_and_rate(gateway: Deployed, monkeypatch:
     monkeypatch.setattr(dashboard, "INSIGHT_RATE", 0)
     answer = requests.post(f"{gateway.url}/v1/insights", json=[], timeout=10)
     assert (answer.status_code, answer.headers["retry-after"]) == (429, "1")
+    gateway.app.dashboard.reports = 0, 0
 
 
 def test_insights_through_a_proxy_need_a_key(gateway: Deployed) -> None:

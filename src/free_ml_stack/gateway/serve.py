@@ -14,7 +14,7 @@ from pathlib import Path
 from free_ml_stack.errors import StackError
 from free_ml_stack.gateway.app import Gateway
 from free_ml_stack.gateway.hosted import asgi_app
-from free_ml_stack.gateway.protocol.server import make_server
+from free_ml_stack.gateway.protocol.server import make_server, turn_away
 
 CONNECTIONS = 1 << 16  # at once, where the system allows it
 
@@ -123,6 +123,8 @@ def run_workers(work: Callable[[], None], count: int, came: list[int], listening
 
     def stop(number: int, frame: object) -> None:
         came.append(number)
+        if listening.fileno() >= 0:
+            turn_away(listening)
         listening.close()  # else a connection could wait here that nobody will ever take
         for pid in pids:
             os.kill(pid, signal.SIGTERM)

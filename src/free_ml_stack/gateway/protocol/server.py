@@ -1,8 +1,11 @@
 """uvicorn as the gateway runs it: with its own protocol where this version has what that is built on."""
 
 import asyncio
+import ctypes
 import logging
 import socket
+import struct
+import sys
 from contextlib import suppress
 from typing import Any
 
@@ -11,6 +14,7 @@ import uvicorn
 log = logging.getLogger(__name__)
 PATIENCE = 60  # seconds that requests in flight get to finish after SIGTERM
 LINGER = 50  # turns of 10 ms in which a connection may still bring the request that was on its way at SIGTERM
+SO_ATTACH_FILTER = 26  # asm-generic/socket.h; Python does not name it
 ARRIVING = 5  # turns in which connections that were accepted are made known
 
 # what guarded.py, direct.py and express.py use of uvicorn besides its interface
@@ -32,6 +36,8 @@ class Server(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Accept no more connections, and close each with its next answer, or when it stays idle."""
+        for listening in sockets or ():
+            turn_away(listening)
         waiting = [connection for listening in sockets or () for connection in accept_all(listening)]
         for server in self.servers:
             server.close()
@@ -52,6 +58,15 @@ class Server(uvicorn.Server):
             config=self.config, server_state=self.server_state, app_state=self.lifespan.state
         )
         return protocol
+
+
+def turn_away(listening: socket.socket) -> None:
+    """Drop new connections, where the system can: one that comes between `accept_all` and the close is reset."""
+    if sys.platform == "linux":
+        drop = ctypes.create_string_buffer(struct.pack("HBBI", 6, 0, 0, 0))  # a packet filter: return 0 bytes
+        listening.setsockopt(
+            socket.SOL_SOCKET, SO_ATTACH_FILTER, struct.pack("HP", 1, ctypes.addressof(drop))
+        )
 
 
 def accept_all(listening: socket.socket) -> list[socket.socket]:
