@@ -15,6 +15,13 @@ log = logging.getLogger(__name__)
 PATIENCE = 60  # seconds that requests in flight get to finish after SIGTERM
 LINGER = 50  # turns of 10 ms in which a connection may still bring the request that was on its way at SIGTERM
 SO_ATTACH_FILTER = 26  # asm-generic/socket.h; Python does not name it
+DROP_NEW = (  # a packet filter: load the TCP flags; if SYN is set, keep 0 bytes; else all
+    (0x30, 0, 0, 13),
+    (0x45, 0, 1, 0x02),
+    (0x06, 0, 0, 0),
+    (0x06, 0, 0, 0xFFFFFFFF),
+)
+OPENING = 0.05  # seconds in which connections that had begun to open are open
 ARRIVING = 5  # turns in which connections that were accepted are made known
 
 # what guarded.py, direct.py and express.py use of uvicorn besides its interface
@@ -38,6 +45,7 @@ class Server(uvicorn.Server):
         """Accept no more connections, and close each with its next answer, or when it stays idle."""
         for listening in sockets or ():
             turn_away(listening)
+        await asyncio.sleep(OPENING)
         waiting = [connection for listening in sockets or () for connection in accept_all(listening)]
         for server in self.servers:
             server.close()
@@ -63,10 +71,9 @@ class Server(uvicorn.Server):
 def turn_away(listening: socket.socket) -> None:
     """Drop new connections, where the system can: one that comes between `accept_all` and the close is reset."""
     if sys.platform == "linux":
-        drop = ctypes.create_string_buffer(struct.pack("HBBI", 6, 0, 0, 0))  # a packet filter: return 0 bytes
-        listening.setsockopt(
-            socket.SOL_SOCKET, SO_ATTACH_FILTER, struct.pack("HP", 1, ctypes.addressof(drop))
-        )
+        code = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *step) for step in DROP_NEW))
+        program = struct.pack("HP", len(DROP_NEW), ctypes.addressof(code))
+        listening.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, program)
 
 
 def accept_all(listening: socket.socket) -> list[socket.socket]:
