@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 
-def until(condition: Callable[[], Any], seconds: float = 60) -> None:
+def until(condition: Callable[[], Any], seconds: float = 120) -> None:
     """Poll until something holds."""
     end = time.monotonic() + seconds
     while not condition():

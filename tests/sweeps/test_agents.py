@@ -2,7 +2,6 @@
 
 import json
 import signal
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import pytest
 from services.hub_faults import Fault
 from services.wandb_server import Wandb
 from tracking_service import account, wandb_service
+from waiting import until
 
 from free_ml_stack.processes import alive
 
@@ -74,10 +74,11 @@ def test_a_trial_that_the_sweep_stops_is_not_begun_again(project: Path, service:
     """The agent hands the order on as a SIGTERM, which elsewhere means: go on later."""
     text = SWEEP.replace("[0.1, 2.0]", "[0.1]").replace("[0.00001, 0.006]", "[0.006]")
     (project / "sweep.yaml").write_text(text.replace("epochs: {value: 1}", "epochs: {value: 100000}"))
-    process = projects.start(project, "sweep", "--agents", "1", **account(project, service))
-    wait_until(lambda: any(run.history for run in service.store.runs.values()))
+    patient = account(project, service, STACK_PATIENCE="5")  # the client asks for orders when it comes to it
+    process = projects.start(project, "sweep", "--agents", "1", **patient)
+    until(lambda: any(run.history for run in service.store.runs.values()))
     service.store.run("sweep0-run0").stopped = True
-    printed, complaint = process.communicate(timeout=120)
+    printed, complaint = process.communicate(timeout=280)
     assert process.returncode == 0, printed + complaint
     run = service.store.run("sweep0-run0")
     assert run.state == "finished"
@@ -91,13 +92,14 @@ def test_a_sweep_that_is_interrupted_goes_on_with_the_same_trial(project: Path, 
     (project / "sweep.yaml").write_text(
         text.replace("epochs: {value: 1}", "epochs: {value: 500}\n  patience: {value: 0}")
     )
-    process = projects.start(project, "sweep", "--agents", "1", **account(project, service))
-    wait_until(lambda: any(run.history for run in service.store.runs.values()))
+    hasty = account(project, service, STACK_PATIENCE="0.2")
+    process = projects.start(project, "sweep", "--agents", "1", **hasty)
+    until(lambda: any(run.history for run in service.store.runs.values()))
     process.send_signal(signal.SIGINT)
     assert process.stdout
     assert any(line.startswith("Stopping: each trial writes its checkpoint") for line in process.stdout)
     process.send_signal(signal.SIGINT)  # of somebody impatient: the agents would be left behind
-    printed, complaint = process.communicate(timeout=120)
+    printed, complaint = process.communicate(timeout=280)
     assert process.returncode == 130, printed + complaint
     run = service.store.run("sweep0-run0")
     assert run.state == "preempted"
@@ -131,9 +133,9 @@ def test_where_wandb_does_not_tell_of_its_trials_the_sweep_goes_on_here(
 ) -> None:
     (project / "sweep.yaml").write_text(SWEEP.replace("[0.00001, 0.006]", "[0.006]").replace(", 2.0", ""))
     process = projects.start(project, "sweep", "--agents", "1", **account(project, service))
-    wait_until(lambda: any(sweep.state == "FINISHED" for sweep in service.store.sweeps.values()))
+    until(lambda: any(sweep.state == "FINISHED" for sweep in service.store.sweeps.values()))
     service.faults.append(Fault("reset", match=operation))
-    printed, complaint = process.communicate(timeout=200)
+    printed, complaint = process.communicate(timeout=280)
     assert process.returncode == 0, printed + complaint
     assert "The sweep goes on here." in printed
     assert "Best: validation_accuracy" in printed
@@ -154,16 +156,16 @@ def test_where_each_trial_fails_a_table_says_why(project: Path, service: Wandb) 
 def test_where_wandb_is_gone_between_two_trials_the_sweep_goes_on_here(project: Path, service: Wandb) -> None:
     """Its own agent would wait for it as long as it takes."""
     (project / "sweep.yaml").write_text(SWEEP.replace("[0.1, 2.0]", "[0.1]"))
-    process = projects.start(
-        project, "sweep", "--agents", "1", **account(project, service, WANDB_INIT_TIMEOUT="5")
-    )
-    wait_until(lambda: bool(service.store.runs))
+    hasty = account(project, service, WANDB_INIT_TIMEOUT="5", STACK_PATIENCE="0.2")
+    process = projects.start(project, "sweep", "--agents", "1", **hasty)
+    until(lambda: bool(service.store.runs))
     [sweep] = service.store.sweeps.values()
     sweep.state = "PAUSED"
     assert process.stdout
     assert any("W&B gives the agents no trial; the sweep may be paused." in line for line in process.stdout)
+    until(lambda: service.store.run("sweep0-run0").state == "finished")
     service.faults.append(Fault("reset"))
-    printed, complaint = process.communicate(timeout=200)
+    printed, complaint = process.communicate(timeout=280)
     assert process.returncode == 0, printed + complaint
     assert "W&B: does not answer any more. The sweep goes on here." in printed
     assert "Trials that W&B's agents have run here: 1." in printed
@@ -181,9 +183,9 @@ def test_a_sweep_that_is_deleted_at_wandb_goes_on_here_with_the_trials_it_had(
 ) -> None:
     (project / "sweep.yaml").write_text(SWEEP.replace("[0.00001, 0.006]", "[0.006]").replace(", 2.0", ""))
     process = projects.start(project, "sweep", "--agents", "1", **account(project, service))
-    wait_until(lambda: any(sweep.state == "FINISHED" for sweep in service.store.sweeps.values()))
+    until(lambda: any(sweep.state == "FINISHED" for sweep in service.store.sweeps.values()))
     service.store.sweeps.clear()
-    printed, complaint = process.communicate(timeout=200)
+    printed, complaint = process.communicate(timeout=280)
     assert process.returncode == 0, printed + complaint
     assert "W&B: the sweep me/skeleton/sweep0 is there no more. The sweep goes on here." in printed
     assert "Trials that W&B's agents have run here: 1." in printed
@@ -215,14 +217,6 @@ def test_a_sweep_file_says_where_its_sweep_is_made(project: Path, service: Wandb
 def test_a_sweep_that_is_not_there_is_told(project: Path, service: Wandb) -> None:
     printed = projects.run(project, "sweep", "--join", "me/p/nosuch", code=1, **account(project, service))
     assert "W&B has no sweep me/p/nosuch" in printed
-
-
-def wait_until(condition: object, seconds: float = 90) -> None:
-    assert callable(condition)
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.05)
 
 
 @pytest.mark.slow

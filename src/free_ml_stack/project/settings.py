@@ -1,5 +1,6 @@
 """The settings of a project, read once: stack.toml < .env < environment < flags."""
 
+import math
 import os
 from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass, field, fields
@@ -37,6 +38,7 @@ class Options:
     model_repo: str = flag("", "model repository on the Hub, USER/NAME; empty: a local folder")
     wandb_project: str = flag("", "project at Weights & Biases")
     tracker: str = flag("wandb", "where metrics go besides metrics.jsonl", ("wandb", "trackio", "none"))
+    patience: float = flag(1.0, "factor of the seconds for which a silent service is waited for")
 
 
 @dataclass(frozen=True)
@@ -108,6 +110,8 @@ def load(flags: Mapping[str, Any], start: Path, environ: MutableMapping[str, str
     _refuse_unknown(environ, names)
     _refuse_for_clients(environ)
     options = read(Options, *layers, flags)
+    if not 0 < options.patience < math.inf:
+        raise StackError(f"patience: expected a number above 0, got {options.patience}")
     key = credentials.find("algorithmia", environ, dotenv)
     return Settings(
         **vars(options),

@@ -38,8 +38,8 @@ OVER = ("FINISHED", "CANCELED", "CANCELLED", "STOPPED")
 PATIENCE = 60  # seconds that a trial gets to write its checkpoint when the sweep is stopped
 FIRST_FAILURES = 3  # trials that may all fail in the beginning before an agent gives up
 STARTS, ENDS = "INFO - Agent starting run", "INFO - Cleaning up finished run"  # what an agent says of a trial
-GONE = 60  # seconds without an answer while no trial runs, after which W&B is given up
-LOOK = 10  # seconds between two looks
+GONE = 60  # seconds, times `patience`, without an answer while no trial runs, after which W&B is given up
+LOOK = 10  # seconds, times `patience`, between two looks
 
 
 class Place(NamedTuple):
@@ -211,11 +211,12 @@ def _stop(agents: Sequence[Agent]) -> None:
 def _attend(settings: "Settings", agents: Sequence[Agent]) -> None:
     """Return when all agents have ended. Raises ConnectionError if W&B does not answer while none has a trial."""
     idle = answered = time.monotonic()
+    gone = GONE * settings.patience
     told = False
     for agent in agents:
         while True:
             try:
-                agent.process.wait(LOOK)
+                agent.process.wait(LOOK * settings.patience)
                 break
             except subprocess.TimeoutExpired:
                 now = time.monotonic()
@@ -223,10 +224,10 @@ def _attend(settings: "Settings", agents: Sequence[Agent]) -> None:
                     idle = answered = now
                 elif answers(settings):
                     answered = now
-                    if now - idle > GONE and not told:
+                    if now - idle > gone and not told:
                         say("W&B gives the agents no trial; the sweep may be paused. Ctrl-C ends the wait.")
                         told = True
-                elif now - answered > GONE:
+                elif now - answered > gone:
                     raise ConnectionError("does not answer any more") from None
 
 

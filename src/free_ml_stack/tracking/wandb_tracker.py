@@ -55,7 +55,7 @@ class WandbTracker(Tracker):
             "init_timeout": min(own.init_timeout, INIT),
             "finish_timeout": own.finish_timeout or FINISH,
         }
-        self.patience = options["init_timeout"]
+        self.patience, self.orders = options["init_timeout"], ORDERS * settings.patience
         # The service process means to keep to the first, and does not always.
         self.last_patience = options["finish_timeout"] + LAST
         # What fails with the client's own telemetry is no news to who trains, nor, on a full disk, with its log.
@@ -182,7 +182,7 @@ class WandbTracker(Tracker):
         if not (self.sweep and self.online):
             return False
         self._do(self.run.mark_preempting)
-        return self.stopped.wait(ORDERS)
+        return self.stopped.wait(self.orders)
 
     @property
     def complete(self) -> bool:
