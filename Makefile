@@ -15,10 +15,10 @@ export PYTHONDONTWRITEBYTECODE := 1
 export RUFF_CACHE_DIR := $(CURDIR)/build/ruff
 export MYPY_CACHE_DIR := $(CURDIR)/build/mypy
 
-.PHONY: help setup demo demo-online test lint wheel bake bench size browser clean
+.PHONY: help setup demo demo-online test test-fast test-template lint wheel bake bench size browser clean
 
 help: ## list the targets
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 15
 
 setup: build/.ready ## make the environment (uv is installed if missing)
 
@@ -40,8 +40,14 @@ demo: setup ## generate the default project and take it through the whole loop, 
 demo-online: setup ## the same, online: the real clients against every service on loopback
 	@"$(BIN)/python" tests/services/online.py build/demo-online
 
-test: setup browser ## run every test
+test: setup browser ## run every test (15 minutes)
 	@"$(BIN)/python" -m pytest -n 2 --dist worksteal
+
+test-fast: setup browser ## run the tests that are not slow (3 minutes)
+	@"$(BIN)/python" -m pytest -n 2 --dist worksteal -m "not slow"
+
+test-template: setup ## run the tests of what the template generates (2 minutes)
+	@"$(BIN)/python" -m pytest -n 2 --dist worksteal tests/template
 
 browser: # the gateway's pages are tested in Chromium
 	@command -v chromium chromium-browser google-chrome >/dev/null || \

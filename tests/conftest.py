@@ -1,9 +1,29 @@
 """What all tests share."""
 
+import os
+from collections.abc import Iterator
 from pathlib import Path
 
+import forking
 import places  # noqa: F401 - makes the skeleton's package importable
 import pytest
+
+FAST = 5  # seconds of CPU that a test may take without the marker `slow`
+
+
+def spent() -> float:
+    """The seconds of CPU that this process has taken, with its children that have ended."""
+    return sum(os.times()[:4]) + forking.Process.spent
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
+    """Fail a test that is slow and is not marked so: `make test-fast` runs it."""
+    before = spent()
+    yield
+    seconds = spent() - before
+    if seconds > FAST and not item.get_closest_marker("slow"):
+        pytest.fail(f"it took {seconds:.1f} s of CPU: mark it as slow", pytrace=False)
 
 
 @pytest.fixture(scope="session")
