@@ -26,7 +26,7 @@ from typing import NoReturn, TextIO
 
 HEAVY = (
     "scipy.stats", "pyarrow.parquet", "onnx", "torch._dynamo", "optuna", "matplotlib.pyplot",
-    "PIL.Image", "safetensors.torch",
+    "PIL.Image", "safetensors.torch", "wandb",
 )  # fmt: skip
 FOR_PYTHON = (
     "PYTHONIOENCODING",

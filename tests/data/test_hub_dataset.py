@@ -31,8 +31,8 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
 
 
 @pytest.fixture(scope="module")
-def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return projects.make(tmp_path_factory.mktemp("project"))
+def project(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Path:
+    return projects.make(tmp_path_factory.mktemp("hub-data") / "project", data)
 
 
 def run(folder: Path, hub: Hub, *arguments: str, code: int = 0) -> str:

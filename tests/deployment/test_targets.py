@@ -16,9 +16,9 @@ from free_ml_stack.deployment.deploy import close
 
 
 @pytest.fixture
-def project(tmp_path: Path, model: Path) -> Path:
+def project(tmp_path: Path, data: Path, model: Path) -> Path:
     """A project with one published model and what a Space is made of."""
-    root = projects.make(tmp_path / "project")
+    root = projects.make(tmp_path / "project", data)
     shutil.copytree(SKELETON / "space", root / "space")
     shutil.copytree(model, root / "models" / "run")
     return root

@@ -42,11 +42,11 @@ def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployed]:
 
 def send(gateway: Deployed, payload: Any) -> Any:
     headers = {"Authorization": KEY}
-    return requests.post(f"{gateway.url}/v1/algo/me/demo", json=payload, headers=headers, timeout=10).json()
+    return requests.post(f"{gateway.url}/v1/algo/me/demo", json=payload, headers=headers, timeout=60).json()
 
 
 def get(gateway: Deployed, path: str) -> requests.Response:
-    return requests.get(gateway.url + path, headers={"X-API-Key": KEY}, timeout=10)
+    return requests.get(gateway.url + path, headers={"X-API-Key": KEY}, timeout=60)
 
 
 @pytest.mark.slow
@@ -64,7 +64,7 @@ def test_without_a_key_the_page_asks_for_one_and_shows_nothing(gateway: Deployed
     page = browse(f"{gateway.url}/", tmp_path)
     assert ">key needed<" in page
     assert "me/demo" not in page
-    assert requests.get(gateway.url, timeout=10).status_code == 401
+    assert requests.get(gateway.url, timeout=60).status_code == 401
 
 
 def test_the_page_loads_nothing_from_elsewhere(gateway: Deployed) -> None:
@@ -111,7 +111,7 @@ def test_prometheus_can_read_the_metrics(gateway: Deployed) -> None:
 
 @pytest.mark.parametrize("path", ["/stats", "/metrics"])
 def test_figures_need_a_key(gateway: Deployed, path: str) -> None:
-    assert requests.get(gateway.url + path, timeout=10).status_code == 401
+    assert requests.get(gateway.url + path, timeout=60).status_code == 401
 
 
 def test_insights_arrive_as_the_official_client_sends_them(
@@ -129,7 +129,7 @@ def test_insights_arrive_as_the_official_client_sends_them(
              [{"insight_key": str(number), "insight_value": 1} for number in range(26)]],
 )  # fmt: skip
 def test_insights_that_are_none_are_refused(gateway: Deployed, body: Any) -> None:
-    assert requests.post(f"{gateway.url}/v1/insights", json=body, timeout=10).status_code == 400
+    assert requests.post(f"{gateway.url}/v1/insights", json=body, timeout=60).status_code == 400
 
 
 @pytest.mark.parametrize(
@@ -178,7 +178,7 @@ def test_insights_through_a_proxy_need_a_key(gateway: Deployed) -> None:
     proxied = {"X-Forwarded-For": "127.0.0.1"}
     body = [{"insight_key": "a", "insight_value": 1}]
     for prefix, status in (("", 401), (f"/k/{KEY}", 200)):
-        answer = requests.post(f"{gateway.url}{prefix}/v1/insights", json=body, headers=proxied, timeout=10)
+        answer = requests.post(f"{gateway.url}{prefix}/v1/insights", json=body, headers=proxied, timeout=60)
         assert answer.status_code == status
 
 

@@ -4,13 +4,12 @@ import json
 import re
 import shutil
 import signal
-import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import forking
 import projects
 import pytest
 import yaml
@@ -40,21 +39,16 @@ class Project:
 
     def python(self, code: str, *arguments: str) -> str:
         environ = projects.environment(self.folder, **self.environ)
-        done = subprocess.run(
-            [sys.executable, "-c", code, *arguments],
-            cwd=self.model,
-            env=environ,
-            capture_output=True,
-            text=True,
-        )
-        assert done.returncode == 0, done.stderr
-        return done.stdout
+        process = forking.start(["-c", code, *arguments], self.model, environ)
+        printed, complaint = process.communicate(timeout=300)
+        assert process.returncode == 0, complaint
+        return printed
 
 
 @pytest.fixture(scope="module")
-def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Project]:
+def project(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Iterator[Project]:
     """Trained and published, first offline, then online."""
-    folder = projects.make(tmp_path_factory.mktemp("project"))
+    folder = projects.make(tmp_path_factory.mktemp("models") / "project", data)
     projects.run(folder, "train", "--name", "first", "--epochs", "3")
     printed = projects.run(folder, "publish", **ONLINE)
     assert "Not on the Hub yet" in printed
