@@ -26,6 +26,13 @@ def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
         pytest.fail(f"it took {seconds:.1f} s of CPU: mark it as slow", pytrace=False)
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown() -> Iterator[None]:
+    """No test finds a process that another has left running."""
+    yield
+    forking.end_all()
+
+
 @pytest.fixture(scope="session")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A project that has its data, to make others from."""

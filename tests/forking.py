@@ -22,7 +22,7 @@ import types
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import NoReturn, TextIO
+from typing import ClassVar, NoReturn, TextIO
 
 HEAVY = (
     "scipy.stats", "pyarrow.parquet", "onnx", "torch._dynamo", "optuna", "matplotlib.pyplot",
@@ -42,6 +42,7 @@ class Process:
     """A program under way, used like subprocess.Popen with text pipes."""
 
     spent = 0.0  # seconds of CPU of all that have ended, with their children
+    running: ClassVar[list["Process"]] = []
 
     def __init__(
         self, arguments: Sequence[str], folder: Path, environ: Mapping[str, str], merged: bool
@@ -63,6 +64,7 @@ class Process:
         self.pid = int(self.told.readline())
         self.stdout: TextIO | None = os.fdopen(out)
         self.stderr: TextIO | None = None if error is None else os.fdopen(error)
+        self.running.append(self)
         self.readers: list[threading.Thread] = []
         self.printed = {"stdout": "", "stderr": ""}
 
@@ -85,6 +87,7 @@ class Process:
         status, spent = self.told.readline().split()
         self.returncode = os.waitstatus_to_exitcode(int(status))
         Process.spent += float(spent)
+        self.running.remove(self)
         self.told.close()
         self.connection.close()
 
@@ -133,6 +136,18 @@ class Process:
         for stream in (self.stdout, self.stderr):
             if stream:
                 stream.close()
+
+
+def end_all(seconds: float = 30) -> None:
+    """End what a test that failed has left: asked to first, for a sweep then ends its agents."""
+    for process in list(Process.running):
+        process.terminate()
+        try:
+            process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            process.kill()
+        with process:
+            pass
 
 
 Running = Process | subprocess.Popen[str]
