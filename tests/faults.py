@@ -54,15 +54,19 @@ def proxied(url: str, faults: Faults) -> Iterator[str]:
         thread.join()
 
 
-@dataclass
 class Pair:
     """The two ends of a connection through the proxy."""
 
-    client: socket.socket
-    server: socket.socket
+    def __init__(self, client: socket.socket, server: socket.socket) -> None:
+        self.client, self.server = client, server
+        self.pumps = threading.Semaphore(1)  # to be taken by the first pump that ends
 
     def pump(self, source: socket.socket, target: socket.socket, allowed: int | None, faults: Faults) -> None:
-        """Pass bytes on until one side ends or so many have gone by that the connection is to be cut."""
+        """Pass bytes on until one side ends or so many have gone by that the connection is to be cut.
+
+        Who ends first wakes the other, who closes both: the number of a socket that is closed while it is in use is
+        given to the next connection, which would get its bytes.
+        """
         with suppress(OSError):
             while data := source.recv(65536):
                 if allowed is not None and len(data) >= allowed:
@@ -71,9 +75,13 @@ class Pair:
                 target.sendall(data)
                 allowed = None if allowed is None else allowed - len(data)
                 time.sleep(len(data) / faults.bytes_per_second)
-        for end in (self.client, self.server):
+        ends = (self.client, self.server)
+        for end in ends:
             with suppress(OSError):
                 end.shutdown(socket.SHUT_RDWR)
+        if self.pumps.acquire(blocking=False):
+            return
+        for end in ends:
             with suppress(OSError):
                 # a reset, as from a machine that has gone, rather than a polite end
                 end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")

@@ -24,9 +24,9 @@ from functools import cache
 from pathlib import Path
 from typing import ClassVar, NoReturn, TextIO
 
-HEAVY = (
-    "scipy.stats", "pyarrow.parquet", "onnx", "torch._dynamo", "optuna", "matplotlib.pyplot",
-    "PIL.Image", "safetensors.torch", "wandb",
+HEAVY = (  # without wandb and onnxruntime, which begin at their import what can't be forked: a folder and a thread
+    "scipy.stats", "pyarrow.parquet", "onnx", "torch._dynamo", "optuna", "matplotlib.pyplot", "PIL.Image",
+    "safetensors.torch", "pydantic", "requests", "yaml", "google.protobuf.descriptor_pb2",
 )  # fmt: skip
 FOR_PYTHON = (
     "PYTHONIOENCODING",
