@@ -12,7 +12,8 @@ from free_ml_stack.evaluation import plots
 from free_ml_stack.evaluation.result import Evaluation, Table
 
 BINS = 10  # of equal width, for calibration
-Floats, Ints = NDArray[np.float64], NDArray[np.int64]
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
 
 
 def classification(probabilities: ArrayLike, labels: ArrayLike, names: Sequence[Any]) -> Evaluation:
