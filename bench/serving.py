@@ -197,8 +197,10 @@ def make_project(folder: Path) -> Path:
     from skeleton import model, predict
     from skeleton.config import TrainConfig
 
+    from free_ml_stack.data.dataset import Split
     from free_ml_stack.deployment.deploy import deploy
     from free_ml_stack.evaluation.drift import reference
+    from free_ml_stack.project.science import Science
     from free_ml_stack.storage.local import local_store
     from free_ml_stack.storage.manifest import write_manifest
     from free_ml_stack.training.export import write_onnx
@@ -213,7 +215,7 @@ def make_project(folder: Path) -> Path:
     example = torch.zeros(2, 8, 8)
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
-        write_onnx(net, {"image": example}, models / "model.onnx")
+        write_onnx(Science("skeleton"), net, Split({"image": example}), models / "model.onnx")
         torch.jit.trace(net, example).save(str(models / "model.pt"))
     (models / "labels.json").write_text(json.dumps(list(range(10))))
     loaded = predict.load(models)

@@ -149,7 +149,9 @@ class World:
             wrong.append(f"ends with {code}")
         else:
             found = json.loads((self.services.project / "runs" / "demo.json").read_text())
-            wrong += [] if found["test_accuracy"] > 0.95 and found["calls"] >= CALLS else [f"found {found}"]
+            wrong += (
+                [] if found["test"]["accuracy"] > 0.95 and found["calls"] >= CALLS else [f"found {found}"]
+            )
         if (lacking := self._lacking()) and not SENDS.search(printed):
             wrong.append(f"nothing says that it lacks: {lacking}")
         wrong += self._repair("data", "publish", "deploy", "sync") if lacking else []

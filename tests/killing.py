@@ -70,7 +70,7 @@ def work(
         "step": (train, "cross_entropy"),
         "checkpoint": (checkpoint, "write"),
         "upload": (checkpoint.Checkpoints, "_upload"),
-        "validation": (train, "evaluate"),
+        "validation": (train, "validate"),
         "bookkeeping": (training, "_keep"),
     }
     if blow:

@@ -44,8 +44,8 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
 def test_the_demo_ends_with_what_it_made(demo: tuple[Path, str]) -> None:
     project, printed = demo
     found = json.loads((project / "runs" / "demo.json").read_text())
-    assert found["test_accuracy"] >= 0.97
-    assert f"{found['test_accuracy']:.4f}" in printed
+    assert found["test"]["accuracy"] >= 0.97
+    assert f"{found['test']['accuracy']:.4f}" in printed
     assert found["prediction"]["label"] in range(10)
     assert found["drift"] == "none"
     assert found["calls"] == 270
@@ -81,7 +81,7 @@ def test_the_report_is_one_page_with_all_pictures(demo: tuple[Path, str]) -> Non
     project, _ = demo
     page = Page()
     page.feed((project / "report.html").read_text())
-    assert page.titles == ["Learning curves", "Sweep", "Confusion matrix", "Latency", "Drift"]
+    assert page.titles == ["Learning curves", "Confusion matrix", "Calibration", "Sweep", "Latency", "Drift"]
     assert all(source.startswith("data:image/png;base64,") for source in page.sources)
 
 

@@ -80,7 +80,7 @@ def test_the_hub_has_the_model_under_its_version(done: Done) -> None:
     assert [tag.name for tag in api.list_repo_refs("me/digits-online").tags] == ["v0.1.0"]
     card = services.hub.files("model", "me/digits-online")["README.md"]
     assert card == Path(found["card"]).read_bytes()
-    assert str(found["test_accuracy"]) in card.decode()
+    assert str(found["test"]["accuracy"]) in card.decode()
 
 
 @pytest.mark.slow

@@ -46,7 +46,7 @@ def test_a_classification_is_scored_as_by_scikit_learn(absent: tuple[int, ...], 
     }
     assert {name: found.metrics[name] for name in known} == pytest.approx(known)
     assert next(iter(found.metrics)) == "accuracy"
-    rows = found.tables["per_class"].rows
+    rows = found.tables["per_class"][1]
     assert [row[0] for row in rows] == list("abcde")
     for column, values in enumerate(each, 1):
         assert [row[column] for row in rows] == pytest.approx(list(values), abs=1e-4)

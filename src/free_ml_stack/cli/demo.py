@@ -12,10 +12,12 @@ from free_ml_stack.deployment.deploy import versions
 from free_ml_stack.deployment.monitor import Monitoring, monitor, read_calls
 from free_ml_stack.errors import NoServiceError, StackError, from_outside, in_a_line
 from free_ml_stack.evaluation.page import report
+from free_ml_stack.evaluation.result import headline
 from free_ml_stack.hub.publish import FOLDER, UnpublishedError
 from free_ml_stack.storage.stores import open_store, with_local_services
 from free_ml_stack.sweeps.sweep import sweep_folder
-from free_ml_stack.training.run import RESULT, find_run
+from free_ml_stack.training.outcome import EVALUATION, RESULT
+from free_ml_stack.training.run import find_run
 
 if TYPE_CHECKING:
     from free_ml_stack.project.science import Science
@@ -106,16 +108,17 @@ class DemoRun:
             say(f"First trained model after {time.perf_counter() - self.started:.1f} s.")
 
     def predict(self) -> None:
-        """Call the deployed model with all images of the test split, and wait until the calls are in the log."""
+        """Call the deployed model with all rows of the test split, and wait until the calls are in the log."""
         settings = self.settings
         with gateway(self.science, settings):
             self.url, _ = address(settings)
             before = logged(settings)
-            self.answers = call(settings, test_images(settings))
+            self.answers = call(settings, test_inputs(self.science, settings))
             if settings.algorithmia_api:
                 wait_for_log(settings, before + len(self.answers))
-        first = json.dumps(self.answers[0])[:60]
-        say(f"{len(self.answers)} calls through Algorithmia's client, the first answer: {first}…")
+        say(
+            f"{len(self.answers)} calls through Algorithmia's client, the first answer: {shortened(self.answers[0])}"
+        )
 
     def can_fall_back(self, error: Exception) -> bool:
         """Whether an error is that of a service that this project's own folder can stand in for."""
@@ -135,15 +138,14 @@ def wait_for_log(settings: "Settings", calls: int) -> None:
         time.sleep(0.2)
 
 
-def test_images(settings: "Settings") -> list[Any]:
-    """The images of the test split: what the model has never seen."""
+def test_inputs(science: "Science", settings: "Settings") -> list[Any]:
+    """What callers would send for the test split: what the model has never seen."""
     from free_ml_stack.data import dataset
 
     splits, _ = dataset.read(
         open_store(settings.storage, settings), settings.private / "cache", settings.command
     )
-    images: list[Any] = splits["test"]["image"].tolist()
-    return images
+    return dataset.examples(science, splits["test"], range(splits["test"].rows))
 
 
 def facts(settings: "Settings", url: str, answer: Any, seen: Monitoring) -> dict[str, Any]:
@@ -153,7 +155,7 @@ def facts(settings: "Settings", url: str, answer: Any, seen: Monitoring) -> dict
     sweep = sweep_folder(settings, settings.root / SWEEP)
     model = settings.models / run.name
     return {
-        "test_accuracy": result["test"]["accuracy"],
+        "test": result["test"],
         "run": str(run),
         "best_config": json.loads((sweep / "best.json").read_text(encoding="utf-8")),
         "model": str(model),
@@ -164,7 +166,7 @@ def facts(settings: "Settings", url: str, answer: Any, seen: Monitoring) -> dict
         ].version,
         "gateway": url,
         "remote": bool(settings.algorithmia_api),
-        "prediction": {key: answer[key] for key in ("label", "confidence") if key in answer},
+        "prediction": answer,
         "calls": seen.calls,
         "median_ms": seen.median_ms,
         "p99_ms": seen.p99_ms,
@@ -179,7 +181,7 @@ def rows(found: dict[str, Any]) -> list[tuple[str, object]]:
         for name, value in found["best_config"].items()
     )
     lines: list[tuple[str, object]] = [
-        ("Test accuracy", f"{found['test_accuracy']:.4f}"),
+        headline("Test", found["test"]),
         ("Best of the sweep", best),
         ("Model", shown(Path(found["model"]))),
         ("Model card", shown(Path(found["card"]))),
@@ -187,10 +189,7 @@ def rows(found: dict[str, Any]) -> list[tuple[str, object]]:
         *[(title, found[name]) for title, name in LACKING if found.get(name)],
         ("Deployed", f"version {found['version']}"),
         ("Gateway", found["gateway"] + ("" if found["remote"] else " (stopped; `serve` starts it again)")),
-        (
-            "Prediction",
-            f"{found['prediction'].get('label')} with confidence {found['prediction'].get('confidence', 0):.2f}",
-        ),
+        ("Prediction", shortened(found["prediction"])),
         (
             "Latency",
             f"median {found['median_ms']:.1f} ms, 99 % within {found['p99_ms']:.1f} ms, {found['calls']} calls",
@@ -201,13 +200,19 @@ def rows(found: dict[str, Any]) -> list[tuple[str, object]]:
     return lines + ([("Report", shown(Path(found["report"])))] if "report" in found else [])
 
 
+def shortened(answer: Any, most: int = 48) -> str:
+    """An answer as JSON, cut to fit a line."""
+    text = json.dumps(answer)
+    return text if len(text) <= most else f"{text[: most - 1]}…"
+
+
 def images(settings: "Settings", seen: Monitoring) -> dict[str, Path]:
     """The pictures of the report, by title."""
-    model = settings.models / find_run(settings).name
+    run = find_run(settings)
+    model, judged = settings.models / run.name, json.loads((run / EVALUATION).read_text(encoding="utf-8"))
     return {
-        "Learning curves": model / "learning_curves.png",
+        **{title: model / name for title, name in judged["pictures"].items()},
         "Sweep": sweep_folder(settings, settings.root / SWEEP) / "sweep.png",
-        "Confusion matrix": model / "confusion.png",
         "Latency": seen.pictures["latency"],
         "Drift": seen.pictures["drift"],
     }

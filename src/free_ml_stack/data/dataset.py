@@ -4,9 +4,9 @@ import hashlib
 import json
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -20,6 +20,9 @@ from numpy.typing import NDArray
 from free_ml_stack.errors import StackError
 from free_ml_stack.storage.atomic import replace
 from free_ml_stack.storage.manifest import MANIFEST, DamagedError, read_manifest, verify
+
+if TYPE_CHECKING:
+    from free_ml_stack.project.science import Science
 
 FOLDER = "data"
 VERIFIED = "verified.json"
@@ -105,6 +108,11 @@ def read(store: AbstractFileSystem, cache: Path, command: str) -> tuple[dict[str
             _decode(source, name, folder)
         _remember(source, content, cache)
     return {Path(name).stem: _open(folder) for name, folder in folders.items()}, content
+
+
+def examples(science: "Science", split: Split, rows: Iterable[int]) -> list[Any]:
+    """What callers send for some rows of a split."""
+    return [science.data.example(split, row) for row in rows]
 
 
 def fingerprint(content: Mapping[str, Any]) -> str:

@@ -30,6 +30,14 @@ WEB = "1.30.0"  # of onnxruntime-web, which is checked against the sum below
 WEB_URL = f"https://registry.npmjs.org/onnxruntime-web/-/onnxruntime-web-{WEB}.tgz"
 WEB_SHA256 = "d2228df7e4616bc3348bf504ee888f3bec43789a273f0a63f3e68d203ce3bf71"  # pragma: allowlist secret
 WEB_FILES = ("ort.wasm.min.mjs", "ort-wasm-simd-threaded.mjs", "ort-wasm-simd-threaded.wasm")
+LEFT_OUT = (
+    ".safetensors",
+    ".png",
+    ".md",
+    ".txt",
+    ".toml",
+    "LICENSE",
+)  # of a model folder: what a page does not need
 GRADIO = "6.31.0"
 WAIT_SECONDS = 900.0
 
@@ -178,13 +186,14 @@ def library() -> Path:
 
 def web_page(tree: Path, model_dir: Path, project: Project) -> None:
     """The files of a page that runs the model in the browser: model, samples, card and runtime."""
-    shutil.copy(model_dir / "model.onnx", tree)
+    for path in model_dir.iterdir():
+        if path.is_file() and not path.name.endswith(LEFT_OUT):
+            shutil.copy(path, tree)
     card = (model_dir / "README.md").read_text(encoding="utf-8")
     front = FRONT.match(card)
     (tree / "card.md").write_text(card[front.end() if front else 0 :].lstrip(), encoding="utf-8")
     samples = project.samples or [json.loads((model_dir / SAMPLE).read_text(encoding="utf-8"))["input"]]
-    labels = json.loads((model_dir / "labels.json").read_text(encoding="utf-8"))
-    content = {"title": project.title, "labels": labels, "samples": samples}
+    content = {"title": project.title, "samples": samples}
     (tree / "samples.json").write_text(json.dumps(content), encoding="utf-8")
     archive = fetch_runtime(project.cache)
     with tarfile.open(archive) as tar:

@@ -66,7 +66,7 @@ def to_space(
         algorithm=settings.algorithm,
         collection=settings.project,
         cache=settings.private / "cache",
-        samples=test_samples(settings, model_dir),
+        samples=test_samples(science, settings, model_dir),
     )
     api = HfApi(token=token)
     try:
@@ -82,7 +82,7 @@ def to_space(
     return hosted
 
 
-def test_samples(settings: "Settings", model_dir: Path) -> list[object]:
+def test_samples(science: "Science", settings: "Settings", model_dir: Path) -> list[object]:
     """Some inputs to try: of the test split where the data is at hand, else the model's own sample."""
     from free_ml_stack.data import dataset
     from free_ml_stack.storage.stores import open_store
@@ -92,8 +92,7 @@ def test_samples(settings: "Settings", model_dir: Path) -> list[object]:
         splits, _ = dataset.read(store, settings.private / "cache", settings.command)
     except StackError:
         return [json.loads((model_dir / "sample.json").read_text(encoding="utf-8"))["input"]]
-    images: list[object] = splits["test"]["image"][:SAMPLES].tolist()
-    return images
+    return dataset.examples(science, splits["test"], range(min(SAMPLES, splits["test"].rows)))
 
 
 def remembered(record: Path) -> str:

@@ -8,8 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from free_ml_stack.evaluation import plots
-from free_ml_stack.evaluation.result import Evaluation, Table
+from free_ml_stack.evaluation.result import Evaluation
 
 BINS = 10  # of equal width, for calibration
 Floats = NDArray[np.float64]
@@ -49,7 +48,7 @@ def classification(probabilities: ArrayLike, labels: ArrayLike, names: Sequence[
             "Confusion matrix": partial(_draw_confusion, counts, names),
             "Calibration": partial(_draw_calibration, confident, right),
         },
-        {"per_class": Table(("class", "precision", "recall", "f1", "examples"), rows)},
+        {"per_class": (("class", "precision", "recall", "f1", "examples"), rows)},
     )
 
 
@@ -116,8 +115,12 @@ def _share(part: Ints, whole: Ints) -> Floats:
 
 
 def _draw_confusion(counts: Ints, names: Sequence[Any], path: Path) -> Path:
+    from free_ml_stack.evaluation import plots  # matplotlib, which a server does without
+
     return plots.confusion(counts, names, path)
 
 
 def _draw_calibration(confident: Floats, right: Floats, path: Path) -> Path:
+    from free_ml_stack.evaluation import plots  # matplotlib, which a server does without
+
     return plots.calibration(confident, right, path)

@@ -15,20 +15,25 @@ BLUE, ORANGE, GREY = "#3566b8", "#d9822b", "#8a8f98"
 WIDTH, HEIGHT = 6.4, 3.6  # inches
 DPI = 120
 DECADE = 10
+VALIDATION, PANELS = "validation_", 3  # prefix of what is measured on the validation split; panels at most
 NUMBERED, TICKS = 20, 25  # classes whose counts are written into the cells; names on an axis at most
 
 
 def learning_curves(record: Path, path: Path) -> Path:
-    """Training and validation loss, and validation accuracy, over the steps of a metrics.jsonl."""
+    """Draw each measure of a metrics.jsonl that has a `validation_` row over the steps, the training's beside it."""
     rows = [json.loads(line) for line in record.read_text(encoding="utf-8").splitlines()]
-    figure = Figure((WIDTH * 1.5, HEIGHT))
-    left, right = figure.subplots(1, 2)
-    for name, title, color in (("loss", "training", GREY), ("validation_loss", "validation", BLUE)):
-        _line(left, rows, name, title, color)
-    left.set(xlabel="step", ylabel="cross entropy", title="Loss", yscale="log")
-    left.legend(frameon=False)
-    _line(right, rows, "validation_accuracy", "validation", BLUE)
-    right.set(xlabel="step", ylabel="share of images that are right", title="Validation accuracy")
+    names = dict.fromkeys(name for row in rows for name in row)
+    measures = [name.removeprefix(VALIDATION) for name in names if name.startswith(VALIDATION)][:PANELS]
+    figure = Figure((WIDTH * max(len(measures), 1) * 0.75, HEIGHT))
+    panels = np.atleast_1d(figure.subplots(1, max(len(measures), 1)))
+    for axes, measure in zip(panels, measures, strict=False):
+        _line(axes, rows, measure, "training", GREY)
+        _line(axes, rows, VALIDATION + measure, "validation", BLUE)
+        axes.set(xlabel="step", title=_literal(measure.replace("_", " ").capitalize()))
+        values = [row[name] for row in rows for name in (measure, VALIDATION + measure) if name in row]
+        if min(values) > 0 and max(values) > DECADE * min(values):
+            axes.set_yscale("log")
+        axes.legend(frameon=False)
     return _save(figure, path)
 
 

@@ -6,7 +6,6 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from free_ml_stack.evaluation import plots
 from free_ml_stack.evaluation.result import Evaluation
 
 Floats = NDArray[np.float64]
@@ -50,8 +49,12 @@ def _determination(squares: Floats, variances: Floats) -> Floats:
 
 
 def _draw_scatter(guesses: Floats, values: Floats, unit: str, path: Path) -> Path:
+    from free_ml_stack.evaluation import plots  # matplotlib, which a server does without
+
     return plots.scatter(values.ravel(), guesses.ravel(), unit, path)
 
 
 def _draw_residuals(errors: Floats, unit: str, path: Path) -> Path:
+    from free_ml_stack.evaluation import plots  # matplotlib, which a server does without
+
     return plots.residuals(errors.ravel(), unit, path)

@@ -1,27 +1,38 @@
-"""What an evaluation says of a model on one split: numbers, pictures, and rows."""
+"""What an evaluation says of a model on one split: numbers, pictures, and tables."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-
-@dataclass(frozen=True)
-class Table:
-    """A table to show: the names of its columns, and its rows; a Path in a cell is a picture."""
-
-    columns: Sequence[str]
-    rows: Sequence[Sequence[Any]]
+Rows = tuple[Sequence[str], Sequence[Sequence[Any]]]  # the names of the columns, and the rows
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The result of an evaluation.
+    """Hold what was measured of a model on one split.
 
     `metrics` are finite numbers by the Hub's ids of metrics; the first is the headline, which commands, card, sweep and
-    report show. `pictures` draw a PNG file at the path they are given, by title. `tables` are shown as they are.
+    report show. `pictures` are functions that draw a PNG file at the path they are given, by title. `tables` are
+    (columns, rows) by name.
     """
 
     metrics: Mapping[str, float]
     pictures: Mapping[str, Callable[[Path], object]] = field(default_factory=dict)
-    tables: Mapping[str, Table] = field(default_factory=dict)
+    tables: Mapping[str, Rows] = field(default_factory=dict)
+
+    def with_table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> "Evaluation":
+        """Return this evaluation with another table; an array of uint8 (h, w) or (h, w, 3) in a cell is a picture."""
+        return replace(self, tables={**self.tables, name: (columns, rows)})
+
+
+def headline(split: str, metrics: Mapping[str, float]) -> tuple[str, str]:
+    """The first of some metrics as a title, with the split it was measured on, and its value."""
+    name = next(iter(metrics))
+    title = metric_title(name)
+    return f"{split} {title if title.isupper() else title.lower()}", f"{metrics[name]:.4f}"
+
+
+def metric_title(name: str) -> str:
+    """Spell a metric's id for people: `log_loss` is Log loss, `f1` is F1, `rmse` is RMSE."""
+    return name.upper() if len(name) <= 4 else name.replace("_", " ").capitalize()

@@ -12,7 +12,7 @@ import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from free_ml_stack.errors import StackError
-from free_ml_stack.evaluation.metrics import NAMES
+from free_ml_stack.evaluation.result import metric_title
 
 if TYPE_CHECKING:
     from free_ml_stack.project.science import Science
@@ -35,9 +35,9 @@ def card(
     card: ModelCard = ModelCard.from_template(
         metadata(settings, science, result),
         template_str=files(__package__).joinpath("model_card.md").read_text(encoding="utf-8"),
-        **{"url": "", **result},
+        **{"url": "", "pictures": {}, "tables": {}, **result},
         escape=escape_markdown,
-        metric_names=NAMES,
+        metric_title=metric_title,
         title=settings.title or settings.project,
         description=settings.description,
         author=settings.author,
@@ -58,7 +58,7 @@ def metadata(settings: "Settings", science: "Science", result: Mapping[str, Any]
     license_id = "other" if settings.license == "Proprietary" else settings.license.lower()
     data_name, sources = result["data"]["name"], (result["data"].get("source", ""), settings.storage)
     data_id = next(filter(None, (repository_id(url, "datasets/") for url in sources)), data_name)
-    scores = {name: float(value) for name, value in result["test"].items() if name in NAMES}
+    scores = {name: float(value) for name, value in result["test"].items()}
     if unfit := next((name for name, value in scores.items() if not math.isfinite(value)), ""):
         raise StackError(f"README.md: the metric {unfit} is {scores[unfit]}")
     results = [
@@ -68,7 +68,7 @@ def metadata(settings: "Settings", science: "Science", result: Mapping[str, Any]
             dataset_name=data_name,
             dataset_split="test",
             metric_type=name,
-            metric_name=NAMES[name],
+            metric_name=metric_title(name),
             metric_value=value,
         )
         for name, value in scores.items()
@@ -86,7 +86,7 @@ def metadata(settings: "Settings", science: "Science", result: Mapping[str, Any]
         library_name="pytorch",
         pipeline_tag=science.model.TASK,
         tags=[data_name.rpartition("/")[2], "free-ml-stack"],
-        metrics=[name for name in NAMES if name in result["test"]],
+        metrics=list(scores),
         eval_results=results,
         **extra,
     )
@@ -224,12 +224,11 @@ def _digest(body: str) -> str:
 
 def _intended(science: "Science", data: Mapping[str, Any]) -> str:
     task = science.model.TASK.replace("-", " ").capitalize()
-    names = ", ".join(escape_markdown(str(label)) for label in science.data.LABELS)
-    return f"{task} of inputs like those of {escape_markdown(data['name'])}, into the classes {names}."
+    return f"{task} of inputs like those of {escape_markdown(data['name'])}."
 
 
 def _limits(data: Mapping[str, Any]) -> str:
     return (
         f"Measured on the test split of {escape_markdown(data['name'])} only ({data['rows']['test']:,} examples). "
-        "Inputs of another kind were not tried, and the confidence was not calibrated."
+        "Inputs of another kind were not tried."
     )

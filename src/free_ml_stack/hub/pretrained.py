@@ -71,12 +71,7 @@ def _shards(url: str, index: Path) -> list[str]:
 
 
 def load_pretrained(model: nn.Module, url: str, begin: Callable[[Any, Mapping[str, Tensor]], None]) -> None:
-    """Start `model` from the weights of a model on the Hub; do nothing for an empty `url`.
-
-    `url` is hf://USER/NAME[@REVISION]. Its tensors, by name and in the file's dtype, are read from safetensors only and
-    given to `begin(model, tensors)`, which copies those it wants. Raises StackError where the model is absent or
-    unreadable, or where `begin` raises RuntimeError because a shape does not fit.
-    """
+    """Start `model` from the weights of a model on the Hub; nothing for an empty `url`. Raises StackError."""
     if not url:
         return
     try:

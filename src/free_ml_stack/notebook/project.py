@@ -17,7 +17,7 @@ from dataclasses import asdict
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from free_ml_stack.console import say
 from free_ml_stack.errors import StackError
@@ -25,6 +25,9 @@ from free_ml_stack.notebook import packages
 from free_ml_stack.project.flags import read
 from free_ml_stack.project.science import Science
 from free_ml_stack.project.settings import load
+
+if TYPE_CHECKING:
+    from free_ml_stack.data.dataset import Split
 
 KEYS = ("WANDB_API_KEY", "HF_TOKEN", "ALGORITHMIA_API", "ALGORITHMIA_API_KEY")
 REDRAWN = 1.0  # seconds between two pictures of the curves
@@ -110,10 +113,18 @@ class Project:
         with gateway(self.science, load({}, self.root, self.environ)):
             self("predict")
 
-    def guess(self, run: str, count: int = 8) -> "tuple[Any, list[str]]":
-        """The first `count` test images, and what a run's model takes each for: label, confidence, right or wrong."""
+    def model(self, run: str) -> Any:
+        """Load the model of a finished run, ready to answer."""
         from safetensors.torch import load_file
 
+        folder = load({}, self.root, self.environ).runs / run
+        config = json.loads((folder / "result.json").read_text("utf-8"))["config"]
+        model = self.science.model.build(self.science.config(**config))
+        model.load_state_dict(load_file(folder / "model.safetensors"))
+        return model.eval()
+
+    def split(self, name: str, rows: int) -> "Split":
+        """Read the first rows of a split of the data set."""
         from free_ml_stack.data import dataset
         from free_ml_stack.storage.stores import open_store
 
@@ -121,14 +132,7 @@ class Project:
         splits, _ = dataset.read(
             open_store(settings.storage, settings), settings.private / "cache", settings.command
         )
-        config = json.loads((settings.runs / run / "result.json").read_text(encoding="utf-8"))["config"]
-        model = self.science.model.build(self.science.config(**config))
-        model.load_state_dict(load_file(settings.runs / run / "model.safetensors"))
-        test = dataset.Split({key: column[:count] for key, column in splits["test"].items()})
-        shares, labels = self.science.train.predict(model, test).softmax(1).max(1)
-        marks = ["✓" if right else "✗" for right in labels == test["label"]]
-        words = zip(labels.tolist(), shares.tolist(), marks, strict=True)
-        return test["image"], [f"{label} {share:.0%} {mark}" for label, share, mark in words]
+        return dataset.Split({key: column[:rows] for key, column in splits[name].items()})
 
     def _run(self, words: list[str], meanwhile: Callable[[], None] | None = None) -> None:
         with subprocess.Popen(

@@ -1,5 +1,6 @@
 """What a project hands to the wiring: its modules, imported only when a command needs them."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -25,13 +26,23 @@ class Data(Protocol):
         self, arrays: "dict[str, NDArray[np.uint8]]", seed: int
     ) -> "dict[str, dict[str, NDArray[np.uint8]]]": ...
 
+    def example(self, columns: "Mapping[str, Any]", row: int) -> Any: ...
+
 
 class Model(Protocol):
-    """`model.py`: the network."""
+    """`model.py`: the network, and how it is saved and exported."""
 
-    TASK: str
+    TASK: str  # the Hub's id
+    INPUTS: dict[str, dict[int, str]]  # of the exported model, by name, each with its axes of any size
+    OUTPUTS: dict[str, dict[int, str]]
 
     def build(self, config: Any) -> "torch.nn.Module": ...
+
+    def inputs(self, columns: "Mapping[str, torch.Tensor]") -> "dict[str, torch.Tensor]": ...
+
+    def served(self, model: Any) -> "torch.nn.Module": ...
+
+    def save(self, model: Any, folder: Path) -> None: ...
 
 
 class Predictor(Protocol):

@@ -138,11 +138,6 @@ class Run:
         cells = [[self._relative(cell) if isinstance(cell, Path) else cell for cell in row] for row in rows]
         self._tell("table", name=name, columns=list(columns), rows=cells)
 
-    def confusion(self, labels: Sequence[int], predicted: Sequence[int], names: Sequence[Any]) -> None:
-        """Show how often each class is taken for which."""
-        named = [str(name) for name in names]
-        self._tell("confusion", labels=list(labels), predicted=list(predicted), names=named)
-
     def uses(self, name: str, alias: str) -> None:
         """Say that this run starts from a version of an artifact that another one made."""
         self._tell("uses", name=name, alias=alias)

@@ -136,17 +136,6 @@ class WandbTracker(Tracker):
             table.add_data(*cells)
         self.pictures[name] = table
 
-    def confusion(self, labels: Sequence[int], predicted: Sequence[int], names: Sequence[str]) -> None:
-        """Show W&B's own chart of the confusion matrix."""
-        self._do(self._confusion, labels, predicted, names)
-
-    def _confusion(self, labels: Sequence[int], predicted: Sequence[int], names: Sequence[str]) -> None:
-        import wandb
-
-        self.pictures["confusion"] = wandb.plot.confusion_matrix(
-            y_true=list(labels), preds=list(predicted), class_names=list(names), title="Confusion matrix"
-        )
-
     def uses(self, name: str, alias: str) -> None:
         """Note an artifact as this run's input; offline there is nothing to look it up in, so `sync` does it."""
         if self.online:

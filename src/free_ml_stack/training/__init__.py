@@ -1,9 +1,8 @@
 """What a training loop is written with."""
 
 from free_ml_stack.data.dataset import Split
-from free_ml_stack.hub.pretrained import load_pretrained
 from free_ml_stack.tracking.run import Run
 from free_ml_stack.training.checkpoint import Checkpoints
 from free_ml_stack.training.process import Process
 
-__all__ = ["Checkpoints", "Process", "Run", "Split", "load_pretrained"]
+__all__ = ["Checkpoints", "Process", "Run", "Split"]

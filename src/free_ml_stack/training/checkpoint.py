@@ -4,7 +4,7 @@ import json
 import shutil
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,6 +14,7 @@ import torch
 
 from free_ml_stack.console import say, shown
 from free_ml_stack.errors import StackError
+from free_ml_stack.hub.pretrained import load_pretrained
 from free_ml_stack.training.process import Process
 from free_ml_stack.training.snapshot import (
     FILES,
@@ -132,6 +133,17 @@ class Checkpoints:
         if self.process.first:
             say(f"Going on after step {self.at.step}.")
         return self.at
+
+    def load_pretrained(
+        self, model: torch.nn.Module, url: str, begin: Callable[[Any, Mapping[str, torch.Tensor]], None]
+    ) -> None:
+        """Start `model` from the weights of a model on the Hub; do nothing for an empty `url`.
+
+        `url` is hf://USER/NAME[@REVISION]. Its tensors, by name and in the file's dtype, are read from safetensors only
+        and given to `begin(model, tensors)`, which copies those it wants. Raises StackError where the model is absent
+        or unreadable, or where `begin` raises RuntimeError because a shape does not fit.
+        """
+        load_pretrained(model, url, begin)
 
     def step(self) -> None:
         """Save a checkpoint if one is due; call it after every optimizer step.

@@ -16,14 +16,11 @@ from dataclasses import replace as replace_fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from fsspec.implementations.dirfs import DirFileSystem
-from safetensors.torch import save_file
 
 from free_ml_stack.console import say
 from free_ml_stack.data import dataset
 from free_ml_stack.errors import StackError
-from free_ml_stack.evaluation import metrics as evaluation
 from free_ml_stack.hub.pretrained import pinned
 from free_ml_stack.project.flags import read, read_json
 from free_ml_stack.storage.atomic import replace
@@ -32,7 +29,9 @@ from free_ml_stack.tracking import lineage, provenance
 from free_ml_stack.tracking.opening import open_run
 from free_ml_stack.tracking.run import FACTS, NoRecord, Run
 from free_ml_stack.tracking.tracker import PREEMPTED, RunStoppedError, Tracker
+from free_ml_stack.training import outcome
 from free_ml_stack.training.checkpoint import Checkpoints, PreemptedError, same
+from free_ml_stack.training.outcome import RESULT, WEIGHTS
 from free_ml_stack.training.process import Process, join
 from free_ml_stack.training.snapshot import STATE
 
@@ -43,13 +42,7 @@ if TYPE_CHECKING:
     from free_ml_stack.project.science import Science
     from free_ml_stack.project.settings import Settings
 
-RESULT, WEIGHTS, PREDICTIONS, CONFIG, LATEST = (
-    "result.json",
-    "model.safetensors",
-    "predictions.npz",
-    "config.json",
-    "latest",
-)
+CONFIG, LATEST = "config.json", "latest"
 DATA = "data.json"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 RESUME = PREEMPTED  # EX_TEMPFAIL of sysexits.h: start me again
@@ -119,10 +112,14 @@ def train(
             "machine": provenance.machine(str(process.device)),
         }
         if process.first:
-            result |= _keep(science, model, splits, run, result)
+            result, judged = outcome.keep(science, model, splits, run, result)
             if folder is None and not settings.wandb_sweep:  # a trial is not what is published next
                 # before W&B is waited for: who stops that wait has a trained model all the same
                 replace(runs / LATEST, run_id.encode())
+            if folder is None:  # nobody looks at the pictures of a trial
+                outcome.show(run, judged)
+            if run.tracked:
+                lineage.trained(run, [run.folder / name for name in (WEIGHTS, CONFIG, RESULT)])
             result["tracked"] = run.finish()
     return result
 
@@ -207,23 +204,6 @@ def stoppable(checkpoints: Checkpoints) -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _keep(
-    science: "Science", model: Any, splits: Mapping[str, "Split"], run: Run, result: Mapping[str, Any]
-) -> dict[str, Any]:
-    """Evaluate the model and write what came of the run; returns the scores."""
-    outputs = {name: science.train.predict(model, splits[name]).numpy() for name in ("validation", "test")}
-    labels = {name: splits[name]["label"].cpu().numpy().astype(np.int64) for name in outputs}
-    scores = {name: evaluation.metrics(evaluation.softmax(outputs[name]), labels[name]) for name in outputs}
-    seen = {"url": getattr(run.tracker, "url", "")}  # the page of the run, for its model's card
-    save_file(model.state_dict(), run.folder / WEIGHTS)
-    np.savez(run.folder / PREDICTIONS, validation_logits=outputs["validation"], test_logits=outputs["test"])
-    replace(run.folder / RESULT, json.dumps({**result, **scores, **seen}, indent=1).encode())
-    run.summary(**{f"{split}_{name}": value for split in scores for name, value in scores[split].items()})
-    files = [run.folder / name for name in (WEIGHTS, CONFIG, RESULT)]
-    lineage.trained(run, files, outputs["test"], labels["test"], splits["test"]["image"], science.data.LABELS)
-    return scores
 
 
 def saved_config(settings: "Settings", run_id: str) -> dict[str, Any]:

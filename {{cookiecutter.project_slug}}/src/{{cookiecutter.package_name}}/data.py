@@ -44,6 +44,11 @@ def split(arrays: Arrays, seed: int) -> dict[str, Arrays]:
     return {name: {key: column[index] for key, column in arrays.items()} for name, index in chosen.items()}
 
 
+def example(columns: Mapping[str, Any], row: int) -> Any:
+    """What a caller sends for a row: the image as a list of lists."""
+    return columns["image"][row].tolist()
+
+
 def fits(splits: Mapping[str, Mapping[str, Tensor]]) -> None:
     """Refuse data that the model can't take, as `data --from` may bring it. Raises StackError."""
     for name, columns in splits.items():

@@ -1,16 +1,20 @@
 """The model: a small convolutional network. Edit me."""
 
+import json
 from collections.abc import Mapping
+from pathlib import Path
 
 from huggingface_hub import PyTorchModelHubMixin
 from torch import Tensor, nn
 
 from .config import TrainConfig
+from .data import LABELS
 
-CLASSES = 10
 PIXELS = 8  # height and width of an image
 LEVELS = 16  # the largest grey value
 TASK = "image-classification"
+INPUTS = {"image": {0: "batch"}}  # of the exported model, each with its axes of any size
+OUTPUTS = {"probabilities": {0: "batch"}}
 
 
 class DigitsNet(nn.Module, PyTorchModelHubMixin, library_name="pytorch", pipeline_tag=TASK):
@@ -29,13 +33,29 @@ class DigitsNet(nn.Module, PyTorchModelHubMixin, library_name="pytorch", pipelin
             nn.Dropout(dropout),
             nn.Linear(2 * width * (PIXELS // 2) ** 2, hidden),
             nn.ReLU(),
-            nn.Linear(hidden, CLASSES),
+            nn.Linear(hidden, len(LABELS)),
         )
 
     def forward(self, image: Tensor) -> Tensor:
         """Grey values (n, 8, 8), 0 to 16 -> logits (n, 10)."""
         logits: Tensor = self.net(image.float().unsqueeze(1) / LEVELS)
         return logits
+
+
+def inputs(columns: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What the exported model takes for some rows, by name."""
+    return {"image": columns["image"].float()}
+
+
+def served(model: DigitsNet) -> nn.Module:
+    """The network as it is exported: with its head, so that it gives probabilities."""
+    return nn.Sequential(model, nn.Softmax(1))
+
+
+def save(model: DigitsNet, folder: Path) -> None:
+    """Write the weights and all that goes with them into the model folder."""
+    model.save_pretrained(folder)
+    (folder / "labels.json").write_text(json.dumps(LABELS), encoding="utf-8")
 
 
 def begin(model: DigitsNet, weights: Mapping[str, Tensor]) -> None:

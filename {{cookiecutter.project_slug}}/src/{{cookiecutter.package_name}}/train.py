@@ -6,14 +6,15 @@ from typing import Any
 import numpy as np
 import torch
 from free_ml_stack import StackError
-from free_ml_stack.training import Checkpoints, Process, Run, Split, load_pretrained
+from free_ml_stack.evaluation import Evaluation, classification
+from free_ml_stack.training import Checkpoints, Process, Run, Split
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.nn.parallel import DistributedDataParallel
 
 from .config import TrainConfig
-from .data import fits, shifted
-from .model import DigitsNet, begin, build
+from .data import LABELS, fits, shifted
+from .model import LEVELS, DigitsNet, begin, build
 
 
 def fit(
@@ -40,7 +41,7 @@ def fit(
     at = checkpoints.resume(model=model, optimizer=optimizer, schedule=schedule, scaler=scaler, seen=seen)
     run.expect(config.epochs * steps, at.step)
     if not at.step:
-        load_pretrained(model, config.init, begin)
+        checkpoints.load_pretrained(model, config.init, begin)
 
     while at.epoch < config.epochs and not (config.patience and at.stale >= config.patience):
         rows = torch.from_numpy(np.random.default_rng((config.seed, at.epoch)).permutation(train.rows))
@@ -66,7 +67,7 @@ def fit(
                 run.log(at.step, loss=seen.mean(process), lr=float(schedule.get_last_lr()[0]))
             checkpoints.step()
         at.epoch, at.batch = at.epoch + 1, 0
-        loss_now, accuracy = evaluate(net, validation, process)
+        loss_now, accuracy = validate(net, validation, process)
         run.log(at.step, epoch=at.epoch, validation_loss=loss_now, validation_accuracy=accuracy)
         better = loss_now < at.best
         at.best, at.stale = (loss_now, 0) if better else (at.best, at.stale + 1)
@@ -111,7 +112,26 @@ class Seen:
         self.count = state["count"]
 
 
-def evaluate(net: nn.Module, split: Split, process: Process) -> tuple[float, float]:
+def evaluate(model: DigitsNet, split: Split) -> Evaluation:
+    """Judge a trained model on a split: metrics by the Hub's ids, the headline first, with pictures and tables."""
+    shares, labels = predict(model, split).softmax(1), split["label"].cpu().long()
+    confidence, predicted = shares.max(1)
+    wrong = (predicted != labels).nonzero()[:, 0]
+    worst = wrong[shares[wrong, labels[wrong]].argsort()][:12].tolist()
+    rows = [
+        [grey(split["image"][i]), LABELS[labels[i]], LABELS[predicted[i]], float(confidence[i])]
+        for i in worst
+    ]
+    found = classification(shares.numpy(), labels.numpy(), LABELS)
+    return found.with_table("worst_mistakes", ("image", "true", "predicted", "confidence"), rows)
+
+
+def grey(image: Tensor) -> Any:
+    """An image (h, w) of grey values up to LEVELS as an array of uint8, ink dark."""
+    return (255 - image.cpu().float() * 255 / LEVELS).byte().numpy()
+
+
+def validate(net: nn.Module, split: Split, process: Process) -> tuple[float, float]:
     """Mean loss and accuracy over a split, each process taking its share of the rows."""
     rows = process.mine(torch.arange(split.rows))
     logits, labels = predict(net, split, rows), split["label"].cpu()[rows].long()

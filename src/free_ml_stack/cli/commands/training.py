@@ -74,9 +74,10 @@ def train(science: "Science", settings: Settings, args: Namespace) -> int:
             training.failed_early(settings, run)
         raise
     if settings.rank == 0:
-        say(
-            f"Test accuracy {result['test']['accuracy']:.4f}; {result['steps']} steps in {result['seconds']:.1f} s."
-        )
+        from free_ml_stack.evaluation.result import headline
+
+        score = " ".join(headline("Test", result["test"]))
+        say(f"{score}; {result['steps']} steps in {result['seconds']:.1f} s.")
         say(
             f"Run {result['run']} is in {shown(settings.runs / result['run'])}.",
             *filter(None, [result["tracked"]]),

@@ -1,0 +1,101 @@
+"""What comes of a training run: first weights and metrics, then pictures and tables, which may fail."""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from safetensors.torch import save_file
+
+from free_ml_stack.console import say
+from free_ml_stack.errors import in_a_line
+from free_ml_stack.evaluation import Evaluation, plots
+from free_ml_stack.storage.atomic import replace
+from free_ml_stack.tracking.run import METRICS, Run
+
+if TYPE_CHECKING:
+    from free_ml_stack.data.dataset import Split
+    from free_ml_stack.project.science import Science
+
+RESULT, WEIGHTS, EVALUATION = "result.json", "model.safetensors", "evaluation.json"
+PICTURES = "pictures"
+JUDGED = ("validation", "test")  # the splits that a trained model is evaluated on
+
+
+def keep(
+    science: "Science", model: Any, splits: Mapping[str, "Split"], run: Run, facts: Mapping[str, Any]
+) -> tuple[dict[str, Any], Evaluation]:
+    """Write the weights, evaluate the model, and write the result; returns it, and the evaluation of the test split."""
+    save_file(model.state_dict(), run.folder / WEIGHTS)
+    found: dict[str, Evaluation] = {name: science.train.evaluate(model, splits[name]) for name in JUDGED}
+    scores = {name: dict(evaluation.metrics) for name, evaluation in found.items()}
+    result = {
+        **facts,
+        **scores,
+        "url": getattr(run.tracker, "url", ""),
+    }  # the run's page, for its model's card
+    replace(run.folder / RESULT, json.dumps(result, indent=1).encode())
+    run.summary(**{f"{split}_{name}": value for split in JUDGED for name, value in scores[split].items()})
+    return result, found["test"]
+
+
+def show(run: Run, evaluation: Evaluation) -> None:
+    """Draw the pictures and tables of a run, and tell its tracker of them; a picture that fails is left out."""
+    drawings = {"Learning curves": lambda path: plots.learning_curves(run.folder / METRICS, path)}
+    pictures = {}
+    for title, draw in {**drawings, **evaluation.pictures}.items():
+        path = run.folder / PICTURES / f"{slug(title)}.png"
+        path.parent.mkdir(exist_ok=True)
+        try:
+            draw(path)
+        except Exception as error:  # whatever a drawing of the project raises, the run is whole without it
+            say(f"The picture {title} was left out: {in_a_line(error)}")
+            continue
+        pictures[title] = path.name
+        run.picture(path.stem, path)
+    tables = {name: _drawn(run.folder, name, *table) for name, table in evaluation.tables.items()}
+    for name, (columns, rows) in tables.items():
+        run.table(name, columns, rows)
+    plain = {
+        name: {"columns": list(columns), "rows": [[_plain(run.folder, cell) for cell in row] for row in rows]}
+        for name, (columns, rows) in tables.items()
+    }
+    replace(run.folder / EVALUATION, json.dumps({"pictures": pictures, "tables": plain}, indent=1).encode())
+
+
+def slug(title: str) -> str:
+    """A title as the name of a file."""
+    return re.sub(r"[^a-z0-9]+", "_", title.lower()).strip("_") or "picture"
+
+
+def _drawn(
+    folder: Path, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]
+) -> tuple[Sequence[str], list[list[Any]]]:
+    """A table whose arrays are PNG files in the run's folder."""
+    made = [
+        [
+            _png(cell, folder / PICTURES / f"{slug(name)}_{number}.png")
+            if isinstance(cell, np.ndarray)
+            else cell
+            for cell in row
+        ]
+        for number, row in enumerate(rows)
+    ]
+    return columns, made
+
+
+def _png(pixels: "np.ndarray[Any, Any]", path: Path) -> Path:
+    """Pixels (h, w) or (h, w, 3) of uint8 as a PNG, large enough to be seen."""
+    from PIL import Image
+
+    path.parent.mkdir(exist_ok=True)
+    scale = max(1, 64 // max(pixels.shape[:2]))
+    size = (pixels.shape[1] * scale, pixels.shape[0] * scale)
+    Image.fromarray(pixels).resize(size, Image.Resampling.NEAREST).save(path)
+    return path
+
+
+def _plain(folder: Path, cell: Any) -> Any:
+    return cell.relative_to(folder).as_posix() if isinstance(cell, Path) else cell
