@@ -252,6 +252,7 @@ def test_data_that_the_model_can_not_take_is_told_in_one_line() -> None:
         assert "\n" not in str(told.value)
 
 
+@pytest.mark.slow
 def test_a_key_that_may_not_read_is_told_so(hub: Hub, tmp_path: Path) -> None:
     """Wherever the Hub refuses it: of the data set, its listing or a file; and a key that nobody has as that."""
     hub.put("dataset", "you/gated", shards_of())
