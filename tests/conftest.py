@@ -29,9 +29,9 @@ def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_teardown() -> Iterator[None]:
-    """No test finds a process that another has left running."""
-    yield
+    """No test finds a process that another has left running; its services are there until it has ended."""
     forking.end_all()
+    yield
 
 
 @pytest.fixture(scope="session")
