@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import subprocess
 import tempfile
 import time
 from collections.abc import Callable
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlsplit
 
+from free_ml_stack import git
 from free_ml_stack.deployment.deploy import SAMPLE, close
 from free_ml_stack.deployment.versions import Bump
 from free_ml_stack.errors import StackError
@@ -18,6 +18,7 @@ from free_ml_stack.storage.manifest import verify
 MANIFEST = "model_manifest.json"
 UNNEEDED = (".png", ".md", ".safetensors")  # files of a model folder that answering takes no part of
 BUILD_SECONDS = 1800.0
+COMMANDS = ("clone", "add", "commit", "push", "rev-parse")
 
 
 def deploy_to_installation(
@@ -41,12 +42,12 @@ def deploy_to_installation(
     algo = client.algo(algorithm)
     address = repository(client, algo, algorithm)
     with tempfile.TemporaryDirectory() as scratch:
-        git = Git(Path(scratch), address, algorithm.partition("/")[0], client.apiKey or "")
-        git.clone()
-        assemble(git.tree, sources, predict, sample)
+        clone = Git(Path(scratch), address, algorithm.partition("/")[0], client.apiKey or "")
+        clone.clone()
+        assemble(clone.tree, sources, predict, sample)
         say(f"Uploading {model_dir.name}")
-        upload(client, model_dir, algorithm, git.tree)
-        commit = git.push(notes or f"Deploy {model_dir.name}")
+        upload(client, model_dir, algorithm, clone.tree)
+        commit = clone.push(notes or f"Deploy {model_dir.name}")
     say(f"Pushed {commit[:10]} to {address}; waiting for the build")
     wait_for_build(algo, commit, build_seconds)
     answer = client.algo(f"{algorithm}/{commit}").pipe(sample["input"]).result
@@ -142,29 +143,26 @@ class Git:
     def push(self, message: str) -> str:
         """Commit everything and push it to the branch that is checked out; returns the commit's hash."""
         self._run("add", "--all", "--force")
-        identity = (
-            "-c",
-            "user.name=free-ml-stack",
-            "-c",
-            "user.email=deploy@localhost",
-            "-c",
-            "commit.gpgsign=false",
-        )
+        identity = ("-c", "user.name=free-ml-stack", "-c", "user.email=deploy@localhost")
         self._run(*identity, "commit", "--quiet", "--allow-empty", "--message", message)
         self._run("push", "--quiet", "origin", "HEAD")
         return self._run("rev-parse", "HEAD").strip()
 
     def _run(self, *arguments: str, within: bool = True) -> str:
-        command = [
-            "git",
+        store = f"credential.helper=store --file={self.credentials}"
+        options = [
             "-c",
             "credential.helper=",
             "-c",
-            f"credential.helper=store --file={self.credentials}",
+            store,
+            "-c",
+            "core.askPass=true",
+            "-c",
+            "core.autocrlf=false",
         ]
-        command += ["-c", "core.askPass=true", *(["-C", str(self.tree)] if within else []), *arguments]
-        done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False)
+        done = git.run(self.tree if within else None, [*options, *arguments])
         if done.returncode:
-            lines = done.stderr.strip().splitlines() or ["git failed"]
-            raise StackError(f"git {arguments[0]} {self.address}: {lines[-1]}")
-        return done.stdout
+            lines = done.stderr.decode(errors="replace").strip().splitlines() or ["git failed"]
+            command = next(word for word in arguments if word in COMMANDS)
+            raise StackError(f"git {command} {self.address}: {lines[-1]}")
+        return done.stdout.decode()

@@ -21,6 +21,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from free_ml_stack import git
 from free_ml_stack.console import say
 from free_ml_stack.errors import StackError
 from free_ml_stack.notebook import runner
@@ -75,14 +76,14 @@ def remote(settings: "Settings", package: str, place: str, words: Sequence[str],
 
 def packed(root: Path, project: str, package: str, words: Sequence[str]) -> str:
     """A program that holds the tracked sources of `root`, and trains with them where it is run."""
-    listed = subprocess.run(["git", "ls-files", "-z"], cwd=root, capture_output=True, text=True, check=False)
+    listed = git.run(root, ["ls-files", "-z"])
     if listed.returncode:
         raise StackError(
             "what travels is what git tracks, and this is no git repository: `git init`, add, commit"
         )
     content = io.BytesIO()
     with tarfile.open(fileobj=content, mode="w:gz") as archive:
-        for name in filter(None, listed.stdout.split("\0")):
+        for name in filter(None, os.fsdecode(listed.stdout).split("\0")):
             if Path(name).name != ".env" and (root / name).is_file():
                 archive.add(root / name, name)
     given = {"project": project, "package": package, "words": list(words)}

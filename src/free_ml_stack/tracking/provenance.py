@@ -3,12 +3,34 @@
 import os
 import platform
 import re
+import shutil
 import subprocess
+import tempfile
+from collections.abc import Mapping
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 from typing import Any
 
+from free_ml_stack import git
+
 LIBRARY = "free-ml-stack"
+SECONDS = 10.0  # that a call of git may take
+# A difference that `git apply` takes back, whatever the user has configured.
+PLAIN = (
+    "--patch",
+    "--binary",
+    "--no-color",
+    "--no-ext-diff",
+    "--no-textconv",
+    "--no-relative",
+    "--no-renames",
+    "--submodule=short",
+    "--unified=3",
+    "--inter-hunk-context=0",
+    "--src-prefix=a/",
+    "--dst-prefix=b/",
+)
 PACKAGES = (
     "torch",
     "numpy",
@@ -23,13 +45,28 @@ PACKAGES = (
 
 
 def commit(root: Path) -> str:
-    """The git commit of the project, `-dirty` where files differ from it, empty without git."""
-    return _git(root, "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*").decode().strip()
+    """The git commit of the project, `-dirty` where files differ from it, empty without git.
+
+    Files of src/ that git neither tracks nor ignores make a difference, too.
+    """
+    name = _git(root, "rev-parse", "--verify", "--quiet", "HEAD").decode().strip()
+    return f"{name}-dirty" if name and changes(root) else name
 
 
 def changes(root: Path) -> bytes:
-    """What differs from the commit, in the bytes that `git apply` takes back; empty without git."""
-    return _git(root, "diff", "HEAD", "--no-color", "--no-ext-diff")
+    """What differs from the commit, in the bytes that `git apply` takes back; empty without git.
+
+    Files of src/ that git neither tracks nor ignores are among it.
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        copy = Path(scratch, "index")  # the user's own is left as it is
+        if not (named := os.fsdecode(_git(root, "rev-parse", "--git-path", "index").rstrip(b"\r\n"))):
+            return b""
+        with suppress(OSError):  # none yet, or one that only others may read
+            shutil.copyfile(root / named, copy)
+        index = {"GIT_INDEX_FILE": str(copy)}
+        _git(root, "add", "--intent-to-add", "--", "src", variables=index)
+        return _git(root, "diff", *PLAIN, "HEAD", "--", variables=index)
 
 
 def environment() -> dict[str, str]:
@@ -92,9 +129,9 @@ def _gpu(device: str) -> str:
     return torch.cuda.get_device_name(device)
 
 
-def _git(root: Path, *arguments: str) -> bytes:
+def _git(root: Path, *arguments: str, variables: Mapping[str, str] | None = None) -> bytes:
     try:
-        done = subprocess.run(["git", *arguments], cwd=root, capture_output=True, check=True, timeout=10)
+        done = git.run(root, arguments, variables, SECONDS)
     except (OSError, subprocess.SubprocessError):
         return b""
-    return done.stdout
+    return b"" if done.returncode else done.stdout

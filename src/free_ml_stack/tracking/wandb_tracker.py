@@ -4,12 +4,14 @@ Row n of metrics.jsonl is W&B's step n, so what W&B has of a run is told by one 
 """
 
 import logging
+import os
 import threading
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from free_ml_stack import git
 from free_ml_stack.console import say, shown
 from free_ml_stack.errors import first_line
 from free_ml_stack.tracking.tracker import PREEMPTED, RunStoppedError, Tracker, Values
@@ -55,6 +57,10 @@ class WandbTracker(Tracker):
             "init_timeout": min(own.init_timeout, INIT),
             "finish_timeout": own.finish_timeout or FINISH,
         }
+        if not git.REPOSITORY.isdisjoint(
+            os.environ
+        ):  # its client would tell of the repository that they name
+            options["disable_git"] = True
         self.patience, self.orders = options["init_timeout"], ORDERS * settings.patience
         # The service process means to keep to the first, and does not always.
         self.last_patience = options["finish_timeout"] + LAST
