@@ -5,10 +5,11 @@ from pathlib import Path
 import pytest
 from skeleton.config import TrainConfig
 
+from free_ml_stack.algorithmia.calls import read_input
 from free_ml_stack.errors import StackError
 from free_ml_stack.project import flags
 from free_ml_stack.project.settings import load
-from free_ml_stack.storage.stores import open_store
+from free_ml_stack.storage.stores import open_store, place
 
 
 @pytest.fixture
@@ -154,3 +155,20 @@ def test_what_the_clients_would_tell_by_a_traceback_is_told_in_one_line(
 def test_the_home_of_a_user_who_is_none_is_told_in_one_line(project: Path) -> None:
     with pytest.raises(StackError, match="no such user's home"):
         open_store("~nobody-of-that-name/x", load({}, project, {}))
+
+
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
+def test_json_is_read_with_and_without_the_mark_of_windows_editors(tmp_path: Path, mark: bytes) -> None:
+    file = tmp_path / "config.json"
+    file.write_bytes(mark + b'{"epochs": 1}')
+    assert flags.read_json(file) == read_input(str(file)) == {"epochs": 1}
+
+
+def test_a_store_that_a_folder_stands_for_is_told_with_that_folder(project: Path) -> None:
+    settings = load({"storage": "algorithmia://.my/p"}, project, {"HOME": str(project)})
+    told = place(settings.storage, "data", settings)
+    assert told == f"algorithmia://.my/p/data (without a key: {project}/.stack/data/me/p/data)"
+    own = load({"storage": "./store"}, project, {"HOME": str(project)})
+    assert place(own.storage, "data", own) == "./store/data"
+    named = load({"storage": "s3://bucket"}, project, {"HOME": str(project), "AWS_PROFILE": "x"})
+    assert place(named.storage, "data", named) == "s3://bucket/data"

@@ -66,10 +66,10 @@ def read_input(text: str) -> Any:
     source = text
     try:
         if text == "-":
-            source = sys.stdin.read()
+            source = sys.stdin.read() if sys.stdin else ""  # closed by who started us
         elif not text.lstrip().startswith(("[", "{", '"')) and Path(text).is_file():
             source = Path(text).read_text(encoding="utf-8")
-        return json.loads(source)
+        return json.loads(source.removeprefix("\ufeff"))  # which Windows' editors put first
     except (ValueError, OSError) as error:
         raise StackError(f"input is neither a file nor JSON: {error}") from None
 

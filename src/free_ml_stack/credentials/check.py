@@ -14,7 +14,16 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from free_ml_stack.credentials.keys import Key, find, is_address, present, read_env_file, renewable
+from free_ml_stack.credentials.keys import (
+    Key,
+    find,
+    is_address,
+    is_loopback,
+    present,
+    read_env_file,
+    renewable,
+    server,
+)
 from free_ml_stack.credentials.report import SERVICES, SETTINGS, Report, as_json, report, show
 
 if TYPE_CHECKING:
@@ -51,7 +60,8 @@ def check(
     for thread in threads:
         thread.join(max(0.0, deadline - time.monotonic()))
     late = {service: report(key, "timeout") for service, key in keys.items() if key}
-    absent = {service: report(Key(service, "", "", ""), "missing") for service in keys}
+    places = {service: server(service, environ, dotenv) for service in keys}
+    absent = {service: report(Key(service, "", "", places[service]), "missing") for service in keys}
     return [(absent | late | reports)[service] for service in keys]
 
 
@@ -118,8 +128,10 @@ def _ask(key: Key, seconds: float) -> tuple[int, Any, str]:
 
     try:
         bundle = os.environ.get("REQUESTS_CA_BUNDLE") or os.environ.get("CURL_CA_BUNDLE")  # as the clients do
-        context = ssl.create_default_context(cafile=bundle if bundle and Path(bundle).is_file() else None)
-        opener = urllib.request.build_opener(AsAnswered, urllib.request.HTTPSHandler(context=context))
+        context = ssl.create_default_context(cafile=bundle if bundle and os.path.isfile(bundle) else None)  # noqa: PTH113
+        handlers = [AsAnswered, urllib.request.HTTPSHandler(context=context)]
+        direct = [urllib.request.ProxyHandler({})] if is_loopback(key.address) else []
+        opener = urllib.request.build_opener(*handlers, *direct)
         with opener.open(_request(key), timeout=seconds) as answer:
             return _sort(answer.status, answer.read(ANSWER_LIMIT))
     except (

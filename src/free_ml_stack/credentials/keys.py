@@ -75,7 +75,8 @@ def present(environ: Mapping[str, str], dotenv: Mapping[str, str] | None = None)
     """Return which of algorithmia, wandb, huggingface and s3 have credentials, without a call."""
     values = _merged(environ, dotenv)
     shared = Path(values.get("AWS_SHARED_CREDENTIALS_FILE") or _home(values) / ".aws" / "credentials")
-    s3 = {"s3"} if shared.is_file() or any(name in values for name in S3_VARIABLES) else set()
+    # Path.is_file raises where a folder can't be searched, as a home can be that is another user's
+    s3 = {"s3"} if os.path.isfile(shared) or any(name in values for name in S3_VARIABLES) else set()  # noqa: PTH113
     return frozenset(s3 | {service for service in VARIABLES if find(service, environ, dotenv)})
 
 
@@ -88,6 +89,22 @@ def address(service: str, values: Mapping[str, str]) -> str:
     }
     named = values.get(variable) or stored.get(service, str)()
     return (named or default).rstrip("/")
+
+
+def server(service: str, environ: Mapping[str, str], dotenv: Mapping[str, str] | None = None) -> str:
+    """Return the address of the server that a service's key would be for."""
+    return address(service, _merged(environ, dotenv))
+
+
+def is_loopback(url: str) -> bool:
+    """Whether an URL's host is this machine itself: no proxy is on the way there."""
+    import ipaddress
+
+    try:
+        name = urlsplit(url).hostname or ""
+        return name == "localhost" or name.endswith(".localhost") or ipaddress.ip_address(name).is_loopback
+    except ValueError:
+        return False
 
 
 def is_address(url: str) -> bool:
@@ -126,7 +143,7 @@ def _home(values: Mapping[str, str]) -> Path:
 
 def _text(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError):
         return ""
 
@@ -174,7 +191,7 @@ def _wandb_files(values: Mapping[str, str]) -> Iterator[tuple[str, str]]:
     server, home = host(address("wandb", values)), _home(values)
     named = values.get("NETRC")
     paths = (Path(os.path.expanduser(named)),) if named else (home / ".netrc", home / "_netrc")  # noqa: PTH111
-    path = next((path for path in paths if path.is_file()), None)
+    path = next((path for path in paths if os.path.isfile(path)), None)  # noqa: PTH113
     # Keys made before the service moved stand under its old host.
     hosts = (server, "api.wandb.ai") if server == host(ADDRESSES["wandb"][1]) else (server,)
     try:

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import TextIO
 
-from free_ml_stack.credentials.keys import ADDRESSES, SECRET, Key, host
+from free_ml_stack.credentials.keys import ADDRESSES, SECRET, Key, host, is_address
 
 SERVICES = {"algorithmia": "Algorithmia", "wandb": "Weights & Biases", "huggingface": "Hugging Face"}
 PAGES = {
@@ -24,6 +24,8 @@ SETTINGS = {
     "huggingface": "huggingface_username",
 }
 NAMED = {"huggingface": "huggingface_username and the owner in model_repo"}
+CURRENT = {"https://api.wandb.ai": "https://wandb.ai/authorize"}  # public servers beside the defaults
+OWN = {"wandb": "/authorize", "huggingface": "/settings/tokens"}  # where a server of one's own makes keys
 REASONS = {  # reason: (outcome, what is so, how to mend it)
     "valid": ("ok", "valid, as {account}; {rights}", ""),
     "missing": (
@@ -111,13 +113,24 @@ class Report:
 def report(key: Key, reason: str, status: int = 0, account: str = "", plan: str = "", **facts: str) -> Report:
     """Word a finding; of the key only its source and its last four characters are kept."""
     outcome, text, remedy = REASONS[reason]
-    name, page = key.service, PAGES[key.service]
+    name, page = key.service, page_of(key)
     facts |= {"account": account, "page": page, "host": host(key.address), "status": str(status)}
     facts |= {"variable": ADDRESSES[name][0], "secret": SECRET[name], "title": SERVICES[name]}
     facts |= {"without": WITHOUT[name], "setting": NAMED.get(name, SETTINGS[name])}
     last_four = key.value[-4:] if len(key.value) >= 16 and reason != "malformed" else ""
     text, remedy = _printable(text.format(**facts)), _printable(remedy.format(**facts))
     return Report(name, outcome, reason, text, remedy, page, key.source, last_four, _printable(account), plan)
+
+
+def page_of(key: Key) -> str:
+    """Where a key is made: at the server that it is for."""
+    default = ADDRESSES[key.service][1]
+    if key.service not in OWN or key.address in ("", default) or not is_address(key.address):
+        return PAGES[key.service]
+    return (
+        CURRENT.get(key.address)
+        or key.address.partition("://")[0] + f"://{host(key.address)}{OWN[key.service]}"
+    )
 
 
 def _printable(text: str) -> str:

@@ -19,7 +19,7 @@ from free_ml_stack.hub.client import (
 )
 from free_ml_stack.storage.manifest import MANIFEST, verify
 from free_ml_stack.storage.repository import Repository
-from free_ml_stack.storage.stores import open_store
+from free_ml_stack.storage.stores import open_store, place
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -75,7 +75,7 @@ def publish(settings: "Settings", folder: Path, public: bool = False, trouble: s
             raise UnpublishedError(
                 f"{error}. Model and card are in {shown(folder)}; `{settings.command} publish` goes on"
             ) from None
-    return Published(folder, f"{settings.storage}/{target}", url, version)
+    return Published(folder, place(settings.storage, target, settings), url, version)
 
 
 def repository_of(settings: "Settings") -> Repository | None:

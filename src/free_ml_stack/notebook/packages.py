@@ -72,7 +72,7 @@ def vendored(root: Path) -> Path | None:
     wheel, sums = root / source, (root / source).with_name("SHA256SUMS")
     if not wheel.is_file():
         raise StackError(f"{wheel} is missing: restore it with `git checkout -- {source}`")
-    lines = sums.read_text("utf-8").splitlines() if sums.is_file() else []
+    lines = sums.read_text("utf-8-sig").splitlines() if sums.is_file() else []
     recorded = {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
     if recorded.get(wheel.name, found := hashlib.sha256(wheel.read_bytes()).hexdigest()) != found:
         raise StackError(
@@ -100,7 +100,7 @@ def requirements(root: Path, wheel: Path | None) -> list[str]:
 
 def pyproject(root: Path) -> dict[str, Any]:
     """The project's pyproject.toml."""
-    return tomllib.loads((root / "pyproject.toml").read_text("utf-8"))
+    return tomllib.loads((root / "pyproject.toml").read_text("utf-8-sig"))
 
 
 def named(requirement: str) -> str:

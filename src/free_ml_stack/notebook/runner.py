@@ -12,7 +12,7 @@ from pathlib import Path
 RESULTS, CODE = "results.tgz", "exit_code"
 INSTALL = """
 import pathlib, subprocess, sys, tomllib
-tool = tomllib.loads(pathlib.Path("pyproject.toml").read_text("utf-8")).get("tool", {})
+tool = tomllib.loads(pathlib.Path("pyproject.toml").read_text("utf-8-sig")).get("tool", {})
 wheel = tool.get("uv", {}).get("sources", {}).get("free-ml-stack", {}).get("path", "")
 if wheel:
     sys.path.insert(0, wheel)

@@ -78,7 +78,7 @@ def unknown(name: str, known: list[str]) -> str:
 def read_json(path: Path) -> dict[str, Any]:
     """The JSON object in a file; StackError if it is missing or holds anything else."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise StackError(f"no file {path}") from None
     except (ValueError, OSError) as error:

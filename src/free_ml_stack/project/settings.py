@@ -134,7 +134,7 @@ def load(flags: Mapping[str, Any], start: Path, environ: MutableMapping[str, str
 def find_root(start: Path) -> Path:
     """The nearest folder at or above `start` that holds stack.toml; StackError if there is none."""
     for folder in (start.resolve(), *start.resolve().parents):
-        if (folder / FILE).is_file():
+        if os.path.isfile(folder / FILE):  # noqa: PTH113 - never fails, also where a folder can't be searched
             return folder
     raise StackError(f"no {FILE} in {start} or above it: run this inside a project")
 

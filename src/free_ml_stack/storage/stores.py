@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from fsspec import AbstractFileSystem, filesystem
 from fsspec.implementations.dirfs import DirFileSystem
 
+from free_ml_stack.console import shown
 from free_ml_stack.errors import NoServiceError, StackError
 from free_ml_stack.storage.local import local_store
 
@@ -73,6 +74,15 @@ def embedded_store(service: str, segments: list[str], settings: "Settings") -> A
     """The local folder that stands for a service: for Algorithmia the tree that a local gateway serves."""
     root = settings.private / FOLDERS[service]
     return local_store(embedded_folder(service, segments, settings), root)
+
+
+def place(url: str, path: str, settings: "Settings") -> str:
+    """Where `path` of the store at `url` is, as it is told: also as a folder here, where that stands for a service."""
+    service, segments = parse(url)
+    named = f"{url}/{path}"
+    if not service or connected(service, settings):
+        return named
+    return f"{named} (without a key: {shown(embedded_folder(service, segments, settings) / path)})"
 
 
 def embedded_folder(service: str, segments: list[str], settings: "Settings") -> Path:

@@ -57,7 +57,7 @@ BANDS, LONGEST = 100, 10**12  # how many there are at most, and more values than
 def read_sweep(path: Path) -> Sweep:
     """Read and check a sweep.yaml. Raises StackError with the line, what is wrong, and how to mend it."""
     try:
-        return parse_sweep(path.read_text(encoding="utf-8"), path.name)
+        return parse_sweep(path.read_text(encoding="utf-8-sig"), path.name)
     except FileNotFoundError:
         raise StackError(f"no file {path}") from None
     except OSError as error:

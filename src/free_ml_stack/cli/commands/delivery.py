@@ -92,7 +92,7 @@ def add_deploy_arguments(parser: ArgumentParser, science: "Science") -> None:
     spaces = ("auto", "zerogpu", "docker", "static")
     best = "kind of Space (default: the best that the account can have)"
     back = "go back to the version before, or to VERSION"
-    add("--model", default="", metavar="ID", help="the published model (default: the latest)")
+    add("--model", default="", metavar="ID", help="the published model (default: that of the latest run)")
     add("--bump", choices=bumps, default="minor", help="part of the version that rises")
     add("--list", action="store_true", help="list the versions")
     add("--target", choices=("gateway", "algorithmia", "space"), default="gateway", help=targets)

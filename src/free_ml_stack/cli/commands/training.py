@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 def data(science: "Science", settings: Settings, args: Namespace) -> int:
     """Fetch the data set, split it, and write it to the store."""
     from free_ml_stack.data import dataset
-    from free_ml_stack.storage.stores import open_store
+    from free_ml_stack.storage.stores import open_store, place
 
     source, store = science.data, open_store(settings.storage, settings)
     if args.source or args.publish:
@@ -35,7 +35,7 @@ def data(science: "Science", settings: Settings, args: Namespace) -> int:
         }
         written = dataset.write(store, source.split(source.fetch(), args.seed), facts)
     say(table(list(written["rows"].items()), ("split", "rows")))
-    say(f"Data set {written['name']} is in {settings.storage}/{dataset.FOLDER}.")
+    say(f"Data set {written['name']} is in {place(settings.storage, dataset.FOLDER, settings)}.")
     if args.publish:
         url, version = hub_dataset.publish(
             args.publish, store, science.model.TASK, written["name"], args.public
