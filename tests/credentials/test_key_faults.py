@@ -1,6 +1,7 @@
 """The credential check where a server, a proxy or an address is out of order: a report each time, no traceback."""
 
 import socket
+import ssl
 import threading
 from contextlib import contextmanager
 
@@ -117,3 +118,17 @@ def test_a_blank_variable_counts_as_absent(tmp_path):
 def test_what_the_wandb_client_refuses_is_malformed(tmp_path, key):
     (report,) = credentials.check(environment(tmp_path, WANDB_API_KEY=key), services=["wandb"])
     assert (report.outcome, report.reason) == ("rejected", "malformed")
+
+
+def test_certificates_that_are_not_there_are_named(tmp_path, monkeypatch):
+    """The client takes none then, and trusts nobody."""
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "none.pem"))
+    monkeypatch.setattr("ssl.create_default_context", fail_with_tls)
+    found = environment(tmp_path, HF_TOKEN=HF_KEY, HF_ENDPOINT="https://127.0.0.1:1")
+    (report,) = credentials.check(found, services=["huggingface"])
+    assert (report.outcome, report.reason) == ("unknown", "certificates")
+    assert f"SSL_CERT_FILE names {tmp_path}/none.pem" in report.text
+
+
+def fail_with_tls(**_):
+    raise ssl.SSLError(1, "certificate verify failed")

@@ -1,8 +1,10 @@
 """Keys are looked for and asked about in surroundings that are out of order."""
 
+import codecs
 import os
 import shutil
 import tempfile
+import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +20,9 @@ from free_ml_stack.project.settings import load
 @contextmanager
 def another_user() -> Iterator[None]:
     """As a user for whom modes count, which they don't for root."""
+    # first as ourselves: the other may not be able to read Python's own modules
+    credentials.check({"HOME": "/nowhere"})
+    assert codecs.lookup("utf-8-sig") and tomllib.loads("") == {}
     if os.geteuid():
         yield
         return

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from free_ml_stack.credentials.keys import is_loopback
 from free_ml_stack.errors import NoServiceError, StackError
 from free_ml_stack.processes import alive
 from free_ml_stack.storage import retry
@@ -39,7 +40,10 @@ def call(settings: "Settings", inputs: Iterable[Any], version: str = "") -> list
     import Algorithmia
 
     url, key = address(settings)
-    algorithm = Algorithmia.client(key, url).algo("/".join(filter(None, (settings.algorithm, version))))
+    client = Algorithmia.client(key, url)
+    if is_loopback(url) and url.startswith("http:"):
+        client.requestSession.trust_env = False  # which would name proxies
+    algorithm = client.algo("/".join(filter(None, (settings.algorithm, version))))
     return [answer(algorithm, value, settings, url) for value in inputs]
 
 

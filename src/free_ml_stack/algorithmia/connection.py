@@ -14,6 +14,7 @@ from requests.adapters import HTTPAdapter
 from urllib3 import BaseHTTPResponse, HTTPConnectionPool, Retry, Timeout
 from urllib3.exceptions import HTTPError, InvalidHeader, NewConnectionError, ProtocolError, ReadTimeoutError
 
+from free_ml_stack.credentials.keys import is_loopback
 from free_ml_stack.storage import retry
 from free_ml_stack.storage.atomic import CHUNK
 
@@ -57,6 +58,8 @@ class Adapter(HTTPAdapter):
     def pool(self, session: Session, address: str) -> HTTPConnectionPool:
         """The connections to an address, by the session's proxies and certificates."""
         settings = session.merge_environment_settings(address, {}, None, None, None)
+        if is_loopback(address):
+            settings["proxies"] = {}
         request = session.prepare_request(Request("GET", address))
         pool = self.get_connection_with_tls_context(
             request, settings["verify"], settings["proxies"], settings["cert"]

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from free_ml_stack.cli.command import Command
 from free_ml_stack.cli.commands import COMMANDS
+from free_ml_stack.credentials.surroundings import surroundings
 from free_ml_stack.errors import StackError, from_outside, in_a_line
 from free_ml_stack.project.settings import Settings, load
 
@@ -41,6 +42,9 @@ def run(science: "Science", arguments: Sequence[str] | None = None) -> int:
         print("stopped", file=sys.stderr)
         return 130
     except Exception as error:
+        if told := surroundings(error):
+            print(f"error: {told}", file=sys.stderr)
+            return 1
         if not from_outside(error):
             raise
         print(f"error: {in_a_line(error)}", file=sys.stderr)

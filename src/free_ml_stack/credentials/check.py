@@ -19,6 +19,7 @@ from free_ml_stack.credentials.keys import (
     find,
     is_address,
     is_loopback,
+    missing_certificates,
     present,
     read_env_file,
     renewable,
@@ -89,7 +90,7 @@ def _check_key(key: Key, expected: str, seconds: float) -> Report:
     if failure == "refused" and renewable(key):
         failure = "ended"
     if failure:
-        return report(key, failure, status)
+        return report(key, failure, status, certificates=missing_certificates(os.environ))
     judge = {"algorithmia": _judge_algorithmia, "wandb": _judge_wandb, "huggingface": _judge_huggingface}
     try:
         return judge[key.service](key, expected, body)
@@ -129,9 +130,10 @@ def _ask(key: Key, seconds: float) -> tuple[int, Any, str]:
     try:
         bundle = os.environ.get("REQUESTS_CA_BUNDLE") or os.environ.get("CURL_CA_BUNDLE")  # as the clients do
         context = ssl.create_default_context(cafile=bundle if bundle and os.path.isfile(bundle) else None)  # noqa: PTH113
-        handlers = [AsAnswered, urllib.request.HTTPSHandler(context=context)]
-        direct = [urllib.request.ProxyHandler({})] if is_loopback(key.address) else []
-        opener = urllib.request.build_opener(*handlers, *direct)
+        handlers: list[Any] = [AsAnswered, urllib.request.HTTPSHandler(context=context)]
+        if is_loopback(key.address):
+            handlers.append(urllib.request.ProxyHandler({}))
+        opener = urllib.request.build_opener(*handlers)
         with opener.open(_request(key), timeout=seconds) as answer:
             return _sort(answer.status, answer.read(ANSWER_LIMIT))
     except (
@@ -141,7 +143,7 @@ def _ask(key: Key, seconds: float) -> tuple[int, Any, str]:
     ) as error:  # the last: a proxy's name that is none
         reason = error.reason if isinstance(error, urllib.error.URLError) else error
         if isinstance(reason, ssl.SSLError):
-            return 0, None, "tls"
+            return 0, None, "certificates" if missing_certificates(os.environ) else "tls"
         if "407" in str(reason):  # the proxy of a tunnel asks who we are
             return 407, None, "proxy"
         return 0, None, "timeout" if isinstance(reason, TimeoutError) else "unreachable"

@@ -20,6 +20,8 @@ ADDRESSES = {
     "huggingface": ("HF_ENDPOINT", "https://huggingface.co"),
 }
 S3_VARIABLES = ("AWS_ACCESS_KEY_ID", "AWS_PROFILE", "AWS_WEB_IDENTITY_TOKEN_FILE", "AWS_ROLE_ARN")
+CERTIFICATES = ("SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
+PROXIES = ("ALL_PROXY", "HTTPS_PROXY", "HTTP_PROXY")
 SECRET = {"algorithmia": "ALGORITHMIA_API_KEY", "wandb": "WANDB_API_KEY", "huggingface": "HF_TOKEN"}
 
 
@@ -105,6 +107,20 @@ def is_loopback(url: str) -> bool:
         return name == "localhost" or name.endswith(".localhost") or ipaddress.ip_address(name).is_loopback
     except ValueError:
         return False
+
+
+def missing_certificates(environ: Mapping[str, str]) -> str:
+    """What names certificates that are not there, in words; nothing where none does."""
+    for name in CERTIFICATES:
+        if environ.get(name) and not os.path.exists(environ[name]):  # noqa: PTH110 - never fails
+            return f"{name} names {environ[name]}, which is not there"
+    return ""
+
+
+def socks_proxy(environ: Mapping[str, str]) -> str:
+    """The variable that names a proxy which speaks SOCKS; nothing where none does."""
+    names = (spelt for name in PROXIES for spelt in (name, name.lower()))
+    return next((name for name in names if environ.get(name, "").startswith("socks")), "")
 
 
 def is_address(url: str) -> bool:

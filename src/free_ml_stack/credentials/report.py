@@ -73,6 +73,11 @@ REASONS = {  # reason: (outcome, what is so, how to mend it)
         "no trusted connection to {host}",
         "check the clock; name certificates in SSL_CERT_FILE",
     ),
+    "certificates": (
+        "unknown",
+        "no trusted connection to {host}: {certificates}",
+        "name a file of certificates there, or unset it",
+    ),
     "proxy": ("unknown", "a proxy or log-in page answers for {host}", "log in to the network in a browser"),
     "redirect": (
         "unknown",

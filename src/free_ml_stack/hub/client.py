@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
+from free_ml_stack.credentials.surroundings import surroundings
 from free_ml_stack.errors import StackError, first_line
 from free_ml_stack.storage import retry
 
@@ -56,6 +57,8 @@ def with_retries(work: Callable[[], T]) -> T:
             return work()
         except passing:
             raise
+        except ImportError as error:  # before any call, where a proxy needs what is not installed
+            raise StackError(surroundings(error) or first_line(error)) from None
         except HFValidationError as error:
             raise StackError(first_line(error)) from None
         except ValueError as error:
@@ -81,6 +84,8 @@ def pause_after(error: Exception, last: bool, late: bool) -> float:
         raise StackError("HF_HUB_OFFLINE is set, so the Hub is not asked; unset it and try again") from None
     if not isinstance(answer, HfHubHTTPError):
         check_cache_writable()
+        if told := surroundings(answer or error):
+            raise StackError(told) from None
         if last or late or not isinstance(answer, httpx.HTTPError):  # hf_xet has tried by itself
             raise StackError(
                 f"the Hub can't be reached: {first_line(error)}; check the network, then try again"
@@ -106,15 +111,17 @@ def http_error(error: "HfHubHTTPError") -> StackError:
 
 def check_cache_writable() -> None:
     """Refuse a folder that the Hub's client can't keep its files in: what it says of that itself misleads."""
-    from huggingface_hub.constants import HF_HOME
+    from huggingface_hub import constants
 
-    try:
-        Path(HF_HOME).mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=HF_HOME).close()
-    except OSError as error:
-        raise StackError(
-            f"HF_HOME: the Hub's client can't keep files in {HF_HOME} ({error.strerror}); name another folder there"
-        ) from None
+    for name in ("HF_HOME", "HF_HUB_CACHE"):
+        folder = getattr(constants, name)
+        try:
+            Path(folder).mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=folder).close()
+        except OSError as error:
+            raise StackError(
+                f"{name}: the Hub's client can't keep files in {folder} ({error.strerror}); name another folder there"
+            ) from None
 
 
 def reset(header: str) -> float:

@@ -92,6 +92,7 @@ def load(flags: Mapping[str, Any], start: Path, environ: MutableMapping[str, str
     Raises StackError for a missing project, unreadable TOML, an unknown name or a bad value.
     """
     from free_ml_stack.credentials import check as credentials  # help should not wait for it
+    from free_ml_stack.credentials.surroundings import spare_loopback
 
     root = find_root(start)
     try:
@@ -101,6 +102,7 @@ def load(flags: Mapping[str, Any], start: Path, environ: MutableMapping[str, str
     for name, value in dotenv.items():
         if not environ.get(name, "").strip():  # an empty variable counts as absent
             environ[name] = value
+    spare_loopback(environ)
     names = {PREFIX + option.name.upper(): option.name for option in fields(Options)}
     layers = (
         _named(FILE, read_toml(root / FILE)),
@@ -173,10 +175,13 @@ def _named(source: str, values: Mapping[str, Any]) -> Mapping[str, Any]:
 def _refuse_for_clients(environ: Mapping[str, str]) -> None:
     """Tell in one line what the services' clients would tell by a traceback."""
     from free_ml_stack.credentials.keys import ADDRESSES, is_address
+    from free_ml_stack.credentials.surroundings import no_number
 
     for name, _ in ADDRESSES.values():
         if environ.get(name) and not is_address(environ[name]):
             raise StackError(f"{name} in the environment is not a server's address: give it as https://HOST")
+    if name := no_number(environ):
+        raise StackError(f"{name} in the environment: expected a whole number, got {environ[name]!r}")
     mode = environ.get("WANDB_MODE")
     if mode and mode not in WANDB_MODES:
         raise StackError(

@@ -1,0 +1,115 @@
+"""Variables of other programs that no client can use, and proxies: one line, and never on the way to this machine."""
+
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from deployed import KEY, Deployed, deployed
+
+from free_ml_stack.algorithmia.calls import call
+from free_ml_stack.algorithmia.connection import Connection
+from free_ml_stack.cli import main
+from free_ml_stack.credentials import surroundings
+from free_ml_stack.errors import StackError
+from free_ml_stack.hub import client
+from free_ml_stack.project.settings import Settings, load
+
+NOBODY = "http://127.0.0.1:9"
+PROXIES = ("http_proxy", "https_proxy", "all_proxy", "no_proxy")
+
+
+@pytest.fixture(autouse=True)
+def no_proxies(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in PROXIES:
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+
+
+@pytest.fixture(scope="module")
+def gateway(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    with deployed(tmp_path_factory.mktemp("gateway")) as served:
+        yield served
+
+
+@pytest.mark.parametrize("name", ["HTTP_PROXY", "http_proxy", "ALL_PROXY"])
+def test_a_gateway_here_is_called_past_a_proxy(
+    gateway: Deployed, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setenv(name, NOBODY)
+    settings = Settings(
+        project="p", algorithm="me/demo", algorithmia_api=gateway.url, algorithmia_api_key=KEY
+    )
+    assert call(settings, ["word"]) == ["hello"]
+    assert Connection(gateway.url, KEY, 1).pool.proxy is None
+
+
+@pytest.mark.parametrize("given", ["", "intranet, 10.0.0.1", "localhost"])
+def test_a_project_with_a_proxy_spares_this_machine(tmp_path: Path, given: str) -> None:
+    (tmp_path / "stack.toml").write_text('project = "p"\n')
+    environ = {"HOME": str(tmp_path), "https_proxy": NOBODY, "NO_PROXY": given}
+    load({}, tmp_path, environ)
+    named = environ["no_proxy"].split(",")
+    assert environ["NO_PROXY"] == environ["no_proxy"]
+    assert {"localhost", "127.0.0.1", "::1", *filter(None, given.replace(" ", "").split(","))} == set(named)
+
+
+def test_without_a_proxy_nothing_is_set() -> None:
+    for environ in ({}, {"NO_PROXY": "a"}, {"HTTP_PROXY": NOBODY, "no_proxy": "*"}):
+        before = dict(environ)
+        surroundings.spare_loopback(environ)
+        assert environ == before
+
+
+@pytest.mark.parametrize("name", surroundings.NUMBERS)
+def test_a_time_limit_of_the_hubs_client_that_is_no_number_is_told(tmp_path: Path, name: str) -> None:
+    (tmp_path / "stack.toml").write_text('project = "p"\n')
+    with pytest.raises(StackError, match=f"{name} in the environment: expected a whole number, got 'ten'"):
+        load({}, tmp_path, {name: "ten", "HOME": str(tmp_path)})
+
+
+def raising(error: Exception) -> Any:
+    def work() -> None:
+        raise error
+
+    return work
+
+
+def test_a_socks_proxy_that_nothing_speaks_to_is_told_by_its_variable(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    httpx = pytest.importorskip("httpx")
+    monkeypatch.setenv("ALL_PROXY", "socks5://127.0.0.1:9")
+    monkeypatch.setitem(sys.modules, "socksio", None)
+    with pytest.raises(StackError, match="ALL_PROXY names a SOCKS proxy, for which socksio is not installed"):
+        client.with_retries(lambda: httpx.Client())
+    monkeypatch.setattr(main, "load", lambda *_: httpx.Client())
+    assert main.run(SimpleNamespace(package="p"), ["doctor"]) == 1  # type: ignore[arg-type]
+    assert capsys.readouterr().err.startswith("error: ALL_PROXY names a SOCKS proxy")
+
+
+def test_certificates_that_are_missing_are_told_by_their_variable(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "none.pem"))
+    wanted = f"SSL_CERT_FILE names {tmp_path}/none.pem, which is not there"
+    with pytest.raises(StackError, match=wanted):
+        client.with_retries(raising(FileNotFoundError(2, "No such file or directory")))
+
+
+def test_an_error_of_something_else_is_not_laid_at_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ALL_PROXY", "socks5://127.0.0.1:9")
+    assert surroundings.surroundings(ImportError("No module named 'x'")) == ""
+    assert surroundings.surroundings(FileNotFoundError(2, "No such file")) == ""
+
+
+def test_a_cache_that_cannot_be_made_is_told_by_its_variable(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    program = "from free_ml_stack.hub.client import check_cache_writable as check; check()"
+    environ = {"HF_HUB_CACHE": str(tmp_path / "file/cache"), "HF_HOME": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=environ, capture_output=True, text=True, check=False
+    )
+    assert f"HF_HUB_CACHE: the Hub's client can't keep files in {tmp_path}/file/cache" in done.stderr
