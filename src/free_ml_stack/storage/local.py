@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from fsspec import AbstractFileSystem
-from fsspec.implementations.dirfs import DirFileSystem
 from fsspec.implementations.local import LocalFileSystem
 
 from free_ml_stack.storage.atomic import CHUNK, open_whole
+from free_ml_stack.storage.rooted import RootedFileSystem
 
 SCRATCH = ".part"  # the folder, at the root of a store, where files grow until they are whole
 STALE = 24 * 3600  # seconds after which a file in the making has been given up
@@ -56,4 +56,4 @@ class DiskFileSystem(LocalFileSystem):  # type: ignore[misc]
 
 def local_store(folder: Path, root: Path | None = None) -> AbstractFileSystem:
     """The file system of a local folder; its files in the making live in `root` (default: the folder)."""
-    return DirFileSystem(str(folder), fs=DiskFileSystem(root=str(root or folder)))
+    return RootedFileSystem(str(folder), fs=DiskFileSystem(root=str(root or folder)))

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fsspec import AbstractFileSystem, filesystem
-from fsspec.implementations.dirfs import DirFileSystem
 
 from free_ml_stack.console import shown
 from free_ml_stack.errors import NoServiceError, StackError
 from free_ml_stack.storage.local import local_store
+from free_ml_stack.storage.rooted import RootedFileSystem
 
 if TYPE_CHECKING:
     from free_ml_stack.project.settings import Settings
@@ -38,7 +38,7 @@ def open_store(url: str, settings: "Settings") -> AbstractFileSystem:
             raise NoServiceError(fault)
         if service == "huggingface" and url == settings.storage:
             _make_repository("/".join(segments))
-        return DirFileSystem("/".join(segments), fs=_remote(service, settings))
+        return RootedFileSystem("/".join(segments), fs=_remote(service, settings))
     return embedded_store(service, segments, settings)
 
 

@@ -1,0 +1,53 @@
+"""A store below a folder whose name reads like a pattern."""
+
+from pathlib import Path
+
+import pytest
+from fsspec.implementations.dirfs import DirFileSystem
+
+from free_ml_stack.deployment.deploy import fetch
+from free_ml_stack.deployment.monitor import LOGS, read_calls
+from free_ml_stack.deployment.versions import Build
+from free_ml_stack.storage.local import local_store
+from free_ml_stack.storage.manifest import write_manifest
+
+ODD = ["a[1]", "[a-c]*", "what?", "{x,y}", "**", "100% #1 ü"]
+
+
+@pytest.fixture(params=ODD)
+def root(tmp_path: Path, request: pytest.FixtureRequest) -> Path:
+    (tmp_path / "a1" / "logs").mkdir(parents=True)  # what a pattern would match
+    return tmp_path / request.param / "store"
+
+
+def test_its_files_are_found_as_anywhere(root: Path, tmp_path: Path) -> None:
+    store = local_store(root)
+    for name in ("runs/one/a.json", "runs/two/a.json", "runs/two/b.bin"):
+        store.pipe_file(name, name.encode())
+    assert sorted(store.glob("runs/*/a.json")) == ["runs/one/a.json", "runs/two/a.json"]
+    inner = DirFileSystem("runs", fs=store)
+    assert sorted(inner.glob("*/a.json")) == ["one/a.json", "two/a.json"]
+    assert sorted(store.expand_path("runs/two", recursive=True)) == [
+        "runs/two",
+        "runs/two/a.json",
+        "runs/two/b.bin",
+    ]
+    store.get("runs", str(tmp_path / "copy"), recursive=True)
+    assert (tmp_path / "copy/two/b.bin").read_bytes() == b"runs/two/b.bin"
+    assert store.glob("nothing/*") == []
+    store.rm("runs/two", recursive=True)
+    assert store.find("runs") == ["runs/one/a.json"]
+
+
+def test_calls_are_read_and_a_version_is_fetched_from_it(root: Path, tmp_path: Path) -> None:
+    store = local_store(root)
+    store.pipe_file(f"{LOGS}/Model/1.jsonl", b'{"id": 1}\n')
+    assert read_calls(store, "Model") == [{"id": 1}]
+    model = root / "deploys/Model/x"
+    model.mkdir(parents=True)
+    (model / "weights").write_bytes(b"w")
+    write_manifest(model)
+    build = Build.__new__(Build)
+    for name, value in (("folder", "deploys/Model/x"), ("build_id", "b1")):
+        object.__setattr__(build, name, value)
+    assert (fetch(store, build, str(tmp_path / "cache")) / "weights").read_bytes() == b"w"
