@@ -1,7 +1,10 @@
-"""Whether a process on this machine still exists."""
+"""Processes on this machine: whether one still exists, and where sockets between them can be."""
 
 import os
 import sys
+
+LONGEST = 60  # bytes of a temporary folder's path
+SHORT = ("/tmp", "/var/tmp", "/dev/shm")  # noqa: S108 - folders of their own are made there
 
 
 def alive(pid: int) -> bool:
@@ -20,3 +23,21 @@ def alive(pid: int) -> bool:
     except PermissionError:
         return True
     return True
+
+
+def shorten_sockets() -> None:
+    """Let multiprocessing keep its sockets in another folder where the temporary one's path is too long for them.
+
+    A socket's address has 108 bytes at most, on macOS 104, of which a name takes some forty.
+    """
+    import tempfile
+    from multiprocessing.util import get_temp_dir
+
+    if sys.platform == "win32" or len(os.fsencode(tempfile.gettempdir())) <= LONGEST:
+        return
+    kept = tempfile.gettempdir()
+    tempfile.tempdir = next((place for place in SHORT if os.access(place, os.W_OK | os.X_OK)), kept)
+    try:
+        get_temp_dir()  # is asked for once, kept, and removed when this process ends
+    finally:
+        tempfile.tempdir = kept

@@ -1,0 +1,41 @@
+"""Processes talk to each other though the temporary folder's path is too long for a socket."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+TALK = """
+import multiprocessing, tempfile
+from free_ml_stack.processes import shorten_sockets
+if __name__ == "__main__":
+    before = tempfile.gettempdir()
+    shorten_sockets()
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([])
+    process = context.Process(target=print, args=("talked",))
+    process.start()
+    process.join()
+    assert process.exitcode == 0 and tempfile.gettempdir() == before
+    print(multiprocessing.util.get_temp_dir())
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there are no such sockets")
+@pytest.mark.parametrize("length", [10, 120])
+def test_a_server_of_workers_starts_whatever_the_temporary_folder(tmp_path: Path, length: int) -> None:
+    folder = tmp_path / ("x" * length)
+    folder.mkdir()
+    (tmp_path / "talk.py").write_text(TALK)
+    done = subprocess.run(
+        [sys.executable, str(tmp_path / "talk.py")],
+        env={**os.environ, "TMPDIR": str(folder)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    talked, place = done.stdout.split()
+    assert talked == "talked"
+    assert not Path(place).exists()
