@@ -169,6 +169,29 @@ def test_what_was_offline_is_sent_later_and_once(project: Path, service: Wandb) 
     assert len(service.calls) == calls
 
 
+@pytest.mark.parametrize("older", [False, True])
+def test_what_was_offline_is_sent_after_the_project_has_moved(
+    tmp_path: Path, service: Wandb, older: bool
+) -> None:
+    """Also with a record of an older version, whose paths are those of before."""
+    before, after = tmp_path / "before", tmp_path / "elsewhere/after"
+    (before / "models/one").mkdir(parents=True)
+    (before / "models/one/card.md").write_text("card")
+    (before / "stack.toml").write_text('project = "p"\n')
+    keep = 'run.made("card", "card", [settings.root / "models/one/card.md"], "one")\n'
+    track(before, STEPS + keep + END, service, WANDB_API_KEY="")
+    events = before / "runs/one/tracked.jsonl"
+    assert str(before) not in events.read_text()
+    if older:
+        events.write_text(events.read_text().replace("../../models", f"{before}/models"))
+    after.parent.mkdir()
+    before.rename(after)
+    assert f"one: {service.url}/me/p/runs/one" in sync(after, service)
+    assert history(service.store.run("one")) == record(after)
+    assert [one.collection for one in service.store.artifacts.values()] == ["card"]
+    assert "Nothing to send" in sync(after, service)
+
+
 FAULTS = [  # the call that fails, how, and from which one on
     ("graphql/UpsertBucket", 403, 1),
     ("graphql/UpsertBucket", 500, 1),

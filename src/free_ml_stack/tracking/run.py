@@ -1,6 +1,7 @@
 """One record of a run: a plain metrics.jsonl always, and the same numbers to Weights & Biases or Trackio."""
 
 import json
+import os
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -9,6 +10,8 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from free_ml_stack.console import Progress
+from free_ml_stack.errors import StackError
+from free_ml_stack.project.settings import find_root
 from free_ml_stack.tracking.tracker import Tracker, Values
 
 METRICS = "metrics.jsonl"
@@ -34,6 +37,17 @@ def claimed(folder: Path) -> bool:
     except (Timeout, OSError):
         return True
     return False
+
+
+def named_from(folder: Path, path: Path) -> str:
+    """A path as a record of the run in `folder` keeps it: relative within the project, which may be moved."""
+    if path.is_relative_to(folder):
+        return path.relative_to(folder).as_posix()
+    try:
+        root = find_root(folder)
+    except StackError:  # no project's run
+        return str(path)
+    return Path(os.path.relpath(path, folder)).as_posix() if path.is_relative_to(root) else str(path)
 
 
 class Record:
@@ -175,4 +189,4 @@ class Run:
         getattr(self.tracker, call)(**arguments)
 
     def _relative(self, path: Path) -> str:
-        return path.relative_to(self.folder).as_posix() if path.is_relative_to(self.folder) else str(path)
+        return named_from(self.folder, path)

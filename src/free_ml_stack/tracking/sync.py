@@ -1,6 +1,7 @@
 """Send to Weights & Biases what it lacks: from our own records, in order, nothing twice."""
 
 import json
+import os
 import socket
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import suppress
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 LOCK = ".sync"
 KILLED = 137  # the exit code of a run that has no end in its record
+PATHS = {"path", "files", "rows"}  # what names files in a call
 MARKS = ("open", "finish", "sent")
 
 
@@ -131,6 +133,16 @@ def lines(path: Path) -> list[dict[str, Any]]:
     return read
 
 
+def moved(root: Path, value: Any) -> Any:
+    """A path, or paths in lists, as they are now: an older record has absolute ones, and its project may have moved."""
+    if isinstance(value, list):
+        return [moved(root, one) for one in value]
+    if not isinstance(value, str) or not (path := Path(value)).is_absolute() or os.path.exists(path):  # noqa: PTH110
+        return value
+    places = (root.joinpath(*path.parts[start:]) for start in range(1, len(path.parts)))
+    return next((str(place) for place in places if place.is_file()), value)
+
+
 def send(settings: "Settings", run: Kept) -> str:
     """Send one run; returns its address. Raises IncompleteUploadError or, if nothing arrived, ConnectionError."""
     try:
@@ -142,7 +154,9 @@ def send(settings: "Settings", run: Kept) -> str:
         tracker.log(row, values)
     for line in run.events:
         if line["call"] not in MARKS:
-            getattr(tracker, line["call"])(**{name: value for name, value in line.items() if name != "call"})
+            told = {name: value for name, value in line.items() if name != "call"}
+            told |= {name: moved(settings.root, told[name]) for name in PATHS & set(told)}
+            getattr(tracker, line["call"])(**told)
     seen = tracker.finish(run.exit_code)
     if not tracker.complete:
         raise IncompleteUploadError(f"was not sent whole: {tracker.failure}")

@@ -53,6 +53,7 @@ class WandbTracker(Tracker):
         # With the environment's settings and the user's files, which win; and with the mode, or it would call home.
         own = wandb.setup(wandb.Settings(silent=True, mode="online" if self.online else "offline")).settings
         options: dict[str, Any] = {"silent": True, "console": "off", "finish_timeout_raises": True}
+        options["symlink"] = False  # it would be to where the project is now
         options |= {
             "init_timeout": min(own.init_timeout, INIT),
             "finish_timeout": own.finish_timeout or FINISH,
