@@ -1,10 +1,31 @@
 """What commands print: plain lines, small tables, and a progress bar where somebody watches."""
 
+import os
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+LAST = 2  # the number of standard error
+
+
+def open_streams() -> None:
+    """Put the null device where standard input, output or error is closed: a file opened next would take its number.
+
+    What any library writes as an error would go into that file.
+    """
+    while (number := os.open(os.devnull, os.O_RDWR)) <= LAST:
+        os.set_inheritable(number, True)
+    os.close(number)
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(number, "w" if number else "r", closefd=False))  # noqa: SIM115
+
+
+def watched() -> bool:
+    """Whether somebody may be looking at what is said as an error."""
+    return sys.stderr is not None and sys.stderr.isatty()
 
 
 def say(*lines: str) -> None:
@@ -48,7 +69,7 @@ class Progress:
         self.factor = 1_000_000 if scaled else 1
         self.next_line = time.monotonic() + seconds
         self.bar: Any = None
-        if sys.stderr.isatty():
+        if watched():
             from tqdm import tqdm
 
             self.bar = tqdm(total=total, initial=done, unit=unit, unit_scale=scaled, leave=False)

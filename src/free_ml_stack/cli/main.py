@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from free_ml_stack.cli.command import Command
 from free_ml_stack.cli.commands import COMMANDS
+from free_ml_stack.console import open_streams
 from free_ml_stack.credentials.surroundings import surroundings
 from free_ml_stack.errors import StackError, from_outside, in_a_line
 from free_ml_stack.project.settings import Settings, load
@@ -23,6 +24,7 @@ def main(package: str) -> None:
     """Run the command that the arguments name for the project whose package that is, and exit with its code."""
     from free_ml_stack.project.science import Science
 
+    open_streams()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a folder's name may not fit the code page of a pipe
             stream.reconfigure(errors="backslashreplace")

@@ -145,7 +145,7 @@ def _printable(text: str) -> str:
 
 def show(reports: Iterable[Report], stream: TextIO, environ: Mapping[str, str]) -> None:
     """Print the reports: columns, in colour unless NO_COLOR, on a terminal; plain lines elsewhere."""
-    terminal = stream.isatty()
+    terminal = bool(stream) and stream.isatty()  # none where it is closed
     colour = terminal and not environ.get("NO_COLOR") and environ.get("TERM") != "dumb"
     for one in reports:
         name, outcome, indent = f"{SERVICES[one.service]}: ", f"{one.outcome}: ", "  "

@@ -1,13 +1,13 @@
 """The Hub's client: patient with what passes, one line for what does not."""
 
 import re
-import sys
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
+from free_ml_stack.console import watched
 from free_ml_stack.credentials.surroundings import surroundings
 from free_ml_stack.errors import StackError, first_line
 from free_ml_stack.storage import retry
@@ -36,7 +36,7 @@ def client() -> "HfApi":
     from huggingface_hub import HfApi
     from huggingface_hub.utils.tqdm import disable_progress_bars
 
-    if not sys.stderr.isatty():
+    if not watched():
         disable_progress_bars()
     return HfApi()
 

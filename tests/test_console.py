@@ -1,0 +1,50 @@
+"""What commands print, where standard input, output or error is closed."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from free_ml_stack import console
+
+PROGRAM = """
+import os, subprocess, sys
+from free_ml_stack import console
+console.open_streams()
+made = open("made", "w")
+assert made.fileno() > 2, made.fileno()
+assert not console.watched() and sys.stdin.read() == ""
+progress = console.Progress(10, "steps", seconds=-1.0)
+progress.at(5)
+progress.close()
+console.say("said")
+print("wrong", file=sys.stderr)
+os.write(2, b"of a library")
+subprocess.run(["sh", "-c", "echo of a child; echo of a child >&2"], check=True)
+made.write("whole")
+"""
+
+
+@pytest.mark.parametrize("closed", ["0<&-", "1>&-", "2>&-", "1>&- 2>&-", "0<&- 1>&- 2>&-"])
+def test_a_closed_stream_is_no_matter_and_no_file_takes_its_place(tmp_path: Path, closed: str) -> None:
+    (tmp_path / "program.py").write_text(PROGRAM)
+    done = subprocess.run(
+        ["sh", "-c", f'exec "{sys.executable}" program.py {closed}'],
+        cwd=tmp_path,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "made").read_text() == "whole"
+    assert "1>" in closed or done.stdout.startswith(("said\n", "5 of 10 steps"))
+
+
+def test_progress_is_told_to_nobody_without_standard_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stderr", None)
+    progress = console.Progress(10, "steps", seconds=-1.0)
+    progress.at(5)
+    progress.close()
+    assert progress.bar is None
