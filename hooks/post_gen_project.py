@@ -11,15 +11,18 @@ import sys
 ANSWERS = r"""{{ cookiecutter | tojson }}"""
 CHECK = r"""[{{ cookiecutter.check_credentials | tojson }}]"""[2:-2]
 # Set inside another repository's hook, where they would lead git to that repository.
-ELSEWHERE = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_PREFIX", "GIT_OBJECT_DIRECTORY")
+ELSEWHERE = """ALTERNATE_OBJECT_DIRECTORIES ATTR_SOURCE COMMON_DIR CONFIG CONFIG_COUNT CONFIG_PARAMETERS DIR GRAFT_FILE
+IMPLICIT_WORK_TREE INDEX_FILE INTERNAL_SUPER_PREFIX NAMESPACE NO_REPLACE_OBJECTS OBJECT_DIRECTORY PREFIX
+REPLACE_REF_BASE SHALLOW_FILE WORK_TREE"""
+SAID = ".git/said"
 
 
-def git(*commands: str) -> bool:
+def git(*commands: str, output: str = os.devnull) -> bool:
     """Run git in the project, quietly and without a question, until a command fails; return whether none did."""
     # One shell, since importing subprocess takes as long as git does; no answer is ever part of the line.
     # The disk is not waited for, as it was not for the files of the project.
     line = " && ".join(f"git -c core.fsync=none {command}" for command in commands)
-    return os.system(f"({line}) >{os.devnull} 2>&1 <{os.devnull}") == 0  # noqa: S605
+    return os.system(f"({line}) >{output} 2>&1 <{os.devnull}") == 0  # noqa: S605
 
 
 def in_repository() -> bool:
@@ -36,8 +39,8 @@ def in_repository() -> bool:
 
 def first_commit() -> str:
     """Make a repository with one commit where there is none; return what to tell of it."""
-    for name in ELSEWHERE:
-        os.environ.pop(name, None)
+    for name in ELSEWHERE.split():
+        os.environ.pop(f"GIT_{name}", None)
     # glibc would give the memory in which git writes a file back to the system, and ask for it again, file by file.
     os.environ["MALLOC_TRIM_THRESHOLD_"] = "1000000"
     if in_repository():
@@ -50,11 +53,27 @@ def first_commit() -> str:
         attributes.write("* -text\n")
     quiet = "-c commit.gpgsign=false -c user.useConfigOnly=true -c gc.auto=0 -c maintenance.auto=false"
     commit = f'{quiet} commit -q --no-verify -m "Generate the project"'
-    committed = git("-c core.bigFileThreshold=1 -c core.compression=0 add -A", commit)
+    committed = git("-c core.bigFileThreshold=1 -c core.compression=0 add -A", commit, output=SAID)
     os.remove(".git/info/attributes")  # noqa: PTH107
     if committed:
+        os.remove(SAID)  # noqa: PTH107
         return "with a git repository and a first commit"
-    return "with a git repository; commit once git knows your user.name and user.email"
+    if not git("-c user.useConfigOnly=true var GIT_COMMITTER_IDENT"):
+        return "with a git repository; commit once git knows your user.name and user.email"
+    return f"with a git repository, but without a commit: {last_line()}"
+
+
+def last_line() -> str:
+    """Return what git, or a hook that it ran, said last of a commit that it did not make."""
+    with open(SAID, encoding="utf-8", errors="replace") as file:  # noqa: PTH123
+        lines = file.read().split("\n")
+    said = [line.strip() for line in lines if line.strip()]
+    text = "".join(character if character.isprintable() else "?" for character in said[-1]) if said else ""
+    return (
+        f"git says: {text}"
+        if text
+        else "git failed and says nothing, as a hook of yours may make it; try `git commit`"
+    )
 
 
 def recorded_wheel() -> str:
@@ -96,6 +115,9 @@ def missing_requirements() -> list[str]:
 
 def main() -> None:
     """Finish the project, or fail with the reason in the last line."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by who started us
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: PTH123, SIM115
     sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]  # a folder's name may not fit a code page
     failed = missing_requirements() if CHECK != "skip" else []
     if failed and CHECK == "require":

@@ -356,6 +356,33 @@ def test_signing_and_the_users_own_hooks_do_not_stop_it(machine):
     assert machine.git("rev-list", "--count", "HEAD") == "1"
 
 
+@pytest.mark.parametrize(
+    ("script", "words"),
+    [
+        ("echo 'a line'\necho 'no issue is named' >&2\necho", "git says: no issue is named"),
+        ("printf '\\033[31mred'", "git says: ?[31mred"),
+        (":", "git failed and says nothing"),
+    ],
+)
+def test_a_commit_that_a_hook_refuses_is_told_in_its_words(machine, script, words):
+    hook = machine.home / "hooks/prepare-commit-msg"
+    hook.parent.mkdir()
+    hook.write_text(f"#!/bin/sh\n{script}\nexit 1\n", encoding="utf-8")
+    hook.chmod(0o755)
+    config = f"{IDENTITY}[core]\n\thooksPath = {hook.parent}\n"
+    (machine.home / ".gitconfig").write_text(config, encoding="utf-8")
+    done = machine.run("--no-input", "check_credentials=skip")
+    assert done.returncode == 0 and f"without a commit: {words}" in done.stdout
+    assert "user.name" not in done.stdout
+
+
+def test_with_its_output_closed_the_project_is_made_all_the_same(machine):
+    command = f'exec "{COMMAND}" "{template()}" --output-dir "{machine.out}" --no-input check_credentials=skip 1>&- 2>&-'
+    done = subprocess.run(["sh", "-c", command], cwd=machine.out, env=machine.environ, check=False)
+    assert done.returncode == 0
+    assert machine.git("rev-list", "--count", "HEAD") == "1"
+
+
 def test_without_git_the_project_is_made_all_the_same(machine):
     done = machine.run("--no-input", "check_credentials=skip", PATH=str(machine.home))
     assert done.returncode == 0 and "git does not work here" in done.stdout
