@@ -102,7 +102,8 @@ def test_certificates_that_are_missing_are_told_by_their_variable(
 def test_an_error_of_something_else_is_not_laid_at_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ALL_PROXY", "socks5://127.0.0.1:9")
     assert surroundings.surroundings(ImportError("No module named 'x'")) == ""
-    assert surroundings.surroundings(FileNotFoundError(2, "No such file")) == ""
+    monkeypatch.setenv("SSL_CERT_FILE", "/nowhere/none.pem")
+    assert surroundings.surroundings(FileNotFoundError(2, "No such file", "/a/file")) == ""
 
 
 def test_a_cache_that_cannot_be_made_is_told_by_its_variable(tmp_path: Path) -> None:

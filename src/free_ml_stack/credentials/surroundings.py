@@ -17,7 +17,8 @@ def surroundings(error: BaseException) -> str:
         package = "PySocks" if "dependencies" in text else "socksio"
         return f"{name} names a SOCKS proxy, for which {package} is not installed: add it, or name an http:// proxy"
     certificates = missing_certificates(os.environ)
-    if certificates and (isinstance(error, FileNotFoundError) or "certificate" in text.lower()):
+    unnamed = isinstance(error, FileNotFoundError) and not error.filename  # as ssl raises it
+    if certificates and (unnamed or "certificate" in text.lower()):
         return f"{certificates}: name a file of certificates there, or unset it"
     return ""
 
