@@ -2,8 +2,8 @@
 
     python bench/generation.py [ROUNDS]
 
-Both are subprocesses as a user starts them, by a cookiecutter in an environment of its own, as uvx or pipx makes it, and
-taken in turns, so that what else the machine does falls on both.
+Both are subprocesses as a user starts them, by a cookiecutter in an environment of its own, as uvx or pipx makes it,
+and taken in turns, so that what else the machine does falls on both.
 """
 
 import json

@@ -76,8 +76,9 @@ class Digits:
             for row in probabilities
         ]
 
-    def summary(self, payload: Any) -> dict[str, float]:
-        return {"mean": float(np.mean(payload)), "std": float(np.std(payload))}
+    def watch(self, payload: Any, answer: Any, model: Any) -> dict[str, Any]:
+        described = {"mean": float(np.mean(payload)), "std": float(np.std(payload))}
+        return {"label": str(answer["label"]), "confidence": answer["confidence"], **described}
 
 
 def digits_folder(folder: Path, seed: int = 0) -> Path:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import Algorithmia
+import numpy as np
 import pytest
 import requests
 from browsing import browse
@@ -31,7 +32,7 @@ def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployed]:
     folder = digits_folder(tmp_path_factory.mktemp("page") / "model")
     model = Digits().load(folder)
     answers = Digits().apply_batch(IMAGES, model)
-    known = reference(answers, [Digits().summary(image) for image in IMAGES])
+    known = reference([Digits().watch(*pair, None) for pair in zip(IMAGES, answers, strict=True)])
     (folder / "reference.json").write_text(json.dumps(known))
     write_manifest(folder)
     with deployed(folder.parent, Digits(), folder) as gateway:
@@ -77,7 +78,7 @@ def test_figures(gateway: Deployed) -> None:
     figures = get(gateway, "/stats").json()
     assert figures["calls"] == 63
     assert figures["errors"] == {"InputError": 3}
-    assert sum(figures["answers"].values()) == 60
+    assert sum(figures["watched"]["label"].values()) == 60
     assert figures["drift"]["verdict"] == "none"
     assert figures["latency"]["p50"] <= figures["latency"]["p99"]
     assert [version["calls"] for version in figures["versions"]] == [63]
@@ -87,7 +88,7 @@ def test_figures(gateway: Deployed) -> None:
 def test_calls_unlike_the_training_data_show_as_drift(tmp_path: Path) -> None:
     folder = digits_folder(tmp_path / "model")
     answers = Digits().apply_batch(IMAGES, Digits().load(folder))
-    known = reference(answers, [Digits().summary(image) for image in IMAGES])
+    known = reference([Digits().watch(*pair, None) for pair in zip(IMAGES, answers, strict=True)])
     (folder / "reference.json").write_text(json.dumps(known))
     write_manifest(folder)
     with deployed(tmp_path, Digits(), folder) as gateway:
@@ -187,8 +188,9 @@ def test_every_call_is_in_the_log(gateway: Deployed) -> None:
     call = read_calls(gateway.store, "demo")[0]
     assert call["version"] == "0.1.0"
     assert call["latency_ms"] > 0
-    assert call["summary"] == Digits().summary(IMAGES[0])
-    assert set(call) == {"time", "version", "latency_ms", "label", "confidence", "summary"}
+    assert call["watched"].keys() == {"label", "confidence", "mean", "std"}
+    assert call["watched"]["mean"] == float(np.mean(IMAGES[0]))
+    assert set(call) == {"time", "version", "latency_ms", "watched"}
 
 
 def test_the_log_is_rotated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

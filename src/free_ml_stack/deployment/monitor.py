@@ -52,8 +52,8 @@ def monitor(settings: "Settings") -> Monitoring:
     if not calls:
         raise StackError(f"nobody has called version {build.version} yet: run `{settings.command} predict`")
     known = json.loads(store.cat_file(f"{build.folder}/reference.json"))
-    good = [call for call in calls if "error" not in call and "label" in call]
-    found = drift(known, good, [call.get("summary", {}) for call in good])
+    good = [call for call in calls if "error" not in call]
+    found = drift(known, [call["watched"] for call in good if "watched" in call])
     times = np.array([call["latency_ms"] for call in calls])
     folder = settings.runs / time.strftime("monitor-%Y%m%d-%H%M%S")
     run = open_run(

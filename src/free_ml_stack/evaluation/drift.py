@@ -1,62 +1,59 @@
 """Drift: how far the calls of a deployed model are from the data that it was trained on."""
 
-import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from math import isfinite
 from typing import Any
 
 import numpy as np
 
-BINS = 5  # of a numeric quantity: fifths of the reference
+FIFTHS = (0.2, 0.4, 0.6, 0.8)  # of the reference, for a number
 MODERATE, STRONG = 0.1, 0.25  # the usual reading of the index
 FEW = 30  # calls, below which nothing is said
 
+Watched = Mapping[str, Any]  # numbers and categories (text) of a call, by name
 
-def reference(
-    answers: Sequence[Mapping[str, Any]], summaries: Sequence[Mapping[str, float]]
-) -> dict[str, Any]:
-    """What normal looks like: counts of the classes, and of each numeric quantity in fifths.
 
-    `answers` hold `label` and `confidence`, `summaries` the statistics of the inputs; both in the same order.
+def reference(watched: Sequence[Watched]) -> dict[str, Any]:
+    """Count what is normal: each category by its value, each number in fifths.
+
+    `watched` are what predict.py's `watch` names of calls: numbers, and categories as text.
     """
-    numbers = _numbers(answers, summaries)
-    edges = {
-        name: np.unique(np.quantile(values, np.linspace(0, 1, BINS + 1)[1:-1]))
-        for name, values in numbers.items()
-    }
+    numbers, categories = _numbers(watched), _categories(watched)
+    edges = {name: np.unique(np.quantile(values, FIFTHS)) for name, values in numbers.items()}
     return {
-        "rows": len(answers),
-        "label": dict(sorted(_labels(answers).items())),
-        "numeric": {
+        "rows": len(watched),
+        "categories": {name: dict(sorted(counts.items())) for name, counts in categories.items()},
+        "numbers": {
             name: {"edges": edges[name].tolist(), "counts": _counts(values, edges[name])}
             for name, values in numbers.items()
         },
     }
 
 
-def drift(
-    known: Mapping[str, Any], answers: Sequence[Mapping[str, Any]], summaries: Sequence[Mapping[str, float]]
-) -> dict[str, Any]:
-    """The distance of some calls from the reference `known`, by quantity, and a verdict.
+def drift(known: Mapping[str, Any], watched: Sequence[Watched]) -> dict[str, Any]:
+    """Compare some calls with the reference `known`, by quantity, and give a verdict.
 
     `scores` are population stability indices less what chance alone gives for so many calls. `verdict` is none,
     moderate (from 0.1) or strong (from 0.25) after the largest of them, or "too few calls".
     """
-    labels, numbers = _labels(answers), _numbers(answers, summaries)
-    names = sorted({*known["label"], *labels})
-    pairs = {
-        "label": ([known["label"].get(name, 0) for name in names], [labels.get(name, 0) for name in names])
-    }
-    for name, part in known["numeric"].items():
+    numbers, categories = _numbers(watched), _categories(watched)
+    pairs, bins = {}, {}
+    for name, before in known["categories"].items():
+        after = categories.get(name, Counter())
+        bins[name] = sorted({*before, *after})
+        pairs[name] = ([before.get(value, 0) for value in bins[name]], [after[value] for value in bins[name]])
+    for name, part in known["numbers"].items():
+        bins[name] = _ranges(part["edges"])
         pairs[name] = (part["counts"], _counts(numbers.get(name, []), np.asarray(part["edges"])))
     scores = {name: stability_index(*pair) for name, pair in pairs.items()}
-    worst = max(scores.values())
+    worst = max(scores.values(), default=0.0)
     verdict = "strong" if worst >= STRONG else "moderate" if worst >= MODERATE else "none"
     return {
-        "calls": len(answers),
-        "verdict": verdict if len(answers) >= FEW else "too few calls",
+        "calls": len(watched),
+        "verdict": verdict if len(watched) >= FEW else "too few calls",
         "scores": scores,
-        "bins": {"label": names, **{name: _ranges(part["edges"]) for name, part in known["numeric"].items()}},
+        "bins": bins,
         "counts": {name: {"reference": before, "calls": after} for name, (before, after) in pairs.items()},
     }
 
@@ -73,18 +70,26 @@ def stability_index(before: Sequence[int], after: Sequence[int]) -> float:
     return max(0.0, float(((other - one) * np.log(other / one)).sum() - chance))
 
 
-def _labels(answers: Sequence[Mapping[str, Any]]) -> Counter[str]:
-    return Counter(
-        label if isinstance(label := answer["label"], str) else json.dumps(label) for answer in answers
-    )
+def _numbers(watched: Sequence[Watched]) -> dict[str, list[float]]:
+    found: dict[str, list[float]] = {}
+    for call in watched:
+        for name, value in call.items():
+            if not isinstance(value, str):
+                found.setdefault(name, []).append(float(value))
+    return {
+        name: kept
+        for name, values in found.items()
+        if (kept := [value for value in values if isfinite(value)])
+    }
 
 
-def _numbers(
-    answers: Sequence[Mapping[str, Any]], summaries: Sequence[Mapping[str, float]]
-) -> dict[str, list[float]]:
-    names = dict.fromkeys(name for summary in summaries for name in summary)
-    numbers = {name: [summary[name] for summary in summaries if name in summary] for name in names}
-    return {"confidence": [answer["confidence"] for answer in answers if "confidence" in answer], **numbers}
+def _categories(watched: Sequence[Watched]) -> dict[str, Counter[str]]:
+    found: dict[str, Counter[str]] = {}
+    for call in watched:
+        for name, value in call.items():
+            if isinstance(value, str):
+                found.setdefault(name, Counter())[value] += 1
+    return found
 
 
 def _counts(values: Sequence[float], edges: np.ndarray[Any, np.dtype[Any]]) -> list[int]:

@@ -104,7 +104,7 @@ class Gateway:
             await self.models.get(self.name, "")
         except (StackError, OSError) as error:
             log.error("the deployed model can't be served: %s", error)
-        watches = (self.models.watch(), self.calls.log.watch())
+        watches = (self.models.watch(), self.calls.log.keep_writing())
         self.watching = [asyncio.ensure_future(watch) for watch in watches]
         self.ready = True
 

@@ -105,7 +105,7 @@ class Dashboard:
             "versions": [self._version(build, counts) for build in self._published()],
             "calls": sum(counts.calls.values()),
             "errors": counts.errors,
-            "answers": counts.answers,
+            "watched": counts.watched,
             "latency": latency(in_classes(second[2] for second in counts.seconds.values())),
             "series": series(counts, int(time.time())),
             "drift": drift,
@@ -120,11 +120,9 @@ class Dashboard:
         model = self.models.find(self.name, "")
         if not model or not model.reference:
             return None
-        mine = [
-            entry for entry in counts.latest() if entry["version"] == model.build.version and "label" in entry
-        ]
+        mine = [entry for entry in counts.latest() if entry["version"] == model.build.version]
         try:
-            return drift(model.reference, mine, [entry.get("summary", {}) for entry in mine])
+            return drift(model.reference, [entry["watched"] for entry in mine if "watched" in entry])
         except (KeyError, TypeError, ValueError) as error:
             log.warning("%s/reference.json can't be used: %s", model.build.folder, error)
             return None
@@ -137,8 +135,11 @@ class Dashboard:
         counts = self.log.statistics.total()
         calls = CounterMetricFamily("algorithm_calls", "Calls by version.", labels=["version"])
         errors = CounterMetricFamily("algorithm_errors", "Calls that failed, by type.", labels=["error_type"])
-        answers = CounterMetricFamily("algorithm_answers", "Answers by class.", labels=["label"])
-        for family, counter in ((calls, counts.calls), (errors, counts.errors), (answers, counts.answers)):
+        watched = CounterMetricFamily("algorithm_watched", "Calls by category.", labels=["quantity", "value"])
+        for quantity, values in counts.watched.items():
+            for category, count in values.items():
+                watched.add_metric([quantity, category], count)
+        for family, counter in ((calls, counts.calls), (errors, counts.errors)):
             for name, value in counter.items():
                 family.add_metric([name], value)
         seconds = HistogramMetricFamily("algorithm_call_seconds", "How long calls took.")
@@ -152,7 +153,7 @@ class Dashboard:
         waiting = GaugeMetricFamily("algorithm_waiting_calls", "Calls that wait for a model.")
         waiting.add_metric([], sum(len(model.waiting) for model in self.models.loaded.values()))
         registry = CollectorRegistry()
-        registry.register(Families([calls, errors, answers, seconds, shift, insight, waiting]))
+        registry.register(Families([calls, errors, watched, seconds, shift, insight, waiting]))
         return generate_latest(registry)
 
     def _published(self) -> list[Build]:

@@ -46,9 +46,10 @@ class Model(Protocol):
 
 
 class Predictor(Protocol):
-    """`predict.py`: the service. A gateway does without all but `load` and `apply`, and takes `summary_batch`, too.
+    """`predict.py`: the service. A gateway does without all but `load` and `apply`, and takes `watch_batch`, too.
 
-    `apply` raises ValueError for an input that makes no sense; `summary` describes one in numbers for the log.
+    `apply` raises ValueError for an input that makes no sense; `watch` names the numbers and categories (text) of a
+    call that monitoring compares with the training data's.
     """
 
     def load(self, model_dir: Path, /) -> Any: ...
@@ -57,7 +58,7 @@ class Predictor(Protocol):
 
     def apply_batch(self, inputs: list[Any], model: Any, /) -> list[Any]: ...
 
-    def summary(self, input: Any, /) -> dict[str, float]: ...
+    def watch(self, input: Any, answer: Any, model: Any, /) -> Mapping[str, Any]: ...
 
 
 @dataclass(frozen=True)

@@ -63,7 +63,8 @@ def export(
     spread = np.linspace(0, splits["train"].rows - 1, min(splits["train"].rows, REFERENCE)).astype(int)
     calls = dataset.examples(science, splits["train"], spread.tolist())
     answers = science.predict.apply_batch(calls, predictor)
-    _json(folder / "reference.json", reference(answers, [science.predict.summary(call) for call in calls]))
+    watched = [science.predict.watch(*pair, predictor) for pair in zip(calls, answers, strict=True)]
+    _json(folder / "reference.json", reference(watched))
     origins(settings, folder)
     write_manifest(folder)
     return folder

@@ -45,16 +45,24 @@ def apply_batch(inputs: list[Any], model: Model) -> list[dict[str, Any]]:
     ]
 
 
-def summary(input: Any) -> dict[str, float]:
-    """Numbers that describe an input; monitoring compares them with the training data's."""
-    return summary_batch([input])[0]
+def watch(input: Any, answer: Any, model: Model) -> dict[str, Any]:
+    """What monitoring compares with the training data: numbers, and categories as text."""
+    return watch_batch([input], [answer], model)[0]
 
 
-def summary_batch(inputs: list[Any]) -> list[dict[str, float]]:
-    """The summaries of many inputs; a busy gateway logs its calls with this."""
+def watch_batch(inputs: list[Any], answers: list[Any], model: Model) -> list[dict[str, Any]]:
+    """The same of many calls; a busy gateway logs them with this."""
     pixels = _images(inputs).reshape(len(inputs), -1)
     means, deviations = pixels.mean(axis=1).tolist(), pixels.std(axis=1).tolist()
-    return [{"mean": mean, "deviation": deviation} for mean, deviation in zip(means, deviations, strict=True)]
+    return [
+        {
+            "label": str(answer["label"]),
+            "confidence": answer["confidence"],
+            "mean": mean,
+            "deviation": deviation,
+        }
+        for answer, mean, deviation in zip(answers, means, deviations, strict=True)
+    ]
 
 
 def _images(inputs: list[Any]) -> NDArray[np.float32]:

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any, Protocol
@@ -23,6 +23,7 @@ class Model(Protocol):
 
     algorithm: str
     build: Build
+    model: Any
 
 
 log = logging.getLogger(__name__)
@@ -31,9 +32,9 @@ FILE_BYTES = 16 << 20
 FILES = 64  # kept of each algorithm
 CHUNK = 64  # calls that are written down together
 KEPT = 1000  # chunks, while the store takes none
-ANSWERED = ("label", "confidence")  # what is kept of an answer
-Summary = Callable[[Any], dict[str, float]]
-Summaries = Callable[[list[Any]], list[dict[str, float]]]
+Watch = Callable[[Any, Any, Any], Mapping[str, Any]]
+WatchBatch = Callable[[list[Any], list[Any], Any], list[Mapping[str, Any]]]
+Call = tuple[datetime, "Model", Any, Any, float, str]
 
 
 class CallLog:
@@ -47,12 +48,12 @@ class CallLog:
         self, store: AbstractFileSystem, name: str, predictor: Predictor, seconds: float = 0.0
     ) -> None:
         self.store, self.name = store, name
-        self.summary: Summary | None = getattr(predictor, "summary", None)
-        self.summary_batch: Summaries | None = getattr(predictor, "summary_batch", None)
+        self.watch: Watch | None = getattr(predictor, "watch", None)
+        self.watch_batch: WatchBatch | None = getattr(predictor, "watch_batch", None)
         self.appends = isinstance(getattr(store, "fs", store), LocalFileSystem)
         self.seconds = seconds or (0.25 if self.appends else 30.0)
         self.statistics = Statistics()
-        self.pending: list[tuple[datetime, Model, Any, Any, float, str]] = []
+        self.pending: list[Call] = []
         self.lines: dict[str, list[bytes]] = {}
         self.files: dict[str, tuple[str, int]] = {}
         self.writing = asyncio.Lock()
@@ -67,21 +68,17 @@ class CallLog:
         """Turn the calls that have been noted into lines, and count them."""
         pending, self.pending = self.pending, []
         entries = []
-        for at, model, _, answer, seconds, error in pending:
+        for at, model, _, _, seconds, error in pending:
             version = model.build.version or model.build.hash
             entry = {"time": at, "version": version, "latency_ms": round(seconds * 1000, 3)}
             if error:
                 entry["error"] = error
-            elif isinstance(answer, dict):
-                for key in ANSWERED:
-                    if key in answer:
-                        entry[key] = answer[key]
             entries.append(entry)
-        answered = [place for place, call in enumerate(pending) if not call[-1]]
-        for place, summary in zip(
-            answered, self._summaries([pending[place][2] for place in answered]), strict=False
-        ):
-            entries[place]["summary"] = summary
+        for model in {id(call[1]): call[1] for call in pending}.values():
+            answered = [place for place, call in enumerate(pending) if call[1] is model and not call[-1]]
+            watched = self._watched(model, [pending[place] for place in answered])
+            for place, found in zip(answered, watched, strict=False):
+                entries[place]["watched"] = found
         for name in {call[1].algorithm for call in pending}:
             mine = [place for place, call in enumerate(pending) if call[1].algorithm == name]
             lines = self.write_down(name, [entries[place] for place in mine])
@@ -90,17 +87,17 @@ class CallLog:
                     [entries[place] for place in mine], [pending[place][4] for place in mine], lines
                 )
 
-    def _summaries(self, payloads: list[Any]) -> list[dict[str, float]]:
-        if self.summary_batch and payloads:
-            with suppress(Exception):  # of inputs that do not go together: each by itself
-                return self.summary_batch(payloads)
-        return [self._summary(payload) for payload in payloads] if self.summary else []
+    def _watched(self, model: Model, calls: list[Call]) -> list[Mapping[str, Any]]:
+        if self.watch_batch and calls:
+            with suppress(Exception):  # of calls that do not go together: each by itself
+                return self.watch_batch([call[2] for call in calls], [call[3] for call in calls], model.model)
+        return [self._watched_call(model, call) for call in calls] if self.watch else []
 
-    def _summary(self, payload: Any) -> dict[str, float]:
+    def _watched_call(self, model: Model, call: Call) -> Mapping[str, Any]:
         try:
-            return self.summary(payload) if self.summary else {}
+            return self.watch(call[2], call[3], model.model) if self.watch else {}
         except Exception as error:
-            log.debug("an input could not be summarised: %s", error)
+            log.debug("a call could not be described: %s", error)
             return {}
 
     def write_down(self, name: str, entries: list[dict[str, Any]]) -> bytes:
@@ -115,8 +112,8 @@ class CallLog:
         self.statistics.counts.insights |= insights
         self.write_down(f"{name}/insights", [{"time": datetime.now(UTC), **insights}])
 
-    async def watch(self) -> None:
-        """Write down for ever."""
+    async def keep_writing(self) -> None:
+        """Write the log until cancelled."""
         waited = 0.0
         while True:
             await asyncio.sleep(min(1.0, self.seconds))

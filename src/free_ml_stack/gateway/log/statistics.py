@@ -18,7 +18,7 @@ PER_OCTAVE = 4
 CLASSES = 80
 WINDOW = 300  # seconds that the time series go back
 RECENT = 2000  # calls that drift is told from
-LABELS = 100  # different answers that are told apart
+VALUES = 100  # values of a category that are told apart
 
 
 @dataclass
@@ -27,7 +27,7 @@ class Counts:
 
     calls: Counter[str] = field(default_factory=Counter)  # by version
     errors: Counter[str] = field(default_factory=Counter)  # by type
-    answers: Counter[str] = field(default_factory=Counter)  # by label
+    watched: dict[str, dict[str, int]] = field(default_factory=dict)  # categories by name, each by value
     latency: list[int] = field(default_factory=lambda: [0] * CLASSES)
     latency_sum: float = 0.0  # seconds
     seconds: dict[str, list[Any]] = field(default_factory=dict)  # [calls, errors, {latency class: calls}]
@@ -49,9 +49,18 @@ class Counts:
         self.latency_sum += sum(latencies)
         self.calls.update(entry["version"] for entry in entries)
         self.errors.update(errors)
-        for label, calls in Counter(str(entry["label"]) for entry in entries if "label" in entry).items():
-            self.answers[label if label in self.answers or len(self.answers) < LABELS else "others"] += calls
+        seen = Counter(
+            pair for entry in entries for pair in entry.get("watched", {}).items() if isinstance(pair[1], str)
+        )
+        for (name, value), calls in seen.items():
+            self.count(name, value, calls)
         self.keep(lines.decode())
+
+    def count(self, name: str, value: str, calls: int) -> None:
+        """Count calls whose category `name` has a value."""
+        values = self.watched.setdefault(name, {})
+        value = value if value in values or len(values) < VALUES else "others"
+        values[value] = values.get(value, 0) + calls
 
     def keep(self, lines: str) -> None:
         """Remember the latest lines."""
@@ -79,9 +88,11 @@ class Counts:
         for mine, theirs in (
             (self.calls, other["calls"]),
             (self.errors, other["errors"]),
-            (self.answers, other["answers"]),
         ):
             mine.update(theirs)
+        for name, values in other["watched"].items():
+            for value, calls in values.items():
+                self.count(name, value, calls)
         self.latency = [one + two for one, two in zip(self.latency, other["latency"], strict=True)]
         self.latency_sum += other["latency_sum"]
         for name, (calls, errors, places) in other["seconds"].items():
