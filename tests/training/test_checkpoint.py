@@ -104,6 +104,15 @@ def fresh(folder: Path) -> Path:
     return Path(shutil.copytree(folder, copy))
 
 
+def test_seconds_of_training_are_added_up_over_restarts(folder: Path) -> None:
+    run = Run(folder)
+    run.checkpoints.spent = 100.0
+    run.save(3)
+    again = Run(folder)
+    assert again.checkpoints.spent >= 100
+    assert again.checkpoints.elapsed() > again.checkpoints.spent
+
+
 @pytest.mark.parametrize("error", [errno.ENOSPC, errno.EIO])
 def test_a_disk_that_fails_at_any_call_leaves_a_checkpoint(
     folder: Path, capsys: pytest.CaptureFixture[str], error: int

@@ -98,7 +98,8 @@ class Checkpoints:
         self.at = Position()
         self.best_states: dict[str, Any] = {}
         self.stopping = False
-        self.saved_at = time.monotonic()
+        self.started = self.saved_at = time.monotonic()
+        self.spent = 0.0  # seconds of training before this process
         self.buffers: dict[str, torch.Tensor] = {}
         self.writer = ThreadPoolExecutor(1, "checkpoint")
         self.writing: Future[None] | None = None
@@ -125,6 +126,7 @@ class Checkpoints:
         state, tensors, record = parsed(*found)
         same(state["config"], self.config)
         self.at = Position(**state["at"])
+        self.spent = state["spent"]
         for name, part in self.parts.items():
             part.load_state_dict(joined(state["parts"][name], tensors))
         self.best_states = joined(state["best"], tensors)
@@ -161,6 +163,10 @@ class Checkpoints:
         if due or (self.steps and self.at.step % self.steps == 0):
             self.save()
 
+    def elapsed(self) -> float:
+        """Return the seconds of training so far, those before a restart included."""
+        return self.spent + time.monotonic() - self.started
+
     def mark_best(self, name: str) -> None:
         """Keep a copy of the state of part `name` as the best so far; every later checkpoint holds it."""
         state = self.parts[name].state_dict()
@@ -182,6 +188,7 @@ class Checkpoints:
         tensors: dict[str, torch.Tensor] = {}
         state = {
             "at": asdict(self.at),
+            "spent": self.elapsed(),
             "config": self.config,
             "parts": {name: split(part.state_dict(), tensors, name) for name, part in self.parts.items()},
             "best": split(self.best_states, tensors, "best"),

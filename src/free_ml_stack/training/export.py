@@ -43,10 +43,15 @@ def export(
     """
     result = json.loads((run / RESULT).read_text(encoding="utf-8"))
     folder = settings.models / run.name
-    folder.mkdir(parents=True, exist_ok=True)
-    splits, _ = dataset.read(
+    splits, facts = dataset.read(
         open_store(settings.storage, settings), settings.private / "cache", settings.command
     )
+    if dataset.fingerprint(facts) != result["data"]["sha256"]:
+        raise StackError(
+            f"the data set in {settings.storage} is not the one that run {run.name} was trained on: "
+            f"train again, or write that data set again with `{settings.command} data`"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
     model = trained(science, run, result["config"])
     written = merge_sections(kept_sections(settings.models, folder), kept or {})
     judged = json.loads((run / EVALUATION).read_text(encoding="utf-8"))

@@ -14,6 +14,7 @@ from free_ml_stack.project.flags import read_json
 from free_ml_stack.project.settings import Settings
 
 if TYPE_CHECKING:
+    from free_ml_stack.deployment.versions import Build
     from free_ml_stack.project.science import Science
 
 
@@ -62,11 +63,12 @@ def deploy(science: "Science", settings: Settings, args: Namespace) -> int:
 
     store, name = open_store(settings.storage, settings), settings.algorithm.partition("/")[2]
     if args.list:
+        builds = deployment.versions(store, name)
+        live = next((build.version for build in builds if not build.withdrawn), "")
         rows = [
-            (build.version, build.finished_at[:19], build.folder)
-            for build in deployment.versions(store, name)
+            (build.version, _state(build, live), build.finished_at[:19], build.folder) for build in builds
         ]
-        say(table(rows, ("version", "deployed", "folder")) if rows else "Nothing is deployed yet.")
+        say(table(rows, ("version", "state", "deployed", "folder")) if rows else "Nothing is deployed yet.")
         return 0
     if args.rollback is not None:
         build = deployment.rollback(store, name, args.rollback)
@@ -98,6 +100,10 @@ def add_deploy_arguments(parser: ArgumentParser, science: "Science") -> None:
     add("--target", choices=("gateway", "algorithmia", "space"), default="gateway", help=targets)
     add("--space", choices=spaces, default="auto", help=best)
     add("--rollback", nargs="?", const="", metavar="VERSION", help=back)
+
+
+def _state(build: "Build", live: str) -> str:
+    return "live" if build.version == live else "rolled back" if build.withdrawn else ""
 
 
 def _deploy_elsewhere(science: "Science", settings: Settings, args: Namespace) -> int:

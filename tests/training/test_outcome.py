@@ -1,0 +1,52 @@
+"""Results first: what fails to be drawn costs its picture; what is published is what the run was trained on."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import projects
+import pytest
+
+from free_ml_stack.evaluation import Evaluation
+from free_ml_stack.tracking.run import Run
+from free_ml_stack.tracking.tracker import Tracker
+from free_ml_stack.training import outcome
+
+
+def test_a_picture_that_fails_costs_the_picture(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = Run("first", tmp_path, Tracker())
+    run.log(1, loss=2.0, validation_loss=1.0)
+
+    def fails(path: Path) -> None:
+        raise RuntimeError("no such\nfont")
+
+    found = Evaluation({"rmse": 1.0}, {"Bad one": fails, "Good one": lambda path: path.write_bytes(b"PNG")})
+    pixels = np.zeros((8, 8), np.uint8)
+    outcome.show(run, found.with_table("worst", ("image", "error"), [[pixels, 0.5]]))
+    kept = json.loads((tmp_path / "evaluation.json").read_text())
+    assert kept["pictures"] == {"Learning curves": "learning_curves.png", "Good one": "good_one.png"}
+    assert kept["tables"]["worst"] == {"columns": ["image", "error"], "rows": [["pictures/worst_0.png", 0.5]]}
+    assert (tmp_path / "pictures" / "worst_0.png").read_bytes().startswith(b"\x89PNG")
+    assert capsys.readouterr().out == "The picture Bad one was left out: RuntimeError: no such font\n"
+
+
+@pytest.mark.slow
+def test_a_model_is_not_published_with_other_data_than_it_was_trained_on(data: Path, tmp_path: Path) -> None:
+    folder = projects.make(tmp_path / "project", data)
+    projects.run(folder, "train", "--epochs", "1", "--name", "first")
+    projects.run(folder, "data", "--seed", "1")
+    printed = projects.run(folder, "publish", code=1)
+    assert "is not the one that run first was trained on: train again" in printed
+    assert not list(folder.glob("models/*"))
+    projects.run(folder, "data")
+    assert "Model and card are in models/first" in projects.run(folder, "publish")
+
+
+@pytest.mark.slow
+def test_the_list_of_versions_says_which_one_is_live(data: Path, tmp_path: Path) -> None:
+    folder = projects.make(tmp_path / "project", data)
+    projects.run(folder, "train", "--epochs", "1", "--name", "first")
+    for words in (("publish",), ("deploy",), ("deploy",), ("deploy", "--rollback")):
+        projects.run(folder, *words)
+    states = [line.split()[:3] for line in projects.run(folder, "deploy", "--list").splitlines()[2:4]]
+    assert [row[:2] for row in states] == [["0.2.0", "rolled"], ["0.1.0", "live"]]
