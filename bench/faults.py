@@ -25,9 +25,7 @@ def main() -> None:
     parser.add_argument("--services", nargs="*", default=["algorithmia", "hub", "wandb"])
     parser.add_argument("--steps", nargs="*", default=list(STEPS))
     parser.add_argument("--each", action="store_true", help="not only the first call of an operation")
-    parser.add_argument(
-        "--whole", action="store_true", help="go through the whole demo, as one command, each time"
-    )
+    parser.add_argument("--whole", action="store_true", help="go through the whole demo, as one command, each time")
     args = parser.parse_args()
     calls, failed = collections.Counter(), collections.Counter()
     with tempfile.TemporaryDirectory() as folder, recorded(Path(folder).resolve()) as world:

@@ -70,9 +70,7 @@ def main() -> None:
             assert one.read_bytes() == other.read_bytes(), name
     print(f"{number} kills; weights and record equal those of the run that was never killed")
     print(f"checkpoints that could not be read: {unread}")
-    print(
-        f"steps lost to a kill: median {statistics.median(lost):.0f}, worst {max(lost)} (a checkpoint every {EVERY})"
-    )
+    print(f"steps lost to a kill: median {statistics.median(lost):.0f}, worst {max(lost)} (a checkpoint every {EVERY})")
     print(f"from start to the first step or save: median {statistics.median(first):.2f} s, imports done")
     each = (disturbed - undisturbed) / number
     print(f"{undisturbed:.1f} s undisturbed, {disturbed:.1f} s with the kills: {each:.2f} s a kill")

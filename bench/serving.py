@@ -53,13 +53,9 @@ PEERS = {
     "FastAPI + torch": Peer(
         "fastapi_torch.py", "/predict", IMAGE, {64: 5.0}, ("fastapi", *UVICORN, "numpy", "torch>=2.8,<2.14")
     ),
-    "LitServe": Peer(
-        "litserve_onnx.py", "/predict", {"input": IMAGE}, {64: 15.0}, ("litserve", "onnxruntime")
-    ),
+    "LitServe": Peer("litserve_onnx.py", "/predict", {"input": IMAGE}, {64: 15.0}, ("litserve", "onnxruntime")),
     "BentoML": Peer("bentoml_onnx.py", "/predict", {"image": IMAGE}, {64: 30.0}, ("bentoml", "onnxruntime")),
-    "MLServer": Peer(
-        "mlserver_onnx.py", "/v2/models/digits/infer", V2, {64: 10.0}, ("mlserver", "onnxruntime")
-    ),
+    "MLServer": Peer("mlserver_onnx.py", "/v2/models/digits/infer", V2, {64: 10.0}, ("mlserver", "onnxruntime")),
     "mlflow models serve": Peer(
         "mlflow_onnx.py", "/invocations", {"inputs": [IMAGE]}, {64: 10.0}, ("mlflow", "onnxruntime")
     ),
@@ -126,9 +122,7 @@ def against_peers(
             for connections, wanted in PEERS[name].wanted.items():
                 mine, theirs = in_turns([gateway, peer], connections, seconds, rounds)
                 ratio = mine.rate / theirs.rate
-                rows.append(
-                    (f"rate over {name}, {connections} connections", ratio, f"≥ {wanted:g}", ratio >= wanted)
-                )
+                rows.append((f"rate over {name}, {connections} connections", ratio, f"≥ {wanted:g}", ratio >= wanted))
                 if name.startswith("uvicorn") and connections > 1:
                     limit = {16: 2.0, 64: 6.0}[connections]
                     rows.append(
@@ -255,9 +249,7 @@ def serve_peer(name: str, model: Path, folder: Path) -> Iterator[Server]:
     peer, port = PEERS[name], free_port()
     python = environment_of(peer)
     script = ROOT / "bench" / "peers" / peer.script
-    with running(
-        [str(python), str(script), str(model), str(port)], script.parent, dict(os.environ)
-    ) as process:
+    with running([str(python), str(script), str(model), str(port)], script.parent, dict(os.environ)) as process:
         wait_for(port, "/", process)
         lua = write_script(folder / f"{peer.script}.lua", peer.body)
         server = Server(f"http://127.0.0.1:{port}{peer.path}", lua, process.pid)
@@ -287,14 +279,10 @@ def environment_of(peer: Peer) -> Path:
 
 
 @contextmanager
-def running(
-    command: list[str], folder: Path, environment: dict[str, str]
-) -> Iterator[subprocess.Popen[bytes]]:
+def running(command: list[str], folder: Path, environment: dict[str, str]) -> Iterator[subprocess.Popen[bytes]]:
     """A process and what it starts, ended on leaving."""
     log = tempfile.TemporaryFile()  # noqa: SIM115 - shown where the process fails
-    process = subprocess.Popen(
-        command, cwd=folder, env=environment, stdout=log, stderr=log, start_new_session=True
-    )
+    process = subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=log, start_new_session=True)
     try:
         yield process
     finally:
@@ -336,9 +324,7 @@ def free_port() -> int:
 
 def resident(pid: int) -> int:
     """The bytes of memory that a process holds."""
-    line = next(
-        line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("VmRSS")
-    )
+    line = next(line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("VmRSS"))
     return int(line.split()[1]) * 1024
 
 

@@ -38,12 +38,8 @@ Row = tuple[str, float, float, str]  # what, measured, wanted, unit ("×" at lea
 def main() -> None:
     """Measure everything and print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument(
-        "--quick", action="store_true", help="64 MiB and 1,000 files instead of 1 GiB and 10,000"
-    )
-    parser.add_argument(
-        "--folder", type=Path, default=Path("/dev/shm") if Path("/dev/shm").is_dir() else None
-    )
+    parser.add_argument("--quick", action="store_true", help="64 MiB and 1,000 files instead of 1 GiB and 10,000")
+    parser.add_argument("--folder", type=Path, default=Path("/dev/shm") if Path("/dev/shm").is_dir() else None)
     args = parser.parse_args()
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=args.folder)))
@@ -212,9 +208,7 @@ def serve_nginx(folder: Path) -> Iterator[str]:
 def serve_gateway(folder: Path) -> Iterator[tuple[str, int]]:
     """The whole gateway in a process of its own, without a model."""
     record = folder / "gateway.json"
-    with subprocess.Popen(
-        [sys.executable, __file__, "--serve", str(folder / "store"), str(record)]
-    ) as server:
+    with subprocess.Popen([sys.executable, __file__, "--serve", str(folder / "store"), str(record)]) as server:
         while not record.exists():
             time.sleep(0.05)
         yield json.loads(record.read_text())["url"], server.pid

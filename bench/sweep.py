@@ -96,9 +96,7 @@ def main() -> None:
             short + (100 - few) * each,
             100 * agent_seconds(folder / "agent", 2 if args.quick else 5),
         )
-        print(
-            f"{'100 no-op trials':26}{ours:7.1f} s   W&B's agent {theirs:.0f} s: 1/{theirs / ours:.0f}, promised 1/5"
-        )
+        print(f"{'100 no-op trials':26}{ours:7.1f} s   W&B's agent {theirs:.0f} s: 1/{theirs / ours:.0f}, promised 1/5")
         print(f"{'overhead of a trial':26}{1000 * each:7.0f} ms  promised 50")
         told = suggestion_seconds(folder / "suggest")
         print(f"{'suggestion at 200 trials':26}{1000 * told:7.1f} ms  promised 15")
@@ -166,9 +164,7 @@ def agent_seconds(folder: Path, count: int) -> float:
         "method": "random",
         "program": "program.py",
     }
-    content["parameters"] = {
-        name: content["parameters"][name] for name in "acdf"
-    }  # what the service can draw
+    content["parameters"] = {name: content["parameters"][name] for name in "acdf"}  # what the service can draw
     with wandb_service() as service:
         name = service.store.sweep(json.dumps(content), "me", "p").name
         command = [sys.executable, "-m", "wandb", "agent", f"me/p/{name}"]

@@ -92,9 +92,7 @@ def ours(name: str, epochs: int) -> tuple[float, int]:
         dataset.write(store, split(fetch(), 0), {})
         splits, _ = dataset.read(store, Path(scratch, "cache"), "")
         run = Run("bench", Path(scratch, "run"), Tracker())
-        checkpoints = Checkpoints(
-            Path(scratch, "checkpoints"), run.record, vars(config), config.checkpoint_seconds
-        )
+        checkpoints = Checkpoints(Path(scratch, "checkpoints"), run.record, vars(config), config.checkpoint_seconds)
         started = time.perf_counter()
         science.fit(config, splits, run, checkpoints, Process(choose_device("cpu")))
         return time.perf_counter() - started, checkpoints.at.step
@@ -176,9 +174,7 @@ def lightning(name: str, epochs: int) -> tuple[float, int]:
 
     loader = DataLoader(TensorDataset(*data()), BATCH, shuffle=True, drop_last=True)
     with tempfile.TemporaryDirectory() as scratch:
-        trainer = pl.Trainer(
-            max_epochs=epochs, accelerator="cpu", default_root_dir=scratch, enable_progress_bar=False
-        )
+        trainer = pl.Trainer(max_epochs=epochs, accelerator="cpu", default_root_dir=scratch, enable_progress_bar=False)
         started = time.perf_counter()
         trainer.fit(Module(), loader)
         return time.perf_counter() - started, trainer.global_step
@@ -259,9 +255,7 @@ def peers() -> Path:
         environment = {**os.environ, "UV_FIND_LINKS": os.environ.get("PIP_FIND_LINKS", "")}
         command = ["uv", "pip", "install", "--quiet", "--python", str(python), "torch>=2.8,<2.14", *PEERS]
         needs = ["scikit-learn", "pyarrow", "safetensors", "fsspec", "huggingface_hub>=2.2,<3"]
-        subprocess.run(
-            ["uv", "venv", "--quiet", "--python", sys.executable, str(python.parents[1])], check=True
-        )
+        subprocess.run(["uv", "venv", "--quiet", "--python", sys.executable, str(python.parents[1])], check=True)
         subprocess.run([*command[:7], *PEERS, *needs], check=True, env=environment)
     return python
 
@@ -295,9 +289,7 @@ def main() -> None:
         epochs = {"cnn": 30, "mlp": 60, "wide": 2}[name] // (2 if args.quick else 1)
         contenders = ("bare", "ours") if args.quick else tuple(CONTENDERS)
         # In turns, so that what else the machine does falls on all of them.
-        rounds = [
-            {one: speed(one, name, epochs) for one in contenders} for _ in range(1 if args.quick else 5)
-        ]
+        rounds = [{one: speed(one, name, epochs) for one in contenders} for _ in range(1 if args.quick else 5)]
         for one in contenders:
             steps = statistics.median(speeds[one] for speeds in rounds)
             ratio = statistics.median(speeds[one] / speeds["bare"] for speeds in rounds)

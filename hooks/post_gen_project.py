@@ -70,9 +70,7 @@ def last_line() -> str:
     said = [line.strip() for line in lines if line.strip()]
     text = "".join(character if character.isprintable() else "?" for character in said[-1]) if said else ""
     return (
-        f"git says: {text}"
-        if text
-        else "git failed and says nothing, as a hook of yours may make it; try `git commit`"
+        f"git says: {text}" if text else "git failed and says nothing, as a hook of yours may make it; try `git commit`"
     )
 
 

@@ -44,9 +44,7 @@ TAKEN = set(
     torchvision tqdm trackio train transformers true types-pyyaml uv uvicorn uvloop uvx venv wandb wandb-core
     websockets wheel xxhash zizmor""".split()  # noqa: SIM905
 ) | {name.lower().replace("_", "-") for name in sys.stdlib_module_names}
-WINDOWS = {"con", "prn", "aux", "nul"} | {
-    f"{port}{number}" for port in ("com", "lpt") for number in range(10)
-}
+WINDOWS = {"con", "prn", "aux", "nul"} | {f"{port}{number}" for port in ("com", "lpt") for number in range(10)}
 SCHEMES = ("algorithmia", "file", "hf", "s3")
 
 

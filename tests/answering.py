@@ -131,16 +131,12 @@ def mostly(
 
 # Most draws are legal but awkward, some are wild: a single wild answer is enough for all of them to be refused.
 legal_text = strategies.lists(strategies.sampled_from(LEGAL), min_size=1, max_size=8).map("".join)
-wild_text = strategies.lists(
-    strategies.sampled_from(FRAGMENTS) | strategies.text(max_size=12), max_size=6
-).map("".join)
+wild_text = strategies.lists(strategies.sampled_from(FRAGMENTS) | strategies.text(max_size=12), max_size=6).map("".join)
 any_text = mostly(legal_text, wild_text)
 any_name = strategies.text(string.ascii_lowercase + string.digits + "-_.", min_size=1, max_size=70)
 any_answers = strategies.fixed_dictionaries(
     dict.fromkeys(("project_name", "description", "author_name"), any_text),
-    optional={
-        name: mostly(strategies.sampled_from(valid), any_name | wild_text) for name, valid in VALID.items()
-    }
+    optional={name: mostly(strategies.sampled_from(valid), any_name | wild_text) for name, valid in VALID.items()}
     | {
         "license": strategies.sampled_from(list(sound.LICENSES)),
         "storage": strategies.sampled_from(list(sound.STORES)),
@@ -196,11 +192,7 @@ def names() -> list[str]:
     skeleton = template() / SKELETON.name
     found = [path.relative_to(skeleton).as_posix() for path in skeleton.rglob("*") if path.is_file()]
     copied = context({})["cookiecutter"]["_copy_without_render"]
-    return [
-        name
-        for name in found
-        if name[-4:] != ".png" and not any(fnmatch(name, pattern) for pattern in copied)
-    ]
+    return [name for name in found if name[-4:] != ".png" and not any(fnmatch(name, pattern) for pattern in copied)]
 
 
 def render(folder: Path, whole: dict) -> None:

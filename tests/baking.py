@@ -28,9 +28,7 @@ def template() -> Path:
     atexit.register(made.cleanup)
     kept = ("{{", "hooks/", "templates/", "cookiecutter.json")
     listing = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
-    listed = subprocess.run(listing, cwd=TEMPLATE, capture_output=True, text=True, check=True).stdout.split(
-        "\0"
-    )
+    listed = subprocess.run(listing, cwd=TEMPLATE, capture_output=True, text=True, check=True).stdout.split("\0")
     for name in listed:
         if name.startswith(kept) and (TEMPLATE / name).is_file():
             (Path(made.name) / name).parent.mkdir(parents=True, exist_ok=True)

@@ -37,9 +37,7 @@ MADE = {  # what a step leaves on this machine
 NAMES = {"hub": r"\bHub\b|Hugging Face", "algorithmia": r"Algorithmia|127\.0\.0\.1:\d+"}
 REMEDY = r"`digits-online |run the same command again|run it again|new at "
 SENT = re.compile(r"`digits-online sync` sends it")
-SENDS = re.compile(
-    rf"{SENT.pattern}|`digits-online publish` goes on|goes there later, by `digits-online data`"
-)
+SENDS = re.compile(rf"{SENT.pattern}|`digits-online publish` goes on|goes there later, by `digits-online data`")
 CALLS = 270  # of a demo, to the deployed model
 ONCE: tuple[int | str, ...] = (500, "reset", 403, 429, "slow")
 FOREVER: tuple[int | str, ...] = (500, "reset", 401)
@@ -149,9 +147,7 @@ class World:
             wrong.append(f"ends with {code}")
         else:
             found = json.loads((self.services.project / "runs" / "demo.json").read_text())
-            wrong += (
-                [] if found["test"]["accuracy"] > 0.95 and found["calls"] >= CALLS else [f"found {found}"]
-            )
+            wrong += [] if found["test"]["accuracy"] > 0.95 and found["calls"] >= CALLS else [f"found {found}"]
         if (lacking := self._lacking()) and not SENDS.search(printed):
             wrong.append(f"nothing says that it lacks: {lacking}")
         wrong += self._repair("data", "publish", "deploy", "sync") if lacking else []
@@ -278,10 +274,7 @@ def missing_at_wandb(services: Online) -> Iterator[str]:
     store = services.wandb.store
     here = {one.name: one for one in store.runs.values()}
     committed = {
-        (one.collection, alias)
-        for one in store.artifacts.values()
-        for alias in one.aliases
-        if one.state == "COMMITTED"
+        (one.collection, alias) for one in store.artifacts.values() for alias in one.aliases if one.state == "COMMITTED"
     }
     for path in sorted((services.project / "runs").glob("*/tracked.jsonl")):
         told = [json.loads(line) for line in path.read_text().splitlines()]

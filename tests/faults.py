@@ -96,9 +96,7 @@ def failing(app: Any, answers: list[tuple[int, dict[str, str]]], calls: list[str
         if not answers:
             return await app(scope, receive, send)
         status, headers = answers.pop(0)
-        raw = [(name.encode(), value.encode()) for name, value in headers.items()] + [
-            (b"content-length", b"0")
-        ]
+        raw = [(name.encode(), value.encode()) for name, value in headers.items()] + [(b"content-length", b"0")]
         await send({"type": "http.response.start", "status": status, "headers": raw})
         await send({"type": "http.response.body", "body": b""})
         return None

@@ -44,9 +44,7 @@ class Process:
     spent = 0.0  # seconds of CPU of all that have ended, with their children
     running: ClassVar[list["Process"]] = []
 
-    def __init__(
-        self, arguments: Sequence[str], folder: Path, environ: Mapping[str, str], merged: bool
-    ) -> None:
+    def __init__(self, arguments: Sequence[str], folder: Path, environ: Mapping[str, str], merged: bool) -> None:
         """Start `python ARGUMENTS`, where those begin with -m or -c; `merged`: errors go where the rest goes."""
         self.args = [sys.executable, *arguments]
         self.returncode: int | None = None
@@ -99,9 +97,7 @@ class Process:
             return None if end is None else max(0.0, end - time.monotonic())
 
         if not self.readers:
-            self.readers = [
-                threading.Thread(target=self._read, args=(name,), daemon=True) for name in self.printed
-            ]
+            self.readers = [threading.Thread(target=self._read, args=(name,), daemon=True) for name in self.printed]
             for reader in self.readers:
                 reader.start()
         for reader in self.readers:
@@ -153,9 +149,7 @@ def end_all(seconds: float = 30) -> None:
 Running = Process | subprocess.Popen[str]
 
 
-def start(
-    arguments: Sequence[str], folder: Path, environ: Mapping[str, str], merged: bool = False
-) -> Running:
+def start(arguments: Sequence[str], folder: Path, environ: Mapping[str, str], merged: bool = False) -> Running:
     """Start `python ARGUMENTS` in `folder`, forked where that is the same."""
     if not any(name in environ and environ[name] != os.environ.get(name) for name in FOR_PYTHON):
         return Process(arguments, folder, environ, merged)

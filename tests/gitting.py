@@ -51,13 +51,10 @@ class GitServer:
             "PATH": "/usr/bin:/bin:/usr/local/bin",
             "REMOTE_USER": "owner",
         }
-        done = subprocess.run(
-            ["git", "http-backend"], input=body, env=environment, capture_output=True, check=True
-        )
+        done = subprocess.run(["git", "http-backend"], input=body, env=environment, capture_output=True, check=True)
         head, _, content = done.stdout.partition(b"\r\n\r\n")
         fields = [
-            (name.lower(), value.strip())
-            for name, _, value in (line.partition(b":") for line in head.split(b"\r\n"))
+            (name.lower(), value.strip()) for name, _, value in (line.partition(b":") for line in head.split(b"\r\n"))
         ]
         status = next((int(value.split()[0]) for name, value in fields if name == b"status"), 200)
         return status, fields, content

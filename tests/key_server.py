@@ -70,11 +70,7 @@ def environment(home: Path, **more: str) -> dict[str, str]:
 
 def viewer(entity="ada", username="ada", teams=("lovelace-lab",)):
     edges = [{"node": {"name": name}} for name in teams]
-    return {
-        "data": {
-            "viewer": {"id": "VXNlcjox", "entity": entity, "username": username, "teams": {"edges": edges}}
-        }
-    }
+    return {"data": {"viewer": {"id": "VXNlcjox", "entity": entity, "username": username, "teams": {"edges": edges}}}}
 
 
 def whoami(role="write", scoped=None, orgs=(), **more):

@@ -55,9 +55,7 @@ class Digits:
     def load(self, model_dir: Path) -> onnxruntime.InferenceSession:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = 1
-        return onnxruntime.InferenceSession(
-            str(model_dir / "model.onnx"), options, providers=["CPUExecutionProvider"]
-        )
+        return onnxruntime.InferenceSession(str(model_dir / "model.onnx"), options, providers=["CPUExecutionProvider"])
 
     def apply(self, payload: Any, model: onnxruntime.InferenceSession) -> Any:
         return self.apply_batch([payload], model)[0]

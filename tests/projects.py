@@ -52,9 +52,7 @@ def make(folder: Path, template: Path | None = None) -> Path:
 
 def workers(parent: int) -> list[int]:
     """The processes that train in a sweep: the children of its fork server."""
-    table = subprocess.run(
-        ["ps", "-eww", "-o", "pid,ppid,args"], capture_output=True, text=True, check=True
-    ).stdout
+    table = subprocess.run(["ps", "-eww", "-o", "pid,ppid,args"], capture_output=True, text=True, check=True).stdout
     rows = [line.split(None, 2) for line in table.splitlines()[1:]]
     servers = [pid for pid, above, args in rows if int(above) == parent and "forkserver" in args]
     return [int(pid) for pid, above, _ in rows if above in servers]

@@ -39,9 +39,7 @@ class Folder:
 class SickDisk:
     """Everything below `root`; `fault` is raised at call number `at` (the first is 0), or nowhere."""
 
-    def __init__(
-        self, root: Path, patch: pytest.MonkeyPatch, at: int = -1, fault: BaseException | None = None
-    ) -> None:
+    def __init__(self, root: Path, patch: pytest.MonkeyPatch, at: int = -1, fault: BaseException | None = None) -> None:
         self.root, self.at, self.fault = root, at, fault
         self.calls: list[str] = []
         self.elsewhere: list[str] = []
@@ -152,9 +150,7 @@ class SickDisk:
 
     def _write(self, found: Any, path: Path, name: Callable[[], bool], content: Callable[[], bool]) -> None:
         if isinstance(found, File):
-            path.write_bytes(
-                bytes(found.now) if bytes(found.now) != found.synced and content() else found.synced
-            )
+            path.write_bytes(bytes(found.now) if bytes(found.now) != found.synced and content() else found.synced)
             return
         path.mkdir()
         for entry in sorted(found.now.keys() | found.synced.keys()):

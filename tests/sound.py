@@ -13,9 +13,7 @@ import nbformat
 import yaml
 from markdown_it import MarkdownIt
 
-WINDOWS_FORBIDS = re.compile(
-    r'[<>:"|?*\x00-\x1f\\]|[. ]$|^(con|prn|aux|nul|com\d|lpt\d)(\.|$)', re.IGNORECASE
-)
+WINDOWS_FORBIDS = re.compile(r'[<>:"|?*\x00-\x1f\\]|[. ]$|^(con|prn|aux|nul|com\d|lpt\d)(\.|$)', re.IGNORECASE)
 LICENSES = {
     "MIT": ("MIT License", "MIT"),
     "Apache-2.0": ("Apache License", "Apache-2.0"),
@@ -99,9 +97,7 @@ def has_its_settings(project: Path, answers: Mapping[str, str]) -> None:
     same = {"title": "project_name", "author": "author_name", "project": "project_slug"}
     for name in ("algorithmia_username", "wandb_entity", "huggingface_username", "license", "description"):
         same[name] = name
-    assert {name: stack[name] for name in same} == {
-        name: answers[question] for name, question in same.items()
-    }
+    assert {name: stack[name] for name in same} == {name: answers[question] for name, question in same.items()}
     assert stack["storage"] == STORES[answers["storage"]].format(**facts)
     owner, name = stack["algorithm"].split("/")
     assert owner == (answers["algorithmia_username"] or "me") and name.isidentifier() and name[0].isupper()

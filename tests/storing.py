@@ -66,7 +66,5 @@ if __name__ == "__main__":
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
     with listening(int(sys.argv[2])) as listener:
         print("ready", flush=True)  # connections queue from here on
-        config = uvicorn.Config(
-            data_app(Path(sys.argv[1])), log_level="warning", lifespan="off", http=DirectProtocol
-        )
+        config = uvicorn.Config(data_app(Path(sys.argv[1])), log_level="warning", lifespan="off", http=DirectProtocol)
         uvicorn.Server(config).run([listener])

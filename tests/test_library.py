@@ -49,9 +49,7 @@ def imported(text: str) -> set[tuple[str, str]]:
         if isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] == LIBRARY.name:
             found |= {(str(node.module), alias.name) for alias in node.names}
         elif isinstance(node, ast.Import):
-            found |= {
-                (alias.name, "") for alias in node.names if alias.name.partition(".")[0] == LIBRARY.name
-            }
+            found |= {(alias.name, "") for alias in node.names if alias.name.partition(".")[0] == LIBRARY.name}
     return found
 
 
@@ -83,18 +81,14 @@ def test_there_is_no_import_circle() -> None:
     """Of any length, imports within functions and for types included."""
     graph = grimp.build_graph(LIBRARY.name, cache_dir=None)
     assert len(graph.modules) > 100
-    TopologicalSorter(
-        {name: graph.find_modules_directly_imported_by(name) for name in graph.modules}
-    ).prepare()
+    TopologicalSorter({name: graph.find_modules_directly_imported_by(name) for name in graph.modules}).prepare()
 
 
 def test_every_layer_uses_only_those_below_it() -> None:
     command = [str(Path(sys.executable).with_name("lint-imports")), "--no-cache"]
     done = subprocess.run(command, cwd=TEMPLATE, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout
-    contracts = tomllib.loads((TEMPLATE / "pyproject.toml").read_text("utf-8"))["tool"]["importlinter"][
-        "contracts"
-    ]
+    contracts = tomllib.loads((TEMPLATE / "pyproject.toml").read_text("utf-8"))["tool"]["importlinter"]["contracts"]
     assert not any("ignore_imports" in contract for contract in contracts)
 
 
@@ -121,18 +115,12 @@ def test_the_wheel_holds_what_src_holds() -> None:
         for path in LIBRARY.rglob("*")
         if path.is_file() and path.suffix != ".pyc"
     }
-    stale = [
-        name
-        for name in held.keys() | files
-        if not name.startswith(info) and held.get(name) != files.get(name)
-    ]
+    stale = [name for name in held.keys() | files if not name.startswith(info) and held.get(name) != files.get(name)]
     assert not stale, "the vendored wheel is stale: run `make wheel`"
     project = tomllib.loads((TEMPLATE / "pyproject.toml").read_text("utf-8"))["project"]
     metadata = message_from_bytes(held[f"{info}/METADATA"])
     extras = [
-        f"{text}; extra == '{extra}'"
-        for extra, texts in project["optional-dependencies"].items()
-        for text in texts
+        f"{text}; extra == '{extra}'" for extra, texts in project["optional-dependencies"].items() for text in texts
     ]
     assert alike(metadata.get_all("Requires-Dist")) == alike([*project["dependencies"], *extras])
     assert (metadata["Name"], metadata["Version"]) == (project["name"], project["version"])
@@ -144,9 +132,7 @@ def test_the_wheel_holds_what_src_holds() -> None:
 
 def alike(requirements: Iterable[str]) -> set[str]:
     """Requirements in one spelling, whatever their spaces and quotes."""
-    return {
-        re.sub(r"(?<=[<>=!~,;])\s+|\s+(?=[<>=!~,;])", "", str(Requirement(text))) for text in requirements
-    }
+    return {re.sub(r"(?<=[<>=!~,;])\s+|\s+(?=[<>=!~,;])", "", str(Requirement(text))) for text in requirements}
 
 
 def test_the_wheel_is_the_one_that_is_recorded_and_pinned() -> None:
@@ -154,7 +140,4 @@ def test_the_wheel_is_the_one_that_is_recorded_and_pinned() -> None:
     assert WHEEL.with_name("SHA256SUMS").read_text() == f"{digest}  {WHEEL.name}\n"
     text = (SKELETON / "pyproject.toml").read_text("utf-8")
     version = WHEEL.name.split("-")[1]
-    assert (
-        f'"free-ml-stack=={version}"' in text
-        and f'free-ml-stack = {{ path = "vendor/{WHEEL.name}" }}' in text
-    )
+    assert f'"free-ml-stack=={version}"' in text and f'free-ml-stack = {{ path = "vendor/{WHEEL.name}" }}' in text

@@ -46,9 +46,7 @@ def table(rows: Sequence[Sequence[object]], header: Sequence[str] = ()) -> str:
     widths = [max(len(row[i]) for row in cells) for i in range(len(cells[0]))] if cells else []
     right = [all(isinstance(row[i], int | float) for row in rows) for i in range(len(widths))]
     lines = [
-        "  ".join(
-            cell.rjust(w) if r else cell.ljust(w) for cell, w, r in zip(row, widths, right, strict=True)
-        ).rstrip()
+        "  ".join(cell.rjust(w) if r else cell.ljust(w) for cell, w, r in zip(row, widths, right, strict=True)).rstrip()
         for row in cells
     ]
     if header:
@@ -62,9 +60,7 @@ class Progress:
     `unit` is what is counted, with `scaled` in thousands and millions; `seconds` pass between two lines.
     """
 
-    def __init__(
-        self, total: int, unit: str, scaled: bool = False, done: int = 0, seconds: float = 5.0
-    ) -> None:
+    def __init__(self, total: int, unit: str, scaled: bool = False, done: int = 0, seconds: float = 5.0) -> None:
         self.total, self.unit, self.seconds = total, unit, seconds
         self.factor = 1_000_000 if scaled else 1
         self.next_line = time.monotonic() + seconds

@@ -46,9 +46,7 @@ def test_a_version_is_named_in_any_of_the_ways(gateway: Deployed, version: str) 
     assert gateway.client().algo(f"me/demo{version}").pipe("word").result == "hello"
 
 
-@pytest.mark.parametrize(
-    "name", ["me/demo/0.2.0", "me/demo/1.*", "me/nothing", "you/demo", "me/demo/0.1.0/x"]
-)
+@pytest.mark.parametrize("name", ["me/demo/0.2.0", "me/demo/1.*", "me/nothing", "you/demo", "me/demo/0.1.0/x"])
 def test_what_does_not_exist_is_said_to_be_missing(gateway: Deployed, name: str) -> None:
     with pytest.raises(AlgorithmException) as raised:
         gateway.client().algo(name).pipe("word")
@@ -98,9 +96,7 @@ def test_the_owner_sees_the_stack_trace(gateway: Deployed) -> None:
     assert 'return {}["secret"]' in raised.value.stack_trace
 
 
-def test_a_call_without_a_key_is_told_so_and_no_more(
-    gateway: Deployed, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_call_without_a_key_is_told_so_and_no_more(gateway: Deployed, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("ALGORITHMIA_API_KEY", raising=False)
     with pytest.raises(AlgorithmException) as raised:
         Algorithmia.client(api_address=gateway.url).algo("me/demo").pipe("fail")

@@ -410,9 +410,7 @@ class TestFaults:
 
     def test_a_changed_byte_is_noticed_and_sent_again(self, tmp_path):
         spoils = iter([True])
-        with serving(
-            spoiling(data_app(tmp_path / "store"), lambda: next(spoils, False)), lifespan="off"
-        ) as url:
+        with serving(spoiling(data_app(tmp_path / "store"), lambda: next(spoils, False)), lifespan="off") as url:
             fs = files_at(url)
             (tmp_path / "a").write_bytes(os.urandom(100_000))
             fs.put_file(str(tmp_path / "a"), ".my/c/a")

@@ -63,9 +63,7 @@ def test_the_accounts_of_the_settings_are_held_to_the_keys(examine):
     with serving(body=viewer()) as wandb, serving(body=whoami(isPro=True)) as hub:
         addresses = {"WANDB_BASE_URL": wandb.url, "HF_ENDPOINT": hub.url}
         environ = {"WANDB_API_KEY": WANDB_KEY, "HF_TOKEN": HF_KEY, **addresses}
-        code, text = examine(
-            as_json=True, environ=environ, wandb_entity="elsewhere", huggingface_username="ada"
-        )
+        code, text = examine(as_json=True, environ=environ, wandb_entity="elsewhere", huggingface_username="ada")
     found = json.loads(text)
     assert code == 1 and found["wrong"] == ["Weights & Biases: valid, as ada, who has no access to elsewhere"]
     assert "which you have" in next(cost["text"] for cost in found["costs"] if cost["part"] == "hosting")

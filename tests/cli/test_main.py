@@ -30,9 +30,7 @@ def empty(tmp_path: Path) -> Path:
 
 
 def test_a_pipe_of_another_code_page_takes_a_foreign_name(empty: Path) -> None:
-    told = projects.run(
-        empty, "data", "--set", "storage=./\u05e9\u05dc\u05d5\u05dd", PYTHONIOENCODING="cp1252"
-    )
+    told = projects.run(empty, "data", "--set", "storage=./\u05e9\u05dc\u05d5\u05dd", PYTHONIOENCODING="cp1252")
     assert "Data set digits is in ./\\u05e9\\u05dc\\u05d5\\u05dd/data." in told
 
 

@@ -158,9 +158,7 @@ def test_a_redirect_carries_no_key_to_another_host(tmp_path, service, status):
 def test_a_closed_port_is_unreachable(tmp_path):
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))  # bound and not listening: connections are refused
-        environ = environment(
-            tmp_path, HF_TOKEN=HF_KEY, HF_ENDPOINT=f"http://127.0.0.1:{listener.getsockname()[1]}"
-        )
+        environ = environment(tmp_path, HF_TOKEN=HF_KEY, HF_ENDPOINT=f"http://127.0.0.1:{listener.getsockname()[1]}")
         (report,) = credentials.check(environ, services=["huggingface"])
     assert (report.outcome, report.reason) == ("unknown", "unreachable")
 
@@ -169,9 +167,7 @@ def test_a_server_that_hangs_up_is_unreachable(tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as listener:
         thread = threading.Thread(target=lambda: listener.accept()[0].close())
         thread.start()
-        environ = environment(
-            tmp_path, HF_TOKEN=HF_KEY, HF_ENDPOINT=f"http://127.0.0.1:{listener.getsockname()[1]}"
-        )
+        environ = environment(tmp_path, HF_TOKEN=HF_KEY, HF_ENDPOINT=f"http://127.0.0.1:{listener.getsockname()[1]}")
         (report,) = credentials.check(environ, services=["huggingface"])
         thread.join()
     assert report.reason == "unreachable"
@@ -203,9 +199,7 @@ def test_a_certificate_nobody_vouches_for_is_a_tls_failure(tmp_path):
     context.load_cert_chain(certificate, private)
     with serving() as server:
         server.socket = context.wrap_socket(server.socket, server_side=True)
-        environ = environment(
-            tmp_path, HF_TOKEN=HF_KEY, HF_ENDPOINT=f"https://localhost:{server.server_port}"
-        )
+        environ = environment(tmp_path, HF_TOKEN=HF_KEY, HF_ENDPOINT=f"https://localhost:{server.server_port}")
         (report,) = credentials.check(environ, services=["huggingface"])
         assert server.requests == []
     assert (report.outcome, report.reason) == ("unknown", "tls")
@@ -218,9 +212,7 @@ def test_a_proxy_that_lets_nothing_through_is_no_verdict_on_the_key(tmp_path, mo
         monkeypatch.delenv("no_proxy", raising=False)
         environ = environment(tmp_path, HF_TOKEN=HF_KEY, HF_ENDPOINT="https://hub.example.org")
         (report,) = credentials.check(environ, services=["huggingface"])
-        assert [method for method, _, headers in proxy.requests if "Authorization" not in headers] == [
-            "CONNECT"
-        ]
+        assert [method for method, _, headers in proxy.requests if "Authorization" not in headers] == ["CONNECT"]
     assert (report.outcome, report.reason) == ("unknown", reason)
 
 
@@ -237,9 +229,7 @@ def test_all_three_are_done_in_five_seconds_though_every_server_drips(tmp_path):
 
 def test_one_slow_server_hides_nothing_of_the_others(tmp_path):
     with serving(delay=0.5, body=viewer()) as slow, serving(body=whoami()) as fast:
-        environ = environment(
-            tmp_path, **KEYS, WANDB_BASE_URL=slow.url, HF_ENDPOINT=fast.url, ALGORITHMIA_API=fast.url
-        )
+        environ = environment(tmp_path, **KEYS, WANDB_BASE_URL=slow.url, HF_ENDPOINT=fast.url, ALGORITHMIA_API=fast.url)
         reports = credentials.check(environ, seconds=1.0)
     assert [report.reason for report in reports] == ["valid", "timeout", "valid"]
 
@@ -277,9 +267,7 @@ def test_every_form_that_wandb_accepts_is_asked_about(tmp_path, key):
     "url", ["not a url", "ftp://host", "https://", "http://[::1", "http://host:port", "http://h\u00f6st"]
 )
 def test_an_address_that_does_not_parse_is_told(tmp_path, url):
-    (report,) = credentials.check(
-        environment(tmp_path, HF_TOKEN=HF_KEY, HF_ENDPOINT=url), services=["huggingface"]
-    )
+    (report,) = credentials.check(environment(tmp_path, HF_TOKEN=HF_KEY, HF_ENDPOINT=url), services=["huggingface"])
     assert (report.outcome, report.reason) == ("rejected", "address")
     assert "HF_ENDPOINT" in report.text
 
@@ -338,9 +326,7 @@ def test_dotenv_comes_after_the_environment_and_is_named(tmp_path):
 
 
 def test_env_files_are_read_as_people_write_them(tmp_path):
-    text = (
-        "\ufeff# keys\nA=1\nexport B = two words # why\nC='3 # 4' # five\nD=\"6\"\n\nE=\nnot a line\nF=a#b\n"
-    )
+    text = "\ufeff# keys\nA=1\nexport B = two words # why\nC='3 # 4' # five\nD=\"6\"\n\nE=\nnot a line\nF=a#b\n"
     path = write(tmp_path / ".env", text)
     assert credentials.read_env_file(path) == {"A": "1", "B": "two words", "C": "3 # 4", "D": "6", "F": "a#b"}
     assert credentials.read_env_file(tmp_path / "none") == {}
@@ -401,9 +387,7 @@ def test_in_a_notebook_on_colab_its_secrets_come_last(tmp_path, monkeypatch):
             raise Error(name)
         return HF_KEY
 
-    colab = types.SimpleNamespace(
-        errors=types.SimpleNamespace(Error=Error), userdata=types.SimpleNamespace(get=get)
-    )
+    colab = types.SimpleNamespace(errors=types.SimpleNamespace(Error=Error), userdata=types.SimpleNamespace(get=get))
     monkeypatch.setitem(sys.modules, "google.colab", colab)
     found = keys.find("huggingface", environment(tmp_path))
     assert (found.value, found.source) == (HF_KEY, "HF_TOKEN in Colab's secrets")
@@ -444,9 +428,7 @@ def test_the_key_lies_where_huggingface_hub_and_wandb_look_too(tmp_path):
         "print(huggingface_hub.get_token(), netrc.read_netrc_auth(host='https://api.forge.coreweave.com'))"
     )
     environ = environment(tmp_path, PATH="", WANDB_SILENT="true")
-    done = subprocess.run(
-        [sys.executable, "-c", code], env=environ, capture_output=True, text=True, check=True
-    )
+    done = subprocess.run([sys.executable, "-c", code], env=environ, capture_output=True, text=True, check=True)
     theirs = done.stdout.split()[-2:]
     assert theirs == [keys.find("huggingface", environ).value, keys.find("wandb", environ).value]
 
@@ -461,9 +443,7 @@ class Terminal(io.StringIO):
 
 def everything_told(stream, tmp_path, **environ):
     with serving(body=whoami("read")) as good, serving(status=401) as bad:
-        found = environment(
-            tmp_path, **KEYS, HF_ENDPOINT=good.url, WANDB_BASE_URL=bad.url, ALGORITHMIA_API="nowhere"
-        )
+        found = environment(tmp_path, **KEYS, HF_ENDPOINT=good.url, WANDB_BASE_URL=bad.url, ALGORITHMIA_API="nowhere")
         reports = credentials.check(found)
     credentials.show(reports, stream, environ)
     return reports, stream.getvalue()
@@ -483,9 +463,7 @@ def test_colour_on_a_terminal_unless_refused(tmp_path):
 
 def test_of_a_key_only_source_and_last_four_characters_are_told(tmp_path):
     reports, text = everything_told(io.StringIO(), tmp_path)
-    everything = (
-        text + json.dumps(credentials.as_json(reports)) + repr(reports) + repr(keys.find("wandb", KEYS))
-    )
+    everything = text + json.dumps(credentials.as_json(reports)) + repr(reports) + repr(keys.find("wandb", KEYS))
     assert "[HF_TOKEN, ...wxyz]" in text
     for key in KEYS.values():
         assert key not in everything and key[:-4] not in everything and key[4:] not in everything

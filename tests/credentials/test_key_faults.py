@@ -80,9 +80,7 @@ def test_a_login_in_the_browser_that_has_ended_is_not_a_bad_key(tmp_path):
     """The Hub's client renews it, as its own file of stored tokens says."""
     folder = tmp_path / ".cache/huggingface"
     write(folder / "token", HF_KEY)
-    stored = write(
-        folder / "stored_tokens", f"[laptop]\nhf_token = {HF_KEY}\nrefresh_token = r%t\nexpires_at = 1\n"
-    )
+    stored = write(folder / "stored_tokens", f"[laptop]\nhf_token = {HF_KEY}\nrefresh_token = r%t\nexpires_at = 1\n")
     with serving(status=401, body={"error": "expired"}) as hub:
         environ = environment(tmp_path, HF_ENDPOINT=hub.url)
         (report,) = credentials.check(environ, services=["huggingface"])
@@ -99,9 +97,7 @@ def test_a_profiles_key_does_not_travel_to_another_installation(tmp_path):
     profile = f"[profiles.default]\napi_key = '{ALGORITHMIA_KEY}'\napi_server = 'https://algo.example.org'\n"
     write(tmp_path / ".algorithmia/config", profile)
     with serving() as other:
-        (report,) = credentials.check(
-            environment(tmp_path, ALGORITHMIA_API=other.url), services=["algorithmia"]
-        )
+        (report,) = credentials.check(environment(tmp_path, ALGORITHMIA_API=other.url), services=["algorithmia"])
         assert (report.outcome, other.requests) == ("missing", [])
     same = environment(tmp_path, ALGORITHMIA_API="https://algo.example.org/")
     assert keys.find("algorithmia", same).value == ALGORITHMIA_KEY
@@ -112,9 +108,7 @@ def test_a_blank_variable_counts_as_absent(tmp_path):
     assert keys.find("huggingface", environment(tmp_path, HF_TOKEN=" \t")).value == HF_KEY
 
 
-@pytest.mark.parametrize(
-    "key", ["k" * 39 + "-", "abc-" + "k" * 38, "local-" + "k" * 39, "k" * 20 + "." + "k" * 30]
-)
+@pytest.mark.parametrize("key", ["k" * 39 + "-", "abc-" + "k" * 38, "local-" + "k" * 39, "k" * 20 + "." + "k" * 30])
 def test_what_the_wandb_client_refuses_is_malformed(tmp_path, key):
     (report,) = credentials.check(environment(tmp_path, WANDB_API_KEY=key), services=["wandb"])
     assert (report.outcome, report.reason) == ("rejected", "malformed")

@@ -76,9 +76,7 @@ def test_a_data_set_goes_to_the_hub_and_comes_back_the_same(hub: Hub, project: P
     assert found["source"] == f"hf://datasets/me/digits@{head}"
     assert (found["rows"], found["columns"]) == (manifest["rows"], manifest["columns"])
     for split in found["rows"]:
-        here, there = (
-            pq.read_table(pa.BufferReader(files[f"{split}.parquet"])) for files in (before, stored(other))
-        )
+        here, there = (pq.read_table(pa.BufferReader(files[f"{split}.parquet"])) for files in (before, stored(other)))
         assert here.equals(there)
 
     printed = run(other, hub, "train", "--epochs", "1", "--name", "one")
@@ -224,9 +222,7 @@ def test_a_revision_may_be_one_of_the_hubs_own(hub: Hub, tmp_path: Path) -> None
 
 
 @pytest.mark.slow
-def test_what_can_not_be_fetched_whole_leaves_the_data_as_they_were(
-    hub: Hub, project: Path, tmp_path: Path
-) -> None:
+def test_what_can_not_be_fetched_whole_leaves_the_data_as_they_were(hub: Hub, project: Path, tmp_path: Path) -> None:
     files = shards_of()
     hub.put("dataset", "you/half", {**files, "data/test-00000-of-00001.parquet": b"PAR1 and no more"})
     before = stored(project)
@@ -259,9 +255,7 @@ def test_a_key_that_may_not_read_is_told_so(hub: Hub, tmp_path: Path) -> None:
     for match in ("GET /api/datasets/you/gated", "/tree/", "/resolve/"):
         hub.app.faults = [Fault(403, match=match)]
         [line, _] = fetch(tmp_path / match.strip("/")[:4], hub, "hf://datasets/you/gated")
-        assert (
-            line == "the Hub refuses the key (403): told to fail; it must be one that may read, see `doctor`"
-        )
+        assert line == "the Hub refuses the key (403): told to fail; it must be one that may read, see `doctor`"
     hub.app.faults = []
     [line, _] = fetch(tmp_path, hub, "hf://datasets/you/gated", HF_TOKEN="hf_unknown")
     assert line.startswith("the Hub refuses the key (401): Invalid credentials")
@@ -276,9 +270,7 @@ def test_a_folder_of_the_client_that_is_none_is_named(hub: Hub, project: Path, t
         ("data", "--publish", "hf://datasets/me/homeless"),
         ("train", "--init", "hf://you/model"),
     ):
-        printed = projects.run(
-            project, *command, code=1, HF_ENDPOINT=hub.url, HF_TOKEN="hf_write", HF_HOME=str(home)
-        )
+        printed = projects.run(project, *command, code=1, HF_ENDPOINT=hub.url, HF_TOKEN="hf_write", HF_HOME=str(home))
         assert f"error: HF_HOME: the Hub's client can't keep files in {home} (" in printed
         assert "; name another folder there\n" in printed
     assert ("dataset", "me/homeless") not in hub.repos
@@ -302,9 +294,7 @@ def test_memory_does_not_grow_with_the_data(hub: Hub, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [6])
-def test_a_hub_that_fails_is_told_and_later_it_goes_on(
-    hub: Hub, project: Path, tmp_path: Path, number: int
-) -> None:
+def test_a_hub_that_fails_is_told_and_later_it_goes_on(hub: Hub, project: Path, tmp_path: Path, number: int) -> None:
     name = f"hf://datasets/me/digits-{number}"
     hub.app.faults = [Fault(403, at=range(number, 10**6))]
     try:

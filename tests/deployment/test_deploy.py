@@ -127,9 +127,7 @@ def test_going_back(store: AbstractFileSystem, tmp_path: Path) -> None:
     assert deploy(echo_folder(tmp_path / "four", "four"), store, "demo", Echo()).version == "0.4.0"
 
 
-def test_two_who_deploy_at_once_get_two_versions_or_a_clear_refusal(
-    store: AbstractFileSystem, tmp_path: Path
-) -> None:
+def test_two_who_deploy_at_once_get_two_versions_or_a_clear_refusal(store: AbstractFileSystem, tmp_path: Path) -> None:
     folders = [echo_folder(tmp_path / str(number), str(number)) for number in range(4)]
     outcomes: list[str] = []
 

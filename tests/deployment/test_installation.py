@@ -78,9 +78,7 @@ def test_the_tree_is_algorithmias_layout(tree: Path) -> None:
     assert json.loads((tree / "algorithmia.conf").read_text())["algoname"] == "EchoWords"
     frozen = json.loads((tree / "model_manifest.json.freeze").read_text())
     assert {file["name"] for file in frozen["required_files"]} == {"word.txt", "sample.json"}
-    assert all(
-        len(file["md5_checksum"]) == 32 and file["fail_on_tamper"] for file in frozen["required_files"]
-    )
+    assert all(len(file["md5_checksum"]) == 32 and file["fail_on_tamper"] for file in frozen["required_files"])
 
 
 @pytest.mark.slow
@@ -188,10 +186,7 @@ def test_the_official_way(project: Path, installation: Deployed, tmp_path: Path)
     assert client.algo("me/EchoWords/0.1.0").pipe("word").result == "one"
     newest = client.algo("me/EchoWords").info()["results"][0]
     assert newest["source"]["repository_https_url"].endswith("/EchoWords.git")
-    assert (
-        client.algo("me/EchoWords").get_builds()["results"][0]["commit_sha"]
-        == newest["version_info"]["git_hash"]
-    )
+    assert client.algo("me/EchoWords").get_builds()["results"][0]["commit_sha"] == newest["version_info"]["git_hash"]
     assert [build.version for build in versions(installation.store, "EchoWords")] == ["1.0.0", "0.1.0"]
 
 
@@ -212,9 +207,7 @@ def test_a_push_that_is_refused_is_one_clear_line_without_the_key(
     client = installation.client("revocable")
     folder = echo_folder(tmp_path / "one", "one")
     with pytest.raises(StackError, match=r"git push http.*EchoWords.git: ") as raised:
-        deploy_to_installation(
-            folder, project / "algorithm", project / "predict.py", client, "me/EchoWords", say=print
-        )
+        deploy_to_installation(folder, project / "algorithm", project / "predict.py", client, "me/EchoWords", say=print)
     assert "revocable" not in str(raised.value)
     assert "\n" not in str(raised.value)
 

@@ -38,9 +38,7 @@ def ship(api: HfApi, model: Path, cache: Path, rung: str = "auto") -> tuple[Host
         cache=cache,
         samples=SAMPLES,
     )
-    done = host(
-        model, project, predict, api, "me/digits", KEY, "hf_of_a_test", rung, say=said.append, seconds=90
-    )
+    done = host(model, project, predict, api, "me/digits", KEY, "hf_of_a_test", rung, say=said.append, seconds=90)
     return done, said
 
 

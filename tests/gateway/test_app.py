@@ -104,9 +104,7 @@ def guesses(count: int) -> list[str]:
         "'--",
     ]
     alphabet = string.ascii_letters + string.digits + "-_.~"
-    return near + [
-        "".join(chosen.choices(alphabet, k=chosen.randint(1, 40))) for _ in range(count - len(near))
-    ]
+    return near + ["".join(chosen.choices(alphabet, k=chosen.randint(1, 40))) for _ in range(count - len(near))]
 
 
 @pytest.mark.slow
@@ -123,14 +121,13 @@ def test_500_guesses_get_nowhere(gateway: Deployed) -> None:
                     headers = {"X-API-Key": guess.encode()}
                 case _:
                     prefix = "/k/" + requests.utils.quote(guess, safe="")
-            answer = session.post(
-                f"{gateway.url}{prefix}/v1/algo/me/demo", json=1, headers=headers, timeout=10
-            )
+            answer = session.post(f"{gateway.url}{prefix}/v1/algo/me/demo", json=1, headers=headers, timeout=10)
             assert answer.json()["error"]["message"] == "authorization required", guess
             for path in ("/v1/algorithms/me/demo", "/stats", "/metrics", "/v1/data/.my/project"):
-                assert session.get(
-                    f"{gateway.url}{prefix}{path}", headers=headers, timeout=10
-                ).status_code in (401, 403)
+                assert session.get(f"{gateway.url}{prefix}{path}", headers=headers, timeout=10).status_code in (
+                    401,
+                    403,
+                )
 
 
 PUBLIC = {"/healthz": 200, "/readyz": 200}
@@ -220,9 +217,7 @@ def test_questions_asked_together_are_answered_together(tmp_path: Path) -> None:
         deployed(tmp_path, Slow(), digits_folder(tmp_path / "model")) as gateway,
         ThreadPoolExecutor(16) as pool,
     ):
-        answers = list(
-            pool.map(lambda _: gateway.client().algo("me/demo").pipe(IMAGE).result["label"], range(32))
-        )
+        answers = list(pool.map(lambda _: gateway.client().algo("me/demo").pipe(IMAGE).result["label"], range(32)))
     assert len(set(answers)) == 1
     assert sum(sizes) >= 33  # one more was the sample at the deployment
     assert max(sizes) > 4
@@ -259,9 +254,7 @@ def test_a_body_that_is_too_large_is_refused(tmp_path: Path) -> None:
 
 def test_a_body_that_does_not_come_is_given_up(tmp_path: Path) -> None:
     with deployed(tmp_path, limits=Limits(body_seconds=0.2)) as gateway, connected(gateway) as connection:
-        connection.sendall(
-            head(f"Authorization: {KEY}", "Content-Type: text/plain", "Content-Length: 100") + b"abc"
-        )
+        connection.sendall(head(f"Authorization: {KEY}", "Content-Type: text/plain", "Content-Length: 100") + b"abc")
         answer = b""
         while b"after 0.2 seconds" not in answer and (piece := connection.recv(10_000)):
             answer += piece
@@ -297,9 +290,7 @@ def test_a_full_queue_answers_429_and_when_to_come_back(tmp_path: Path) -> None:
             body = json.dumps({"sleep": 0.3})
             answers = list(
                 pool.map(
-                    lambda _: post(
-                        gateway.url, "/v1/algo/me/demo", body, **{"Content-Type": "application/json"}
-                    ),
+                    lambda _: post(gateway.url, "/v1/algo/me/demo", body, **{"Content-Type": "application/json"}),
                     range(8),
                 )
             )
@@ -315,9 +306,7 @@ def test_health_is_answered_while_the_model_works(tmp_path: Path) -> None:
         for _ in range(2):  # after which the gateway knows that the model is slow
             gateway.client().algo("me/demo").pipe({"sleep": 0.1})
         begun = tmp_path / "begun"
-        slow = threading.Thread(
-            target=lambda: gateway.client().algo("me/demo").pipe({"sleep": 2, "begun": str(begun)})
-        )
+        slow = threading.Thread(target=lambda: gateway.client().algo("me/demo").pipe({"sleep": 2, "begun": str(begun)}))
         slow.start()
         until(begun.exists)
         assert requests.get(f"{gateway.url}/healthz", timeout=10).ok
@@ -417,8 +406,7 @@ def test_a_caller_who_leaves_harms_nobody(gateway: Deployed) -> None:
     for _ in range(50):
         with connected(gateway) as connection:
             connection.sendall(
-                head(f"Authorization: {KEY}", "Content-Type: application/json", "Content-Length: 6")
-                + b'"word"'
+                head(f"Authorization: {KEY}", "Content-Type: application/json", "Content-Length: 6") + b'"word"'
             )
     assert gateway.client().algo("me/demo").pipe("word").result == "hello"
 
@@ -475,9 +463,7 @@ def as_bytes(value: str | bytes) -> bytes:
         (b"bytes=%b7-8" % (b"0" * 5000), 206, b"78"),
     ],
 )
-def test_a_range_beyond_all_files(
-    gateway: Deployed, wanted: bytes, status: int, content: bytes | None
-) -> None:
+def test_a_range_beyond_all_files(gateway: Deployed, wanted: bytes, status: int, content: bytes | None) -> None:
     address, headers = f"{gateway.url}/v1/data/.my/project/ranges", {"X-API-Key": KEY}
     assert requests.put(address, data=b"0123456789", headers=headers, timeout=20).ok
     answer = requests.get(address, headers=headers | {"Range": wanted.decode()}, timeout=20)

@@ -101,9 +101,7 @@ class TestFiles:
         folder = collection.file("x.zip").putAsZip(str(tmp_path / "x")).getAsZip()
         assert {path.name: path.read_text() for path in Path(folder).iterdir()} == {"a": "1", "b": "2"}
 
-    @pytest.mark.parametrize(
-        "name", ["with space", "a+b&c=d;e'(f):g", "[brackets]", "ünï-код-文件.txt", "100%", "%41"]
-    )
+    @pytest.mark.parametrize("name", ["with space", "a+b&c=d;e'(f):g", "[brackets]", "ünï-код-文件.txt", "100%", "%41"])
     def test_names_that_need_encoding(self, collection, client, name):
         client.file(f"{collection.path}/{name}").put("x")
         named = "A" if name == "%41" else name  # the client itself takes %41 for A
@@ -196,9 +194,7 @@ class TestRights:
         collection.update_permissions(ReadAcl.public)
         collection.file("a").put("x")
         with serving(data_app(folder), lifespan="off") as url:
-            assert (
-                Algorithmia.client(None, url).file(f"data://me/{collection.getName()}/a").getString() == "x"
-            )
+            assert Algorithmia.client(None, url).file(f"data://me/{collection.getName()}/a").getString() == "x"
 
     def test_others_read_what_is_public_and_write_nothing(self, collection, you, stranger):
         collection.file("a").put("x")
@@ -221,9 +217,7 @@ class TestRights:
                 other.dir(path).update_permissions(ReadAcl.private)
         assert collection.file("a").getString() == "x"
 
-    @pytest.mark.parametrize(
-        "acl", [None, {}, {"read": ["user://someone"]}, {"read": "user://*"}, {"write": []}, 7]
-    )
+    @pytest.mark.parametrize("acl", [None, {}, {"read": ["user://someone"]}, {"read": "user://*"}, {"write": []}, 7])
     def test_rights_that_do_not_exist_are_refused(self, collection, http, acl):
         answer = http("PATCH", collection.url, json={"acl": acl})
         assert (answer.status_code, answer.json()["error"]["message"][:7]) == (400, "acl mus")
@@ -388,9 +382,7 @@ def test_no_path_leaves_the_store(tmp_path, path):
     (store / "me" / "c" / "link").symlink_to(outside)
     (store / "me" / "c" / "to_passwd").symlink_to(outside / "passwd")
     before = {
-        path: path.read_bytes()
-        for path in tmp_path.rglob("*")
-        if path.is_file() and not path.is_relative_to(store)
+        path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file() and not path.is_relative_to(store)
     }
     with serving(data_app(store), lifespan="off") as url:
         for method in ("GET", "HEAD", "PUT", "DELETE"):
@@ -399,9 +391,7 @@ def test_no_path_leaves_the_store(tmp_path, path):
             assert b"Traceback" not in answer
             assert int(answer.split()[1]) < 500
     after = {
-        path: path.read_bytes()
-        for path in tmp_path.rglob("*")
-        if path.is_file() and not path.is_relative_to(store)
+        path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file() and not path.is_relative_to(store)
     }
     assert after == before
     assert not Path("/etc/passwd").read_text().startswith("overwritten")

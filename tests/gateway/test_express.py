@@ -74,9 +74,7 @@ def told(gateway: Deployed, message: bytes, seconds: float) -> list[tuple[bytes,
     found = []
     for status, rest in zip(parts[::2], parts[1::2], strict=True):
         head, _, body = rest.partition(b"\r\n\r\n")
-        lines = sorted(
-            line for line in head.split(b"\r\n")[1:] if not line.startswith((b"date", b"content-length"))
-        )
+        lines = sorted(line for line in head.split(b"\r\n")[1:] if not line.startswith((b"date", b"content-length")))
         found.append((status, lines, re.sub(rb'"(duration|request_id|id)":[^,}]+', b"", body)))
     return found
 

@@ -71,9 +71,7 @@ def test_create_compile_call_publish(gateway: Deployed) -> None:
 def test_what_is_repeated_at_once_is_done_once(gateway: Deployed) -> None:
     algo = created(gateway, "twice")
     assert algo.compile() == algo.compile()
-    assert algo.publish(version_info={"version_type": "major"}) == algo.publish(
-        version_info={"version_type": "major"}
-    )
+    assert algo.publish(version_info={"version_type": "major"}) == algo.publish(version_info={"version_type": "major"})
     assert [item["version_info"]["semantic_version"] for item in algo.versions()["results"]] == ["1.0.0"]
     assert len(algo.get_builds()["results"]) == 1
 
@@ -111,9 +109,9 @@ def test_versions_come_in_pages_and_can_be_filtered(gateway: Deployed) -> None:
     assert second["marker"] is None
     assert len(algo.versions(published=True)["results"]) == 3
     assert len(algo.versions(published="false")["results"]) == 1
-    assert [
-        item["version_info"]["semantic_version"] for item in algo.versions(callable="private")["results"]
-    ] == ["0.2.0"]
+    assert [item["version_info"]["semantic_version"] for item in algo.versions(callable="private")["results"]] == [
+        "0.2.0"
+    ]
     followed = requests.get(first["next_link"], headers={"Authorization": KEY}, timeout=10).json()
     assert followed == second
 
@@ -142,9 +140,7 @@ def test_update_in_the_form_of_the_client_changes_nothing_and_succeeds(gateway: 
     algo = created(gateway, "updated")
     assert algo.update(details={"label": "lost"}, settings={"license": "apl"})["details"]["label"] == "Hello"
     url = f"{gateway.url}/v1/algorithms/me/updated"
-    answer = requests.put(
-        url, json={"details": {"label": "kept"}}, headers={"Authorization": KEY}, timeout=10
-    )
+    answer = requests.put(url, json={"details": {"label": "kept"}}, headers={"Authorization": KEY}, timeout=10)
     assert answer.json()["details"] == DETAILS | {"label": "kept"}
     assert algo.info()["results"] == []
 

@@ -115,9 +115,7 @@ def test_figures_need_a_key(gateway: Deployed, path: str) -> None:
     assert requests.get(gateway.url + path, timeout=60).status_code == 401
 
 
-def test_insights_arrive_as_the_official_client_sends_them(
-    gateway: Deployed, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_insights_arrive_as_the_official_client_sends_them(gateway: Deployed, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ALGORITHMIA_API", gateway.url)
     Algorithmia.client(KEY).report_insights({"queue": 3, "share": 0.5})
     assert get(gateway, "/stats").json()["insights"] == {"queue": 3, "share": 0.5}
@@ -147,9 +145,7 @@ def test_insights_that_are_none_are_refused(gateway: Deployed, body: Any) -> Non
 def test_a_web_page_can_not_send_insights(gateway: Deployed, change: dict[str, str], status: int) -> None:
     headers = {"Content-Type": "application/json"} | change
     body = b'[{"insight_key": "forged", "insight_value": 1}]'
-    assert (
-        requests.post(f"{gateway.url}/v1/insights", body, headers=headers, timeout=10).status_code == status
-    )
+    assert requests.post(f"{gateway.url}/v1/insights", body, headers=headers, timeout=10).status_code == status
     assert "forged" not in get(gateway, "/stats").json()["insights"]
 
 

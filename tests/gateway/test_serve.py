@@ -40,9 +40,7 @@ def root(tmp_path: Path) -> Path:
 def process(root: Path, *arguments: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
     """The process and its URL, once it has said it."""
     command = [sys.executable, str(HERE / "serve_echo.py"), str(root), *arguments]
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=HERE
-    ) as running:
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=HERE) as running:
         assert running.stdout
         line = running.stdout.readline()
         assert line, running.stderr and running.stderr.read()

@@ -25,7 +25,9 @@ from free_ml_stack.gateway.protocol.direct import Direct, DirectProtocol
 from free_ml_stack.gateway.protocol.express import ExpressProtocol
 from free_ml_stack.gateway.protocol.guarded import GuardedProtocol
 
-CALL = b"POST /v1/algo/me/demo HTTP/1.1\r\nHost: x\r\nAuthorization: %b\r\nContent-Type: %b\r\nContent-Length: 6\r\n\r\n"
+CALL = (
+    b"POST /v1/algo/me/demo HTTP/1.1\r\nHost: x\r\nAuthorization: %b\r\nContent-Type: %b\r\nContent-Length: 6\r\n\r\n"
+)
 
 
 @pytest.fixture
@@ -73,9 +75,7 @@ def test_where_uvicorn_lacks_an_attribute_it_serves_with_uvicorns_own_protocol(
         thread.start()
         try:
             url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-            answer = requests.post(
-                f"{url}/v1/algo/me/demo", json="word", headers={"X-API-Key": KEY}, timeout=20
-            )
+            answer = requests.post(f"{url}/v1/algo/me/demo", json="word", headers={"X-API-Key": KEY}, timeout=20)
             assert answer.json()["result"] == "hello"
             content = bytes(300_000)
             address, headers = f"{url}/v1/data/.my/project/large", {"X-API-Key": KEY}
@@ -108,9 +108,7 @@ class Caller(threading.Thread):
         super().__init__()
         host, port = url.removeprefix("http://").split(":")
         self.address, self.keep, self.pause = (host, int(port)), keep, pause
-        kind = (
-            b"application/json" if keep else b"application/json; charset=utf-8"
-        )  # the short way, and the other
+        kind = b"application/json" if keep else b"application/json; charset=utf-8"  # the short way, and the other
         self.message = CALL % (key, kind) + b'"word"'
         self.answered, self.lost = 0, []
 

@@ -87,9 +87,7 @@ def test_every_card_passes_the_check(license: str) -> None:
     assert "More Information Needed" not in made
 
 
-@pytest.mark.parametrize(
-    "title", ["Digits ---", "---", "- a: 'b' \"c\" #d", "null", "1e3", "{x}", "数 \u2028"]
-)
+@pytest.mark.parametrize("title", ["Digits ---", "---", "- a: 'b' \"c\" #d", "null", "1e3", "{x}", "数 \u2028"])
 def test_any_title_is_valid_in_the_metadata(title: str) -> None:
     made = text(title=title)
     check(made)

@@ -177,9 +177,7 @@ def test_as_a_service_it_answers_the_same(project: Project) -> None:
 def test_training_starts_from_a_model_of_the_hub(project: Project) -> None:
     """With a learning rate of nearly nothing, what comes out is what went in; the card says where it is from."""
     before = json.loads((project.folder / "runs" / "first" / "result.json").read_text())
-    project.run(
-        "train", "--name", "second", "--epochs", "1", "--lr", "1e-12", "--init", "hf://me/digits@v0.1.0"
-    )
+    project.run("train", "--name", "second", "--epochs", "1", "--lr", "1e-12", "--init", "hf://me/digits@v0.1.0")
     after = json.loads((project.folder / "runs" / "second" / "result.json").read_text())
     head = project.hub.repo("model", "me/digits").tags["v0.1.0"]
     assert after["config"]["init"] == f"hf://me/digits@{head}"
@@ -218,9 +216,7 @@ for url in sys.argv[1:]:
 @pytest.mark.slow
 def test_a_start_that_can_not_be_is_told_in_one_line(project: Project) -> None:
     project.hub.put("model", "you/pickled", {"pytorch_model.bin": b"\0"})
-    project.hub.put(
-        "model", "you/torn", {"model.safetensors": content(project.model)["model.safetensors"][:999]}
-    )
+    project.hub.put("model", "you/torn", {"model.safetensors": content(project.model)["model.safetensors"][:999]})
     index = "model.safetensors.index.json"
     project.hub.put("model", "you/index", {index: b"[]"})
     project.hub.put("model", "you/shard", {index: b'{"weight_map": {"a": "one.safetensors"}}'})
@@ -303,9 +299,7 @@ def test_stopped_by_ctrl_c_it_goes_on_later(project: Project) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("number", "kind"), [(1, 403), (7, "html")])
-def test_a_hub_that_fails_leaves_a_finished_model_and_one_line(
-    project: Project, number: int, kind: int | str
-) -> None:
+def test_a_hub_that_fails_leaves_a_finished_model_and_one_line(project: Project, number: int, kind: int | str) -> None:
     """`publish` later completes what was begun."""
     card = project.model / "README.md"
     card.write_text(card.read_text().replace("## Limits\n\n", f"## Limits\n\nTry {number}. ", 1))

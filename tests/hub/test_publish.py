@@ -61,11 +61,7 @@ def content(folder: Path) -> dict[str, bytes]:
 
 def shown(hub: Hub, revision: str = "main", place: Repository = PLACE) -> dict[str, bytes]:
     """What the Hub shows, apart from what it made itself."""
-    return {
-        name: data
-        for name, data in hub.files("model", place.id, revision).items()
-        if name != ".gitattributes"
-    }
+    return {name: data for name, data in hub.files("model", place.id, revision).items() if name != ".gitattributes"}
 
 
 def test_a_version_is_one_commit_and_a_tag(hub: Hub, api: HfApi, old: Path, new: Path) -> None:
@@ -242,9 +238,7 @@ def test_two_programs_that_publish_together_make_two_versions(
     hub: Hub, api: HfApi, old: Path, new: Path, tmp_path: Path
 ) -> None:
     environ = projects.environment(tmp_path, HF_ENDPOINT=hub.url, HF_TOKEN="hf_write")
-    both = [
-        subprocess.Popen([sys.executable, "-c", UPLOAD, str(folder)], env=environ) for folder in (old, new)
-    ]
+    both = [subprocess.Popen([sys.executable, "-c", UPLOAD, str(folder)], env=environ) for folder in (old, new)]
     assert [process.wait(100) for process in both] == [0, 0]
     versions = [shown(hub, version) for version in ("v0.1.0", "v0.2.0")]
     assert all(content(folder) in versions for folder in (old, new))
@@ -272,9 +266,7 @@ def test_storage_that_refuses_is_told_in_one_line_and_at_once(hub: Hub, api: HfA
 @pytest.mark.parametrize(
     ("key", "words"), [("hf_read", "may write"), ("hf_unknown", "refuses the key"), ("hf_other", "may write")]
 )
-def test_a_key_that_may_not_is_told_in_one_line(
-    hub: Hub, api: HfApi, old: Path, key: str, words: str
-) -> None:
+def test_a_key_that_may_not_is_told_in_one_line(hub: Hub, api: HfApi, old: Path, key: str, words: str) -> None:
     with pytest.raises(StackError, match=words) as refusal:
         upload(HfApi(endpoint=hub.url, token=key), PLACE, old, "first")
     assert "\n" not in str(refusal.value)

@@ -111,9 +111,7 @@ async def execute(project: Path, folder: Path, upto: int | None = None, **enviro
         cell.source = cell.source.replace("epochs = 15", "epochs = 2")
     given = environment(folder, MPLBACKEND="agg", IPYTHONDIR=str(folder / "ipython"), **environ)
     given.pop("STACK_TRACKER")
-    client = NotebookClient(
-        notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": str(folder)}}
-    )
+    client = NotebookClient(notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": str(folder)}})
     await client.async_execute(env=given)
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
     return "".join(output.text for output in outputs if output.get("name") == "stdout")
@@ -148,9 +146,7 @@ def test_it_asks_for_a_gpu_and_opens_on_colab_and_kaggle(project: Path) -> None:
     assert notebook.metadata.accelerator == "GPU"
     assert notebook.metadata.colab.gpuType == "T4"
     address = "github.com/octocat/ziffern/blob/main/notebooks/train.ipynb"
-    assert (
-        f"colab.research.google.com/github/{address.removeprefix('github.com/')}" in notebook.cells[0].source
-    )
+    assert f"colab.research.google.com/github/{address.removeprefix('github.com/')}" in notebook.cells[0].source
     assert f"kaggle.com/kernels/welcome?src=https://{address}" in notebook.cells[0].source
 
 
@@ -345,9 +341,7 @@ def github(project: Path, folder: Path, token: str) -> Iterator[str]:
         def log_message(self, *_: object) -> None:
             pass
 
-    server = ThreadingHTTPServer(
-        ("127.0.0.1", 0), lambda *arguments: Handler(*arguments, directory=str(folder))
-    )
+    server = ThreadingHTTPServer(("127.0.0.1", 0), lambda *arguments: Handler(*arguments, directory=str(folder)))
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
     yield f"http://127.0.0.1:{server.server_address[1]}"
@@ -357,12 +351,8 @@ def github(project: Path, folder: Path, token: str) -> Iterator[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("token", "secret"), [("", None), ("ghp_x", "ghp_x"), ("ghp_x", None), ("ghp_x", "!denied")]
-)
-def test_it_gets_the_project_from_github(
-    tmp_path: Path, places: Path, token: str, secret: str | None
-) -> None:
+@pytest.mark.parametrize(("token", "secret"), [("", None), ("ghp_x", "ghp_x"), ("ghp_x", None), ("ghp_x", "!denied")])
+def test_it_gets_the_project_from_github(tmp_path: Path, places: Path, token: str, secret: str | None) -> None:
     (tmp_path / "made").mkdir()
     project = baking.bake(tmp_path / "made", **names("octocat"))
     until = next(n for n, cell in enumerate(cells_of(project)) if "project.install()" in cell.source) + 1

@@ -84,9 +84,7 @@ class Machine:
     def install(self, *requirements: str) -> str:
         """What is printed when a project with these requirements is installed."""
         lines = [f'    "{requirement}",' for requirement in requirements]
-        (self.folder / "pyproject.toml").write_text(
-            "[project]\ndependencies = [\n" + "\n".join(lines) + "\n]\n"
-        )
+        (self.folder / "pyproject.toml").write_text("[project]\ndependencies = [\n" + "\n".join(lines) + "\n]\n")
         done = self.run("-c", CODE, self.tool)
         return done.stdout + done.stderr
 
@@ -105,10 +103,7 @@ def machine(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureReq
 def test_what_it_would_take_to_change_numpy_is_told_and_not_done(machine: Machine) -> None:
     before = machine.versions()
     printed = machine.install("torch>=2.8,<2.14", "greedy>=1")
-    assert (
-        "error: nothing was installed: with numpy, nvidia-cublas-cu12, torch as this machine has them"
-        in printed
-    )
+    assert "error: nothing was installed: with numpy, nvidia-cublas-cu12, torch as this machine has them" in printed
     assert "greedy" in printed
     printed = machine.install("torch>=2.12")
     assert "error: nothing was installed" in printed
@@ -149,9 +144,7 @@ def test_a_wheel_that_has_changed_or_is_missing_is_refused_by_name(tmp_path: Pat
     made = vendor(tmp_path)
     with zipfile.ZipFile(made, "a") as file:
         file.writestr("free_ml_stack/added.py", "")
-    with pytest.raises(
-        StackError, match=rf"{made.name} has changed: .* `git checkout -- vendor/{made.name}`"
-    ):
+    with pytest.raises(StackError, match=rf"{made.name} has changed: .* `git checkout -- vendor/{made.name}`"):
         packages.install(tmp_path)
     made.unlink()
     with pytest.raises(StackError, match=rf"{made.name} is missing"):
@@ -160,9 +153,7 @@ def test_a_wheel_that_has_changed_or_is_missing_is_refused_by_name(tmp_path: Pat
 
 def test_a_library_from_an_index_or_a_checkout_has_no_wheel(tmp_path: Path) -> None:
     for source in ("", '[tool.uv.sources]\nfree-ml-stack = { path = "../free-ml-stack", editable = true }\n'):
-        (tmp_path / "pyproject.toml").write_text(
-            f'[project]\ndependencies = ["free-ml-stack>=0.2"]\n{source}'
-        )
+        (tmp_path / "pyproject.toml").write_text(f'[project]\ndependencies = ["free-ml-stack>=0.2"]\n{source}')
         assert packages.vendored(tmp_path) is None
         assert "free-ml-stack>=0.2" in packages.requirements(tmp_path, None)
         assert any(text.startswith("orjson") for text in packages.requirements(tmp_path, None))
@@ -174,6 +165,5 @@ def test_the_library_is_installed_from_its_wheel(machine: Machine) -> None:
     printed = machine.run("-c", CODE, machine.tool)
     assert "Installed free-ml-stack==1.2.0" in printed.stdout, printed
     assert (
-        machine.versions()["free-ml-stack"].endswith("1.2.0")
-        or "vendor" in machine.run("-m", "pip", "freeze").stdout
+        machine.versions()["free-ml-stack"].endswith("1.2.0") or "vendor" in machine.run("-m", "pip", "freeze").stdout
     )

@@ -106,9 +106,7 @@ def test_a_refused_session_is_told(services: Sessions, project: Path) -> None:
 @pytest.mark.slow
 def test_kaggle_trains_and_the_run_comes_home(services: Sessions, project: Path) -> None:
     began = time.monotonic()
-    code, printed = run(
-        services, project, "kaggle", "--user", "me", "--train", "--epochs", "1", "--name", "farther"
-    )
+    code, printed = run(services, project, "kaggle", "--user", "me", "--train", "--epochs", "1", "--name", "farther")
     assert code == 0, printed
     assert "Kaggle's terms" in printed
     assert "Fetched farther." in printed

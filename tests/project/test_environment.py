@@ -35,13 +35,9 @@ def gateway(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 
 @pytest.mark.parametrize("name", ["HTTP_PROXY", "http_proxy", "ALL_PROXY"])
-def test_a_gateway_here_is_called_past_a_proxy(
-    gateway: Deployed, monkeypatch: pytest.MonkeyPatch, name: str
-) -> None:
+def test_a_gateway_here_is_called_past_a_proxy(gateway: Deployed, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.setenv(name, NOBODY)
-    settings = Settings(
-        project="p", algorithm="me/demo", algorithmia_api=gateway.url, algorithmia_api_key=KEY
-    )
+    settings = Settings(project="p", algorithm="me/demo", algorithmia_api=gateway.url, algorithmia_api_key=KEY)
     assert call(settings, ["word"]) == ["hello"]
     assert Connection(gateway.url, KEY, 1).pool.proxy is None
 
@@ -110,7 +106,5 @@ def test_a_cache_that_cannot_be_made_is_told_by_its_variable(tmp_path: Path) -> 
     (tmp_path / "file").touch()
     program = "from free_ml_stack.hub.client import check_cache_writable as check; check()"
     environ = {"HF_HUB_CACHE": str(tmp_path / "file/cache"), "HF_HOME": str(tmp_path)}
-    done = subprocess.run(
-        [sys.executable, "-c", program], env=environ, capture_output=True, text=True, check=False
-    )
+    done = subprocess.run([sys.executable, "-c", program], env=environ, capture_output=True, text=True, check=False)
     assert f"HF_HUB_CACHE: the Hub's client can't keep files in {tmp_path}/file/cache" in done.stderr

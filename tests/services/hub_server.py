@@ -149,9 +149,7 @@ class Hub:
         api = "/api/{kind}/{user}/{name}"
         routes = [
             Route("/api/whoami-v2", self.whoami),  # js: WhoAmI; docs: security-tokens
-            Route(
-                "/oauth/token", self.exchange, methods=["POST"]
-            ),  # client: _oidc.exchange_oidc_token (RFC 8693)
+            Route("/oauth/token", self.exchange, methods=["POST"]),  # client: _oidc.exchange_oidc_token (RFC 8693)
             Route("/api/repos/create", self.create_repo, methods=["POST"]),  # client: create_repo; docs: api
             Route("/api/repos/delete", self.delete_repo, methods=["DELETE"]),  # client: delete_repo
             Route("/api/validate-yaml", self.validate, methods=["POST"]),  # client: _validate_yaml
@@ -161,22 +159,14 @@ class Hub:
             # client: RepoFile, RepoFolder, paginate; js: listFiles and parseLinkHeader, which follow its `Link` too
             Route(api + "/tree/{revision}", self.tree),
             Route(api + "/tree/{revision}/{path:path}", self.tree),
-            Route(
-                api + "/paths-info/{revision}", self.paths_info, methods=["POST"]
-            ),  # client: get_paths_info
-            Route(
-                api + "/preupload/{revision}", self.preupload, methods=["POST"]
-            ),  # client: _fetch_upload_modes
+            Route(api + "/paths-info/{revision}", self.paths_info, methods=["POST"]),  # client: get_paths_info
+            Route(api + "/preupload/{revision}", self.preupload, methods=["POST"]),  # client: _fetch_upload_modes
             Route(api + "/commit/{revision}", self.commit, methods=["POST"]),  # client: _send_commit
             Route(api + "/commits/{revision}", self.history),  # client: GitCommitInfo
             Route(api + "/refs", self.refs),  # client: GitRefs
-            Route(
-                api + "/tag/{revision}", self.tag, methods=["POST", "DELETE"]
-            ),  # client: create_tag, delete_tag
+            Route(api + "/tag/{revision}", self.tag, methods=["POST", "DELETE"]),  # client: create_tag, delete_tag
             Route(api + "/branch/{revision}", self.branch, methods=["POST"]),  # client: create_branch
-            Route(
-                api + "/xet-{right}-token/{revision}", self.xet_token
-            ),  # client: XetConnectionInfo; docs: xet/auth
+            Route(api + "/xet-{right}-token/{revision}", self.xet_token),  # client: XetConnectionInfo; docs: xet/auth
             Route(api + "/secrets", self.secrets, methods=["POST"]),  # client: add_space_secret
             Route(api + "/variables", self.variables, methods=["GET", "POST"]),  # client: add_space_variable
             Route(api + "/settings", self.settings, methods=["PUT"]),  # client: update_repo_settings
@@ -193,9 +183,7 @@ class Hub:
         for prefix in ("/{user}/{name}", "/{kind}/{user}/{name}"):
             batch = prefix + ".git/info/lfs/objects/batch"
             routes += [Route(batch, self.lfs_batch, methods=["POST"])]  # git-lfs: docs/api/batch.md
-            routes += [
-                Route(prefix + "/resolve/{revision}/{path:path}", self.resolve)
-            ]  # client: file_download
+            routes += [Route(prefix + "/resolve/{revision}/{path:path}", self.resolve)]  # client: file_download
         return [*routes, Route("/{path:path}", self.missing, methods=["GET", "POST", "PUT", "DELETE"])]
 
     def token(self, request: Request) -> Token | None:
@@ -358,9 +346,7 @@ class Hub:
     async def tree(self, request: Request) -> Response:
         repo = self.asked(request)
         commit, inner = self.at(request, repo), unquote(request.path_params.get("path", "")).strip("/")
-        below = {
-            path: entry for path, entry in commit.tree.items() if not inner or path.startswith(f"{inner}/")
-        }
+        below = {path: entry for path, entry in commit.tree.items() if not inner or path.startswith(f"{inner}/")}
         if not below and inner:
             raise RefusedError(404, f"{inner} does not exist on {commit.oid}", "EntryNotFound")
         deep = request.query_params.get("recursive", "").lower() in ("true", "1")
@@ -444,10 +430,7 @@ class Hub:
         repo = self.asked(request)
         named = (("branches", "heads", repo.branches), ("tags", "tags", repo.tags))
         found: dict[str, Any] = {
-            key: [
-                {"name": name, "ref": f"refs/{place}/{name}", "targetCommit": oid}
-                for name, oid in refs.items()
-            ]
+            key: [{"name": name, "ref": f"refs/{place}/{name}", "targetCommit": oid} for name, oid in refs.items()]
             for key, place, refs in named
         }
         return JSONResponse({**found, "converts": [], "pullRequests": []})
@@ -545,9 +528,7 @@ class Hub:
     async def cdn(self, request: Request) -> Response:
         sha256 = request.path_params["sha256"]
         headers = {"ETag": f'"{sha256}"'}
-        return FileResponse(
-            self.contents.path(sha256), headers=headers, media_type="application/octet-stream"
-        )
+        return FileResponse(self.contents.path(sha256), headers=headers, media_type="application/octet-stream")
 
     async def secrets(self, request: Request) -> Response:
         repo, body = self.asked(request, write=True), await request.json()
@@ -559,18 +540,14 @@ class Hub:
         if request.method == "POST":
             body = await request.json()
             repo.variables[body["key"]] = body["value"]
-        return JSONResponse(
-            {key: {"value": value, "updatedAt": CREATED} for key, value in repo.variables.items()}
-        )
+        return JSONResponse({key: {"value": value, "updatedAt": CREATED} for key, value in repo.variables.items()})
 
     async def runtime(self, request: Request) -> Response:
         repo = self.asked(request)
         self.start(repo)
         has_app = {"app.py", "index.html", "Dockerfile"} & set(repo.head.tree)
         hardware = {"current": repo.space["hardware"], "requested": repo.space["hardware"]}
-        return JSONResponse(
-            {"stage": "RUNNING" if has_app else "NO_APP_FILE", "hardware": hardware, "storage": None}
-        )
+        return JSONResponse({"stage": "RUNNING" if has_app else "NO_APP_FILE", "hardware": hardware, "storage": None})
 
     async def hardware(self, request: Request) -> Response:
         repo, flavor = self.asked(request, write=True), (await request.json())["flavor"]
@@ -649,9 +626,7 @@ def judged(content: str, kind: str) -> tuple[list[str], list[str]]:
         for key in ("license", "library_name", "pipeline_tag")
         if not isinstance(front.get(key, ""), str)
     ]
-    errors += [
-        f'"{key}" must be an array' for key in ("tags", "metrics") if not isinstance(front.get(key, []), list)
-    ]
+    errors += [f'"{key}" must be an array' for key in ("tags", "metrics") if not isinstance(front.get(key, []), list)]
     for entry in front.get("model-index") or []:
         for result in entry.get("results") or []:
             values = [metric.get("value") for metric in result.get("metrics") or []]

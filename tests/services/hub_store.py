@@ -9,8 +9,7 @@ from typing import Any
 
 CREATED = "2026-01-01T00:00:00.000Z"
 ATTRIBUTES = "".join(
-    f"*.{ending} filter=lfs diff=lfs merge=lfs -text\n"
-    for ending in ("bin", "onnx", "parquet", "safetensors")
+    f"*.{ending} filter=lfs diff=lfs merge=lfs -text\n" for ending in ("bin", "onnx", "parquet", "safetensors")
 )
 
 
@@ -31,9 +30,7 @@ class Entry:
     def told(self, path: str) -> dict[str, Any]:
         """The file in a listing."""
         about = {"type": "file", "path": path, "oid": self.oid, "size": self.size}
-        return about | (
-            {"lfs": {"oid": self.sha256, "size": self.size, "pointerSize": 134}} if self.lfs else {}
-        )
+        return about | ({"lfs": {"oid": self.sha256, "size": self.size, "pointerSize": 134}} if self.lfs else {})
 
 
 @dataclass(frozen=True)
@@ -89,9 +86,7 @@ class Repo:
             for name in [name for name in tree if name == path or name.startswith(path.rstrip("/") + "/")]:
                 del tree[name]
         facts = [before and before.oid, title, sorted((path, entry.oid) for path, entry in tree.items())]
-        oid = hashlib.sha1(
-            json.dumps([*facts, len(self.commits)]).encode(), usedforsecurity=False
-        ).hexdigest()
+        oid = hashlib.sha1(json.dumps([*facts, len(self.commits)]).encode(), usedforsecurity=False).hexdigest()
         made = Commit(oid, title, tree, tuple(changes))
         self.commits.append(made)
         self.branches[branch] = oid

@@ -94,9 +94,7 @@ def clone(url: str, folder: Path) -> str:
             check=False,
         )
         if done.returncode:
-            raise StackError(
-                f"{url} can't be fetched: {(done.stderr.strip().splitlines() or ['git failed'])[-1]}"
-            )
+            raise StackError(f"{url} can't be fetched: {(done.stderr.strip().splitlines() or ['git failed'])[-1]}")
     return done.stdout.strip()
 
 
@@ -106,9 +104,7 @@ def gather(manifest: Path, user: str, data: AbstractFileSystem, target: Abstract
         required: list[dict[str, Any]] = orjson.loads(manifest.read_bytes())["required_files"]
         files = {file["name"]: (file["source_uri"], file["md5_checksum"]) for file in required}
     except (OSError, ValueError, KeyError, TypeError):
-        raise StackError(
-            f"{manifest.name} is missing in the repository, or not one; run `algo freeze`"
-        ) from None
+        raise StackError(f"{manifest.name} is missing in the repository, or not one; run `algo freeze`") from None
     for name, (uri, expected) in files.items():
         path = uri.removeprefix("data://").replace(".my/", f"{user}/", 1)
         if "/" in name or ".." in path.split("/") or not path.startswith(f"{user}/"):

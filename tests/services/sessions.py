@@ -48,9 +48,7 @@ def clients(folder: Path, tools: Path) -> Path:
         uv = shutil.which("uv") or str(tools / "uv")
         subprocess.run([uv, "venv", "--quiet", "--python", newer_python(), str(folder)], check=True)
         environ = {**os.environ, "UV_FIND_LINKS": os.environ.get("PIP_FIND_LINKS", "")}
-        subprocess.run(
-            [uv, "pip", "install", "--quiet", "--python", str(python), *PACKAGES], check=True, env=environ
-        )
+        subprocess.run([uv, "pip", "install", "--quiet", "--python", str(python), *PACKAGES], check=True, env=environ)
         (folder / "ready").touch()
     return python
 
@@ -151,9 +149,7 @@ class Sessions:
         kept = ("HF_", "WANDB", "ALGORITHMIA", "STACK_", "PYTHONPATH")
         environ = {key: value for key, value in os.environ.items() if not key.startswith(kept)}
         environ |= {"HOME": str(place), "STACK_TRACKER": "none"}
-        done = subprocess.run(
-            [sys.executable, "script.py"], cwd=place, env=environ, capture_output=True, check=False
-        )
+        done = subprocess.run([sys.executable, "script.py"], cwd=place, env=environ, capture_output=True, check=False)
         self.kernels[name] = {"place": place, "code": done.returncode, "body": body}
         return {"ref": name, "url": f"{self.url}/{name}", "versionNumber": 1}
 

@@ -89,9 +89,7 @@ def test_who_may_not_write_does_not(hub: Hub, api: HfApi, key: str) -> None:
 
 
 def test_a_scope_can_be_one_repository(hub: Hub, api: HfApi) -> None:
-    hub.tokens["hf_narrow"] = Token(
-        role="fineGrained", scopes=(("model", "me/model", ("repo.content.write",)),)
-    )
+    hub.tokens["hf_narrow"] = Token(role="fineGrained", scopes=(("model", "me/model", ("repo.content.write",)),))
     narrow = HfApi(endpoint=hub.url, token="hf_narrow")
     narrow.upload_file(path_or_fileobj=b"x", path_in_repo="x", repo_id="me/model")
     with pytest.raises(HfHubHTTPError, match="403"):
@@ -119,9 +117,7 @@ HfApi().upload_folder(repo_id="me/model", folder_path=sys.argv[1])
 """
 
 
-def test_without_xet_it_uploads_large_files_with_lfs(
-    hub: Hub, api: HfApi, folder: Path, tmp_path: Path
-) -> None:
+def test_without_xet_it_uploads_large_files_with_lfs(hub: Hub, api: HfApi, folder: Path, tmp_path: Path) -> None:
     environ = {
         **os.environ,
         "HF_ENDPOINT": hub.url,
@@ -269,9 +265,7 @@ def test_a_space_that_costs_is_refused_and_another_keeps_its_secrets(hub: Hub, a
     api.create_repo("me/space", repo_type="space", space_sdk="gradio", space_hardware="zero-a10g")
     api.add_space_secret("me/space", "KEY", "secret")
     api.add_space_variable("me/space", "NAME", "value")
-    assert {name: item.value for name, item in api.get_space_variables("me/space").items()} == {
-        "NAME": "value"
-    }
+    assert {name: item.value for name, item in api.get_space_variables("me/space").items()} == {"NAME": "value"}
     assert hub.repo("space", "me/space").secrets == {"KEY": "secret"}
     assert api.get_space_runtime("me/space").stage == "NO_APP_FILE"
     api.upload_file(path_or_fileobj=b"1", path_in_repo="app.py", repo_id="me/space", repo_type="space")

@@ -154,9 +154,7 @@ def trial():
 wandb.agent(sweep, trial, project="p", count=4)
 """
     program(service, INIT + SWEEP + trial)
-    assert [
-        len(service.store.run(name).history) for name in next(iter(service.store.sweeps.values())).runs
-    ] == [
+    assert [len(service.store.run(name).history) for name in next(iter(service.store.sweeps.values())).runs] == [
         1,
         2,
         1,

@@ -31,9 +31,7 @@ def passes(node: Node, filters: dict[str, Any]) -> bool:
             good = all(results) if name == "$and" else any(results)
         elif isinstance(condition, dict):
             value = looked_up(node, name)
-            good = all(
-                value is not None and COMPARISONS[sign](value, other) for sign, other in condition.items()
-            )
+            good = all(value is not None and COMPARISONS[sign](value, other) for sign, other in condition.items())
         else:
             good = looked_up(node, name) == condition
         if not good:
@@ -55,8 +53,6 @@ def looked_up(node: Node, name: str) -> Any:
     """A field of a node, or a key within its summary or configuration."""
     table, _, key = name.partition(".")
     if table in ("summary_metrics", "summaryMetrics", "config"):
-        found = json.loads(node["config" if table == "config" else "summaryMetrics"]).get(
-            key.removesuffix(".value")
-        )
+        found = json.loads(node["config" if table == "config" else "summaryMetrics"]).get(key.removesuffix(".value"))
         return found["value"] if table == "config" and isinstance(found, dict) else found
     return node.get(NAMES.get(name, name))

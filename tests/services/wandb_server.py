@@ -209,9 +209,7 @@ class Wandb:
     def node(self, run: Run) -> dict[str, Any]:
         """A run's node (client: RUN_FRAGMENT in apis/public/runs.py; core: UpsertBucket)."""
         history = run.history
-        keys = {
-            key: {"typeCounts": [{"type": "number", "count": len(history)}]} for row in history for key in row
-        }
+        keys = {key: {"typeCounts": [{"type": "number", "count": len(history)}]} for row in history for key in row}
         last = max((row.get("_step", 0) for row in history), default=-1)
         return {
             "id": run.id,
@@ -272,11 +270,7 @@ class Wandb:
     def runs(self, variables: Variables) -> Any:
         """client: _create_runs_query in apis/public/runs.py; filters are MongoDB's, as the guide shows them."""
         entity = self.entity_of(variables)
-        here = [
-            run
-            for run in self.store.runs.values()
-            if (run.entity, run.project) == (entity, variables["project"])
-        ]
+        here = [run for run in self.store.runs.values() if (run.entity, run.project) == (entity, variables["project"])]
         found = wanted([self.node(run) for run in here], json.loads(variables.get("filters") or "{}"))
         found = ordered(found, variables.get("order") or "")
         return {
@@ -491,9 +485,7 @@ class Wandb:
         }
         member["artifactCollection"] = collection
         held = {**collection, "artifactMembership": member}
-        return {
-            "project": {"artifactCollectionMembership": member, "artifact": node, "artifactCollection": held}
-        }
+        return {"project": {"artifactCollectionMembership": member, "artifact": node, "artifactCollection": held}}
 
     def use_artifact(self, variables: Variables) -> Any:
         """client: record_artifact_use in sdk/artifacts/_gqlutils.py, flat; core: UseArtifact, as `input`."""
@@ -507,9 +499,7 @@ class Wandb:
         """client: RunOutputArtifacts, RunInputArtifacts; both answers stand under `artifacts`."""
         run = self.found(variables)
         assert run
-        made = [
-            one for one in self.store.artifacts.values() if one.run == run.name and one.state == "COMMITTED"
-        ]
+        made = [one for one in self.store.artifacts.values() if one.run == run.name and one.state == "COMMITTED"]
         return {"project": {"run": {"artifacts": connection([self.artifact_node(one) for one in made])}}}
 
     def run_inputs(self, variables: Variables) -> Any:
@@ -623,9 +613,7 @@ def serving(service: Wandb) -> Iterator[str]:
 
 def config(service: Wandb) -> uvicorn.Config:
     """How W&B is served."""
-    return uvicorn.Config(
-        service.app, log_level="warning", lifespan="off", http=Protocol, timeout_keep_alive=75
-    )
+    return uvicorn.Config(service.app, log_level="warning", lifespan="off", http=Protocol, timeout_keep_alive=75)
 
 
 def main() -> None:

@@ -89,8 +89,7 @@ class Sweep:
 def grid(parameters: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """Every point of a grid, nested parameters as nested values."""
     choices = [
-        list(grid(spec["parameters"])) if "parameters" in spec else choices_of(spec)
-        for spec in parameters.values()
+        list(grid(spec["parameters"])) if "parameters" in spec else choices_of(spec) for spec in parameters.values()
     ]
     for point in itertools.product(*choices):
         yield dict(zip(parameters, point, strict=True))
@@ -102,9 +101,7 @@ def choices_of(spec: dict[str, Any]) -> list[Any]:
         return list(spec.get("values", [spec.get("value")]))
     if "q" not in spec:
         return list(range(spec["min"], spec["max"] + 1))
-    return [
-        spec["min"] + step * spec["q"] for step in range(math.ceil((spec["max"] - spec["min"]) / spec["q"]))
-    ]
+    return [spec["min"] + step * spec["q"] for step in range(math.ceil((spec["max"] - spec["min"]) / spec["q"]))]
 
 
 def draws(config: dict[str, Any]) -> Iterator[dict[str, Any]]:
@@ -223,8 +220,7 @@ class Store:
         return [
             one
             for one in self.artifacts.values()
-            if (one.entity, one.project, one.collection) == (entity, project, collection)
-            and one.state == "COMMITTED"
+            if (one.entity, one.project, one.collection) == (entity, project, collection) and one.state == "COMMITTED"
         ]
 
     def commit(self, id: str) -> Artifact:

@@ -245,11 +245,7 @@ def test_a_bucket_is_a_store(tmp_path: Path):
 
 @pytest.mark.parametrize("other", ["memory", "local"])
 def test_any_fsspec_store_takes_part(tmp_path: Path, settings: Settings, other: str):
-    store = (
-        DirFileSystem("/things", fs=MemoryFileSystem())
-        if other == "memory"
-        else local_store(tmp_path / "other")
-    )
+    store = DirFileSystem("/things", fs=MemoryFileSystem()) if other == "memory" else local_store(tmp_path / "other")
     with serving(data_app(tmp_path / "gateway"), lifespan="off") as url:
         online = Settings(root=settings.root, algorithmia_api=url, algorithmia_api_key="key-of-me")
         there, here = open_store("algorithmia://.my/things", online), open_store("./here", settings)

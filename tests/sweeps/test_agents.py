@@ -62,9 +62,7 @@ def test_a_sweep_is_run_by_agents_and_its_best_comes_back(project: Path, service
     assert told.summary["trials"] == 4
 
     # Started again, it makes another sweep, for this one is over; an agent that joins it has nothing to do.
-    again = projects.run(
-        project, "sweep", "--join", "me/skeleton/sweep0", "--agents", "1", **account(project, service)
-    )
+    again = projects.run(project, "sweep", "--join", "me/skeleton/sweep0", "--agents", "1", **account(project, service))
     assert "Best: validation_accuracy" in again
     assert len(service.store.runs) == 4 + 2
 
@@ -146,9 +144,7 @@ def test_where_each_trial_fails_a_table_says_why(project: Path, service: Wandb) 
     (project / "sweep.yaml").write_text(SWEEP.replace("[0.1, 2.0]", "[2.0]"))
     printed = projects.run(project, "sweep", code=1, **account(project, service))
     table = next(project.glob("runs/sweep-????????/trials.json"))
-    assert (
-        f"error: no trial has ended well; see the messages above, and {table.relative_to(project)}" in printed
-    )
+    assert f"error: no trial has ended well; see the messages above, and {table.relative_to(project)}" in printed
     assert [trial["error"] for trial in json.loads(table.read_text())] == ["failed at W&B"] * 2
 
 
@@ -178,9 +174,7 @@ def test_where_wandb_is_gone_between_two_trials_the_sweep_goes_on_here(project: 
 
 
 @pytest.mark.slow
-def test_a_sweep_that_is_deleted_at_wandb_goes_on_here_with_the_trials_it_had(
-    project: Path, service: Wandb
-) -> None:
+def test_a_sweep_that_is_deleted_at_wandb_goes_on_here_with_the_trials_it_had(project: Path, service: Wandb) -> None:
     (project / "sweep.yaml").write_text(SWEEP.replace("[0.00001, 0.006]", "[0.006]").replace(", 2.0", ""))
     process = projects.start(project, "sweep", "--agents", "1", **account(project, service))
     until(lambda: any(sweep.state == "FINISHED" for sweep in service.store.sweeps.values()))
@@ -193,9 +187,7 @@ def test_a_sweep_that_is_deleted_at_wandb_goes_on_here_with_the_trials_it_had(
 
 
 def test_to_join_needs_a_key(project: Path) -> None:
-    assert "--join needs a key for W&B that works" in projects.run(
-        project, "sweep", "--join", "me/p/s", code=1
-    )
+    assert "--join needs a key for W&B that works" in projects.run(project, "sweep", "--join", "me/p/s", code=1)
 
 
 @pytest.mark.parametrize("place", ["nosuch", "http://host/me/p/sweeps/s", "a/b/c/d"])

@@ -24,9 +24,7 @@ HEAD = "method: random\nmetric: {name: loss}\nparameters: {lr: {value: 0.1}}\n"
 
 @pytest.mark.parametrize("macro", MACROS)
 def test_each_macro_gives_what_the_client_gives(macro: str) -> None:
-    theirs = utils.create_sweep_command_args(
-        {"args": {name: {"value": value} for name, value in CONFIG.items()}}
-    )
+    theirs = utils.create_sweep_command_args({"args": {name: {"value": value} for name, value in CONFIG.items()}})
     assert filled([f"${{{macro}}}"], CONFIG, "p.py", Path("f.json")) == theirs[macro]
 
 
@@ -34,11 +32,7 @@ def test_variables_of_the_environment_stand_inside_a_word(monkeypatch: pytest.Mo
     monkeypatch.setenv("DEPTH", "3")
     monkeypatch.delenv("NOWHERE", raising=False)
     words = ["--depth=${envvar:DEPTH}-${envvar:NOWHERE}", "${envvar:DEPTH}"]
-    assert (
-        filled(words, {}, "", Path("f"))
-        == utils.create_sweep_command(list(words))
-        == ["--depth=3-NOWHERE", "3"]
-    )
+    assert filled(words, {}, "", Path("f")) == utils.create_sweep_command(list(words)) == ["--depth=3-NOWHERE", "3"]
 
 
 def test_the_default_is_the_clients_and_windows_has_no_env() -> None:

@@ -61,9 +61,7 @@ def test_a_grid_runs_every_point_once_and_keeps_the_best(project: Path) -> None:
     projects.run(project, "train", "--config", str(folder / "best.json"))
     table = json.loads((folder / "trials.json").read_text())
     result = json.loads(next(project.glob("runs/2*/result.json")).read_text())
-    assert (
-        result["validation"]["accuracy"] == table[0]["value"]
-    )  # the same configuration trains the same model
+    assert result["validation"]["accuracy"] == table[0]["value"]  # the same configuration trains the same model
 
 
 @pytest.mark.slow
@@ -107,9 +105,7 @@ def test_two_sweeps_share_the_trials_of_one_folder(project: Path, data: Path, tm
     other = projects.make(tmp_path / "other", data)
     (other / "sweep.yaml").write_text(GRID)
     place = tmp_path / "shared"
-    sweeps = [
-        projects.start(one, "sweep", "--study", str(place), "--agents", "1") for one in (project, other)
-    ]
+    sweeps = [projects.start(one, "sweep", "--study", str(place), "--agents", "1") for one in (project, other)]
     printed = [process.communicate(timeout=300) for process in sweeps]
     assert [process.returncode for process in sweeps] == [0, 0], printed
     tables = [json.loads(next(one.glob("runs/sweep-*/trials.json")).read_text()) for one in (project, other)]
@@ -165,9 +161,7 @@ def test_what_weighs_the_parameters_says_nothing_of_itself() -> None:
     """Also after a sweep at W&B, where Optuna has not been used before."""
     optuna.logging.set_verbosity(optuna.logging.INFO)
     plan = parse_sweep(GRID, "sweep.yaml")
-    trials = [
-        {"config": {"lr": 0.1, "seed": seed, "epochs": 1}, "value": 1.0 / (seed + 1)} for seed in range(4)
-    ]
+    trials = [{"config": {"lr": 0.1, "seed": seed, "epochs": 1}, "value": 1.0 / (seed + 1)} for seed in range(4)]
     assert set(importance(plan, trials)) == {"seed"}
     assert optuna.logging.get_verbosity() == optuna.logging.WARNING
 
@@ -218,9 +212,7 @@ def test_values_may_be_tables_and_a_metric_nested_or_no_number(tmp_path: Path) -
 def test_a_command_may_start_train_in_its_own_way(project: Path) -> None:
     """Here by another program, which trains with a flag more; its trials are stopped early like any other."""
     (project / "start.sh").write_text('exec "$@" --width 8\n')
-    text = GRID.replace("epochs: {value: 1}", "epochs: {value: 4}").replace(
-        "[0.001, 0.006]", "[0.006, 0.0000001]"
-    )
+    text = GRID.replace("epochs: {value: 1}", "epochs: {value: 4}").replace("[0.001, 0.006]", "[0.006, 0.0000001]")
     text += "early_terminate: {type: hyperband, min_iter: 2, eta: 1.5}\n"
     text += 'command: [sh, start.sh, "${interpreter}", -m, skeleton, train, "${args}"]\n'
     (project / "sweep.yaml").write_text(text)
@@ -246,9 +238,9 @@ def test_flags_of_the_command_hold_for_every_trial(project: Path) -> None:
 
 @pytest.mark.slow
 def test_a_trial_that_takes_too_long_is_ended_and_counted(project: Path) -> None:
-    text = GRID.replace(
-        "epochs: {value: 1}", "epochs: {values: [1, 100000]}\n  patience: {value: 0}"
-    ).replace("[0, 1, 2]", "[0]")
+    text = GRID.replace("epochs: {value: 1}", "epochs: {values: [1, 100000]}\n  patience: {value: 0}").replace(
+        "[0, 1, 2]", "[0]"
+    )
     (project / "sweep.yaml").write_text(text + "early_terminate: {type: hyperband, min_iter: 90000}\n")
     printed = projects.run(project, "sweep", "--timeout", "20", "--agents", "1")
     assert printed.count("it took more than 20 seconds") == 2
@@ -284,9 +276,7 @@ def test_a_metric_that_training_does_not_log_is_told_with_those_it_does(project:
 @pytest.mark.slow
 @pytest.mark.parametrize("time", ["-3", "nan", "soon"])
 def test_a_time_that_is_none_is_refused(project: Path, time: str) -> None:
-    assert f"expected seconds, 0 or more, got '{time}'" in projects.run(
-        project, "sweep", "--timeout", time, code=2
-    )
+    assert f"expected seconds, 0 or more, got '{time}'" in projects.run(project, "sweep", "--timeout", time, code=2)
 
 
 @pytest.mark.slow

@@ -155,11 +155,7 @@ def test_a_place_that_is_none_is_told_in_a_line(place: str) -> None:
 def test_a_value_that_is_no_number_counts_for_no_band(tmp_path: Path) -> None:
     crew = shared(str(tmp_path), BAYES + "early_terminate: {type: hyperband, min_iter: 1, eta: 4}\n")
     jobs = [crew.next(9) for _ in range(3)]
-    orders = [
-        crew.report(job.trial, value)
-        for job, value in zip(jobs, (float("nan"), 1.0, 2.0), strict=True)
-        if job
-    ]
+    orders = [crew.report(job.trial, value) for job, value in zip(jobs, (float("nan"), 1.0, 2.0), strict=True) if job]
     assert orders == ["on", "on", "stop"]
 
 

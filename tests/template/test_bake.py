@@ -166,9 +166,7 @@ def test_what_the_project_installs_cannot_name_a_project(project):
 def hook_entries(project):
     text = (project / ".pre-commit-config.yaml").read_text(encoding="utf-8")
     hooks = [hook for repo in yaml.safe_load(text)["repos"] for hook in repo["hooks"]]
-    assert all(
-        re.fullmatch(r"[\w-]+==[\d.]+", pin) for hook in hooks for pin in hook["additional_dependencies"]
-    )
+    assert all(re.fullmatch(r"[\w-]+==[\d.]+", pin) for hook in hooks for pin in hook["additional_dependencies"])
     return {hook["id"]: hook["entry"].split() for hook in hooks}
 
 

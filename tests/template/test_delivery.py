@@ -23,9 +23,7 @@ def clean(home: Path) -> dict[str, str]:
     """The environment of somebody who has a Python, uv, their caches, and nothing of this repository."""
     found = {name: value for name, value in os.environ.items() if name.startswith(KEPT)}
     caches = {
-        "UV_CACHE_DIR": subprocess.run(
-            [UV, "cache", "dir"], capture_output=True, text=True, check=True
-        ).stdout.strip()
+        "UV_CACHE_DIR": subprocess.run([UV, "cache", "dir"], capture_output=True, text=True, check=True).stdout.strip()
     }
     if "PIP_FIND_LINKS" in found:
         found.setdefault("UV_FIND_LINKS", found["PIP_FIND_LINKS"])
@@ -64,9 +62,7 @@ def newer(wheel: Path, folder: Path) -> Path:
             if name.endswith(("/METADATA", "/RECORD")):
                 content = content.replace(f"Version: {version}".encode(), b"Version: 99.0.0")
                 content = content.replace(f"-{version}.dist-info".encode(), b"-99.0.0.dist-info")
-            if name.endswith(
-                "/RECORD"
-            ):  # its own sums are checked by nobody, those of changed files would be
+            if name.endswith("/RECORD"):  # its own sums are checked by nobody, those of changed files would be
                 content = re.sub(rb"(METADATA),[^\n]*", rb"\1,,", content)
             made.writestr(name.replace(f"-{version}.dist-info", "-99.0.0.dist-info"), content)
     return target
@@ -100,9 +96,7 @@ def clone(project: Path, folder: Path) -> Path:
 
 
 @pytest.mark.slow
-def test_a_second_clone_at_another_path_installs_from_the_lock_and_is_updated(
-    synced: Path, tmp_path: Path
-) -> None:
+def test_a_second_clone_at_another_path_installs_from_the_lock_and_is_updated(synced: Path, tmp_path: Path) -> None:
     lock = (synced / "uv.lock").read_text("utf-8")
     assert str(synced) not in lock and "file://" not in lock and str(Path.home()) not in lock
     other = clone(synced, tmp_path)
@@ -135,9 +129,7 @@ def test_a_changed_wheel_is_refused_by_name(synced: Path, tmp_path: Path) -> Non
 def pip_line(project: Path) -> list[str]:
     """The words after `pip install` in the project's README."""
     found = re.search(r"`pip install ([^`]*)`", (project / "README.md").read_text("utf-8"))
-    assert (
-        found and "--find-links" not in found[1]
-    )  # with it an index's package of the same version would win
+    assert found and "--find-links" not in found[1]  # with it an index's package of the same version would win
     return found[1].split()
 
 

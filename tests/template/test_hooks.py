@@ -65,9 +65,7 @@ def machine(tmp_path):
 
 
 def files(folder: Path) -> dict[str, bytes]:
-    found = (
-        path for path in folder.rglob("*") if path.is_file() and ".git" not in path.relative_to(folder).parts
-    )
+    found = (path for path in folder.rglob("*") if path.is_file() and ".git" not in path.relative_to(folder).parts)
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in found}
 
 
@@ -88,9 +86,7 @@ def test_typed_answers_are_taken_as_they_are(machine):
     typed = "\n".join([title, "talk", "", "", "", "", "2", "4", "", "", "", "", "3"]) + "\n"
     done = machine.run(typed=typed)
     assert done.returncode == 0, done.stdout
-    assert json.dumps(title, ensure_ascii=False) in (machine.out / "talk/stack.toml").read_text(
-        encoding="utf-8"
-    )
+    assert json.dumps(title, ensure_ascii=False) in (machine.out / "talk/stack.toml").read_text(encoding="utf-8")
     assert "Apache License" in (machine.out / "talk/LICENSE").read_text(encoding="utf-8")
 
 
@@ -155,14 +151,11 @@ ATTACKS = [
 @pytest.mark.parametrize("attack", ATTACKS)
 def test_an_answer_is_never_run(machine, attack):
     answers = [f"{name}={literal(attack)}" for name in ("project_name", "description", "author_name")]
-    done = machine.run(
-        "--no-input", "check_credentials=skip", "project_slug=safe", "package_name=safe", *answers
-    )
+    done = machine.run("--no-input", "check_credentials=skip", "project_slug=safe", "package_name=safe", *answers)
     assert done.returncode == 0, done.stdout
     assert attack in (machine.out / "safe/LICENSE").read_text(encoding="utf-8")
     names = [
-        f"{name}={literal(attack)}"
-        for name in ("project_slug", "package_name", "github_username", "author_email")
+        f"{name}={literal(attack)}" for name in ("project_slug", "package_name", "github_username", "author_email")
     ]
     refused = machine.run("--no-input", "check_credentials=skip", *names)
     assert refused.returncode == 1 and all(f"{name.split('=')[0]} = " in refused.stdout for name in names)
@@ -243,16 +236,12 @@ REFUSED = {
 @pytest.mark.parametrize("question", REFUSED)
 def test_a_bad_answer_is_refused_in_one_line(question):
     for answer in REFUSED[question]:
-        lines = [
-            line for line in refusals({question: answer}) if line.startswith(f"{question.lstrip('_')} = ")
-        ]
+        lines = [line for line in refusals({question: answer}) if line.startswith(f"{question.lstrip('_')} = ")]
         assert len(lines) == 1, answer
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "slug", ["a/b/c", "../up", "..", "", "/abs", "a\x00b", "a\nb", "x" * 300, "~", "torch"]
-)
+@pytest.mark.parametrize("slug", ["a/b/c", "../up", "..", "", "/abs", "a\x00b", "a\nb", "x" * 300, "~", "torch"])
 def test_no_folder_is_left_behind(machine, slug):
     done = machine.run("--no-input", "check_credentials=skip", f"project_slug={literal(slug)}")
     assert done.returncode == 1 and "project_slug = " in done.stdout
@@ -377,7 +366,9 @@ def test_a_commit_that_a_hook_refuses_is_told_in_its_words(machine, script, word
 
 
 def test_with_its_output_closed_the_project_is_made_all_the_same(machine):
-    command = f'exec "{COMMAND}" "{template()}" --output-dir "{machine.out}" --no-input check_credentials=skip 1>&- 2>&-'
+    command = (
+        f'exec "{COMMAND}" "{template()}" --output-dir "{machine.out}" --no-input check_credentials=skip 1>&- 2>&-'
+    )
     done = subprocess.run(["sh", "-c", command], cwd=machine.out, env=machine.environ, check=False)
     assert done.returncode == 0
     assert machine.git("rev-list", "--count", "HEAD") == "1"

@@ -79,9 +79,7 @@ def record(project: Path) -> list[dict[str, float]]:
 def history(run: Run) -> list[dict[str, float]]:
     """The run as W&B has it, without what W&B adds."""
     return [
-        {name: value for name, value in row.items() if not name.startswith("_")}
-        for row in run.history
-        if "loss" in row
+        {name: value for name, value in row.items() if not name.startswith("_")} for row in run.history if "loss" in row
     ]
 
 
@@ -170,9 +168,7 @@ def test_what_was_offline_is_sent_later_and_once(project: Path, service: Wandb) 
 
 
 @pytest.mark.parametrize("older", [False, True])
-def test_what_was_offline_is_sent_after_the_project_has_moved(
-    tmp_path: Path, service: Wandb, older: bool
-) -> None:
+def test_what_was_offline_is_sent_after_the_project_has_moved(tmp_path: Path, service: Wandb, older: bool) -> None:
     """Also with a record of an older version, whose paths are those of before."""
     before, after = tmp_path / "before", tmp_path / "elsewhere/after"
     (before / "models/one").mkdir(parents=True)
@@ -325,9 +321,7 @@ def test_the_changes_of_the_code_are_kept_as_git_takes_them_back(project: Path, 
     """Also of a file that is no UTF-8."""
 
     def git(*words: str) -> None:
-        subprocess.run(
-            ["git", "-c", "user.name=me", "-c", "user.email=me@x", *words], cwd=project, check=True
-        )
+        subprocess.run(["git", "-c", "user.name=me", "-c", "user.email=me@x", *words], cwd=project, check=True)
 
     notes = project / "notes.txt"
     notes.write_bytes(b"caf\xe9\n\n\n")
@@ -339,16 +333,12 @@ def test_the_changes_of_the_code_are_kept_as_git_takes_them_back(project: Path, 
     git("checkout", "-q", "notes.txt")
     git("apply", "runs/one/changes.patch")
     assert notes.read_bytes() == b"th\xe9\n\n\n"
-    assert (
-        service.store.run("one").files["changes.patch"] == (project / "runs/one/changes.patch").read_bytes()
-    )
+    assert service.store.run("one").files["changes.patch"] == (project / "runs/one/changes.patch").read_bytes()
 
 
 @pytest.mark.parametrize("key", ["", KEY])
 def test_a_run_that_was_killed_is_filled_in(project: Path, service: Wandb, key: str) -> None:
-    process = start(
-        project, STEPS + "print('logged', flush=True)\ntime.sleep(60)\n", service, WANDB_API_KEY=key
-    )
+    process = start(project, STEPS + "print('logged', flush=True)\ntime.sleep(60)\n", service, WANDB_API_KEY=key)
     assert process.stdout
     next(line for line in process.stdout if line.startswith("logged"))
     assert not key or "is still running" in sync(project, service)
@@ -364,9 +354,7 @@ def test_a_run_that_was_killed_is_filled_in(project: Path, service: Wandb, key: 
 
 
 def test_a_killed_run_is_sent_though_another_process_has_its_pid(project: Path, service: Wandb) -> None:
-    process = start(
-        project, STEPS + "print('logged', flush=True)\ntime.sleep(60)\n", service, WANDB_API_KEY=""
-    )
+    process = start(project, STEPS + "print('logged', flush=True)\ntime.sleep(60)\n", service, WANDB_API_KEY="")
     assert process.stdout
     next(line for line in process.stdout if line.startswith("logged"))
     told = project / "runs" / "one" / "tracked.jsonl"
@@ -426,9 +414,7 @@ def test_the_whole_way_leaves_its_lineage(tmp_path: Path, data: Path, service: W
 
 
 @pytest.mark.slow
-def test_a_training_that_is_stopped_is_preempted_and_goes_on(
-    tmp_path: Path, data: Path, service: Wandb
-) -> None:
+def test_a_training_that_is_stopped_is_preempted_and_goes_on(tmp_path: Path, data: Path, service: Wandb) -> None:
     folder = projects.make(tmp_path / "project", data)
     process = projects.start(folder, "train", "--epochs", "25", **account(tmp_path, service))
     while not (rows := [path for path in folder.glob("runs/*/metrics.jsonl") if path.stat().st_size > 2000]):

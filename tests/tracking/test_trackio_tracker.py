@@ -52,9 +52,7 @@ def test_a_run_is_in_trackio_with_every_number(tmp_path: Path, trackio: Path) ->
     lines = (tmp_path / "runs" / "one" / "metrics.jsonl").read_text().splitlines()
     rows = [{name: value for name, value in json.loads(line).items() if name != "step"} for line in lines]
     with sqlite3.connect(next(tmp_path.rglob("trackio/skeleton.db"))) as database:
-        found = [
-            json.loads(row) for (row,) in database.execute("select metrics from metrics order by step, id")
-        ]
+        found = [json.loads(row) for (row,) in database.execute("select metrics from metrics order by step, id")]
     database.close()
     assert found[: len(rows)] == rows
     assert any("final/test_accuracy" in row for row in found[len(rows) :])

@@ -211,9 +211,7 @@ def stored(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.glob("step-*"))
 
 
-@pytest.mark.parametrize(
-    "error", [OSError(errno.ENOSPC, "full"), StackError("no"), RuntimeError("of a client")]
-)
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "full"), StackError("no"), RuntimeError("of a client")])
 def test_a_store_that_fails_is_told_once_and_gets_the_next_one(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], error: Exception
 ) -> None:

@@ -51,9 +51,7 @@ def new(alone: Path, folder: Path) -> Path:
     return folder
 
 
-def together(
-    folder: Path, *arguments: str, size: int = 2, blows: Mapping[int, Blow] | None = None
-) -> list[Training]:
+def together(folder: Path, *arguments: str, size: int = 2, blows: Mapping[int, Blow] | None = None) -> list[Training]:
     """Processes that are told of each other by the variables that torchrun sets, as by any launcher.
 
     Some of them, by rank, are struck.

@@ -61,9 +61,7 @@ class Adapter(HTTPAdapter):
         if is_loopback(address):
             settings["proxies"] = {}
         request = session.prepare_request(Request("GET", address))
-        pool = self.get_connection_with_tls_context(
-            request, settings["verify"], settings["proxies"], settings["cert"]
-        )
+        pool = self.get_connection_with_tls_context(request, settings["verify"], settings["proxies"], settings["cert"])
         return cast(HTTPConnectionPool, pool)
 
 
@@ -91,9 +89,7 @@ class Connection:
         self.prefix = (self.host if through_proxy else "") + parts.path.rstrip("/")
         self.process = os.getpid()
 
-    def json(
-        self, method: str, path: str, value: Any = None, query: str = "", repeatable: bool = False
-    ) -> Any:
+    def json(self, method: str, path: str, value: Any = None, query: str = "", repeatable: bool = False) -> Any:
         """What a call answers in JSON, None for nothing."""
         body = json.dumps(value).encode()
         headers = {"Content-Type": "application/json"} if value is not None else {}

@@ -125,9 +125,7 @@ class AlgorithmiaFileSystem(AbstractFileSystem):  # type: ignore[misc]
         **options: Any,
     ) -> Any:
         """fsspec's walk, which takes a missing folder for an empty one, but not a server that fails."""
-        return super().walk(
-            path, maxdepth, topdown, _raise_failure if on_error == "omit" else on_error, **options
-        )
+        return super().walk(path, maxdepth, topdown, _raise_failure if on_error == "omit" else on_error, **options)
 
     def modified(self, path: str) -> datetime:
         """When a file was written."""
@@ -198,9 +196,7 @@ class AlgorithmiaFileSystem(AbstractFileSystem):  # type: ignore[misc]
         if info["type"] == "directory":
             self.makedirs(target, exist_ok=True)
         else:
-            self.mover.send(
-                target, Upload(lambda: Download(self.connection, source).buffered(), info["size"])
-            )
+            self.mover.send(target, Upload(lambda: Download(self.connection, source).buffered(), info["size"]))
 
     def cat_file(self, path: str, start: int | None = None, end: int | None = None, **options: Any) -> bytes:
         """A file's bytes, or those of a range; negative positions count from the end."""
@@ -286,9 +282,7 @@ class AlgorithmiaFileSystem(AbstractFileSystem):  # type: ignore[misc]
             raise ValueError(f"a stored file can't be opened with mode {mode!r}")
         if mode == "xb":
             self.mover.refuse_taken(path)
-        file = UploadFile(
-            lambda growing: self.mover.put(growing, path, DEFAULT_CALLBACK, mode == "xb"), autocommit
-        )
+        file = UploadFile(lambda growing: self.mover.put(growing, path, DEFAULT_CALLBACK, mode == "xb"), autocommit)
         if mode == "ab":
             with suppress(FileNotFoundError):
                 self.get_file(path, file)

@@ -39,9 +39,7 @@ class Files(Protocol):
 class Batch:
     """The files of one call: small ones wait until they fill a bundle, others go on their own."""
 
-    def __init__(
-        self, calls: InFlight, move: Callable[..., None], sizes: dict[str, int], scratch: Path | None
-    ) -> None:
+    def __init__(self, calls: InFlight, move: Callable[..., None], sizes: dict[str, int], scratch: Path | None) -> None:
         self.calls, self.move, self.sizes, self.scratch = calls, move, sizes, scratch
         self.waiting: list[Any] = []
         self.size = 0
@@ -98,9 +96,7 @@ class Mover:
         upload = Upload(lambda: source.open("rb", buffering=0), size, callback.relative_update)
         self.send(target, upload, exclusive=exclusive)
 
-    def send(
-        self, path: str, upload: Upload, told: dict[str, str] | None = None, exclusive: bool = False
-    ) -> None:
+    def send(self, path: str, upload: Upload, told: dict[str, str] | None = None, exclusive: bool = False) -> None:
         """Store a file: until its checksum is right on the other side, or its size where that is all it tells."""
         headers = {**WISH, **(told or {})}
         if exclusive:
@@ -136,9 +132,7 @@ class Mover:
         body = bundle.pack((target, source.read_bytes()) for source, target, _ in items)
         stored = None
         try:
-            answer = self.connection.send(
-                "POST", "", {"Content-Type": bundle.TYPE}, body=lambda: body, repeatable=True
-            )
+            answer = self.connection.send("POST", "", {"Content-Type": bundle.TYPE}, body=lambda: body, repeatable=True)
             stored = read_json(answer)["result"]["stored"]
         except ConnectionError:
             raise

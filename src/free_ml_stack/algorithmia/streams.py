@@ -125,9 +125,7 @@ class Download(io.RawIOBase):
             if told.get("ETag", "") == self.etag:
                 self.expected = read_digest(told.get("Repr-Digest", ""))[1]
         if self.expected and self.total.digest() != self.expected:
-            raise ChecksumError(
-                errno.EIO, f"the bytes received do not have the server's {self.kind}", self.path
-            )
+            raise ChecksumError(errno.EIO, f"the bytes received do not have the server's {self.kind}", self.path)
         self.total = None
 
     def buffered(self) -> io.BufferedReader:
@@ -169,9 +167,7 @@ class RemoteFile(io.RawIOBase):
         """Go to a position; nothing is asked of the server before the next read."""
         base = (0, self.position, self.size)[whence]
         if base + offset < 0:
-            raise OSError(
-                errno.EINVAL, "seek before the start of the file", self.path
-            )  # zipfile counts on it
+            raise OSError(errno.EINVAL, "seek before the start of the file", self.path)  # zipfile counts on it
         self.position = base + offset
         return self.position
 

@@ -116,9 +116,7 @@ class DemoRun:
             self.answers = call(settings, test_inputs(self.science, settings))
             if settings.algorithmia_api:
                 wait_for_log(settings, before + len(self.answers))
-        say(
-            f"{len(self.answers)} calls through Algorithmia's client, the first answer: {shortened(self.answers[0])}"
-        )
+        say(f"{len(self.answers)} calls through Algorithmia's client, the first answer: {shortened(self.answers[0])}")
 
     def can_fall_back(self, error: Exception) -> bool:
         """Whether an error is that of a service that this project's own folder can stand in for."""
@@ -142,9 +140,7 @@ def test_inputs(science: "Science", settings: "Settings") -> list[Any]:
     """What callers would send for the test split: what the model has never seen."""
     from free_ml_stack.data import dataset
 
-    splits, _ = dataset.read(
-        open_store(settings.storage, settings), settings.private / "cache", settings.command
-    )
+    splits, _ = dataset.read(open_store(settings.storage, settings), settings.private / "cache", settings.command)
     return dataset.examples(science, splits["test"], range(splits["test"].rows))
 
 
@@ -161,9 +157,7 @@ def facts(settings: "Settings", url: str, answer: Any, seen: Monitoring) -> dict
         "model": str(model),
         "card": str(model / "README.md"),
         "stored": f"{settings.storage}/{FOLDER}/{run.name}",
-        "version": versions(open_store(settings.storage, settings), settings.algorithm.partition("/")[2])[
-            0
-        ].version,
+        "version": versions(open_store(settings.storage, settings), settings.algorithm.partition("/")[2])[0].version,
         "gateway": url,
         "remote": bool(settings.algorithmia_api),
         "prediction": answer,

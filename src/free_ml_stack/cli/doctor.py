@@ -68,9 +68,7 @@ def costs(settings: Settings, plan: str = "") -> list[Cost]:
     scheme = settings.storage.partition("://")[0] if "://" in settings.storage else "file"
     stores = {
         "algorithmia": Cost("storage", True, "the project's own gateway, or your installation"),
-        "hf": Cost(
-            "storage", True, "free within the Hub's limits", "https://huggingface.co/docs/hub/storage-limits"
-        ),
+        "hf": Cost("storage", True, "free within the Hub's limits", "https://huggingface.co/docs/hub/storage-limits"),
         "s3": Cost(
             "storage",
             "s3" not in settings.credentials,
@@ -124,13 +122,9 @@ def _wrong(settings: Settings, found: dict[str, Any]) -> list[str]:
         if not re.fullmatch(r"[\w.-]+/[\w.-]+", value) and (value or not optional):
             wrong.append(f"{name} in {FILE} is {value!r}: give it as OWNER/NAME")
     if settings.storage.startswith("s3://") and "s3" in settings.credentials and not versions["s3fs"]:
-        wrong.append(
-            "storage is on S3, but s3fs is not installed: add it, or choose another storage in stack.toml"
-        )
+        wrong.append("storage is on S3, but s3fs is not installed: add it, or choose another storage in stack.toml")
     if settings.tracker == "trackio" and not versions["trackio"]:
-        wrong.append(
-            "tracker is trackio, which is not installed: add it, or choose another tracker in stack.toml"
-        )
+        wrong.append("tracker is trackio, which is not installed: add it, or choose another tracker in stack.toml")
     if found["disk_free"] < NEEDED:
         wrong.append(f"only {found['disk_free'] / 1e9:.1f} GB of disk are free: make room")
     return wrong
@@ -145,19 +139,13 @@ def _wrong_library(root: Path, installed: str) -> list[str]:
     except StackError as error:
         return [str(error)]
     there = wheel.name.split("-")[1] if wheel else installed
-    return (
-        []
-        if there == installed
-        else [f"{LIBRARY} {installed} is installed, vendor/ has {there}: run `uv sync`"]
-    )
+    return [] if there == installed else [f"{LIBRARY} {installed} is installed, vendor/ has {there}: run `uv sync`"]
 
 
 def _print(found: dict[str, Any], bills: list[Cost], wrong: list[str]) -> None:
     installed = ", ".join(f"{name} {version}" for name, version in found["versions"].items() if version)
     print(f"\nPython     {found['python']}\nPackages   {installed}\nDevice     {found['device']}")
-    print(
-        f"Disk       {found['disk_free'] / 1e9:.0f} GB free\nStorage    {found['storage']}\n\nWhat it costs:"
-    )
+    print(f"Disk       {found['disk_free'] / 1e9:.0f} GB free\nStorage    {found['storage']}\n\nWhat it costs:")
     for bill in bills:
         page = f" - {bill.page}" if bill.page else ""
         print(f"  {bill.part:<9}{'nothing' if bill.free else 'money'}: {bill.text}{page}")

@@ -56,9 +56,7 @@ def run(science: "Science", arguments: Sequence[str] | None = None) -> int:
 
 def parse(science: "Science", arguments: Sequence[str]) -> argparse.Namespace:
     """The parsed command line; only the command that it names gets its arguments, so that help is quick."""
-    parser = argparse.ArgumentParser(
-        prog=Path(sys.argv[0]).stem.replace("__main__", f"python -m {science.package}")
-    )
+    parser = argparse.ArgumentParser(prog=Path(sys.argv[0]).stem.replace("__main__", f"python -m {science.package}"))
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name, command in all_commands().items():
         text = (command.run.__doc__ or "").strip()
@@ -82,9 +80,7 @@ def demo(science: "Science", settings: Settings, args: argparse.Namespace) -> in
     from free_ml_stack.cli import demo
 
     commands = all_commands()
-    return demo.demo(
-        science, settings, lambda name, given: commands[name].run(science, given, parse(science, [name]))
-    )
+    return demo.demo(science, settings, lambda name, given: commands[name].run(science, given, parse(science, [name])))
 
 
 def all_commands() -> dict[str, Command]:

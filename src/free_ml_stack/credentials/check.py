@@ -221,9 +221,7 @@ def _judge_huggingface(key: Key, expected: str, body: Any) -> Report:
     if may and role in ("", "read"):
         may = False if role else None
     if may is None:
-        return report(
-            key, "rights-untold", 0, account, plan, rights=f"does not tell its rights for {namespace}"
-        )
+        return report(key, "rights-untold", 0, account, plan, rights=f"does not tell its rights for {namespace}")
     rights = f"may {'write to' if may else 'only read, not write to'} {namespace}"
     return report(key, "valid" if may or not expected else "rights", 0, account, plan, rights=rights)
 
@@ -236,8 +234,6 @@ def _may_write(auth: Mapping[str, Any], namespace: str) -> bool | None:
     scopes = (token.get("fineGrained") or {}).get("scoped")
     if token.get("role") != "fineGrained" or scopes is None:
         return None
-    own = [
-        scope for scope in scopes if scope["entity"]["name"].split("/")[0].casefold() == namespace.casefold()
-    ]
+    own = [scope for scope in scopes if scope["entity"]["name"].split("/")[0].casefold() == namespace.casefold()]
     rights = [right for scope in own for right in scope["permissions"]]
     return any(right.startswith("repo.") and right.endswith("write") for right in rights)

@@ -132,10 +132,7 @@ def page_of(key: Key) -> str:
     default = ADDRESSES[key.service][1]
     if key.service not in OWN or key.address in ("", default) or not is_address(key.address):
         return PAGES[key.service]
-    return (
-        CURRENT.get(key.address)
-        or key.address.partition("://")[0] + f"://{host(key.address)}{OWN[key.service]}"
-    )
+    return CURRENT.get(key.address) or key.address.partition("://")[0] + f"://{host(key.address)}{OWN[key.service]}"
 
 
 def _printable(text: str) -> str:

@@ -61,9 +61,7 @@ class Split(dict[str, torch.Tensor]):
         return Split({name: column.to(device) for name, column in self.items()}) if fits else self
 
 
-def write(
-    store: AbstractFileSystem, splits: Mapping[str, Columns], facts: Mapping[str, Any]
-) -> dict[str, Any]:
+def write(store: AbstractFileSystem, splits: Mapping[str, Columns], facts: Mapping[str, Any]) -> dict[str, Any]:
     """Write one Parquet file a split and a manifest to the store's `data/`; returns the manifest.
 
     `facts` (source, seed, class names) go into the manifest. The same data gives the same bytes; what is there
@@ -71,8 +69,7 @@ def write(
     """
     target = in_store(store)
     tables = {
-        name: pa.table({key: as_column(values) for key, values in split.items()})
-        for name, split in splits.items()
+        name: pa.table({key: as_column(values) for key, values in split.items()}) for name, split in splits.items()
     }
     written = {f"{name}.parquet": _parquet(table) for name, table in tables.items()}
     content: dict[str, Any] = {

@@ -82,9 +82,7 @@ def parts(url: str) -> tuple[Repository, str, str]:
         r"hf://datasets/([\w.-]+/[\w.-]+)(?:@(refs/(?:convert|pr)/[\w.-]+|[\w.-]+))?(?:/(.+?))?/?", url
     )
     if not found:
-        raise StackError(
-            f"expected hf://datasets/USER/NAME, with @REVISION and a folder if need be; got {url!r}"
-        )
+        raise StackError(f"expected hf://datasets/USER/NAME, with @REVISION and a folder if need be; got {url!r}")
     return Repository(found[1], "dataset"), found[2] or "", found[3] or ""
 
 
@@ -185,9 +183,7 @@ def batches(source: AbstractFileSystem, paths: list[str], url: str) -> Iterator[
                 closing(pq.ParquetFile(file, buffer_size=BUFFER, pre_buffer=False)) as parquet,
             ):
                 for batch in parquet.iter_batches(ROWS):
-                    yield {
-                        key: dense(batch.column(key), f"{url}: column {key}") for key in batch.schema.names
-                    }
+                    yield {key: dense(batch.column(key), f"{url}: column {key}") for key in batch.schema.names}
         except pa.ArrowException as error:
             raise StackError(f"{path} is no whole file of Parquet ({first_line(error)})") from None
         except HfHubHTTPError as error:  # the client has tried again; and rows of it have gone on
@@ -201,21 +197,13 @@ def dense(column: pa.Array, name: str) -> NDArray[Any]:
     if isinstance(column, pa.FixedShapeTensorArray):
         values: NDArray[Any] = column.to_numpy_ndarray()
         return values
-    if (
-        pa.types.is_list(column.type)
-        or pa.types.is_large_list(column.type)
-        or pa.types.is_fixed_size_list(column.type)
-    ):
+    if pa.types.is_list(column.type) or pa.types.is_large_list(column.type) or pa.types.is_fixed_size_list(column.type):
         lengths = pc.unique(pc.list_value_length(column)).to_pylist()
         if len(lengths) != 1:
             raise StackError(f"{name} has lists of {len(lengths)} lengths; they must be equal")
         inner = dense(column.flatten(), name)
         return inner.reshape(len(column), lengths[0], *inner.shape[1:])
-    if not (
-        pa.types.is_integer(column.type)
-        or pa.types.is_floating(column.type)
-        or pa.types.is_boolean(column.type)
-    ):
+    if not (pa.types.is_integer(column.type) or pa.types.is_floating(column.type) or pa.types.is_boolean(column.type)):
         raise StackError(f"{name} is {column.type}; only numbers and lists of numbers can be trained on")
     values = column.to_numpy(zero_copy_only=False)
     return values.astype(np.uint8) if values.dtype == bool else values
@@ -242,9 +230,7 @@ class Summed:
         self.closed = True
 
 
-def publish(
-    url: str, store: AbstractFileSystem, task: str, title: str, public: bool = False
-) -> tuple[str, str]:
+def publish(url: str, store: AbstractFileSystem, task: str, title: str, public: bool = False) -> tuple[str, str]:
     """Bring the store's data set to the Hub in one commit, with a card; returns its page and version.
 
     Raises StackError. `task` is the Hub's id of what it is for.
@@ -301,9 +287,7 @@ def card(facts: Mapping[str, Any], task: str, title: str, kept: Mapping[str, str
     )
     classes = escape_markdown(", ".join(map(str, facts["labels"])))
     intended = f"{task.replace('-', ' ').capitalize()} with the classes {classes}."
-    limits = (
-        "What the source says of how the examples were chosen and labelled holds here too; nothing was added."
-    )
+    limits = "What the source says of how the examples were chosen and labelled holds here too; nothing was added."
     made = DatasetCard.from_template(
         front,
         template_str=files(__package__).joinpath("dataset_card.md").read_text(encoding="utf-8"),

@@ -136,9 +136,7 @@ def try_out(store: AbstractFileSystem, build: Build, predictor: Predictor) -> No
         except Exception as error:
             raise StackError(f"the model fails on its own sample input: {error}") from error
     if not close(answer, sample["output"]):
-        raise StackError(
-            f"the model answers its sample input with {answer!r} instead of {sample['output']!r}"
-        )
+        raise StackError(f"the model answers its sample input with {answer!r} instead of {sample['output']!r}")
 
 
 def close(one: Any, other: Any) -> bool:

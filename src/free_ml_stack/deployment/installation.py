@@ -52,9 +52,7 @@ def deploy_to_installation(
     wait_for_build(algo, commit, build_seconds)
     answer = client.algo(f"{algorithm}/{commit}").pipe(sample["input"]).result
     if not close(answer, sample["output"]):
-        raise StackError(
-            f"build {commit[:10]} answers the sample with {answer!r} instead of {sample['output']!r}"
-        )
+        raise StackError(f"build {commit[:10]} answers the sample with {answer!r} instead of {sample['output']!r}")
     published = algo.publish(version_info={"version_type": bump, "release_notes": notes})
     return str(published["version_info"]["semantic_version"])
 
@@ -71,9 +69,7 @@ def repository(client: Any, algo: Any, algorithm: str) -> str:
             "network_access": "full",
             "pipeline_enabled": False,
         }
-        algo.create(
-            details=details, settings=settings | ({"algorithm_environment": chosen} if chosen else {})
-        )
+        algo.create(details=details, settings=settings | ({"algorithm_environment": chosen} if chosen else {}))
     source = client.getJsonHelper(f"/v1/algorithms/{algorithm}").get("source", {})
     derived = f"{client.apiAddress.replace('//api.', '//git.', 1)}/git/{algorithm}.git"
     return str(source.get("repository_https_url") or derived)
@@ -103,8 +99,7 @@ def upload(client: Any, model_dir: Path, algorithm: str, tree: Path) -> None:
     for file in files:
         client.file(f"{collection}/{file}").putFile(str(model_dir / file))
     required = [
-        {"name": file, "source_uri": f"{collection}/{file}", "fail_on_tamper": True, "metadata": {}}
-        for file in files
+        {"name": file, "source_uri": f"{collection}/{file}", "fail_on_tamper": True, "metadata": {}} for file in files
     ]
     (tree / MANIFEST).write_text(json.dumps({"required_files": required, "optional_files": []}, indent=1))
     client.freeze(str(tree / MANIFEST), str(tree))

@@ -129,15 +129,11 @@ def host(
                 api.add_space_variable(space, name, value)
             for name, value in {"ALGORITHMIA_API_KEY": key, "HF_TOKEN": token}.items():
                 api.add_space_secret(space, name, value)
-        api.upload_folder(
-            repo_id=space, repo_type="space", folder_path=tree, commit_message=f"Host {model_dir.name}"
-        )
+        api.upload_folder(repo_id=space, repo_type="space", folder_path=tree, commit_message=f"Host {model_dir.name}")
     url = str(api.space_info(space).host or f"https://{space.replace('/', '-').lower()}.hf.space")
     say(f"Uploaded; waiting for {url}")
     wait(api, space, f"{url}/{'' if step.name == 'static' else 'readyz'}", seconds)
-    calls = (
-        f'client = Algorithmia.client("YOUR KEY", "{url}")\nclient.algo("{project.algorithm}").pipe(…).result'
-    )
+    calls = f'client = Algorithmia.client("YOUR KEY", "{url}")\nclient.algo("{project.algorithm}").pipe(…).result'
     return Hosted(step.name, f"{api.endpoint}/spaces/{space}", url, version, calls if version else "")
 
 
@@ -152,13 +148,9 @@ def climb(api: "HfApi", space: str, ladder: list[Rung], say: Callable[[str], Non
             return rung
         except HfHubHTTPError as error:
             if error.response.status_code not in (402, 403):
-                raise StackError(
-                    f"the Space {space} can't be created: {error.server_message or error}"
-                ) from None
+                raise StackError(f"the Space {space} can't be created: {error.server_message or error}") from None
             say(f"No {rung.name} Space for this account ({rung.about}): {error.server_message or 'refused'}")
-    raise StackError(
-        f"the account can't have a Space of this kind: {', '.join(rung.name for rung in ladder)}"
-    )
+    raise StackError(f"the account can't have a Space of this kind: {', '.join(rung.name for rung in ladder)}")
 
 
 def assemble(tree: Path, rung: Rung, model_dir: Path, project: Project) -> None:
@@ -256,16 +248,12 @@ def wait(api: "HfApi", space: str, url: str, seconds: float) -> None:
     while time.monotonic() < end:
         stage = api.get_space_runtime(space).stage
         if stage in ("BUILD_ERROR", "CONFIG_ERROR", "RUNTIME_ERROR", "NO_APP_FILE"):
-            raise StackError(
-                f"the Space {space} failed ({stage}); its log is at {api.endpoint}/spaces/{space}"
-            )
+            raise StackError(f"the Space {space} failed ({stage}); its log is at {api.endpoint}/spaces/{space}")
         if stage == "RUNNING" and answers(url):
             return
         time.sleep(pause)
         pause = min(pause * 1.5, 5.0)
-    raise StackError(
-        f"the Space {space} does not answer after {seconds:g} seconds; see {api.endpoint}/spaces/{space}"
-    )
+    raise StackError(f"the Space {space} does not answer after {seconds:g} seconds; see {api.endpoint}/spaces/{space}")
 
 
 def answers(url: str) -> bool:

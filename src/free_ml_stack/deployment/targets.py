@@ -52,9 +52,7 @@ def to_space(
 
     token = get_token()
     if not token:
-        raise StackError(
-            "no key for Hugging Face: set HF_TOKEN to a token that can write, or run `hf auth login`"
-        )
+        raise StackError("no key for Hugging Face: set HF_TOKEN to a token that can write, or run `hf auth login`")
     account = settings.model_repo.partition("/")[0] or settings.huggingface_username
     if trouble := credentials.trouble("huggingface", account, settings.root / ".env"):
         raise StackError(trouble)
@@ -103,7 +101,5 @@ def remembered(record: Path) -> str:
 def keep(record: Path, content: dict[str, str]) -> None:
     """Write a file that only its owner can read."""
     record.parent.mkdir(parents=True, exist_ok=True)
-    with os.fdopen(
-        os.open(record, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="utf-8"
-    ) as file:
+    with os.fdopen(os.open(record, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="utf-8") as file:
         json.dump(content, file)

@@ -64,9 +64,7 @@ class Algorithm:
         """The build that `1.2.3`, `1.2`, `1.*`, `latest`, `latestPrivate` or a commit's hash stands for."""
         published = self.published()
         if HASH.fullmatch(reference):
-            return next(
-                (b for b in reversed(self.builds) if (b.hash, b.status) == (reference, "succeeded")), None
-            )
+            return next((b for b in reversed(self.builds) if (b.hash, b.status) == (reference, "succeeded")), None)
         if exact := next((build for build in published if build.version == reference), None):
             return exact
         wanted = "private" if reference == "latestPrivate" else "public"
@@ -135,9 +133,7 @@ def add_build(store: AbstractFileSystem, name: str, build: Build) -> None:
         algorithm = read_index(store, name) or Algorithm(name=name)
         others = {other.version for other in algorithm.builds if other.build_id != build.build_id}
         if build.version and build.version in others:
-            raise StackError(
-                f"{name} {build.version} has been deployed by someone else meanwhile; deploy again"
-            )
+            raise StackError(f"{name} {build.version} has been deployed by someone else meanwhile; deploy again")
         write_index(store, algorithm.with_build(build))
 
 

@@ -100,9 +100,7 @@ def reliability(probabilities: Floats, labels: Ints) -> tuple[Floats, Floats, Fl
 def _checked(probabilities: ArrayLike, labels: ArrayLike, classes: int) -> tuple[Floats, Ints]:
     shares, truth = np.asarray(probabilities, dtype=np.float64), np.asarray(labels)
     if shares.ndim != 2 or shares.shape[1] != classes or truth.shape != shares.shape[:1] or not len(truth):
-        raise ValueError(
-            f"expected probabilities (n, {classes}) and labels (n,), got {shares.shape} and {truth.shape}"
-        )
+        raise ValueError(f"expected probabilities (n, {classes}) and labels (n,), got {shares.shape} and {truth.shape}")
     if not np.isfinite(shares).all():
         raise ValueError("a probability is not finite")
     if truth.dtype.kind not in "iu" or truth.min() < 0 or truth.max() >= classes:

@@ -76,11 +76,7 @@ def _numbers(watched: Sequence[Watched]) -> dict[str, list[float]]:
         for name, value in call.items():
             if not isinstance(value, str):
                 found.setdefault(name, []).append(float(value))
-    return {
-        name: kept
-        for name, values in found.items()
-        if (kept := [value for value in values if isfinite(value)])
-    }
+    return {name: kept for name, values in found.items() if (kept := [value for value in values if isfinite(value)])}
 
 
 def _categories(watched: Sequence[Watched]) -> dict[str, Counter[str]]:

@@ -40,9 +40,7 @@ def learning_curves(record: Path, path: Path) -> Path:
 def confusion(counts: NDArray[np.int64], names: Sequence[Any], path: Path) -> Path:
     """Draw the confusion matrix (classes, classes), row the true class, for two classes or a hundred."""
     classes = len(names)
-    side = HEIGHT * min(
-        max(1.2, classes / 8), 4
-    )  # a cell keeps its size until the picture is as large as a page
+    side = HEIGHT * min(max(1.2, classes / 8), 4)  # a cell keeps its size until the picture is as large as a page
     figure = Figure((side * 1.15, side))
     axes = figure.subplots()
     shares = counts / counts.sum(axis=1, keepdims=True).clip(min=1)
@@ -50,9 +48,7 @@ def confusion(counts: NDArray[np.int64], names: Sequence[Any], path: Path) -> Pa
     if classes <= NUMBERED:
         for row, column in np.argwhere(counts):
             color = "white" if shares[row, column] > 0.5 else "black"
-            axes.text(
-                column, row, str(counts[row, column]), ha="center", va="center", color=color, fontsize=8
-            )
+            axes.text(column, row, str(counts[row, column]), ha="center", va="center", color=color, fontsize=8)
     else:
         figure.colorbar(image, ax=axes, label="share of the true class", shrink=0.8)
     axes.set(xlabel="predicted", ylabel="true", title="Confusion matrix (test split)")
@@ -99,9 +95,7 @@ def residuals(errors: NDArray[np.float64], unit: str, path: Path) -> Path:
     span = float(np.abs(errors).max()) or 1.0
     axes.hist(errors, bins=min(60, max(10, len(errors) // 10)), range=(-span, span), color=BLUE)
     axes.axvline(0, color=GREY, lw=1)
-    axes.set(
-        xlabel=_with_unit("predicted minus true", unit), ylabel="examples", title="Residuals (test split)"
-    )
+    axes.set(xlabel=_with_unit("predicted minus true", unit), ylabel="examples", title="Residuals (test split)")
     return _save(figure, path)
 
 
@@ -118,9 +112,7 @@ def latency(milliseconds: NDArray[np.float64], path: Path) -> Path:
     return _save(figure, path)
 
 
-def histograms(
-    pairs: Mapping[str, tuple[Sequence[Any], Sequence[float], Sequence[float]]], path: Path
-) -> Path:
+def histograms(pairs: Mapping[str, tuple[Sequence[Any], Sequence[float], Sequence[float]]], path: Path) -> Path:
     """Distributions side by side: for each title, the bins' names, their shares in training and in the calls."""
     figure = Figure((WIDTH * 1.6, HEIGHT))
     for axes, (title, (bins, reference, current)) in zip(
@@ -138,9 +130,7 @@ def histograms(
 
 def sweep(trials: Sequence[Mapping[str, Any]], weights: Mapping[str, float], metric: str, path: Path) -> Path:
     """The trials as lines over their parameters, the better the darker, and how much each parameter mattered."""
-    names = [
-        name for name in trials[0]["config"] if len({str(trial["config"].get(name)) for trial in trials}) > 1
-    ]
+    names = [name for name in trials[0]["config"] if len({str(trial["config"].get(name)) for trial in trials}) > 1]
     figure = Figure((WIDTH * 1.7, HEIGHT))
     left, right = figure.subplots(1, 2, width_ratios=(3, 1))
     columns = [_places([trial["config"].get(name) for trial in trials]) for name in names]

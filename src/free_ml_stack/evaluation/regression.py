@@ -20,9 +20,7 @@ def regression(predicted: ArrayLike, true: ArrayLike, unit: str = "") -> Evaluat
     """
     guesses, values = (np.asarray(array, dtype=np.float64) for array in (predicted, true))
     if guesses.shape != values.shape or not guesses.size:
-        raise ValueError(
-            f"expected predictions and values of one shape, got {guesses.shape} and {values.shape}"
-        )
+        raise ValueError(f"expected predictions and values of one shape, got {guesses.shape} and {values.shape}")
     if not (np.isfinite(guesses).all() and np.isfinite(values).all()):
         raise ValueError("a prediction or a true value is not finite")
     guesses, values = (array.reshape(len(array), -1) for array in (guesses, values))

@@ -66,9 +66,7 @@ class Gateway:
     Mountable below any path, whether or not the host passes its lifespan events on.
     """
 
-    def __init__(
-        self, user: str, keys: Sequence[str], name: str, calls: Calls, management: Part, data: Part
-    ) -> None:
+    def __init__(self, user: str, keys: Sequence[str], name: str, calls: Calls, management: Part, data: Part) -> None:
         self.user, self.keys = user, [key.encode() for key in keys]
         self.name, self.calls, self.management, self.data = name, calls, management, data
         self.models = calls.models

@@ -75,9 +75,7 @@ class Dashboard:
         """Take a list of `{"insight_key", "insight_value"}`. Raises HTTPError for anything else, and for too much."""
         if request.method != "POST":
             raise HTTPError(405, "insights are sent with POST")
-        if not request.header(b"content-type").startswith(
-            "application/json"
-        ):  # a web page's form can't send that
+        if not request.header(b"content-type").startswith("application/json"):  # a web page's form can't send that
             raise HTTPError(415, "insights must be JSON (Content-Type: application/json)", 2013)
         self._count_report()
         found = read_insights(await request.body(INSIGHT_BYTES))
@@ -180,9 +178,7 @@ def read_insights(body: bytes) -> dict[str, float]:
     except (ValueError, TypeError, KeyError):
         raise HTTPError(400, "insights are a list of insight_key and a numeric insight_value") from None
     if not named or RESERVED & set(found):
-        raise HTTPError(
-            400, "an insight's name has up to 64 letters, digits and _ .:/-, and is not the platform's own"
-        )
+        raise HTTPError(400, "an insight's name has up to 64 letters, digits and _ .:/-, and is not the platform's own")
     if len(found) > INSIGHT_KEYS or not all(map(math.isfinite, found.values())):
         raise HTTPError(400, f"at most {INSIGHT_KEYS} insights, all finite")
     return found
@@ -222,8 +218,5 @@ def series(counts: Counts, now: int) -> list[list[Any]]:
 
 def buckets(classes: list[int]) -> list[tuple[str, float]]:
     """Prometheus' cumulative buckets, one an octave."""
-    found = [
-        (f"{upper_end(place):.4g}", float(sum(classes[: place + 1])))
-        for place in range(0, CLASSES, PER_OCTAVE)
-    ]
+    found = [(f"{upper_end(place):.4g}", float(sum(classes[: place + 1]))) for place in range(0, CLASSES, PER_OCTAVE)]
     return [*found, ("+Inf", float(sum(classes)))]

@@ -86,16 +86,12 @@ def description(owner: str) -> dict[str, Any]:
             "description": "Algorithmia's REST API for one project.",
         },
         "security": [{"key": []}],
-        "components": {
-            "securitySchemes": {"key": {"type": "apiKey", "in": "header", "name": "Authorization"}}
-        },
+        "components": {"securitySchemes": {"key": {"type": "apiKey", "in": "header", "name": "Authorization"}}},
         "paths": paths,
     }
 
 
-def operation(
-    owner: str, path: str, summary: str, query: dict[str, Any], body: dict[str, Any]
-) -> dict[str, Any]:
+def operation(owner: str, path: str, summary: str, query: dict[str, Any], body: dict[str, Any]) -> dict[str, Any]:
     """One method at one address."""
     parameters: list[dict[str, Any]] = [
         {

@@ -61,16 +61,12 @@ def serve(
             run(make_app(keys), listening, came)
         else:
             with tempfile.TemporaryDirectory() as shared:
-                run_workers(
-                    lambda: run(make_app(keys), listening, came, Path(shared)), workers, came, listening
-                )
+                run_workers(lambda: run(make_app(keys), listening, came, Path(shared)), workers, came, listening)
 
 
 def allow_connections() -> None:
     """Let this process open more files than the usual 1024, which idle strangers would use up."""
-    with suppress(
-        ImportError, OSError, ValueError
-    ):  # as it is, where the system has no such limit or insists on it
+    with suppress(ImportError, OSError, ValueError):  # as it is, where the system has no such limit or insists on it
         import resource
 
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -89,9 +85,7 @@ def open_port(host: str, port: int) -> socket.socket:
     """A listening socket, so that nobody is turned away from now on."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listening = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
-    listening.setsockopt(
-        socket.IPPROTO_TCP, socket.TCP_NODELAY, 1
-    )  # which asyncio forgets for sockets it is given
+    listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # which asyncio forgets for sockets it is given
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listening.bind((host, port))

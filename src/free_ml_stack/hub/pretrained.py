@@ -46,9 +46,7 @@ def weights(url: str) -> dict[str, Tensor]:
     try:
         found = [_tensors(url, fetch(shard)) for shard in _shards(url, fetch(INDEX))]
     except EntryNotFoundError:
-        raise StackError(
-            f"{url} has no whole {WEIGHTS}; other formats may run code and are not read"
-        ) from None
+        raise StackError(f"{url} has no whole {WEIGHTS}; other formats may run code and are not read") from None
     return {name: tensor for shard in found for name, tensor in shard.items()}
 
 

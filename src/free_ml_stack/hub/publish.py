@@ -90,9 +90,7 @@ def why_not_published(settings: "Settings") -> str:
     return f"HF_HUB_OFFLINE is set; `{settings.command} publish` without it sends this" if offline() else ""
 
 
-def upload(
-    api: "HfApi", repository: Repository, folder: Path, message: str, public: bool = False
-) -> tuple[str, str]:
+def upload(api: "HfApi", repository: Repository, folder: Path, message: str, public: bool = False) -> tuple[str, str]:
     """Bring a folder with a manifest to the Hub, in a new private repository if there is none.
 
     `public` makes a private one public. Returns its page and version. What is there already is not sent. Stopped
@@ -107,9 +105,7 @@ def upload(
     check((folder / CARD).read_text(encoding="utf-8"))
     private = not public
     try:
-        with_retries(
-            lambda: api.create_repo(repository.id, repo_type=repository.kind, private=private, exist_ok=True)
-        )
+        with_retries(lambda: api.create_repo(repository.id, repo_type=repository.kind, private=private, exist_ok=True))
         commit = with_retries(lambda: commit_once(api, repository, folder, message))
         version = with_retries(lambda: tag_once(api, repository, commit))
         if public:
@@ -183,11 +179,7 @@ def change(folder: Path, name: str, there: Any) -> Change:
     if there is None or there.size != size:
         return Change("+" if there is None else "~", name, size)
     with path.open("rb") as file:
-        same = (
-            sum_of(file, "sha-256").hex() == there.lfs.sha256
-            if there.lfs
-            else git_sum(file, size) == there.blob_id
-        )
+        same = sum_of(file, "sha-256").hex() == there.lfs.sha256 if there.lfs else git_sum(file, size) == there.blob_id
     return Change("=" if same else "~", name, size)
 
 
@@ -209,10 +201,7 @@ def earlier(api: "HfApi", repository: Repository, head: str) -> Mapping[str, Any
 
 def tag_once(api: "HfApi", repository: Repository, commit: str) -> str:
     """The version of a commit: the tag that it has, else a new one above all others, from v0.1.0 on."""
-    tags = {
-        tag.name: tag.target_commit
-        for tag in api.list_repo_refs(repository.id, repo_type=repository.kind).tags
-    }
+    tags = {tag.name: tag.target_commit for tag in api.list_repo_refs(repository.id, repo_type=repository.kind).tags}
     versions = {name: found for name in tags if (found := VERSION.fullmatch(name))}
     if here := [name for name in versions if tags[name] == commit]:
         return here[0]

@@ -64,9 +64,7 @@ def vendored(root: Path) -> Path | None:
 
     Raises StackError where the wheel is missing, or its SHA-256 is not the one in the SHA256SUMS beside it.
     """
-    source: str = (
-        pyproject(root).get("tool", {}).get("uv", {}).get("sources", {}).get(LIBRARY, {}).get("path", "")
-    )
+    source: str = pyproject(root).get("tool", {}).get("uv", {}).get("sources", {}).get(LIBRARY, {}).get("path", "")
     if not source.endswith(".whl"):
         return None
     wheel, sums = root / source, (root / source).with_name("SHA256SUMS")
@@ -134,6 +132,4 @@ def kept() -> dict[str, str]:
 def installer() -> list[str]:
     """uv where it is there, which takes seconds; else pip."""
     uv = shutil.which("uv")
-    return (
-        [uv, "pip", "install", "--python", sys.executable] if uv else [sys.executable, "-m", "pip", "install"]
-    )
+    return [uv, "pip", "install", "--python", sys.executable] if uv else [sys.executable, "-m", "pip", "install"]

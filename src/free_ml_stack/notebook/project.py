@@ -129,9 +129,7 @@ class Project:
         from free_ml_stack.storage.stores import open_store
 
         settings = load({}, self.root, self.environ)
-        splits, _ = dataset.read(
-            open_store(settings.storage, settings), settings.private / "cache", settings.command
-        )
+        splits, _ = dataset.read(open_store(settings.storage, settings), settings.private / "cache", settings.command)
         return dataset.Split({key: column[:rows] for key, column in splits[name].items()})
 
     def _run(self, words: list[str], meanwhile: Callable[[], None] | None = None) -> None:
@@ -241,8 +239,6 @@ class ColabSecrets:
 def kaggle_secret(name: str) -> tuple[str, str]:
     """A secret of Kaggle, whose client has an error of its own for each way to fail."""
     try:
-        return str(
-            import_module("kaggle_secrets").UserSecretsClient().get_secret(name)
-        ), "from Kaggle's secrets"
+        return str(import_module("kaggle_secrets").UserSecretsClient().get_secret(name)), "from Kaggle's secrets"
     except Exception as error:
         return "", f"not given ({type(error).__name__}); working without it (Add-ons > Secrets adds it)"

@@ -55,9 +55,7 @@ def remote(settings: "Settings", package: str, place: str, words: Sequence[str],
     StackError where the client is missing or refuses.
     """
     if not shutil.which(place):
-        raise StackError(
-            f"no {place} command: install it with `uv tool install {CLIENTS[place]}`, and log in"
-        )
+        raise StackError(f"no {place} command: install it with `uv tool install {CLIENTS[place]}`, and log in")
     say(NOTICES[place])
     name = f"{settings.project}-{secrets.token_hex(3)}"
     with tempfile.TemporaryDirectory() as scratch, terminable():
@@ -78,9 +76,7 @@ def packed(root: Path, project: str, package: str, words: Sequence[str]) -> str:
     """A program that holds the tracked sources of `root`, and trains with them where it is run."""
     listed = git.run(root, ["ls-files", "-z"])
     if listed.returncode:
-        raise StackError(
-            "what travels is what git tracks, and this is no git repository: `git init`, add, commit"
-        )
+        raise StackError("what travels is what git tracks, and this is no git repository: `git init`, add, commit")
     content = io.BytesIO()
     with tarfile.open(fileobj=content, mode="w:gz") as archive:
         for name in filter(None, os.fsdecode(listed.stdout).split("\0")):

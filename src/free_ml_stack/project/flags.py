@@ -70,9 +70,7 @@ def unknown(name: str, known: list[str]) -> str:
     import difflib  # help should not wait for what only mistakes need
 
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    return f"unknown setting {name!r}" + (
-        f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(known)}"
-    )
+    return f"unknown setting {name!r}" + (f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(known)}")
 
 
 def read_json(path: Path) -> dict[str, Any]:

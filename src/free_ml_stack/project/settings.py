@@ -146,9 +146,7 @@ def read_toml(path: Path) -> dict[str, Any]:
     import tomllib
 
     try:
-        return tomllib.loads(
-            path.read_text(encoding="utf-8-sig")
-        )  # with the mark that Windows' editors put first
+        return tomllib.loads(path.read_text(encoding="utf-8-sig"))  # with the mark that Windows' editors put first
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         hint = "; save it as plain text in UTF-8" if isinstance(error, UnicodeDecodeError) else ""
         raise StackError(f"{path.name}: {error}{hint}") from None
@@ -184,9 +182,7 @@ def _refuse_for_clients(environ: Mapping[str, str]) -> None:
         raise StackError(f"{name} in the environment: expected a whole number, got {environ[name]!r}")
     mode = environ.get("WANDB_MODE")
     if mode and mode not in WANDB_MODES:
-        raise StackError(
-            f"WANDB_MODE in the environment: expected one of {', '.join(WANDB_MODES)}, got {mode!r}"
-        )
+        raise StackError(f"WANDB_MODE in the environment: expected one of {', '.join(WANDB_MODES)}, got {mode!r}")
 
 
 def _refuse_unknown(environ: Mapping[str, str], names: Mapping[str, str]) -> None:

@@ -37,9 +37,7 @@ def make(repository: Repository) -> None:
 
 def commit(repository: Repository, files: Mapping[str, Path]) -> None:
     """Store local files under these names in one commit."""
-    operations = [
-        CommitOperationAdd(f"{repository.folder}/{name}".lstrip("/"), path) for name, path in files.items()
-    ]
+    operations = [CommitOperationAdd(f"{repository.folder}/{name}".lstrip("/"), path) for name, path in files.items()]
     HfApi().create_commit(
         repository.id,
         operations,

@@ -62,9 +62,7 @@ def _files(store: AbstractFileSystem) -> Infos:
 
 
 def _missing(source: AbstractFileSystem, target: AbstractFileSystem, wanted: Infos, present: Infos) -> Infos:
-    missing = {
-        name for name in wanted if name not in present or wanted[name]["size"] != present[name]["size"]
-    }
+    missing = {name for name in wanted if name not in present or wanted[name]["size"] != present[name]["size"]}
 
     def compare(name: str) -> None:
         kind = (_told(present[name]) or _told(wanted[name]) or ("sha-256", ""))[0]
@@ -119,9 +117,7 @@ def _copy_all(
                 calls.submit(_copy, source, target, name, done)
 
 
-def _copy(
-    source: AbstractFileSystem, target: AbstractFileSystem, name: str, done: Callable[[int], None]
-) -> None:
+def _copy(source: AbstractFileSystem, target: AbstractFileSystem, name: str, done: Callable[[int], None]) -> None:
     with source.open(name, "rb") as file, target.open(name, "wb") as copy:
         while chunk := file.read(CHUNK):
             copy.write(chunk)

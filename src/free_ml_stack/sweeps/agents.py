@@ -286,11 +286,7 @@ def entry(number: int, run: Any, plan: Sweep) -> dict[str, Any]:
     """A run of a sweep, for the table."""
     value = measured(run.summary, plan.metric)
     good = run.state == "finished" and is_number(value)
-    error = (
-        ""
-        if good
-        else f"{run.state} at W&B" + ("" if run.state != "finished" else f", without {plan.metric}")
-    )
+    error = "" if good else f"{run.state} at W&B" + ("" if run.state != "finished" else f", without {plan.metric}")
     return {
         "trial": number,
         "state": "finished" if good else "failed",
@@ -301,9 +297,7 @@ def entry(number: int, run: Any, plan: Sweep) -> dict[str, Any]:
     }
 
 
-def sweep_at_wandb(
-    settings: "Settings", plan: Sweep, place: Place, folder: Path, agents: int
-) -> list[dict[str, Any]]:
+def sweep_at_wandb(settings: "Settings", plan: Sweep, place: Place, folder: Path, agents: int) -> list[dict[str, Any]]:
     """Run agents on a sweep at W&B, and return its trials. Raises ConnectionError where W&B is lost on the way."""
     say(
         f"Sweep: {place.url}",

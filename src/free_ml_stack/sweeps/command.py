@@ -58,9 +58,7 @@ def filled(
     """A command's words with its macros replaced; an unknown macro is nothing, as in W&B's agent."""
     pairs = {name: f"{name}={value}" for name, value in config.items()}
     switches = [
-        f"--{name}" if value is True else f"--{pairs[name]}"
-        for name, value in config.items()
-        if value is not False
+        f"--{name}" if value is True else f"--{pairs[name]}" for name, value in config.items() if value is not False
     ]
     macros = {
         "env": [] if platform == "nt" else [ENV],

@@ -54,9 +54,7 @@ class Parameter:
         if kind == "constant":
             return numbers["value"]
         if kind == "categorical":  # by index: Optuna takes no lists or tables as choices
-            return numbers["values"][
-                trial.suggest_categorical(self.name, list(range(len(numbers["values"]))))
-            ]
+            return numbers["values"][trial.suggest_categorical(self.name, list(range(len(numbers["values"]))))]
         if kind == "int_uniform":
             return trial.suggest_int(self.name, numbers["min"], numbers["max"])
         low, high, transform = _scale(kind, numbers)

@@ -183,9 +183,7 @@ def run_trials(trials: "Trials", crew: "Workers", limit: int) -> None:
                 failed += 1
                 say(f"Trial {number} failed: {value.strip().splitlines()[-1]}")
                 if failed >= HOPELESS and not any(trial.value is not None for trial in trials.ended()):
-                    raise StackError(
-                        f"the first {failed} trials all failed; mend this first: {value.strip()}"
-                    )
+                    raise StackError(f"the first {failed} trials all failed; mend this first: {value.strip()}")
         trials.renew()
 
 

@@ -78,9 +78,7 @@ def parse_sweep(text: str, name: str) -> Sweep:
     except yaml.YAMLError as error:
         raise StackError(f"{name}: {' '.join(str(error).split())}") from None
     except (ValueError, RecursionError):
-        raise StackError(
-            f"{name}: nested without end; does an alias stand inside of its own anchor?"
-        ) from None
+        raise StackError(f"{name}: nested without end; does an alias stand inside of its own anchor?") from None
     try:
         return _sweep(content)
     except EntryError as fault:
@@ -122,9 +120,7 @@ def _sweep(content: Any) -> Sweep:
         if method == "grid" and parameter.distribution not in GRID:
             raise EntryError(_place(parameter), f"a grid can't hold {parameter.distribution}; use values")
     if method == "grid" and (points := math.prod(parameter.size() for parameter in parameters)) > LARGEST:
-        raise EntryError(
-            ("parameters",), f"a grid of {points:.3g} points; take fewer values, or method: random"
-        )
+        raise EntryError(("parameters",), f"a grid of {points:.3g} points; take fewer values, or method: random")
     if content.get("controller"):  # W&B would leave the search to a program that nobody starts here
         raise EntryError(("controller",), "no controller is run here; leave it out, and W&B's own searches")
     cap = content.get("run_cap")
@@ -152,14 +148,8 @@ def _place(parameter: Parameter) -> tuple[str, ...]:
 def _command(words: Any) -> tuple[str, ...]:
     if words is None:
         return ()
-    if (
-        not isinstance(words, list)
-        or not words
-        or not all(isinstance(word, str | int | float) for word in words)
-    ):
-        raise EntryError(
-            ("command",), "expected a list of words, such as ${interpreter} and ${args_json_file}"
-        )
+    if not isinstance(words, list) or not words or not all(isinstance(word, str | int | float) for word in words):
+        raise EntryError(("command",), "expected a list of words, such as ${interpreter} and ${args_json_file}")
     return tuple(str(word) for word in words)
 
 
@@ -169,9 +159,7 @@ def _parameters(table: Any, path: tuple[str, ...]) -> Iterator[Parameter]:
     for name, spec in table.items():
         here = (*path, str(name))
         if not isinstance(name, str) or not NAME.fullmatch(name):
-            raise EntryError(
-                here, f"{name!r} is no parameter's name: letters, digits, _ . and -, first a letter or _"
-            )
+            raise EntryError(here, f"{name!r} is no parameter's name: letters, digits, _ . and -, first a letter or _")
         if not isinstance(spec, dict):
             raise EntryError(here, f"expected a table such as {{value: {spec!r}}}")
         if "parameters" in spec:
@@ -206,9 +194,7 @@ def _inferred(spec: Mapping[str, Any], path: tuple[str, ...]) -> str:
     if "min" in spec and "max" in spec:
         kinds = {type(_number(spec[key], (*path, key))) for key in ("min", "max")}
         if len(kinds) > 1:
-            raise EntryError(
-                path, "one of min and max is whole, the other not: write both as 1 or both as 1.0"
-            )
+            raise EntryError(path, "one of min and max is whole, the other not: write both as 1 or both as 1.0")
         return "int_uniform" if kinds == {int} else "uniform"
     raise EntryError(path, "needs value, values, min and max, or a distribution")
 

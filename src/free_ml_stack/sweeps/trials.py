@@ -187,8 +187,7 @@ class Trials:
         """Whether others come before: as many as there are to be, or one with the same point of the grid."""
         before = [trial for trial in self.running() if trial.number < number] + self.ended()
         return len(before) >= limit or (
-            bool(self.points)
-            and (point is None or point in [trial.user_attrs.get(Note.GRID) for trial in before])
+            bool(self.points) and (point is None or point in [trial.user_attrs.get(Note.GRID) for trial in before])
         )
 
     def report(self, number: int, value: float) -> str:
@@ -204,8 +203,7 @@ class Trials:
             return "stop"
         sign = 1 if self.plan.goal == "minimize" else -1
         histories = {
-            trial.number: [sign * seen for _, seen in sorted(trial.intermediate_values.items())]
-            for trial in self.all()
+            trial.number: [sign * seen for _, seen in sorted(trial.intermediate_values.items())] for trial in self.all()
         }
         return "stop" if early.stops(histories[number], list(histories.values())) else "on"
 
@@ -215,9 +213,7 @@ class Trials:
             return False
         noted: dict[str, Any] = {Note.RUN: run, Note.CONFIG: config}
         noted |= {Note.GRID: self.points.index(config)} if config in self.points else {}
-        self.study.add_trial(
-            create_trial(value=value, intermediate_values=dict(enumerate(history)), user_attrs=noted)
-        )
+        self.study.add_trial(create_trial(value=value, intermediate_values=dict(enumerate(history)), user_attrs=noted))
         return True
 
     def end(self, number: int, value: float, stopped: bool) -> None:

@@ -26,9 +26,7 @@ def trained(run: Run, files: list[Path]) -> None:
 
 def published(settings: "Settings", folder: Path, facts: Mapping[str, str]) -> str:
     """Track that a run's model was published with its card and pictures; returns where that is seen."""
-    run = open_run(
-        settings, f"publish-{folder.name}", "publish", settings.runs / f"publish-{folder.name}", facts
-    )
+    run = open_run(settings, f"publish-{folder.name}", "publish", settings.runs / f"publish-{folder.name}", facts)
     run.uses(MODEL, folder.name)
     for path in sorted(folder.glob("*.png")):
         run.picture(path.stem, path)

@@ -156,9 +156,7 @@ class Run:
         """Say that this run starts from a version of an artifact that another one made."""
         self._tell("uses", name=name, alias=alias)
 
-    def made(
-        self, name: str, kind: str, files: Sequence[Path], alias: str, used: bool = False, **facts: Any
-    ) -> None:
+    def made(self, name: str, kind: str, files: Sequence[Path], alias: str, used: bool = False, **facts: Any) -> None:
         """Keep files as the version `alias` of an artifact: this run's output, or its input if `used`."""
         paths = [self._relative(path) for path in files]
         self._tell("made", name=name, kind=kind, files=paths, alias=alias, facts=facts, used=used)

@@ -84,9 +84,7 @@ def sync(settings: "Settings") -> Iterator[tuple[str, str]]:
     with lock:
         kept = [run for run in runs(settings.runs) if not run.sent]
         if kept and not reachable(settings):
-            raise StackError(
-                f"no key for W&B that works; `{settings.command} doctor` says more. Nothing is lost"
-            )
+            raise StackError(f"no key for W&B that works; `{settings.command} doctor` says more. Nothing is lost")
         try:
             failed = yield from send_each(settings, kept)
         except ConnectionError as error:
@@ -113,9 +111,7 @@ def send_each(settings: "Settings", kept: Sequence[Kept]) -> Generator[tuple[str
 
 def runs(folder: Path) -> list[Kept]:
     """All runs that are kept in a folder, oldest first."""
-    found = [
-        Kept(path.parent, lines(path.parent / METRICS), lines(path)) for path in folder.glob(f"*/{EVENTS}")
-    ]
+    found = [Kept(path.parent, lines(path.parent / METRICS), lines(path)) for path in folder.glob(f"*/{EVENTS}")]
     # one whose beginning is lost has no configuration to open it with
     return sorted(
         (run for run in found if run.events and "time" in run.events[0]),

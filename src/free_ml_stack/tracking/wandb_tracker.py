@@ -58,9 +58,7 @@ class WandbTracker(Tracker):
             "init_timeout": min(own.init_timeout, INIT),
             "finish_timeout": own.finish_timeout or FINISH,
         }
-        if not git.REPOSITORY.isdisjoint(
-            os.environ
-        ):  # its client would tell of the repository that they name
+        if not git.REPOSITORY.isdisjoint(os.environ):  # its client would tell of the repository that they name
             options["disable_git"] = True
         self.patience, self.orders = options["init_timeout"], ORDERS * settings.patience
         # The service process means to keep to the first, and does not always.
@@ -135,9 +133,7 @@ class WandbTracker(Tracker):
         table = wandb.Table(columns=list(columns))
         for row in rows:
             cells = (
-                wandb.Image(str(self.folder / cell))
-                if isinstance(cell, str) and cell.endswith(PICTURES)
-                else cell
+                wandb.Image(str(self.folder / cell)) if isinstance(cell, str) and cell.endswith(PICTURES) else cell
                 for cell in row
             )
             table.add_data(*cells)
@@ -153,9 +149,7 @@ class WandbTracker(Tracker):
         if self.online:
             self._do_in_time(self._made, name, kind, files, alias, facts, used)
 
-    def _made(
-        self, name: str, kind: str, files: Sequence[str], alias: str, facts: Values, used: bool
-    ) -> None:
+    def _made(self, name: str, kind: str, files: Sequence[str], alias: str, facts: Values, used: bool) -> None:
         import wandb
 
         artifact = wandb.Artifact(name, kind, metadata=dict(facts))
@@ -222,9 +216,7 @@ class WandbTracker(Tracker):
             if rows >= self.rows and ended:
                 return
             if time.monotonic() > deadline:
-                raise ValueError(
-                    f"{rows} of {self.rows} rows have arrived{'' if ended else ', the end has not'}"
-                )
+                raise ValueError(f"{rows} of {self.rows} rows have arrived{'' if ended else ', the end has not'}")
             time.sleep(0.2)
 
     def _do_in_time(self, call: Any, *arguments: Any, seconds: float = 0.0) -> None:

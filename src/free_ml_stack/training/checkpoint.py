@@ -104,9 +104,7 @@ class Checkpoints:
         self.writer = ThreadPoolExecutor(1, "checkpoint")
         self.writing: Future[None] | None = None
         self.sending: Future[None] | None = None
-        self.written = self.sent = (
-            ""  # the newest name on disk, and the one that the store has or is being given
-        )
+        self.written = self.sent = ""  # the newest name on disk, and the one that the store has or is being given
         self.warned: set[str] = set()
 
     def resume(self, **parts: Stateful) -> Position:
@@ -156,9 +154,7 @@ class Checkpoints:
         if self._told_to_stop():
             self.finish()
             lost = self.process.first and self.written != self._name()
-            raise PreemptedError(
-                f"stopped after step {self.at.step}{', without a checkpoint' if lost else ''}"
-            )
+            raise PreemptedError(f"stopped after step {self.at.step}{', without a checkpoint' if lost else ''}")
         due = time.monotonic() - self.saved_at >= self.seconds
         if due or (self.steps and self.at.step % self.steps == 0):
             self.save()
@@ -175,9 +171,7 @@ class Checkpoints:
     def best(self, name: str) -> dict[str, Any]:
         """Return the state that part `name` had when `mark_best` was called last. Raises StackError if it never was."""
         if name not in self.best_states:
-            raise StackError(
-                "training diverged: no epoch had a finite validation loss; try a lower learning rate"
-            )
+            raise StackError("training diverged: no epoch had a finite validation loss; try a lower learning rate")
         found: dict[str, Any] = self.best_states[name]
         return found
 

@@ -32,9 +32,7 @@ REFERENCE = 5000  # training examples at most that say what normal calls look li
 ROWS = 100  # test examples on which the exported model is held against the trained one
 
 
-def export(
-    science: "Science", settings: "Settings", run: Path, kept: Mapping[str, str] | None = None
-) -> Path:
+def export(science: "Science", settings: "Settings", run: Path, kept: Mapping[str, str] | None = None) -> Path:
     """Make the model folder of a finished run, `models/<run>`, and return it.
 
     Sections of its card, of the card before it or of `kept` that a person edited are kept, in this order, but what is
@@ -43,9 +41,7 @@ def export(
     """
     result = json.loads((run / RESULT).read_text(encoding="utf-8"))
     folder = settings.models / run.name
-    splits, facts = dataset.read(
-        open_store(settings.storage, settings), settings.private / "cache", settings.command
-    )
+    splits, facts = dataset.read(open_store(settings.storage, settings), settings.private / "cache", settings.command)
     if dataset.fingerprint(facts) != result["data"]["sha256"]:
         raise StackError(
             f"the data set in {settings.storage} is not the one that run {run.name} was trained on: "

@@ -76,9 +76,7 @@ def _drawn(
     """A table whose arrays are PNG files in the run's folder."""
     made = [
         [
-            _png(cell, folder / PICTURES / f"{slug(name)}_{number}.png")
-            if isinstance(cell, np.ndarray)
-            else cell
+            _png(cell, folder / PICTURES / f"{slug(name)}_{number}.png") if isinstance(cell, np.ndarray) else cell
             for cell in row
         ]
         for number, row in enumerate(rows)

@@ -134,9 +134,7 @@ def meet(settings: "Settings") -> "Store":
     while time.monotonic() < end:
         port = int(shared.get(PORT))
         try:
-            socket.create_connection(
-                (settings.master, port), timeout=CONNECTING
-            ).close()  # refused at once by the dead
+            socket.create_connection((settings.master, port), timeout=CONNECTING).close()  # refused at once by the dead
             found = TCPStore(settings.master, port, timeout=timedelta(seconds=CONNECTING))
         except (OSError, distributed.DistError):
             time.sleep(PAUSE)

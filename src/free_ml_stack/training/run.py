@@ -66,9 +66,7 @@ def train(
     store, fresh = open_store(settings.storage, settings), not (run_id or settings.restarts)
     with join(settings, config.device, config.threads) as process:
         if config.batch_size % process.size:
-            raise StackError(
-                f"batch_size: must be a multiple of the {process.size} processes, is {config.batch_size}"
-            )
+            raise StackError(f"batch_size: must be a multiple of the {process.size} processes, is {config.batch_size}")
         run_id = process.agree(run_id or (_new_run(runs, settings) if process.first else ""))
         splits, facts = process.first_then_all(
             lambda: dataset.read(store, settings.private / "cache", settings.command)
@@ -100,8 +98,7 @@ def train(
         result = {
             "run": run_id,
             "config": values,
-            "data": {"sha256": dataset.fingerprint(facts)}
-            | {key: facts[key] for key in ("name", "source", "rows")},
+            "data": {"sha256": dataset.fingerprint(facts)} | {key: facts[key] for key in ("name", "source", "rows")},
             "steps": checkpoints.at.step,
             "seconds": round(checkpoints.elapsed(), 3),
             "processes": process.size,
@@ -194,9 +191,7 @@ def stoppable(checkpoints: Checkpoints) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    heard = [
-        number for number in (signal.SIGTERM, signal.SIGINT) if signal.getsignal(number) != signal.SIG_IGN
-    ]
+    heard = [number for number in (signal.SIGTERM, signal.SIGINT) if signal.getsignal(number) != signal.SIG_IGN]
     before = {number: signal.signal(number, stop) for number in heard}
     try:
         yield

@@ -65,9 +65,7 @@ def deploy(science: "Science", settings: Settings, args: Namespace) -> int:
     if args.list:
         builds = deployment.versions(store, name)
         live = next((build.version for build in builds if not build.withdrawn), "")
-        rows = [
-            (build.version, _state(build, live), build.finished_at[:19], build.folder) for build in builds
-        ]
+        rows = [(build.version, _state(build, live), build.finished_at[:19], build.folder) for build in builds]
         say(table(rows, ("version", "state", "deployed", "folder")) if rows else "Nothing is deployed yet.")
         return 0
     if args.rollback is not None:
@@ -129,9 +127,7 @@ def serve(science: "Science", settings: Settings, args: Namespace) -> int:
     from free_ml_stack.storage.local import local_store
     from free_ml_stack.storage.stores import open_store
 
-    local = dataclasses.replace(
-        settings, algorithmia_api="", credentials=settings.credentials - {"algorithmia"}
-    )
+    local = dataclasses.replace(settings, algorithmia_api="", credentials=settings.credentials - {"algorithmia"})
     project = open_store(local.storage, local)
     store = local_store(settings.private / "data")
 
@@ -151,9 +147,7 @@ def serve(science: "Science", settings: Settings, args: Namespace) -> int:
     def announce(text: str) -> None:
         say(text, f"The key is in {shown(record)}. Stop with Ctrl-C.")
 
-    server.serve(
-        app, keys=keys, host=args.host, port=args.port, workers=args.workers, record=record, say=announce
-    )
+    server.serve(app, keys=keys, host=args.host, port=args.port, workers=args.workers, record=record, say=announce)
     return 0
 
 
@@ -169,11 +163,7 @@ def predict(science: "Science", settings: Settings, args: Namespace) -> int:
     """Call the deployed model through Algorithmia's own client."""
     from free_ml_stack.algorithmia.calls import call, read_input
 
-    value = (
-        read_input(args.input)
-        if args.input
-        else read_json(published_model(settings, "") / "sample.json")["input"]
-    )
+    value = read_input(args.input) if args.input else read_json(published_model(settings, "") / "sample.json")["input"]
     say(json.dumps(call(settings, [value], args.version)[0], indent=1))
     return say_next(settings, "monitor")
 
@@ -190,9 +180,7 @@ def monitor(science: "Science", settings: Settings, args: Namespace) -> int:
     from free_ml_stack.deployment import monitor as monitoring
 
     seen = monitoring.monitor(settings)
-    say(
-        table([(name, f"{score:.3f}") for name, score in seen.drift["scores"].items()], ("quantity", "drift"))
-    )
+    say(table([(name, f"{score:.3f}") for name, score in seen.drift["scores"].items()], ("quantity", "drift")))
     say(
         f"{seen.calls} calls of version {seen.version}, {seen.errors} failed; "
         f"median {seen.median_ms:.2f} ms, 99 % within {seen.p99_ms:.2f} ms."

@@ -37,9 +37,7 @@ def data(science: "Science", settings: Settings, args: Namespace) -> int:
     say(table(list(written["rows"].items()), ("split", "rows")))
     say(f"Data set {written['name']} is in {place(settings.storage, dataset.FOLDER, settings)}.")
     if args.publish:
-        url, version = hub_dataset.publish(
-            args.publish, store, science.model.TASK, written["name"], args.public
-        )
+        url, version = hub_dataset.publish(args.publish, store, science.model.TASK, written["name"], args.public)
         say(f"Published at {url} as {version}.")
     return say_next(settings, "train")
 

@@ -52,9 +52,7 @@ class Batcher:
 
     def __init__(self, predictor: Predictor, model: Any, queue: int = 1024, batch: int = 64) -> None:
         self.predictor, self.model, self.queue, self.batch = predictor, model, queue, batch
-        self.apply_batch: Callable[[list[Any], Any], list[Any]] | None = getattr(
-            predictor, "apply_batch", None
-        )
+        self.apply_batch: Callable[[list[Any], Any], list[Any]] | None = getattr(predictor, "apply_batch", None)
         self.waiting: list[Question] = []
         self.executor = ThreadPoolExecutor(1, thread_name_prefix="model")
         self.running = False

@@ -86,9 +86,7 @@ class Calls:
             if call.output == "void":
                 answer = self._answer_later(model, payload, call)
             else:
-                answer = self._conclude(
-                    model, payload, await model.ask(payload, call.stdout, call.timeout), call
-                )
+                answer = self._conclude(model, payload, await model.ask(payload, call.stdout, call.timeout), call)
         except CallError as error:
             answer = failure(error, call)
         await request.answer_bytes(*answer)
@@ -100,9 +98,7 @@ class Calls:
             kind = "TooLargeError" if error.status == 413 else "TimeoutError"
             raise CallError(error.message, kind) from None
 
-    def at_once(
-        self, path: str, body: bytes, answer: Callable[[Answer], object], alone: bool = False
-    ) -> bool:
+    def at_once(self, path: str, body: bytes, answer: Callable[[Answer], object], alone: bool = False) -> bool:
         """Answer a plain call in JSON, without a task of its own; False where it takes more than that.
 
         The answer may come before this returns.
@@ -115,9 +111,7 @@ class Calls:
         call = self._new_call()
         try:
             payload = decode(JSON, body)
-            model.submit(
-                Question(payload, lambda result: answer(self._conclude(model, payload, result, call))), alone
-            )
+            model.submit(Question(payload, lambda result: answer(self._conclude(model, payload, result, call))), alone)
         except CallError as error:
             answer(failure(error, call))
         return True
@@ -194,9 +188,7 @@ def decode(content_type: str, body: bytes) -> Any:
     except ValueError as error:
         kind = "JSON" if content_type == JSON else "UTF-8 text"
         raise CallError(f"the body is not {kind}: {error}", "ParsingError") from error
-    raise CallError(
-        "Content-Type must be application/json, text/plain or application/octet-stream", "UnsupportedError"
-    )
+    raise CallError("Content-Type must be application/json, text/plain or application/octet-stream", "UnsupportedError")
 
 
 def failed(error: Exception, seconds: float) -> CallError:

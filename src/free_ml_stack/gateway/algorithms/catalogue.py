@@ -75,9 +75,7 @@ def answer(method: str, segments: list[str]) -> Any:
         case (_, "users" | "organizations" | "organization" | "secret-provider", *_):
             raise HTTPError(404, "this gateway has one user and no organisations", 5005)
         case (_, "algorithms", _, "secrets", *_):
-            raise HTTPError(
-                404, "this gateway keeps no secrets: set environment variables where it runs", 5005
-            )
+            raise HTTPError(404, "this gateway keeps no secrets: set environment variables where it runs", 5005)
     raise HTTPError(404, "this gateway does not serve that address", 5005)
 
 

@@ -79,17 +79,13 @@ class Management:
             case ("POST", "versions"):
                 return self.publish(algorithm, request)
             case ("GET", "versions", reference):
-                return self.describe(
-                    algorithm, request, found(algorithm.resolve(reference), "version", reference)
-                )
+                return self.describe(algorithm, request, found(algorithm.resolve(reference), "version", reference))
             case ("POST", "compile"):
                 return self.compile(algorithm, request)
             case ("GET", "builds"):
                 return page(request, [*reversed(algorithm.builds)], describe_build)
             case ("GET", "builds", build_id, *logs) if logs in ([], ["logs"]):
-                build = found(
-                    next((b for b in algorithm.builds if b.build_id == build_id), None), "build", build_id
-                )
+                build = found(next((b for b in algorithm.builds if b.build_id == build_id), None), "build", build_id)
                 return {"logs": build.logs} if logs else describe_build(build)
             case ("POST", "scm", "webhook"):
                 return {"status": self.compile(algorithm, request)["build"]["status"]}
@@ -107,9 +103,7 @@ class Management:
         if owner != self.owner:
             raise HTTPError(403, f"403: only {self.owner} has algorithms on this gateway", 2001)
         if not isinstance(name, str) or not NAME.fullmatch(name):
-            raise HTTPError(
-                400, "name must begin with a letter and hold letters, digits, - and _, at most 64"
-            )
+            raise HTTPError(400, "name must begin with a letter and hold letters, digits, - and _, at most 64")
         with changing(self.store, name):
             if read_index(self.store, name):
                 raise HTTPError(409, f"{owner}/{name} exists already", 1002)
@@ -221,9 +215,7 @@ class Management:
     def _by_id(self, wanted: str) -> Algorithm:
         known = self.store.ls("deployments", detail=False) if self.store.isdir("deployments") else []
         names = (path.rstrip("/").rpartition("/")[2] for path in known)
-        return self._by_name(
-            self.owner, next((name for name in names if self._id(name) == wanted.lower()), "")
-        )
+        return self._by_name(self.owner, next((name for name in names if self._id(name) == wanted.lower()), ""))
 
 
 async def read_content(request: Request) -> dict[str, Any]:

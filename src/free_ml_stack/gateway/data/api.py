@@ -111,9 +111,7 @@ class DataAPI:
             if not top:
                 raise
             names = []  # a user who has no collection yet
-        return [
-            item for item in names if not UNNAMEABLE.search(item[1]) and not (top and item[1].startswith("."))
-        ]
+        return [item for item in names if not UNNAMEABLE.search(item[1]) and not (top and item[1].startswith("."))]
 
     async def write(self, request: Request) -> None:
         """PUT: store the body as a file, whole or not at all."""
@@ -163,9 +161,7 @@ class DataAPI:
         """Store many small files, each whole. An addition to Algorithmia's API, which other servers refuse."""
         body = await request.body(2 * bundle.SIZE)
         try:
-            files = [
-                (path_of(f"/v1/data/{name}", request.user), content) for name, content in bundle.unpack(body)
-            ]
+            files = [(path_of(f"/v1/data/{name}", request.user), content) for name, content in bundle.unpack(body)]
         except (ValueError, TypeError, RecursionError):
             raise HTTPError(400, "the body is not a whole bundle of files") from None
         for path, _ in files:
@@ -185,11 +181,7 @@ class DataAPI:
 
     async def _send_bundle(self, request: Request, names: Any) -> None:
         """Send many small files; those that are missing or not small are left out."""
-        if (
-            not isinstance(names, list)
-            or len(names) > bundle.COUNT
-            or not all(isinstance(name, str) for name in names)
-        ):
+        if not isinstance(names, list) or len(names) > bundle.COUNT or not all(isinstance(name, str) for name in names):
             raise HTTPError(400, f"files must be a list of at most {bundle.COUNT} paths")
         paths = {name: path_of(f"/v1/data/{name}", request.user) for name in names}
         for path in paths.values():
@@ -237,9 +229,7 @@ def _check_writer(request: Request, depth: int, what: str) -> None:
     if len(request.segments) < depth:
         raise HTTPError(400, what)
     if any(UNNAMEABLE.search(name) for name in request.segments):
-        raise HTTPError(
-            400, "a name may not contain # ? \\ or control characters: addresses can't carry them"
-        )
+        raise HTTPError(400, "a name may not contain # ? \\ or control characters: addresses can't carry them")
 
 
 def _forbidden(request: Request) -> HTTPError:

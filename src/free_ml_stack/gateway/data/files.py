@@ -122,9 +122,7 @@ async def receive_file(request: Request, file: WholeFile, sums: Sums) -> dict[st
     if not total:
         return {}
     if sent and total.digest() != expected:
-        raise HTTPError(
-            400, f"{uri_of(request.path)}: the bytes do not have the {sent} that was sent with them"
-        )
+        raise HTTPError(400, f"{uri_of(request.path)}: the bytes do not have the {sent} that was sent with them")
     if size > SUMMED and sums.tree.near:  # a small file's is found quickly when it is asked for
         sums.keep(request.path, version_of(os.fstat(file.fileno())), kind, total.digest())
     return {"repr_digest": digest_field(kind, total.digest())}

@@ -44,9 +44,7 @@ class CallLog:
     new file every half minute.
     """
 
-    def __init__(
-        self, store: AbstractFileSystem, name: str, predictor: Predictor, seconds: float = 0.0
-    ) -> None:
+    def __init__(self, store: AbstractFileSystem, name: str, predictor: Predictor, seconds: float = 0.0) -> None:
         self.store, self.name = store, name
         self.watch: Watch | None = getattr(predictor, "watch", None)
         self.watch_batch: WatchBatch | None = getattr(predictor, "watch_batch", None)

@@ -32,9 +32,7 @@ class Counts:
     latency_sum: float = 0.0  # seconds
     seconds: dict[str, list[Any]] = field(default_factory=dict)  # [calls, errors, {latency class: calls}]
     insights: dict[str, float] = field(default_factory=dict)
-    recent: deque[str] = field(
-        default_factory=deque
-    )  # lines of the log, many in a piece; smaller than what they say
+    recent: deque[str] = field(default_factory=deque)  # lines of the log, many in a piece; smaller than what they say
     recent_calls: int = 0
 
     def add(self, entries: Sequence[dict[str, Any]], latencies: Sequence[float], lines: bytes) -> None:

@@ -40,12 +40,7 @@ class DirectProtocol(GuardedProtocol):
         """Called by the parser."""
         super().on_headers_complete()
         cycle = self.cycle
-        if (
-            self.scheme == "http"
-            and cycle
-            and cycle.scope is self.scope
-            and self.scope["method"] in ("GET", "PUT")
-        ):
+        if self.scheme == "http" and cycle and cycle.scope is self.scope and self.scope["method"] in ("GET", "PUT"):
             self.scope["extensions"] = {EXTENSION: Direct(self, cycle)}  # type: ignore[dict-item]
 
 
