@@ -182,7 +182,7 @@ def test_training_starts_from_a_model_of_the_hub(project: Project) -> None:
     head = project.hub.repo("model", "me/digits").tags["v0.1.0"]
     assert after["config"]["init"] == f"hf://me/digits@{head}"
     assert after["test"]["accuracy"] == before["test"]["accuracy"]
-    assert after["test"]["loss"] == pytest.approx(before["test"]["loss"], abs=1e-6)
+    assert after["test"]["log_loss"] == pytest.approx(before["test"]["log_loss"], abs=1e-6)
     projects.run(project.folder, "publish", "--run", "second")
     card = (project.folder / "models" / "second" / "README.md").read_bytes()
     assert front(card)["base_model"] == "me/digits"

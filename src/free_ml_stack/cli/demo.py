@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from free_ml_stack.algorithmia.calls import START, address, call, gateway
+from free_ml_stack.cli.commands.delivery import say_monitoring
 from free_ml_stack.console import say, shown, table
 from free_ml_stack.deployment.deploy import versions
 from free_ml_stack.deployment.monitor import Monitoring, monitor, read_calls
@@ -88,6 +89,7 @@ class DemoRun:
         self.predict()
         say("", "== monitor ==")
         self.seen = monitor(self.settings)
+        say_monitoring(self.seen)
 
     def step(self, name: str) -> None:
         """Run one command. Raises StackError where it fails; publishing may, for what comes next needs no Hub.

@@ -29,7 +29,11 @@ def keep(
 ) -> tuple[dict[str, Any], Evaluation]:
     """Write the weights, evaluate the model, and write the result; returns it, and the evaluation of the test split."""
     save_file(model.state_dict(), run.folder / WEIGHTS)
-    found: dict[str, Evaluation] = {name: science.train.evaluate(model, splits[name]) for name in JUDGED}
+    try:
+        found: dict[str, Evaluation] = {name: science.train.evaluate(model, splits[name]) for name in JUDGED}
+    except Exception:
+        say(f"The weights of {run.id} are kept; evaluating them failed. Correct it, then `train --run {run.id}`.")
+        raise
     scores = {name: dict(evaluation.metrics) for name, evaluation in found.items()}
     result = {
         **facts,

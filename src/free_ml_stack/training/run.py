@@ -71,14 +71,14 @@ def train(
         splits, facts = process.first_then_all(
             lambda: dataset.read(store, settings.private / "cache", settings.command)
         )
-        if process.first and folder is None:
-            say(f"Run {run_id}: {process}.")
         if init := process.agree(pinned(getattr(config, "init", "")) if process.first else ""):
             config = replace_fields(config, init=init)
         values = asdict(config)
         started = {**values, "data": dataset.fingerprint(facts)}
         if process.first:
             _refuse_other(runs, run_id, started)
+        if process.first and folder is None:
+            say(f"Run {run_id}: {process}.")
         run = _open(settings, runs / run_id, started, process, tracker)
         run.shown = process.first and folder is None
         if run.tracked:

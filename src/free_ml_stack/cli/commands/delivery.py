@@ -14,6 +14,7 @@ from free_ml_stack.project.flags import read_json
 from free_ml_stack.project.settings import Settings
 
 if TYPE_CHECKING:
+    from free_ml_stack.deployment.monitor import Monitoring
     from free_ml_stack.deployment.versions import Build
     from free_ml_stack.project.science import Science
 
@@ -78,7 +79,8 @@ def deploy(science: "Science", settings: Settings, args: Namespace) -> int:
     build = deployment.deploy(model, store, name, science.predict, args.bump)
     tracked = lineage.deployed(settings, model, build.version)
     say(
-        f"{settings.algorithm} is at version {build.version}: copied, checked, and it answers its sample as recorded.",
+        f"{settings.algorithm} is at version {build.version}, the model {model.name}: copied, checked, "
+        "and it answers its sample as recorded.",
         *filter(None, [tracked]),
     )
     return say_next(settings, "serve", "predict")
@@ -92,7 +94,7 @@ def add_deploy_arguments(parser: ArgumentParser, science: "Science") -> None:
     spaces = ("auto", "zerogpu", "docker", "static")
     best = "kind of Space (default: the best that the account can have)"
     back = "go back to the version before, or to VERSION"
-    add("--model", default="", metavar="ID", help="the published model (default: that of the latest run)")
+    add("--model", default="", metavar="ID", help="the published model (default: the one that was published last)")
     add("--bump", choices=bumps, default="minor", help="part of the version that rises")
     add("--list", action="store_true", help="list the versions")
     add("--target", choices=("gateway", "algorithmia", "space"), default="gateway", help=targets)
@@ -179,7 +181,12 @@ def monitor(science: "Science", settings: Settings, args: Namespace) -> int:
     """Compare the gateway's calls with the data that the model was trained on."""
     from free_ml_stack.deployment import monitor as monitoring
 
-    seen = monitoring.monitor(settings)
+    say_monitoring(monitoring.monitor(settings))
+    return 0
+
+
+def say_monitoring(seen: "Monitoring") -> None:
+    """Print what monitoring has found."""
     say(table([(name, f"{score:.3f}") for name, score in seen.drift["scores"].items()], ("quantity", "drift")))
     say(
         f"{seen.calls} calls of version {seen.version}, {seen.errors} failed; "
@@ -190,14 +197,14 @@ def monitor(science: "Science", settings: Settings, args: Namespace) -> int:
         *(f"Picture: {shown(path)}" for path in seen.pictures.values()),
         seen.tracked,
     )
-    return 0
 
 
 def published_model(settings: Settings, name: str) -> Path:
-    """The folder of a published model, by default that of the latest run."""
-    from free_ml_stack.training.run import find_run
-
-    folder = settings.models / (name or find_run(settings).name)
-    if not (folder / "manifest.json").exists():
-        raise StackError(f"no published model {folder.name}: run `{settings.command} publish`")
-    return folder
+    """The folder of a published model, by default the one that was published last."""
+    manifests = settings.models.glob("*/manifest.json") if settings.models.is_dir() else []
+    published = {path.parent.name: path.stat().st_mtime_ns for path in manifests}
+    if name and name not in published:
+        raise StackError(f"no published model {name}: run `{settings.command} publish --run {name}`")
+    if not published:
+        raise StackError(f"no published model yet: run `{settings.command} publish`")
+    return settings.models / (name or max(published, key=lambda each: published[each]))

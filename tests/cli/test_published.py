@@ -1,0 +1,36 @@
+"""Which published model is deployed and called where none is named: the one that was published last."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from free_ml_stack.cli.commands.delivery import published_model
+from free_ml_stack.errors import StackError
+from free_ml_stack.project.settings import Settings
+
+
+def publish(settings: Settings, name: str, at: float) -> None:
+    manifest = settings.models / name / "manifest.json"
+    manifest.parent.mkdir(parents=True, exist_ok=True)
+    manifest.write_text("{}")
+    os.utime(manifest, (at, at))
+
+
+def test_the_model_published_last_is_taken_whatever_run_is_the_latest(tmp_path: Path) -> None:
+    settings = Settings(project="digits", root=tmp_path)
+    for number, name in enumerate(("second", "third", "first")):
+        publish(settings, name, 1000.0 + number)
+    assert published_model(settings, "").name == "first"
+    assert published_model(settings, "third").name == "third"
+    publish(settings, "second", 2000.0)
+    assert published_model(settings, "").name == "second"
+
+
+def test_what_is_not_published_is_told_with_its_command(tmp_path: Path) -> None:
+    settings = Settings(project="digits", root=tmp_path)
+    with pytest.raises(StackError, match="no published model yet: run `digits publish`"):
+        published_model(settings, "")
+    (settings.models / "torn").mkdir(parents=True)
+    with pytest.raises(StackError, match="no published model torn: run `digits publish --run torn`"):
+        published_model(settings, "torn")
