@@ -206,5 +206,8 @@ def published_model(settings: Settings, name: str) -> Path:
     if name and name not in published:
         raise StackError(f"no published model {name}: run `{settings.command} publish --run {name}`")
     if not published:
+        from free_ml_stack.training.run import find_run
+
+        find_run(settings)  # raises where nothing is trained, which comes first
         raise StackError(f"no published model yet: run `{settings.command} publish`")
     return settings.models / (name or max(published, key=lambda each: published[each]))
