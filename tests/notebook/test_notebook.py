@@ -309,7 +309,9 @@ def test_a_command_that_fails_ends_its_cell_without_a_traceback(project: Path, t
 def test_other_parameters_make_another_run_and_the_same_go_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.chdir(baking.bake(tmp_path, **names("")))
+    folder = baking.bake(tmp_path, **names(""))
+    monkeypatch.chdir(folder)
+    monkeypatch.syspath_prepend(folder / "src")  # as the notebook does
     project = Project("ziffern", environment(tmp_path))
     project("data")
     one, other = (project.train("first", epochs=1, seed=seed) for seed in (0, 1))
