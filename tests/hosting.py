@@ -1,9 +1,11 @@
 """A loopback Hub that hosts Spaces, and what is shown there."""
 
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from baking import SKELETON
 from huggingface_hub import HfApi
 from services.hub_server import serving
 from services.spaces import Spaces
@@ -19,3 +21,13 @@ def hub(root: Path, *granted: str, refusal: int = 402) -> Iterator[tuple[Spaces,
             yield spaces, HfApi(endpoint=url, token="hf_of_a_test")
         finally:
             spaces.stop()
+
+
+def space_files(folder: Path) -> Path:
+    """A project's `space/` for the package `skeleton`, as the template renders it; returns `folder`."""
+    shutil.copytree(SKELETON / "space", folder / "space")
+    for path in folder.glob("space/*/app.{{ 'py' }}"):
+        text = path.read_text("utf-8").replace("{{ cookiecutter.package_name }}", "skeleton")
+        path.with_name("app.py").write_text(text, "utf-8")
+        path.unlink()
+    return folder

@@ -11,7 +11,7 @@ import requests
 from baking import SKELETON
 from browsing import browse
 from deployed import KEY
-from hosting import SAMPLES, hub
+from hosting import SAMPLES, hub, space_files
 from huggingface_hub import HfApi
 from services.spaces import as_json
 from skeleton import predict
@@ -23,15 +23,15 @@ from free_ml_stack.errors import StackError
 
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where onnxruntime-web is kept."""
-    return tmp_path_factory.mktemp("cache")
+    """Where onnxruntime-web is kept, in a folder with what a Space is made of."""
+    return space_files(tmp_path_factory.mktemp("project")) / "cache"
 
 
 def ship(api: HfApi, model: Path, cache: Path, rung: str = "auto") -> tuple[Hosted, list[str]]:
     said: list[str] = []
     project = Project(
         title="Digits & more",
-        root=SKELETON,
+        root=cache.parent,
         package=Path(predict.__file__).parent,
         algorithm="me/Digits",
         collection="digits",

@@ -7,9 +7,9 @@ from pathlib import Path
 import Algorithmia
 import projects
 import pytest
-from baking import SKELETON, bake
+from baking import bake
 from deployed import KEY, Deployed
-from hosting import SAMPLES, hub
+from hosting import SAMPLES, hub, space_files
 from predictors import echo_folder
 
 from free_ml_stack.deployment.deploy import close
@@ -19,7 +19,7 @@ from free_ml_stack.deployment.deploy import close
 def project(tmp_path: Path, data: Path, model: Path) -> Path:
     """A project with one published model and what a Space is made of."""
     root = projects.make(tmp_path / "project", data)
-    shutil.copytree(SKELETON / "space", root / "space")
+    space_files(root)
     shutil.copytree(model, root / "models" / "run")
     return root
 

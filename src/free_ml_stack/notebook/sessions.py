@@ -33,7 +33,7 @@ STATUS = re.compile(r'has status "(?:\w+\.)?(\w+)"')
 LIMIT = 12 * 3600  # seconds that a free session lasts at most
 POLL = 15.0  # seconds between two questions to Kaggle
 TWICE = 2  # looks that miss a session until it is gone
-WATCH = 60.0  # seconds between two looks whether Colab's session is still there
+WATCH = 60.0  # seconds, times `patience`, between two looks whether Colab's session is still there
 TORN = (tarfile.TarError, OSError, EOFError, zlib.error, KeyError)
 SILENT = 40  # questions without an answer after which it is not asked again
 NOTICES = {
@@ -62,7 +62,7 @@ def remote(settings: "Settings", package: str, place: str, words: Sequence[str],
         script = Path(scratch, "runner.py")
         script.write_text(packed(settings.root, settings.project, package, words), encoding="utf-8")
         if place == "colab":
-            code, results = on_colab(name, script, gpu)
+            code, results = on_colab(name, script, gpu, WATCH * settings.patience)
         else:
             code, results = on_kaggle(name, script, user)
         if exit_code(results) is not None:
@@ -88,14 +88,14 @@ def packed(root: Path, project: str, package: str, words: Sequence[str]) -> str:
     return f"{body}\nrun({json.dumps(json.dumps(given))}, {json.dumps(sources)})\n"
 
 
-def on_colab(name: str, script: Path, gpu: str) -> tuple[int, Path]:
+def on_colab(name: str, script: Path, gpu: str, look: float) -> tuple[int, Path]:
     """Run a program in a session of Colab; its exit code and where its results are."""
     results = script.with_name(runner.RESULTS)
     accelerator = ["--gpu", gpu] if gpu else []
     with stopping(["colab", "stop", "-s", name]):
         # Its time limit does not end the program, it only makes the client wait in a busy loop: so none.
         options = ["--keep", "-s", name, *accelerator, "--timeout", str(2 * LIMIT)]
-        code = watched(name, "colab", "run", *options, str(script))
+        code = watched(name, look, "colab", "run", *options, str(script))
         if code is None:
             say("Colab has ended the session, and the run with it. The notebook's checkpoints outlive that.")
             return 1, results
@@ -111,14 +111,14 @@ def on_colab(name: str, script: Path, gpu: str) -> tuple[int, Path]:
     return code, results
 
 
-def watched(name: str, *command: str) -> int | None:
+def watched(name: str, look: float, *command: str) -> int | None:
     """The exit code of a client that waits for a session, for ever if that is gone: None then."""
     missed = 0
     with subprocess.Popen(command, env=keyless(), stdin=subprocess.DEVNULL) as process:
         try:
             while missed < TWICE:
                 try:
-                    return process.wait(WATCH)
+                    return process.wait(look)
                 except subprocess.TimeoutExpired:
                     status = subprocess.run(
                         ["colab", "status", "-s", name],
