@@ -72,7 +72,7 @@ def test_a_trial_that_the_sweep_stops_is_not_begun_again(project: Path, service:
     """The agent hands the order on as a SIGTERM, which elsewhere means: go on later."""
     text = SWEEP.replace("[0.1, 2.0]", "[0.1]").replace("[0.00001, 0.006]", "[0.006]")
     (project / "sweep.yaml").write_text(text.replace("epochs: {value: 1}", "epochs: {value: 100000}"))
-    patient = account(project, service, STACK_PATIENCE="5")  # the client asks for orders when it comes to it
+    patient = account(project, service, STACK_PATIENCE="2")  # the client asks for orders every 15 seconds
     process = projects.start(project, "sweep", "--agents", "1", **patient)
     until(lambda: any(run.history for run in service.store.runs.values()))
     service.store.run("sweep0-run0").stopped = True

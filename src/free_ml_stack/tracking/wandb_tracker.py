@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 # Seconds: to open a run, to send its rest, for the service process to end, and until the client, which asks for orders
 # every 15, has an answer on a machine that does other things, too.
 INIT, FINISH, LAST, ORDERS = 20, 60, 10, 22
+LONGEST = 45  # seconds of it at most: an agent of W&B kills a trial 60 seconds after it told it to end
 SETTLE = 2.0  # seconds until W&B shows what it has been sent
 BURST = 5.0  # seconds of rows that are sent at once: one alone wakes thread and process, and takes nine times as long
 PICTURES = (".png",)
@@ -60,7 +61,7 @@ class WandbTracker(Tracker):
         }
         if not git.REPOSITORY.isdisjoint(os.environ):  # its client would tell of the repository that they name
             options["disable_git"] = True
-        self.patience, self.orders = options["init_timeout"], ORDERS * settings.patience
+        self.patience, self.orders = options["init_timeout"], min(ORDERS * settings.patience, LONGEST)
         # The service process means to keep to the first, and does not always.
         self.last_patience = options["finish_timeout"] + LAST
         # What fails with the client's own telemetry is no news to who trains, nor, on a full disk, with its log.
