@@ -88,7 +88,7 @@ def test_a_trial_that_the_sweep_stops_is_not_begun_again(project: Path, service:
 def test_a_sweep_that_is_interrupted_goes_on_with_the_same_trial(project: Path, service: Wandb) -> None:
     text = SWEEP.replace("[0.1, 2.0]", "[0.1]").replace("[0.00001, 0.006]", "[0.006]")
     (project / "sweep.yaml").write_text(
-        text.replace("epochs: {value: 1}", "epochs: {value: 500}\n  patience: {value: 0}")
+        text.replace("epochs: {value: 1}", "epochs: {value: 200}\n  patience: {value: 0}")
     )
     hasty = account(project, service, STACK_PATIENCE="0.2")
     process = projects.start(project, "sweep", "--agents", "1", **hasty)
