@@ -68,14 +68,14 @@ class Process:
 
     def poll(self) -> int | None:
         """The exit code, None while it runs."""
-        if self.returncode is None and select.select([self.connection], [], [], 0)[0]:
+        if self.returncode is None and readable(self.connection, 0):
             self._end()
         return self.returncode
 
     def wait(self, timeout: float | None = None) -> int:
         """The exit code, once it has ended. Raises subprocess.TimeoutExpired."""
         if self.returncode is None:
-            if not select.select([self.connection], [], [], timeout)[0]:
+            if not readable(self.connection, timeout):
                 raise subprocess.TimeoutExpired(self.args, timeout or 0)
             self._end()
         assert self.returncode is not None
@@ -185,6 +185,13 @@ def server() -> str:
     assert started.stdout
     assert started.stdout.readline() == b"ready\n"
     return address
+
+
+def readable(connection: socket.socket, seconds: float | None) -> bool:
+    """Whether something can be read within some seconds, None for ever; of a descriptor of any number, unlike select."""
+    poll = select.poll()
+    poll.register(connection, select.POLLIN)
+    return bool(poll.poll(None if seconds is None else 1000 * seconds))
 
 
 def serve(address: str) -> list[str]:

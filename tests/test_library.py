@@ -5,7 +5,6 @@ import configparser
 import hashlib
 import importlib
 import inspect
-import re
 import subprocess
 import sys
 import tomllib
@@ -20,6 +19,7 @@ import nbformat
 import pytest
 from baking import SKELETON, TEMPLATE
 from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 LIBRARY = TEMPLATE / "src" / "free_ml_stack"
 PUBLIC = {
@@ -130,9 +130,12 @@ def test_the_wheel_holds_what_src_holds() -> None:
     assert {name: dict(points[name]) for name in points.sections()} == project["entry-points"]
 
 
-def alike(requirements: Iterable[str]) -> set[str]:
-    """Requirements in one spelling, whatever their spaces and quotes."""
-    return {re.sub(r"(?<=[<>=!~,;])\s+|\s+(?=[<>=!~,;])", "", str(Requirement(text))) for text in requirements}
+def alike(texts: Iterable[str]) -> set[tuple[str, ...]]:
+    """Requirements in one spelling, whatever their marks, spaces and quotes."""
+    found = [Requirement(text) for text in texts]
+    return {
+        (canonicalize_name(one.name), str(one.specifier), str(sorted(one.extras)), str(one.marker)) for one in found
+    }
 
 
 def test_the_wheel_is_the_one_that_is_recorded_and_pinned() -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 from deployed import KEY, Deployed, deployed, open_app
+from forking import readable
 from predictors import Echo, echo_folder
 from waiting import until
 
@@ -66,7 +67,7 @@ def told(gateway: Deployed, message: bytes, seconds: float) -> list[tuple[bytes,
     with connected(gateway.url) as connection:
         connection.sendall(message)
         received = b""
-        while select.select([connection], [], [], seconds if received or message in SILENT else 20)[0]:
+        while readable(connection, seconds if received or message in SILENT else 20):
             if not (piece := connection.recv(65536)):
                 break
             received += piece
