@@ -63,15 +63,14 @@ def work(
 
     from free_ml_stack.cli import main as cli
     from free_ml_stack.project.science import Science
-    from free_ml_stack.training import checkpoint
-    from free_ml_stack.training import run as training
+    from free_ml_stack.training import checkpoint, outcome
 
     places: dict[str, tuple[Any, str]] = {
         "step": (train, "cross_entropy"),
         "checkpoint": (checkpoint, "write"),
         "upload": (checkpoint.Checkpoints, "_upload"),
         "validation": (train, "validate"),
-        "bookkeeping": (training, "_keep"),
+        "bookkeeping": (outcome, "keep"),
     }
     if blow:
         owner, name = places[blow.moment]

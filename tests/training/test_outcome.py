@@ -23,6 +23,7 @@ def test_a_picture_that_fails_costs_the_picture(tmp_path: Path, capsys: pytest.C
     found = Evaluation({"rmse": 1.0}, {"Bad one": fails, "Good one": lambda path: path.write_bytes(b"PNG")})
     pixels = np.zeros((8, 8), np.uint8)
     outcome.show(run, found.with_table("worst", ("image", "error"), [[pixels, 0.5]]))
+    run.finish()
     kept = json.loads((tmp_path / "evaluation.json").read_text())
     assert kept["pictures"] == {"Learning curves": "learning_curves.png", "Good one": "good_one.png"}
     assert kept["tables"]["worst"] == {"columns": ["image", "error"], "rows": [["pictures/worst_0.png", 0.5]]}
