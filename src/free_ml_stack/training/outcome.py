@@ -40,6 +40,7 @@ def keep(
         **scores,
         "url": getattr(run.tracker, "url", ""),
     }  # the run's page, for its model's card
+    _remember(run, {}, {})  # until they are drawn: whoever stops training before that has a run to publish
     replace(run.folder / RESULT, json.dumps(result, indent=1).encode())
     run.summary(**{f"{split}_{name}": value for split in JUDGED for name, value in scores[split].items()})
     return result, found["test"]
@@ -66,7 +67,12 @@ def show(run: Run, evaluation: Evaluation) -> None:
         name: {"columns": list(columns), "rows": [[_plain(run.folder, cell) for cell in row] for row in rows]}
         for name, (columns, rows) in tables.items()
     }
-    replace(run.folder / EVALUATION, json.dumps({"pictures": pictures, "tables": plain}, indent=1).encode())
+    _remember(run, pictures, plain)
+
+
+def _remember(run: Run, pictures: Mapping[str, str], tables: Mapping[str, Any]) -> None:
+    content = {"pictures": pictures, "tables": tables}
+    replace(run.folder / EVALUATION, json.dumps(content, indent=1).encode())
 
 
 def slug(title: str) -> str:
