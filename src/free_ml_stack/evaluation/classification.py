@@ -52,14 +52,6 @@ def classification(probabilities: ArrayLike, labels: ArrayLike, names: Sequence[
     )
 
 
-def softmax(logits: ArrayLike) -> Floats:
-    """Turn logits (n, classes) into probabilities of the same shape."""
-    values = np.asarray(logits, dtype=np.float64)
-    powers = np.exp(values - values.max(axis=1, keepdims=True))
-    shares: Floats = powers / powers.sum(axis=1, keepdims=True)
-    return shares
-
-
 def confusion(labels: Ints, predicted: Ints, classes: int) -> Ints:
     """Count (classes, classes) examples: row the true class, column the predicted one."""
     counts = np.zeros((classes, classes), dtype=np.int64)

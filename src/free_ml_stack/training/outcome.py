@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 
 from free_ml_stack.console import say
 from free_ml_stack.errors import in_a_line
-from free_ml_stack.evaluation import Evaluation, plots
+from free_ml_stack.evaluation import Evaluation
 from free_ml_stack.storage.atomic import replace
 from free_ml_stack.tracking.run import METRICS, Run
 
@@ -48,6 +48,8 @@ def keep(
 
 def show(run: Run, evaluation: Evaluation) -> None:
     """Draw the pictures and tables of a run, and tell its tracker of them; a picture that fails is left out."""
+    from free_ml_stack.evaluation import plots  # matplotlib, which a trial does without
+
     drawings = {"Learning curves": lambda path: plots.learning_curves(run.folder / METRICS, path)}
     pictures = {}
     for title, draw in {**drawings, **evaluation.pictures}.items():
