@@ -72,8 +72,7 @@ def test_a_trial_that_the_sweep_stops_is_not_begun_again(project: Path, service:
     """The agent hands the order on as a SIGTERM, which elsewhere means: go on later."""
     text = SWEEP.replace("[0.1, 2.0]", "[0.1]").replace("[0.00001, 0.006]", "[0.006]")
     (project / "sweep.yaml").write_text(text.replace("epochs: {value: 1}", "epochs: {value: 100000}"))
-    patient = account(project, service, STACK_PATIENCE="2")  # the client asks for orders every 15 seconds
-    process = projects.start(project, "sweep", "--agents", "1", **patient)
+    process = projects.start(project, "sweep", "--agents", "1", **account(project, service))
     until(lambda: any(run.history for run in service.store.runs.values()))
     service.store.run("sweep0-run0").stopped = True
     printed, complaint = process.communicate(timeout=280)
@@ -88,7 +87,7 @@ def test_a_trial_that_the_sweep_stops_is_not_begun_again(project: Path, service:
 def test_a_sweep_that_is_interrupted_goes_on_with_the_same_trial(project: Path, service: Wandb) -> None:
     text = SWEEP.replace("[0.1, 2.0]", "[0.1]").replace("[0.00001, 0.006]", "[0.006]")
     (project / "sweep.yaml").write_text(
-        text.replace("epochs: {value: 1}", "epochs: {value: 200}\n  patience: {value: 0}")
+        text.replace("epochs: {value: 1}", "epochs: {value: 100000}\n  patience: {value: 0}")
     )
     hasty = account(project, service, STACK_PATIENCE="0.2")
     process = projects.start(project, "sweep", "--agents", "1", **hasty)
@@ -103,12 +102,15 @@ def test_a_sweep_that_is_interrupted_goes_on_with_the_same_trial(project: Path, 
     assert run.state == "preempted"
     assert not alive(process.pid)
     before = len(run.history)
-    printed = projects.run(project, "sweep", "--agents", "1", "--trials", "7", **account(project, service))
+    again = projects.start(project, "sweep", "--agents", "1", "--trials", "7", **account(project, service))
+    until(lambda: len(run.history) > before)
+    run.stopped = True  # it would train for long
+    printed, complaint = again.communicate(timeout=280)
+    assert again.returncode == 0, printed + complaint
     assert "--trials 7: the sweep at W&B goes on with the number that it was made with." in printed
     assert "Going on after step" in printed
     assert len(service.store.sweeps) == 1
     assert run.state == "finished"
-    assert len(run.history) > before
     steps = [row["step"] for row in run.history if "loss" in row]
     assert steps == sorted(set(steps))
 
