@@ -27,9 +27,15 @@ LIMIT = 1024  # MiB
 FETCH = """
 import re, sys
 from pathlib import Path
-from free_ml_stack.data import hub_dataset as shards
+from free_ml_stack.data.hub_dataset import from_hub
+from free_ml_stack.data.ingest import ingest
 from free_ml_stack.storage.local import local_store
-made = shards.fetch(sys.argv[1], local_store(Path(sys.argv[2])), [])
+class data:
+    TARGET = "label"
+    def arrange(columns, target):
+        return {name: (name, kind) for name, kind in columns.items()}
+folder = Path(sys.argv[2])
+made = ingest(local_store(folder), from_hub(sys.argv[1]), data, "", 0, folder / "scratch")
 size = sum(entry["size"] for entry in made["files"].values())
 print(size, re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
 """
@@ -57,7 +63,8 @@ def noise() -> bytes:
     """A Parquet file of images."""
     images = np.random.default_rng(0).integers(0, 256, (ROWS, SIDE, SIDE), dtype=np.uint8)
     sink = pa.BufferOutputStream()
-    pq.write_table(pa.table({"image": pa.FixedShapeTensorArray.from_numpy_ndarray(images)}), sink)
+    pixels = pa.FixedShapeTensorArray.from_numpy_ndarray(images)
+    pq.write_table(pa.table({"image": pixels, "label": pa.array(np.arange(ROWS))}), sink)
     return bytes(sink.getvalue())
 
 

@@ -65,7 +65,7 @@ def main() -> None:
         disturbed = time.perf_counter() - started
         printed = (project / "printed.txt").read_text()
         unread = printed.count("using the one before it")
-        for name in ("model.safetensors", "metrics.jsonl"):
+        for name in ("model/model.safetensors", "metrics.jsonl"):
             one, other = (run / "runs" / "one" / name for run in (whole, project))
             assert one.read_bytes() == other.read_bytes(), name
     print(f"{number} kills; weights and record equal those of the run that was never killed")

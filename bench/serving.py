@@ -187,11 +187,11 @@ def wrk(server: Server, connections: int, seconds: int) -> Load:
 def make_project(folder: Path) -> Path:
     """A project whose digits model is deployed; the weights are by chance, which costs the same."""
     import numpy as np
+    import digits
     import torch
     from skeleton import model, predict
     from skeleton.config import TrainConfig
 
-    from free_ml_stack.data.dataset import Split
     from free_ml_stack.deployment.deploy import deploy
     from free_ml_stack.evaluation.drift import reference
     from free_ml_stack.project.science import Science
@@ -205,17 +205,17 @@ def make_project(folder: Path) -> Path:
     (project / "stack.toml").write_text(
         'project = "bench"\nstorage = "algorithmia://.my/bench"\nalgorithm = "me/Bench"\n'
     )
-    net = model.build(TrainConfig()).eval()
+    net = model.build(TrainConfig(), digits.FACTS).eval()
     example = torch.zeros(2, 8, 8)
+    model.save(net, models)
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
-        write_onnx(Science("skeleton"), net, Split({"image": example}), models / "model.onnx")
+        write_onnx(Science("skeleton"), TrainConfig(), net, digits.split(example), models / "model.onnx")
         torch.jit.trace(net, example).save(str(models / "model.pt"))
-    (models / "labels.json").write_text(json.dumps(list(range(10))))
     loaded = predict.load(models)
     images = np.random.default_rng(0).integers(0, 17, (200, 64)).tolist()
     answers = predict.apply_batch(images, loaded)
-    known = reference(predict.watch_batch(images, answers, loaded))
+    known = reference([predict.watch(*pair, loaded) for pair in zip(images, answers, strict=True)])
     (models / "reference.json").write_text(json.dumps(known))
     (models / "sample.json").write_text(json.dumps({"input": IMAGE, "output": predict.apply(IMAGE, loaded)}))
     write_manifest(models)

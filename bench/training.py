@@ -33,14 +33,15 @@ BATCH = 64
 
 def model(name: str) -> Any:
     """The network of a contest: the digits CNN, a small MLP, or one that keeps the processor busy."""
+    from digits import FACTS
     from skeleton.config import TrainConfig
     from skeleton.model import build
     from torch import nn
 
     if name == "cnn":
-        return build(TrainConfig())
+        return build(TrainConfig(), FACTS)
     if name == "wide":
-        return build(TrainConfig(width=128, hidden=512))
+        return build(TrainConfig(width=128, hidden=512), FACTS)
 
     class Scaled(nn.Module):
         def __init__(self) -> None:
@@ -63,33 +64,44 @@ def model(name: str) -> Any:
 def data() -> tuple[Any, Any]:
     """Training images and labels as tensors."""
     import torch
-    from skeleton.data import fetch, split
 
-    train = split(fetch(), 0)["train"]
-    return torch.from_numpy(train["image"]), torch.from_numpy(train["label"]).long()
+    found = columns("train")
+    return torch.from_numpy(found["image"]), torch.from_numpy(found["label"]).long()
+
+
+def columns(split: str) -> dict[str, Any]:
+    """The columns of a split, as the project draws it."""
+    from skeleton.data import fetch
+
+    from free_ml_stack.data.ingest import drawn
+
+    arrays = fetch()
+    return {name: values[drawn(arrays["label"], 0)[split]] for name, values in arrays.items()}
 
 
 def ours(name: str, epochs: int) -> tuple[float, int]:
     """Seconds and steps of the project's own loop, with its record and its checkpoints."""
     import skeleton.train as science
     from skeleton.config import TrainConfig
-    from skeleton.data import fetch, split
+    import skeleton.data
+    import torch
 
     from free_ml_stack.data import dataset
+    from free_ml_stack.data.ingest import ingest
+    from free_ml_stack.data.source import Source, from_columns
     from free_ml_stack.storage.local import local_store
     from free_ml_stack.tracking.run import Run
     from free_ml_stack.tracking.tracker import Tracker
     from free_ml_stack.training.checkpoint import Checkpoints
     from free_ml_stack.training.process import Process, choose_device
 
-    science.build = lambda config: model(name)  # type: ignore[assignment]
+    science.build = lambda config, facts: model(name)  # type: ignore[assignment]
     config = TrainConfig(epochs=epochs, patience=0, shift=0)
-    import torch
-
     torch.set_num_threads(THREADS[name])
     with tempfile.TemporaryDirectory() as scratch:
         store = local_store(Path(scratch, "store"))
-        dataset.write(store, split(fetch(), 0), {})
+        source = Source(lambda: {"train": from_columns(skeleton.data.fetch())}, {"name": "digits", "source": ""})
+        ingest(store, source, skeleton.data, "", 0, Path(scratch))
         splits, _ = dataset.read(store, Path(scratch, "cache"), "")
         run = Run("bench", Path(scratch, "run"), Tracker())
         checkpoints = Checkpoints(Path(scratch, "checkpoints"), run.record, vars(config), config.checkpoint_seconds)
@@ -101,11 +113,10 @@ def ours(name: str, epochs: int) -> tuple[float, int]:
 def bare(name: str, epochs: int) -> tuple[float, int]:
     """The loop of PyTorch's own tutorials: a DataLoader, a plain AdamW, validation after each epoch."""
     import torch
-    from skeleton.data import fetch, split
     from torch.nn.functional import cross_entropy
     from torch.utils.data import DataLoader, TensorDataset
 
-    net, held = model(name), split(fetch(), 0)["validation"]
+    net, held = model(name), columns("validation")
     loader = DataLoader(TensorDataset(*data()), BATCH, shuffle=True, drop_last=True)
     images, labels = torch.from_numpy(held["image"]), torch.from_numpy(held["label"]).long()
     test = DataLoader(TensorDataset(images, labels), 512)

@@ -29,7 +29,7 @@ STEPS: dict[str, tuple[str, ...]] = {
     "monitor": (),
 }
 MADE = {  # what a step leaves on this machine
-    "train": ("runs/2*/result.json", "runs/2*/model.safetensors"),
+    "train": ("runs/2*/result.json", "runs/2*/model/model.safetensors"),
     "sweep": ("runs/sweep-*/best.json", "runs/sweep-*/sweep.png"),
     "publish": ("models/2*/manifest.json", "models/2*/README.md", "models/2*/model.onnx"),
     "monitor": ("runs/monitor-*/monitor.json",),

@@ -1,13 +1,22 @@
-"""The notebook is made from its percent-format source: `python tests/percent.py` makes it again."""
+"""Each task's notebook is made from percent-format sources: `python tests/percent.py` makes them again."""
 
 import sys
+from pathlib import Path
 
 import jupytext
 import nbformat
-from baking import SKELETON, TEMPLATE
+from baking import TEMPLATE
 
 SOURCE = TEMPLATE / "tests" / "template" / "train.{{ 'py' }}"
-NOTEBOOK = SKELETON / "notebooks" / "train.{{ 'ipynb' }}"
+TASKS = TEMPLATE / "templates" / "tasks"
+MARK = "# %%\n"
+
+
+def source(task: Path) -> str:
+    """The percent-format source of a task's notebook: the common one with the task's parameters and functions."""
+    parameters, mark, look = (task / "notebook.py.jinja").read_text("utf-8").partition(MARK)
+    common = SOURCE.read_text(encoding="utf-8")
+    return common.replace("# PARAMETERS\n", parameters.strip() + "\n").replace("# LOOK\n", (mark + look).strip() + "\n")
 
 
 def converted(source: str) -> str:
@@ -22,5 +31,6 @@ def converted(source: str) -> str:
 
 
 if __name__ == "__main__":
-    NOTEBOOK.write_text(converted(SOURCE.read_text(encoding="utf-8")), encoding="utf-8")
-    sys.stdout.write(f"made {NOTEBOOK}\n")
+    for task in sorted(TASKS.glob("*-*/")):
+        (task / "train.ipynb").write_text(converted(source(task)), encoding="utf-8")
+        sys.stdout.write(f"made {task / 'train.ipynb'}\n")

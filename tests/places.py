@@ -1,6 +1,6 @@
-"""Where things are; imported, it makes the skeleton's package importable as `skeleton`.
+"""Where things are; imported, it makes the science of each task importable, that of the default one as `skeleton`.
 
-That package holds no Jinja, so it is tested as it stands.
+It holds no Jinja, so it is tested as it stands.
 """
 
 import os
@@ -12,17 +12,29 @@ SKELETON = ROOT / "{{cookiecutter.project_slug}}"
 SOURCE = ROOT / "build" / "src"
 
 
-def link_skeleton() -> None:
-    """A link with a legal module name, made once; safe when several test workers start together."""
-    SOURCE.mkdir(parents=True, exist_ok=True)
-    target = SKELETON / "src" / "{{cookiecutter.package_name}}"
-    link = SOURCE / "skeleton"
-    if link.is_symlink() and link.resolve() == target:
-        return
-    temporary = SOURCE / f".skeleton-{os.getpid()}"
-    temporary.symlink_to(target, target_is_directory=True)
-    temporary.replace(link)
+TASKS = ROOT / "templates" / "tasks"
+DEFAULT = "image-classification"
 
 
-link_skeleton()
+def package(task: str) -> str:
+    """The name under which a task's science is imported here."""
+    return "skeleton" if task == DEFAULT else f"skeleton_{task.replace('-', '_')}"
+
+
+def link_skeletons() -> None:
+    """A package for each task: links to the skeleton's files and to the task's; safe in several workers at once."""
+    common = SKELETON / "src" / "{{cookiecutter.package_name}}"
+    for task in TASKS.glob("*-*/"):
+        folder = SOURCE / package(task.name)
+        folder.mkdir(parents=True, exist_ok=True)
+        for target in (*common.glob("*.py"), *task.glob("*.py")):
+            link = folder / target.name
+            if link.is_symlink() and link.resolve() == target:
+                continue
+            temporary = folder / f".{target.name}-{os.getpid()}"
+            temporary.symlink_to(target)
+            temporary.replace(link)
+
+
+link_skeletons()
 sys.path.insert(0, str(SOURCE))

@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 
 from deployed import open_app
-from places import link_skeleton  # noqa: F401 - puts the skeleton on the path
+from places import link_skeletons  # noqa: F401 - puts the skeleton on the path
 
 from free_ml_stack.errors import StackError
 from free_ml_stack.gateway.serve import serve

@@ -29,16 +29,19 @@ PUBLIC = {
     "free_ml_stack.notebook": {"Project"},
     "free_ml_stack.training": {"Checkpoints", "Process", "Run", "Split"},
 }
+TASKS = TEMPLATE / "templates" / "tasks"
 [WHEEL] = SKELETON.glob("vendor/*.whl")
 
 
 def skeletons_code() -> dict[str, str]:
     """Every piece of Python in the skeleton by its place, the notebook's cells among them."""
     files = [*SKELETON.rglob("*.py"), *SKELETON.rglob("*.{{ 'py' }}")]
-    code = {str(path.relative_to(SKELETON)): path.read_text("utf-8") for path in files}
-    [notebook] = SKELETON.glob("notebooks/*")
-    cells = nbformat.reads(notebook.read_text("utf-8"), as_version=4).cells
-    code |= {f"{notebook.name}:{cell.id}": cell.source for cell in cells if cell.cell_type == "code"}
+    files += [*TASKS.rglob("*.py"), *TASKS.rglob("*.py.jinja")]
+    code = {str(path.relative_to(TEMPLATE)): path.read_text("utf-8") for path in files}
+    code = {place: text for place, text in code.items() if "{% include" not in text}
+    for notebook in TASKS.rglob("*.ipynb"):
+        cells = nbformat.reads(notebook.read_text("utf-8"), as_version=4).cells
+        code |= {f"{notebook}:{cell.id}": cell.source for cell in cells if cell.cell_type == "code"}
     return {place: text.replace("{{ cookiecutter.package_name }}", "package") for place, text in code.items()}
 
 

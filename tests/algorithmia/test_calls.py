@@ -1,6 +1,7 @@
 """The official client calls a deployed algorithm."""
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import Algorithmia
@@ -9,6 +10,8 @@ from Algorithmia.algorithm import OutputType
 from Algorithmia.errors import AlgorithmException
 from deployed import Deployed, deployed
 
+from free_ml_stack.algorithmia.calls import read_input
+from free_ml_stack.errors import StackError
 from free_ml_stack.gateway.protocol.express import ExpressProtocol
 
 
@@ -101,3 +104,27 @@ def test_a_call_without_a_key_is_told_so_and_no_more(gateway: Deployed, monkeypa
     with pytest.raises(AlgorithmException) as raised:
         Algorithmia.client(api_address=gateway.url).algo("me/demo").pipe("fail")
     assert str(raised.value) == str(AlgorithmException("authorization required", None, None))
+
+
+def test_an_input_is_json_or_text_or_a_file_of_anything(tmp_path: Path) -> None:
+    files = {
+        "a.json": b'\xef\xbb\xbf{"carat": 0.3}',
+        "sample.json": b'{"input": [1, 2], "output": 3}',
+        "note.txt": "Fünf, please\n".encode(),
+        "photo.jpg": b"\xff\xd8\xff\xe0",
+    }
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(content)
+    assert read_input(str(tmp_path / "a.json")) == {"carat": 0.3}
+    assert read_input(str(tmp_path / "sample.json")) == [1, 2]
+    assert read_input(str(tmp_path / "note.txt")) == "Fünf, please"
+    assert read_input(str(tmp_path / "photo.jpg")) == bytearray(b"\xff\xd8\xff\xe0")
+    assert read_input("some text.") == "some text."
+    assert read_input('{"a": null}') == {"a": None}
+    assert read_input("1.5 is text for some, and JSON here") == "1.5 is text for some, and JSON here"
+    for wrong, words in (
+        ('{"a": ', "the input is not JSON: "),
+        (str(tmp_path / "none.json"), "no file .*none.json"),
+    ):
+        with pytest.raises(StackError, match=words):
+            read_input(wrong)

@@ -39,15 +39,11 @@ def test_a_step_that_comes_too_early_says_what_is_missing(empty: Path, command: 
     assert projects.run(empty, command, code=1).strip() == f"error: {EARLY[command]}"
 
 
-def test_predict_says_that_no_gateway_runs(empty: Path) -> None:
-    assert "no gateway runs: start one with `skeleton serve`" in projects.run(empty, "predict", "[1]", code=1)
-
-
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
         (("train", "--lr", "fast"), "lr: expected float, got 'fast'"),
-        (("train", "--dropout", "1.5"), "dropout: must be from 0 to below 1"),
+        (("train", "--dropout", "1.5"), "dropout: must be less than 1, is 1.5"),
         (("train", "--config", "nowhere.json"), "no file nowhere.json"),
         (("train", "--set", "storrage=x"), "unknown setting 'storrage'; did you mean 'storage'?"),
         (("train", "--set", "storage"), "expected NAME=VALUE"),

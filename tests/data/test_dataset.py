@@ -9,17 +9,32 @@ import numpy as np
 import pytest
 
 from free_ml_stack.data import dataset
+from free_ml_stack.data.ingest import ingest
+from free_ml_stack.data.source import Source, from_columns
 from free_ml_stack.errors import StackError
 from free_ml_stack.storage.local import local_store
 from free_ml_stack.storage.manifest import DamagedError
 
-SPLITS = {name: {"label": np.arange(4)} for name in ("train", "validation", "test")}
+
+class Science:
+    """A project whose target is a number."""
+
+    TARGET = "label"
+
+    def arrange(self, columns, target):
+        return {name: (name, kind) for name, kind in columns.items()}
+
+
+def write(store, folder: Path, names=("train", "validation", "test"), **columns):
+    columns = columns or {"label": np.arange(4)}
+    source = Source(lambda: dict.fromkeys(names, from_columns(columns)), {"name": "four"})
+    return ingest(store, source, Science(), "", 0, folder)
 
 
 @pytest.fixture
 def store(tmp_path: Path):
     made = local_store(tmp_path / "store")
-    dataset.write(made, SPLITS, {"name": "four"})
+    write(made, tmp_path)
     return made
 
 
@@ -46,13 +61,16 @@ def test_a_manifest_that_is_none_is_told_and_mended_by_writing_again(store, tmp_
     store.pipe_file("data/manifest.json", text.encode("latin-1"))
     with pytest.raises(DamagedError, match=r"data: manifest\.json is not a manifest; fetch or make it again"):
         dataset.read(store, tmp_path / "cache", "digits")
-    dataset.write(store, SPLITS, {"name": "four"})
+    write(store, tmp_path)
     splits, _ = dataset.read(store, tmp_path / "cache", "digits")
     assert splits["train"]["label"].tolist() == [0, 1, 2, 3]
 
 
 def test_a_data_set_without_a_split_is_told(store, tmp_path):
-    dataset.write(store, {"train": SPLITS["train"]}, {"name": "four"})
+    content = json.loads(store.cat_file("data/manifest.json"))
+    for split in ("test", "validation"):
+        del content["files"][f"{split}.parquet"]
+    store.pipe_file("data/manifest.json", json.dumps(content).encode())
     with pytest.raises(StackError, match="the data set has no test, validation: run `digits data`"):
         dataset.read(store, tmp_path / "cache", "digits")
 
@@ -60,7 +78,7 @@ def test_a_data_set_without_a_split_is_told(store, tmp_path):
 @pytest.mark.parametrize("size", [None, 0, 10, 130])
 def test_a_local_copy_that_is_damaged_is_made_again(store, tmp_path, size):
     dataset.read(store, tmp_path / "cache", "digits")
-    for path in (tmp_path / "cache").rglob("label.npy"):
+    for path in (tmp_path / "cache").rglob("0.npy"):
         path.write_bytes(path.read_bytes()[:size]) if size is not None else path.unlink()
     splits, _ = dataset.read(store, tmp_path / "cache", "digits")
     assert splits["train"]["label"].tolist() == [0, 1, 2, 3]
@@ -69,13 +87,13 @@ def test_a_local_copy_that_is_damaged_is_made_again(store, tmp_path, size):
 def test_trials_that_begin_together_make_one_copy(tmp_path):
     labels = np.arange(50_000)
     store = local_store(tmp_path / "store")
-    dataset.write(store, {name: {"label": labels, "image": np.ones((50_000, 8))} for name in SPLITS}, {})
+    write(store, tmp_path, label=labels, image=np.ones((50_000, 8)))
     together = threading.Barrier(4)
 
     def read(cache: Path) -> bool:
         together.wait()
         splits, _ = dataset.read(store, cache, "digits")
-        return bool((splits["train"]["label"].numpy() == labels).all())
+        return bool((splits["train"]["label"] == labels).all())
 
     with ThreadPoolExecutor(4) as pool:
         for number in range(10):

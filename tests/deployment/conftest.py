@@ -5,6 +5,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import digits
 import pytest
 from deployed import KEY, Deployed, deployed
 from gitting import GitServer
@@ -24,16 +25,15 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from skeleton import model as net
     from skeleton.config import TrainConfig
 
-    from free_ml_stack.data.dataset import Split
     from free_ml_stack.project.science import Science
     from free_ml_stack.training.export import write_onnx
 
     folder = tmp_path_factory.mktemp("model") / "run"
     folder.mkdir()
     torch.manual_seed(1)
-    images = Split({"image": torch.tensor(SAMPLES, dtype=torch.uint8)})
-    write_onnx(Science("skeleton"), net.build(TrainConfig()).eval(), images, folder / "model.onnx")
-    (folder / "labels.json").write_text(json.dumps(list(range(10))))
+    untrained, config = net.build(TrainConfig(), digits.FACTS).eval(), TrainConfig()
+    net.save(untrained, folder)
+    write_onnx(Science("skeleton"), config, untrained, digits.split(SAMPLES), folder / "model.onnx")
     (folder / "README.md").write_text("---\nlicense: mit\n---\n\n# Digits\n\nWhat it can and can't do.\n")
     image = SAMPLES[0]
     answer = predict.apply(image, predict.load(folder))

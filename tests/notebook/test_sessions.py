@@ -66,7 +66,7 @@ def test_colab_trains_and_the_run_comes_home(services: Sessions, project: Path) 
     assert "Colab's terms" in printed
     assert "Test accuracy" in printed
     assert "Fetched far." in printed
-    assert (project / "runs" / "far" / "model.safetensors").exists()
+    assert (project / "runs" / "far" / "model" / "model.safetensors").exists()
     assert not services.open
     no_secret_has_travelled(services)
 
@@ -110,7 +110,7 @@ def test_kaggle_trains_and_the_run_comes_home(services: Sessions, project: Path)
     assert code == 0, printed
     assert "Kaggle's terms" in printed
     assert "Fetched farther." in printed
-    assert (project / "runs" / "farther" / "model.safetensors").exists()
+    assert (project / "runs" / "farther" / "model" / "model.safetensors").exists()
     assert not services.kernels
     assert time.monotonic() - began < 120
     no_secret_has_travelled(services)

@@ -312,7 +312,7 @@ def test_a_disk_that_is_full_is_no_news_from_the_client(project: Path, service: 
 @pytest.mark.slow
 def test_a_model_that_the_disk_does_not_take_is_told_in_a_line(data: Path, tmp_path: Path) -> None:
     folder = projects.make(tmp_path / "project", data)
-    (folder / "runs/one/model.safetensors/taken").mkdir(parents=True)
+    (folder / "runs/one/model/model.safetensors/taken").mkdir(parents=True)
     printed = projects.run(folder, "train", "--epochs", "1", "--name", "one", code=1)
     assert "error: SafetensorError: " in printed
 
@@ -403,8 +403,8 @@ def test_the_whole_way_leaves_its_lineage(tmp_path: Path, data: Path, service: W
     deployed = store.run(f"deploy-0.1.0-{run}")
     assert deployed.used == [made["model"].id, made["model-card"].id]
     assert made["deployment"].run == deployed.name
-    weights = store.blobs[made["model"].files["model.safetensors"]]
-    assert weights == (folder / "runs" / run / "model.safetensors").read_bytes()
+    weights = store.blobs[made["model"].files["model/model.safetensors"]]
+    assert weights == (folder / "runs" / run / "model" / "model.safetensors").read_bytes()
     tables = [name for name in store.run(run).files if name.startswith("media/table/")]
     assert sorted(name.split("/")[2].split("_")[0] for name in tables) == ["per", "worst"]
     assert (

@@ -127,8 +127,8 @@ def test_told_to_stop_they_stop_at_the_same_step(pair: Path, project: Path) -> N
     assert [training.end() for training in trainings] == [75, 75]
     assert trainings[0].printed().count("train --run one") == 1
     assert [training.end() for training in together(project, *TRAIN)] == [0, 0]
-    assert (project / "runs" / NAME / "model.safetensors").read_bytes() == (
-        pair / "runs" / NAME / "model.safetensors"
+    assert (project / "runs" / NAME / "model" / "model.safetensors").read_bytes() == (
+        pair / "runs" / NAME / "model" / "model.safetensors"
     ).read_bytes()
 
 
@@ -180,6 +180,6 @@ def test_a_killed_worker_is_back_with_the_same_weights(pair: Path, project: Path
     assert process.returncode == 0, complaint
     assert "Going on after step" in printed
     [result] = project.glob("runs/*/result.json")
-    assert (result.parent / "model.safetensors").read_bytes() == (
-        pair / "runs" / NAME / "model.safetensors"
+    assert (result.parent / "model" / "model.safetensors").read_bytes() == (
+        pair / "runs" / NAME / "model" / "model.safetensors"
     ).read_bytes()

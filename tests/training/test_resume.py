@@ -47,7 +47,7 @@ def results(folder: Path) -> tuple[bytes, bytes]:
     """The weights and the record of a project's run."""
     run = folder / "runs" / NAME
     assert (run / "result.json").exists(), (folder / "printed.txt").read_text()
-    return (run / "model.safetensors").read_bytes(), (run / "metrics.jsonl").read_bytes()
+    return (run / "model" / "model.safetensors").read_bytes(), (run / "metrics.jsonl").read_bytes()
 
 
 def finish(folder: Path) -> str:

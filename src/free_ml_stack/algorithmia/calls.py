@@ -24,15 +24,20 @@ START = 60  # seconds that a gateway gets to start, and to write its log
 
 def address(settings: "Settings") -> tuple[str, str]:
     """Address and key of the gateway: the local one while it runs, else the configured one."""
-    try:
-        running = json.loads((settings.private / RECORD).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        running = {"pid": 0}
-    if alive(running["pid"]):
+    if running := local(settings):
         return running["url"], running["key"]
     if settings.algorithmia_api and settings.algorithmia_api_key:
         return settings.algorithmia_api, settings.algorithmia_api_key
     raise StackError(f"no gateway runs: start one with `{settings.command} serve` in another terminal")
+
+
+def local(settings: "Settings") -> dict[str, Any]:
+    """The record of the gateway that runs here, empty where none does."""
+    try:
+        running: dict[str, Any] = json.loads((settings.private / RECORD).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    return running if alive(running["pid"]) else {}
 
 
 def call(settings: "Settings", inputs: Iterable[Any], version: str = "") -> list[Any]:
@@ -66,22 +71,44 @@ def answer(algorithm: Any, value: Any, settings: "Settings", url: str) -> Any:
 
 
 def read_input(text: str) -> Any:
-    """The JSON in a file, on standard input (`-`), or in the text itself."""
-    source = text
+    """What an argument means: JSON or a text, a file of either, another file's bytes, or standard input (`-`).
+
+    Of a model's sample.json it is the input. Raises StackError.
+    """
+    if text == "-":
+        return _meant(sys.stdin.buffer.read() if sys.stdin else b"")  # closed by who started us
+    if text.lstrip().startswith(("[", "{", '"')):
+        return _meant(text.encode())
+    path = Path(text).expanduser()
     try:
-        if text == "-":
-            source = sys.stdin.read() if sys.stdin else ""  # closed by who started us
-        elif not text.lstrip().startswith(("[", "{", '"')) and Path(text).is_file():
-            source = Path(text).read_text(encoding="utf-8")
-        return json.loads(source.removeprefix("\ufeff"))  # which Windows' editors put first
-    except (ValueError, OSError) as error:
-        raise StackError(f"input is neither a file nor JSON: {error}") from None
+        if path.is_file():
+            return _meant(path.read_bytes())
+    except OSError as error:
+        raise StackError(f"{text}: {error.strerror}") from None
+    if path.suffix[1:].isalnum() and not any(character.isspace() for character in text):
+        raise StackError(f"no file {text}")
+    return _meant(text.encode())
+
+
+def _meant(content: bytes) -> Any:
+    """JSON as its value, a text as it is, anything else as bytes. Raises StackError for JSON that is not whole."""
+    try:
+        text = content.decode("utf-8-sig")  # Windows' editors put a mark first
+    except UnicodeDecodeError:
+        return bytearray(content)
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        if text.lstrip().startswith(("[", "{", '"')):
+            raise StackError(f"the input is not JSON: {error}") from None
+        return text.strip()
+    return value["input"] if isinstance(value, dict) and value.keys() == {"input", "output"} else value
 
 
 @contextmanager
 def gateway(science: "Science", settings: "Settings") -> Iterator[None]:
-    """A gateway in a process of its own, as `serve` starts it, stopped in the end; none where one is configured."""
-    if settings.algorithmia_api:
+    """A gateway in a process of its own, as `serve` starts it, stopped in the end; none where one runs or is named."""
+    if settings.algorithmia_api or local(settings):
         yield
         return
     record = settings.private / RECORD

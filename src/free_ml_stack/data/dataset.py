@@ -1,24 +1,26 @@
-"""Data sets as Parquet in the store, and as memory-mapped arrays for training."""
+"""The data set in the store, as Parquet with a manifest, and its memory-mapped copy for training."""
 
 import hashlib
 import json
 import shutil
 import tempfile
 from collections.abc import Iterable, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import torch
 from fsspec import AbstractFileSystem
 from fsspec.implementations.dirfs import DirFileSystem
 from numpy.lib.format import open_memmap
 from numpy.typing import NDArray
 
+from free_ml_stack.data.columns import VARIABLE, to_array
+from free_ml_stack.data.split import Cells, Split
 from free_ml_stack.errors import StackError
-from free_ml_stack.storage.atomic import replace
+from free_ml_stack.storage.atomic import CHUNK, replace
 from free_ml_stack.storage.manifest import MANIFEST, DamagedError, read_manifest, verify
 
 if TYPE_CHECKING:
@@ -26,85 +28,45 @@ if TYPE_CHECKING:
 
 FOLDER = "data"
 VERIFIED = "verified.json"
-ROWS = 8192  # rows of a row group: what is in memory at once
-ONE_DIMENSION = 1
-SPLITS = {"train", "validation", "test"}
-
-Columns = Mapping[str, NDArray[Any]]
-
-
-class Split(dict[str, torch.Tensor]):
-    """Map the columns of one split of the data set, by name.
-
-    Each column is a tensor (rows, …) of the dtype that `data.py` gave it, over a memory-mapped file in `.stack/cache`;
-    read it, never write to it.
-    """
-
-    @property
-    def rows(self) -> int:
-        """Count the examples of the split."""
-        return len(next(iter(self.values())))
-
-    def take(self, rows: torch.Tensor, device: torch.device) -> dict[str, torch.Tensor]:
-        """Gather a batch, each column (len(rows), …), and move it to `device`.
-
-        `rows` are indices (n,) from 0 to `self.rows` - 1, on any device. Raises IndexError for any other.
-        """
-        return {name: column[rows.to(column.device)].to(device) for name, column in self.items()}
-
-    def on(self, device: torch.device) -> "Split":
-        """Move the whole split to `device` if it is a GPU with twice the bytes free; else return it as it is."""
-        if device.type != "cuda":
-            return self
-        free, _ = torch.cuda.mem_get_info(device)
-        fits = sum(column.nbytes for column in self.values()) < free / 2
-        return Split({name: column.to(device) for name, column in self.items()}) if fits else self
-
-
-def write(store: AbstractFileSystem, splits: Mapping[str, Columns], facts: Mapping[str, Any]) -> dict[str, Any]:
-    """Write one Parquet file a split and a manifest to the store's `data/`; returns the manifest.
-
-    `facts` (source, seed, class names) go into the manifest. The same data gives the same bytes; what is there
-    and whole is left alone.
-    """
-    target = in_store(store)
-    tables = {
-        name: pa.table({key: as_column(values) for key, values in split.items()}) for name, split in splits.items()
-    }
-    written = {f"{name}.parquet": _parquet(table) for name, table in tables.items()}
-    content: dict[str, Any] = {
-        **facts,
-        "rows": {name: table.num_rows for name, table in tables.items()},
-        "columns": {key: described(values) for key, values in next(iter(splits.values())).items()},
-        "files": {name: {"sha256": _sha256(data), "size": len(data)} for name, data in written.items()},
-    }
-    if _whole(target, content):
-        return content
-    for name, data in written.items():
-        target.pipe_file(name, data)
-    target.pipe_file(MANIFEST, json.dumps(content, indent=1).encode())
-    return content
+ROWS = 512  # rows decoded at once
+SPLITS = ("train", "validation", "test")
 
 
 def read(store: AbstractFileSystem, cache: Path, command: str) -> tuple[dict[str, Split], dict[str, Any]]:
     """All splits of the store's data set, memory-mapped, and its manifest.
 
-    Each Parquet file is decoded once, row group by row group, into `cache/<sha256>/<column>.npy`. Raises StackError
-    where there is no data yet, and DamagedError naming a file that is not the one in the manifest.
+    Each Parquet file is decoded once, some rows at a time, into a folder of `cache`. Raises StackError where there is
+    no data yet, and DamagedError naming a file that is not the one in the manifest.
     """
     source = in_store(store)
     if not source.exists(MANIFEST):
         raise StackError(f"no data yet: run `{command} data`")
     content = read_manifest(source)
-    if absent := SPLITS - {Path(name).stem for name in content["files"]}:
+    if not isinstance(content.get("columns"), dict):
+        raise DamagedError(f"{FOLDER}: {MANIFEST} does not describe the columns; run `{command} data`")
+    if absent := set(SPLITS) - {Path(name).stem for name in content["files"]}:
         raise StackError(f"the data set has no {', '.join(sorted(absent))}: run `{command} data`")
-    folders = {name: cache / entry["sha256"] for name, entry in content["files"].items()}
-    if not _seen(source, content, cache) or not all(map(_usable, folders.values())):
+    folders = {name: cache / _sum([entry["sha256"], content["columns"]]) for name, entry in content["files"].items()}
+    if not _seen(source, content, cache) or not all(_usable(folder, content) for folder in folders.values()):
         verify(source)
         for name, folder in folders.items():
-            _decode(source, name, folder)
+            _decode(source, name, folder, content)
         _remember(source, content, cache)
-    return {Path(name).stem: _open(folder) for name, folder in folders.items()}, content
+    return {Path(name).stem: _open(folder, content) for name, folder in folders.items()}, content
+
+
+def put(target: AbstractFileSystem, content: Mapping[str, Any], folder: Path) -> None:
+    """Copy the files of a data set from a folder into the store, and its manifest last, unless they are there.
+
+    What was there stays until all have come.
+    """
+    if _whole(target, content):
+        return
+    with innermost(target).transaction:
+        for name in content["files"]:
+            with (folder / name).open("rb") as file, target.open(name, "wb") as there:
+                shutil.copyfileobj(file, there, CHUNK)
+    target.pipe_file(MANIFEST, json.dumps(content, indent=1).encode())
 
 
 def examples(science: "Science", split: Split, rows: Iterable[int]) -> list[Any]:
@@ -113,7 +75,7 @@ def examples(science: "Science", split: Split, rows: Iterable[int]) -> list[Any]
 
 
 def fingerprint(content: Mapping[str, Any]) -> str:
-    """One sum for a data set: that of its files' sums, in the order of their names."""
+    """One checksum for a data set: of its files' checksums, in the order of their names."""
     sums = [content["files"][name]["sha256"] for name in sorted(content["files"])]
     return hashlib.sha256("".join(sums).encode()).hexdigest()
 
@@ -124,25 +86,12 @@ def in_store(store: AbstractFileSystem) -> AbstractFileSystem:
     return DirFileSystem(FOLDER, fs=store)
 
 
-def as_column(values: NDArray[Any]) -> pa.Array:
-    """An array (rows, …) as a column."""
-    if values.ndim == ONE_DIMENSION:
-        return pa.array(values)
-    return pa.FixedShapeTensorArray.from_numpy_ndarray(np.ascontiguousarray(values))
+def innermost(store: AbstractFileSystem) -> AbstractFileSystem:
+    """The file system of which a store is a folder: the one that knows transactions."""
+    return innermost(store.fs) if isinstance(store, DirFileSystem) else store
 
 
-def described(values: NDArray[Any]) -> dict[str, Any]:
-    """What a manifest says of a column."""
-    return {"type": str(values.dtype), "shape": list(values.shape[1:])}
-
-
-def _parquet(table: pa.Table) -> bytes:
-    sink = pa.BufferOutputStream()
-    pq.write_table(table, sink, compression="zstd", row_group_size=ROWS)
-    return bytes(sink.getvalue())
-
-
-def _whole(store: AbstractFileSystem, content: dict[str, Any]) -> bool:
+def _whole(store: AbstractFileSystem, content: Mapping[str, Any]) -> bool:
     """Whether the store holds exactly this data set, every byte of it."""
     try:
         return bool(verify(store) == json.loads(json.dumps(content)))
@@ -166,61 +115,82 @@ def _marks(source: AbstractFileSystem, content: Mapping[str, Any]) -> dict[str, 
     return {name: str(source.ukey(name)) for name in content["files"]}
 
 
-def _decode(source: AbstractFileSystem, name: str, folder: Path) -> None:
-    """Write the columns of one Parquet file as .npy files, a row group at a time, under another name until all are.
+def _decode(source: AbstractFileSystem, name: str, folder: Path, content: Mapping[str, Any]) -> None:
+    """Write the columns of one Parquet file as arrays, some rows at a time, under another name until all are there.
 
     Trials that begin together come here together; the first one's copy is everybody's.
     """
-    if _usable(folder):
+    if _usable(folder, content):
         return
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".") as scratch:
         made = Path(scratch) / folder.name
         made.mkdir()
         with source.open(name, "rb") as file:
-            _write_columns(pq.ParquetFile(file), made)
+            _write_columns(pq.ParquetFile(file), made, content["columns"])
         try:
             made.rename(folder)
         except OSError:
-            if not _usable(folder):  # what is there is damaged
+            if not _usable(folder, content):  # what is there is damaged
                 shutil.rmtree(folder)
                 made.rename(folder)
 
 
-def _write_columns(parquet: pq.ParquetFile, folder: Path) -> None:
-    arrays: dict[str, NDArray[Any]] = {}
-    start = 0
-    for batch in parquet.iter_batches(ROWS):
-        for key in batch.schema.names:
-            values = _numpy(batch.column(key))
-            if key not in arrays:
-                shape = (parquet.metadata.num_rows, *values.shape[1:])
-                arrays[key] = open_memmap(folder / f"{key}.npy", "w+", values.dtype, shape)
-            arrays[key][start : start + len(values)] = values
-        start += batch.num_rows
-    (folder / MANIFEST).write_text(json.dumps(list(arrays)), encoding="utf-8")
+def _write_columns(parquet: pq.ParquetFile, folder: Path, described: Mapping[str, Any]) -> None:
+    rows, start = parquet.metadata.num_rows, 0
+    with ExitStack() as ends:
+        paths = _paths(folder, described)
+        variable = [name for name, facts in described.items() if facts["type"] in VARIABLE]
+        files = {name: ends.enter_context(paths[name].open("wb")) for name in variable}
+        arrays: dict[str, NDArray[Any]] = {
+            name: open_memmap(paths[name].with_suffix(".ends.npy"), "w+", np.int64, (rows,)) for name in variable
+        }
+        for batch in parquet.iter_batches(ROWS):
+            here = slice(start, start + batch.num_rows)
+            for name, facts in described.items():
+                column = batch.column(name)
+                if name in files:
+                    arrays[name][here] = _append(files[name], column)
+                    continue
+                values = to_array(column, facts)
+                if name not in arrays:
+                    shape = (rows, *values.shape[1:])
+                    arrays[name] = open_memmap(paths[name], "w+", values.dtype, shape)
+                arrays[name][here] = values
+            start += batch.num_rows
 
 
-def _numpy(column: pa.Array) -> NDArray[Any]:
-    tensor = isinstance(column, pa.FixedShapeTensorArray)
-    values: NDArray[Any] = column.to_numpy_ndarray() if tensor else column.to_numpy(zero_copy_only=False)
-    return values
+def _append(file: Any, column: pa.Array) -> NDArray[np.int64]:
+    """Write texts or bytes one after the other; where each ends, and the complement of that where it is missing."""
+    ends, at = np.zeros(len(column), np.int64), file.tell()
+    for row, value in enumerate(column.cast(pa.binary()).to_pylist()):
+        at += file.write(value or b"")
+        ends[row] = ~at if value is None else at
+    return ends
 
 
-def _usable(folder: Path) -> bool:
+def _usable(folder: Path, content: Mapping[str, Any]) -> bool:
     """Whether a decoded copy is there and whole, as far as its files' heads and sizes tell."""
     try:
-        return bool(_open(folder))
+        return bool(_open(folder, content))
     except (OSError, ValueError, EOFError):
         return False
 
 
-def _open(folder: Path) -> Split:
-    names = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-    # Copy-on-write: torch wants memory it may write to, and the file must stay as it is.
-    arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="c") for name in names}
-    return Split({name: torch.from_numpy(array) for name, array in arrays.items()})
+def _open(folder: Path, content: Mapping[str, Any]) -> Split:
+    columns: dict[str, Any] = {}
+    for name, path in _paths(folder, content["columns"]).items():
+        kind = content["columns"][name]["type"]
+        # Copy-on-write: torch wants memory it may write to, and the file must stay as it is.
+        columns[name] = Cells(path, kind == "text") if kind in VARIABLE else np.asarray(np.load(path, mmap_mode="c"))
+    return Split(columns, content)
 
 
-def _sha256(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()
+def _paths(folder: Path, described: Mapping[str, Any]) -> dict[str, Path]:
+    """The file of each column; numbered, for a name may hold what no file's may."""
+    kinds = {name: "cells" if facts["type"] in VARIABLE else "npy" for name, facts in described.items()}
+    return {name: folder / f"{number}.{kind}" for number, (name, kind) in enumerate(kinds.items())}
+
+
+def _sum(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

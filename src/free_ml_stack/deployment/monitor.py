@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from free_ml_stack.deployment.versions import read_index
+from free_ml_stack.deployment.versions import Build, read_index
 from free_ml_stack.errors import StackError
 from free_ml_stack.evaluation import plots as pictures
 from free_ml_stack.evaluation.drift import drift
@@ -44,10 +44,7 @@ def monitor(settings: "Settings") -> Monitoring:
     """
     store = open_store(settings.storage, settings)
     name = settings.algorithm.partition("/")[2]
-    index = read_index(store, name)
-    build = index.latest() if index else None
-    if build is None:
-        raise StackError(f"nothing is deployed yet: run `{settings.command} deploy`")
+    build = check_deployed(settings)
     calls = [call for call in read_calls(store, name) if call["version"] == build.version]
     if not calls:
         raise StackError(f"nobody has called version {build.version} yet: run `{settings.command} predict`")
@@ -75,6 +72,15 @@ def monitor(settings: "Settings") -> Monitoring:
     run.summary(verdict=found["verdict"])
     (folder / "monitor.json").write_text(json.dumps(found, indent=1), encoding="utf-8")
     return Monitoring(build.version, found, len(calls), errors, median, p99, drawn, run.finish())
+
+
+def check_deployed(settings: "Settings") -> Build:
+    """The version that answers. Raises StackError where nothing is deployed."""
+    index = read_index(open_store(settings.storage, settings), settings.algorithm.partition("/")[2])
+    build = index.latest() if index else None
+    if build is None:
+        raise StackError(f"nothing is deployed yet: run `{settings.command} deploy`")
+    return build
 
 
 def read_calls(store: "AbstractFileSystem", name: str) -> list[dict[str, Any]]:

@@ -1,98 +1,145 @@
-"""The model library: training can start from a model on the Hugging Face Hub, at a revision that stays the same."""
+"""Weights to start from: of a model on the Hub, at a revision that stays the same, or of one on this machine."""
 
 import json
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
-
-from torch import Tensor, nn
+from typing import TYPE_CHECKING, Any
 
 from free_ml_stack.errors import StackError
 from free_ml_stack.hub.client import MISSING, with_retries
 
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from free_ml_stack.project.settings import Settings
+
 SCHEME, WEIGHTS, INDEX = "hf://", "model.safetensors", "model.safetensors.index.json"
 COMMIT = re.compile(r"[0-9a-f]{40}")
 NAMED = re.compile(r"hf://([\w.-]+/[\w.-]+)(?:@([\w./-]+))?")
+LISTED = 5  # names of tensors in a line
 
 
-def pinned(url: str) -> str:
-    """`hf://user/name[@revision]` with the commit that it means now; an empty text stays one. Raises StackError."""
-    if not url:
+def pinned(place: str, settings: "Settings") -> str:
+    """A place of weights with what it means now: on the Hub its commit. An empty text stays one. Raises StackError."""
+    if not place:
         return ""
-    repo, revision = _parts(url)
+    if not place.startswith(SCHEME):
+        local(place, settings)
+        return place
+    repo, revision = _parts(place)
     if COMMIT.fullmatch(revision):
-        return url
+        return place
     from huggingface_hub import HfApi
 
-    info = _asked(url, lambda: HfApi().model_info(repo, revision=revision or None))
+    info = _asked(place, lambda: HfApi().model_info(repo, revision=revision or None))
     return f"{SCHEME}{repo}@{info.sha}"
 
 
-def weights(url: str) -> dict[str, Tensor]:
-    """All tensors of a model on the Hub by their names, from safetensors only. Raises StackError."""
+def weights(place: str, settings: "Settings") -> "dict[str, Tensor]":
+    """All tensors of a place by their names, from safetensors only. Raises StackError."""
+    if not place.startswith(SCHEME):
+        path = local(place, settings)
+        return _tensors(place, path) if path.is_file() else _whole(place, lambda name: path / name, FileNotFoundError)
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError
 
-    repo, revision = _parts(url)
+    repo, revision = _parts(place)
 
     def fetch(name: str) -> Path:
-        return Path(_asked(url, lambda: hf_hub_download(repo, name, revision=revision or None)))
+        return Path(_asked(place, lambda: hf_hub_download(repo, name, revision=revision or None)))
 
+    return _whole(place, fetch, EntryNotFoundError)
+
+
+def local(place: str, settings: "Settings") -> Path:
+    """The file or folder of a place on this machine: a path, or the name of a run or model. Raises StackError."""
+    places: list[Path] = [settings.root / Path(place).expanduser()]
+    places += [] if "/" in place else [settings.runs / place / "model", settings.models / place]
+    for path in places:
+        if path.suffix == ".safetensors" and path.is_file():
+            return path
+        if any((path / name).is_file() for name in (WEIGHTS, INDEX)):
+            return path
+    raise StackError(
+        f"init: no weights at {place!r}; expected hf://USER/NAME[@REVISION], a run or model of this project, "
+        "a folder with model.safetensors, or a .safetensors file"
+    )
+
+
+def start(model: "nn.Module", found: "Mapping[str, Tensor]", place: str) -> str:
+    """Copy the tensors that fit into a model; returns a line that lists the others. Raises StackError if none fits.
+
+    Where the names differ by one prefix (`encoder.`, `net.`) they are matched by what follows it.
+    """
+    own = model.state_dict()
+    ends = Counter(
+        mine.removesuffix(name) for name in found for mine in own if mine == name or mine.endswith(f".{name}")
+    )
+    prefix = ends.most_common(1)[0][0] if ends else ""
+    taken = {
+        prefix + name: value
+        for name, value in found.items()
+        if getattr(own.get(prefix + name), "shape", 0) == value.shape
+    }
+    if not taken:
+        raise StackError(f"init: no tensor of {place} fits this model; train with its sizes, or change model.py")
+    model.load_state_dict({**own, **taken})
+    other = [f"{name} {list(value.shape)}" for name, value in found.items() if prefix + name not in taken]
+    new = [name for name in own if name not in taken]
+    line = f"Starting from {place}: {len(taken)} of {len(found)} tensors."
+    return line + _listed(" Not taken: ", other) + _listed(" New here: ", new)
+
+
+def _listed(title: str, names: list[str]) -> str:
+    more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
+    return f"{title}{', '.join(names[:LISTED])}{more}." if names else ""
+
+
+def _whole(place: str, fetch: Callable[[str], Path], absent: type[Exception]) -> "dict[str, Tensor]":
+    """The tensors of one file, or of the several that an index names."""
     try:
-        return _tensors(url, fetch(WEIGHTS))
-    except EntryNotFoundError:
+        return _tensors(place, fetch(WEIGHTS))
+    except absent:
         pass
     try:
-        found = [_tensors(url, fetch(shard)) for shard in _shards(url, fetch(INDEX))]
-    except EntryNotFoundError:
-        raise StackError(f"{url} has no whole {WEIGHTS}; other formats may run code and are not read") from None
+        found = [_tensors(place, fetch(shard)) for shard in _shards(place, fetch(INDEX))]
+    except absent:
+        raise StackError(f"{place} has no whole {WEIGHTS}; other formats may run code and are not read") from None
     return {name: tensor for shard in found for name, tensor in shard.items()}
 
 
-def _tensors(url: str, path: Path) -> dict[str, Tensor]:
+def _tensors(place: str, path: Path) -> "dict[str, Tensor]":
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     try:
         return load_file(path)
     except SafetensorError as error:
-        raise StackError(f"{url}: {path.name} is no whole file of safetensors ({error})") from None
+        raise StackError(f"{place}: {path.name} is no whole file of safetensors ({error})") from None
 
 
-def _shards(url: str, index: Path) -> list[str]:
+def _shards(place: str, index: Path) -> list[str]:
     try:
         names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
         return sorted(map(str, names))
     except (ValueError, KeyError, TypeError, AttributeError):
-        raise StackError(f"{url}: {index.name} does not tell where its tensors are") from None
+        raise StackError(f"{place}: {index.name} does not tell where its tensors are") from None
 
 
-def load_pretrained(model: nn.Module, url: str, begin: Callable[[Any, Mapping[str, Tensor]], None]) -> None:
-    """Start `model` from the weights of a model on the Hub; nothing for an empty `url`. Raises StackError."""
-    if not url:
-        return
-    try:
-        begin(model, weights(url))
-    except RuntimeError as error:
-        reason = " ".join(str(error).split())[:300]
-        raise StackError(
-            f"{url} does not fit: {reason}; train with its sizes (its config.json), or choose layers in model.py"
-        ) from None
-
-
-def _parts(url: str) -> tuple[str, str]:
-    found = NAMED.fullmatch(url)
+def _parts(place: str) -> tuple[str, str]:
+    found = NAMED.fullmatch(place)
     if not found:
-        raise StackError(f"init: expected hf://USER/NAME or hf://USER/NAME@REVISION, got {url!r}")
+        raise StackError(f"init: expected hf://USER/NAME or hf://USER/NAME@REVISION, got {place!r}")
     return found[1], found[2] or ""
 
 
-def _asked(url: str, work: Callable[[], Any]) -> Any:
+def _asked(place: str, work: Callable[[], Any]) -> Any:
     """What the Hub answers; StackError where it does not know the model or the revision."""
     from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, RepositoryNotFoundError
 
-    absent = StackError(f"{url} is not on the Hub, or this account may not read it")
+    absent = StackError(f"{place} is not on the Hub, or this account may not read it")
 
     def ask() -> Any:
         try:

@@ -27,7 +27,7 @@ from free_ml_stack.project.science import Science
 from free_ml_stack.project.settings import load
 
 if TYPE_CHECKING:
-    from free_ml_stack.data.dataset import Split
+    from free_ml_stack.data.split import Split
 
 KEYS = ("WANDB_API_KEY", "HF_TOKEN", "ALGORITHMIA_API", "ALGORITHMIA_API_KEY")
 REDRAWN = 1.0  # seconds between two pictures of the curves
@@ -115,13 +115,8 @@ class Project:
 
     def model(self, run: str) -> Any:
         """Load the model of a finished run, ready to answer."""
-        from safetensors.torch import load_file
-
-        folder = load({}, self.root, self.environ).runs / run
-        config = json.loads((folder / "result.json").read_text("utf-8"))["config"]
-        model = self.science.model.build(self.science.config(**config))
-        model.load_state_dict(load_file(folder / "model.safetensors"))
-        return model.eval()
+        model = self.science.model.load(load({}, self.root, self.environ).runs / run / "model")
+        return model.eval() if hasattr(model, "eval") else model
 
     def split(self, name: str, rows: int) -> "Split":
         """Read the first rows of a split of the data set."""
@@ -130,7 +125,8 @@ class Project:
 
         settings = load({}, self.root, self.environ)
         splits, _ = dataset.read(open_store(settings.storage, settings), settings.private / "cache", settings.command)
-        return dataset.Split({key: column[:rows] for key, column in splits[name].items()})
+        found = splits[name]
+        return type(found)({key: column[:rows] for key, column in found.items()}, found.facts)
 
     def _run(self, words: list[str], meanwhile: Callable[[], None] | None = None) -> None:
         with subprocess.Popen(

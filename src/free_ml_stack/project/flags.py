@@ -15,13 +15,23 @@ T = TypeVar("T")
 _TRUE, _FALSE = {"true", "1", "yes", "on"}, {"false", "0", "no", "off"}
 
 
-def flag(default: Any, help: str, choices: tuple[str, ...] = ()) -> Any:
+def flag(
+    default: Any,
+    help: str,
+    choices: tuple[str, ...] = (),
+    *,
+    least: float | None = None,
+    above: float | None = None,
+    below: float | None = None,
+) -> Any:
     """Declare a field of a configuration: its default, its help text, and the values it may take.
 
     The field becomes a flag of `train`, a parameter that a sweep may vary, and a key of `train --config`. `help` names
-    the unit. Its type annotation (int, float, str or bool) converts and checks what is given.
+    the unit. Its type annotation (int, float, str or bool) converts and checks what is given; a number must be at least
+    `least`, more than `above` and less than `below`.
     """
-    return dataclasses.field(default=default, metadata={"help": help, "choices": choices})
+    limits = {"least": least, "above": above, "below": below}
+    return dataclasses.field(default=default, metadata={"help": help, "choices": choices, **limits})
 
 
 def add_flags(parser: argparse.ArgumentParser, cls: type) -> None:
@@ -62,7 +72,19 @@ def convert(cls: type, name: str, value: Any) -> Any:
         raise StackError(f"{name}: expected {kind.__name__}, got {value!r}") from None
     if choices and result not in choices:
         raise StackError(f"{name}: expected one of {', '.join(choices)}, got {value!r}")
+    _check_limits(name, result, fields[name].metadata)
     return result
+
+
+def _check_limits(name: str, value: Any, limits: Mapping[str, Any]) -> None:
+    """Refuse a number that is outside of its limits. Raises StackError."""
+    least, above, below = (limits.get(kind) for kind in ("least", "above", "below"))
+    if least is not None and value < least:
+        raise StackError(f"{name}: must be at least {least:g}, is {value:g}")
+    if above is not None and value <= above:
+        raise StackError(f"{name}: must be more than {above:g}, is {value:g}")
+    if below is not None and value >= below:
+        raise StackError(f"{name}: must be less than {below:g}, is {value:g}")
 
 
 def unknown(name: str, known: list[str]) -> str:

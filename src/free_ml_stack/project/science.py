@@ -18,29 +18,48 @@ class Data(Protocol):
     NAME: str
     SOURCE: str
     LICENSE: str
-    LABELS: list[Any]
+    TARGET: str  # the column to predict
 
-    def fetch(self) -> "dict[str, NDArray[np.uint8]]": ...
+    def fetch(self) -> Any:
+        """The embedded data set: arrays by name, a pandas data frame or an Arrow table."""
 
-    def split(self, arrays: "dict[str, NDArray[np.uint8]]", seed: int) -> "dict[str, dict[str, NDArray[np.uint8]]]": ...
+    def arrange(self, columns: Mapping[str, str], target: str) -> Mapping[str, tuple[str, str]]:
+        """The columns to keep, each with its source and kind, from a source's columns and their kinds."""
 
-    def example(self, columns: "Mapping[str, Any]", row: int) -> Any: ...
+    def prepare(
+        self, config: Any, facts: Mapping[str, Any], columns: Mapping[str, Any], draws: "NDArray[np.float32] | None"
+    ) -> Mapping[str, Any]:
+        """Some rows as the model takes them; `draws` (rows, 16) are random numbers for augmentation."""
+
+    def example(self, columns: Mapping[str, Any], row: int) -> Any:
+        """What a caller sends for a row."""
 
 
 class Model(Protocol):
-    """`model.py`: the network, and how it is saved and exported."""
+    """`model.py`: the model, and how it is saved and exported.
+
+    A model that is no torch module has `export(model, inputs, path)` in place of the last three: it writes the ONNX
+    file and returns what the trained model answers, by output.
+    """
 
     TASK: str  # the Hub's id
-    INPUTS: dict[str, dict[int, str]]  # of the exported model, by name, each with its axes of any size
-    OUTPUTS: dict[str, dict[int, str]]
 
-    def build(self, config: Any) -> "torch.nn.Module": ...
+    def build(self, config: Any, facts: Mapping[str, Any]) -> Any:
+        """The untrained model of a configuration, for the data set of a manifest."""
 
-    def inputs(self, columns: "Mapping[str, torch.Tensor]") -> "dict[str, torch.Tensor]": ...
+    def save(self, model: Any, folder: Path) -> None:
+        """Write all that `load` and predict.py need."""
+
+    def load(self, folder: Path) -> Any:
+        """The model that was saved."""
+
+    def inputs(self, batch: "Mapping[str, NDArray[Any]]") -> "dict[str, NDArray[Any]]":
+        """What the exported model takes, by name, of what `prepare` gives."""
 
     def served(self, model: Any) -> "torch.nn.Module": ...
 
-    def save(self, model: Any, folder: Path) -> None: ...
+    INPUTS: dict[str, dict[int, str]]  # of the exported model, by name, each with its axes of any size
+    OUTPUTS: dict[str, dict[int, str]]
 
 
 class Predictor(Protocol):

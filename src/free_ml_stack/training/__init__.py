@@ -1,6 +1,6 @@
 """What a training loop is written with."""
 
-from free_ml_stack.data.dataset import Split
+from free_ml_stack.data.split import Split
 from free_ml_stack.tracking.run import Run
 from free_ml_stack.training.checkpoint import Checkpoints
 from free_ml_stack.training.process import Process

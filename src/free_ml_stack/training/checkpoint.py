@@ -14,7 +14,7 @@ import torch
 
 from free_ml_stack.console import say, shown
 from free_ml_stack.errors import StackError
-from free_ml_stack.hub.pretrained import load_pretrained
+from free_ml_stack.hub.pretrained import start
 from free_ml_stack.training.process import Process
 from free_ml_stack.training.snapshot import (
     FILES,
@@ -29,7 +29,7 @@ from free_ml_stack.training.snapshot import (
     whole,
     write,
 )
-from free_ml_stack.training.state import generators, joined, restore_generators, split
+from free_ml_stack.training.state import copied, generators, joined, restore_generators, split
 
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
@@ -89,9 +89,11 @@ class Checkpoints:
         store: "AbstractFileSystem | None" = None,
         process: Process | None = None,
         fresh: bool = False,
+        weights: Callable[[str], Mapping[str, torch.Tensor]] | None = None,
     ) -> None:
         self.folder, self.log, self.config = folder, log, dict(config)
         self.fresh = fresh  # whether there can't be any yet, so that no store needs to be asked
+        self.weights = weights
         self.seconds, self.steps, self.keep, self.store = seconds, steps, keep, store
         self.process = process or Process(torch.device("cpu"))
         self.parts: dict[str, Stateful] = {}
@@ -134,16 +136,15 @@ class Checkpoints:
             say(f"Going on after step {self.at.step}.")
         return self.at
 
-    def load_pretrained(
-        self, model: torch.nn.Module, url: str, begin: Callable[[Any, Mapping[str, torch.Tensor]], None]
-    ) -> None:
-        """Start `model` from the weights of a model on the Hub; do nothing for an empty `url`.
+    def load_pretrained(self, model: torch.nn.Module, place: str) -> None:
+        """Start `model` from weights that exist; do nothing for an empty `place`.
 
-        `url` is hf://USER/NAME[@REVISION]. Its tensors, by name and in the file's dtype, are read from safetensors only
-        and given to `begin(model, tensors)`, which copies those it wants. Raises StackError where the model is absent
-        or unreadable, or where `begin` raises RuntimeError because a shape does not fit.
+        `place` is hf://USER/NAME[@REVISION], a run or published model of this project, a folder, or a .safetensors
+        file. A tensor is taken where the model has one of the same name, or of that name after one prefix, and of the
+        same shape; those that are not taken are listed. Raises StackError where there are no weights or none fits.
         """
-        load_pretrained(model, url, begin)
+        if place and self.weights:
+            say(start(model, self.weights(place), place))
 
     def step(self) -> None:
         """Save a checkpoint if one is due; call it after every optimizer step.
@@ -165,13 +166,12 @@ class Checkpoints:
 
     def mark_best(self, name: str) -> None:
         """Keep a copy of the state of part `name` as the best so far; every later checkpoint holds it."""
-        state = self.parts[name].state_dict()
-        self.best_states[name] = {key: value.detach().clone() for key, value in state.items()}
+        self.best_states[name] = copied(self.parts[name].state_dict())
 
     def best(self, name: str) -> dict[str, Any]:
         """Return the state that part `name` had when `mark_best` was called last. Raises StackError if it never was."""
         if name not in self.best_states:
-            raise StackError("training diverged: no epoch had a finite validation loss; try a lower learning rate")
+            raise StackError("training diverged: no validation loss was finite; try a lower learning rate")
         found: dict[str, Any] = self.best_states[name]
         return found
 

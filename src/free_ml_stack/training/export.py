@@ -8,9 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from safetensors.torch import load_file
-from torch.jit._trace import TracerWarning
 
 from free_ml_stack.data import dataset
 from free_ml_stack.errors import StackError
@@ -20,15 +17,17 @@ from free_ml_stack.project.settings import FILE
 from free_ml_stack.storage.manifest import write_manifest
 from free_ml_stack.storage.stores import open_store
 from free_ml_stack.tracking import provenance
-from free_ml_stack.training.outcome import EVALUATION, PICTURES, RESULT, WEIGHTS
+from free_ml_stack.training.outcome import EVALUATION, MODEL, PICTURES, RESULT
 
 if TYPE_CHECKING:
+    from free_ml_stack.data.split import Split
     from free_ml_stack.project.science import Science
     from free_ml_stack.project.settings import Settings
 
 ONNX, CARD = "model.onnx", "README.md"
 TOLERANCE = 1e-4
 REFERENCE = 5000  # training examples at most that say what normal calls look like
+CALLS = 64  # made at once
 ROWS = 100  # test examples on which the exported model is held against the trained one
 
 
@@ -48,27 +47,34 @@ def export(science: "Science", settings: "Settings", run: Path, kept: Mapping[st
             f"train again, or write that data set again with `{settings.command} data`"
         )
     folder.mkdir(parents=True, exist_ok=True)
-    model = trained(science, run, result["config"])
+    config, model = science.config(**result["config"]), science.model.load(run / MODEL)
     written = merge_sections(kept_sections(settings.models, folder), kept or {})
+    shutil.copytree(run / MODEL, folder, dirs_exist_ok=True)  # a card among it, of the Hub's client, is no card
     judged = json.loads((run / EVALUATION).read_text(encoding="utf-8"))
     card(settings, science, {**result, **judged}, type(model).__name__, written).save(folder / CARD)
     for name in judged["pictures"].values():
         shutil.copyfile(run / PICTURES / name, folder / name)
-    science.model.save(model, folder)
-    write_onnx(science, model, splits["test"], folder / ONNX)
+    write_onnx(science, config, model, splits["test"], folder / ONNX)
     _json(folder / "metrics.json", {name: result[name] for name in ("test", "validation")})
     _json(folder / RESULT, result)
     predictor = science.predict.load(folder)
     [sample] = dataset.examples(science, splits["test"], [0])
     _json(folder / "sample.json", {"input": sample, "output": science.predict.apply(sample, predictor)})
-    spread = np.linspace(0, splits["train"].rows - 1, min(splits["train"].rows, REFERENCE)).astype(int)
-    calls = dataset.examples(science, splits["train"], spread.tolist())
-    answers = science.predict.apply_batch(calls, predictor)
-    watched = [science.predict.watch(*pair, predictor) for pair in zip(calls, answers, strict=True)]
-    _json(folder / "reference.json", reference(watched))
+    _json(folder / "reference.json", reference(watched(science, splits["train"], predictor)))
     origins(settings, folder)
     write_manifest(folder)
     return folder
+
+
+def watched(science: "Science", split: "Split", predictor: Any) -> list[Mapping[str, Any]]:
+    """What `watch` names of calls with rows of a split; a few at a time, for inputs may be large."""
+    rows = np.linspace(0, split.rows - 1, min(split.rows, REFERENCE)).astype(int)
+    found: list[Mapping[str, Any]] = []
+    for start in range(0, len(rows), CALLS):
+        calls = dataset.examples(science, split, rows[start : start + CALLS].tolist())
+        answers = science.predict.apply_batch(calls, predictor)
+        found += [science.predict.watch(*pair, predictor) for pair in zip(calls, answers, strict=True)]
+    return found
 
 
 def kept_sections(models: Path, folder: Path) -> dict[str, str]:
@@ -89,46 +95,46 @@ def origins(settings: "Settings", folder: Path) -> None:
             shutil.copyfile(settings.root / name, folder / name)
 
 
-def trained(science: "Science", run: Path, config: Mapping[str, Any]) -> Any:
-    """The model of a run, with its weights, ready to answer."""
-    model = science.model.build(science.config(**config))
-    model.load_state_dict(load_file(run / WEIGHTS), strict=True)
-    return model.eval()
-
-
-def write_onnx(science: "Science", model: Any, split: "dataset.Split", path: Path) -> None:
-    """Export a model to ONNX as model.py states it, and compare the two on a hundred rows, to 1e-4."""
-    rows = torch.arange(min(ROWS, split.rows))
-    given = science.model.inputs(split.take(rows, torch.device("cpu")))
-    served = science.model.served(model).eval()
-    with warnings.catch_warnings():
-        # The newer exporter takes 13 s for a small model and needs two more packages; this one takes 0.1 s.
-        warnings.filterwarnings("ignore", category=DeprecationWarning)
-        # It warns of each check of a shape; what it exports is compared with the model below.
-        warnings.filterwarnings("ignore", category=TracerWarning)
-        torch.onnx.export(
-            served,
-            tuple(values[:2] for values in given.values()),
-            path,
-            dynamo=False,
-            input_names=list(science.model.INPUTS),
-            output_names=list(science.model.OUTPUTS),
-            dynamic_axes={**science.model.INPUTS, **science.model.OUTPUTS},
-        )
+def write_onnx(science: "Science", config: Any, model: Any, split: "Split", path: Path) -> None:
+    """Export a model to ONNX as model.py says, and compare what the two answer to a hundred rows, to 1e-4."""
+    columns = split.take(range(min(ROWS, split.rows)))
+    given = science.model.inputs(science.data.prepare(config, split.facts, columns, None))
+    own = getattr(science.model, "export", None)
+    expected = own(model, given, path) if own else _export_module(science, model, given, path)
     import onnxruntime
 
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    exported = session.run(None, {name: values.numpy() for name, values in given.items()})
-    with torch.no_grad():
-        expected = served(*given.values())
-    for name, one, other in zip(science.model.OUTPUTS, exported, _many(expected), strict=True):
-        if not np.allclose(one, other.numpy(), rtol=TOLERANCE, atol=TOLERANCE):
-            difference = float(np.abs(one - other.numpy()).max())
+    answers = session.run(list(expected), {one.name: given[one.name] for one in session.get_inputs()})
+    for name, answer in zip(expected, answers, strict=True):
+        if not np.allclose(answer, expected[name], rtol=TOLERANCE, atol=TOLERANCE):
+            difference = float(np.abs(answer - expected[name]).max())
             raise StackError(f"the exported model differs from the trained one by {difference:.1e} in {name}")
 
 
-def _many(values: Any) -> tuple[torch.Tensor, ...]:
-    return values if isinstance(values, tuple) else (values,)
+def _export_module(science: "Science", model: Any, given: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    """Export what `served` makes of a torch module; returns what it answers, by output."""
+    import torch
+    from torch.jit._trace import TracerWarning
+
+    module, inputs = science.model.served(model).eval(), science.model.INPUTS
+    tensors = [torch.from_numpy(given[name]) for name in inputs]
+    with warnings.catch_warnings(), torch.no_grad():
+        # The newer exporter takes 13 s for a small model and needs two more packages; this one takes 0.1 s.
+        warnings.filterwarnings("ignore", category=DeprecationWarning)
+        # It warns of each check of a shape; what it exports is compared with the model.
+        warnings.filterwarnings("ignore", category=TracerWarning)
+        torch.onnx.export(
+            module,
+            tuple(values[:2] for values in tensors),
+            path,
+            dynamo=False,
+            input_names=list(inputs),
+            output_names=list(science.model.OUTPUTS),
+            dynamic_axes={**inputs, **science.model.OUTPUTS},
+        )
+        answers = module(*tensors)
+    answers = answers if isinstance(answers, tuple) else (answers,)
+    return {name: answer.numpy() for name, answer in zip(science.model.OUTPUTS, answers, strict=True)}
 
 
 def _json(path: Path, value: Any) -> None:

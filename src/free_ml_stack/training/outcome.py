@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from safetensors.torch import save_file
 
 from free_ml_stack.console import say
 from free_ml_stack.errors import in_a_line
@@ -16,23 +15,24 @@ from free_ml_stack.storage.atomic import replace
 from free_ml_stack.tracking.run import METRICS, Run
 
 if TYPE_CHECKING:
-    from free_ml_stack.data.dataset import Split
+    from free_ml_stack.data.split import Split
     from free_ml_stack.project.science import Science
 
-RESULT, WEIGHTS, EVALUATION = "result.json", "model.safetensors", "evaluation.json"
+RESULT, MODEL, EVALUATION = "result.json", "model", "evaluation.json"
 PICTURES = "pictures"
 JUDGED = ("validation", "test")  # the splits that a trained model is evaluated on
 
 
 def keep(
-    science: "Science", model: Any, splits: Mapping[str, "Split"], run: Run, facts: Mapping[str, Any]
+    science: "Science", config: Any, model: Any, splits: Mapping[str, "Split"], run: Run, facts: Mapping[str, Any]
 ) -> tuple[dict[str, Any], Evaluation]:
-    """Write the weights, evaluate the model, and write the result; returns it, and the evaluation of the test split."""
-    save_file(model.state_dict(), run.folder / WEIGHTS)
+    """Write the model, evaluate it, and write the result; returns it, and the evaluation of the test split."""
+    (run.folder / MODEL).mkdir(exist_ok=True)
+    science.model.save(model, run.folder / MODEL)
     try:
-        found: dict[str, Evaluation] = {name: science.train.evaluate(model, splits[name]) for name in JUDGED}
+        found: dict[str, Evaluation] = {name: science.train.evaluate(config, model, splits[name]) for name in JUDGED}
     except Exception:
-        say(f"The weights of {run.id} are kept; evaluating them failed. Correct it, then `train --run {run.id}`.")
+        say(f"The model of {run.id} is kept; evaluating it failed. Correct that, then `train --run {run.id}`.")
         raise
     scores = {name: dict(evaluation.metrics) for name, evaluation in found.items()}
     result = {

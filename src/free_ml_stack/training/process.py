@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import distributed
@@ -58,8 +58,16 @@ class Process:
         kind: torch.dtype = getattr(torch, name)
         return kind
 
-    def mine(self, rows: torch.Tensor) -> torch.Tensor:
-        """Return this process's share of `rows` (n, …): every `size`-th from `rank` on."""
+    def parallel(self, model: torch.nn.Module) -> torch.nn.Module:
+        """Return `model` as one whose gradients are averaged over all processes; alone, `model` itself."""
+        if self.size == 1:
+            return model
+        from torch.nn.parallel import DistributedDataParallel
+
+        return DistributedDataParallel(model, gradient_as_bucket_view=True, find_unused_parameters=True)
+
+    def mine(self, rows: Any) -> Any:
+        """Return this process's share of `rows` (n, …), an array or a tensor: every `size`-th from `rank` on."""
         return rows[self.rank :: self.size]
 
     def agree(self, value: T) -> T:

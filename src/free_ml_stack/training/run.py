@@ -21,7 +21,7 @@ from fsspec.implementations.dirfs import DirFileSystem
 from free_ml_stack.console import say
 from free_ml_stack.data import dataset
 from free_ml_stack.errors import StackError
-from free_ml_stack.hub.pretrained import pinned
+from free_ml_stack.hub import pretrained
 from free_ml_stack.project.flags import read, read_json
 from free_ml_stack.storage.atomic import replace
 from free_ml_stack.storage.stores import open_store
@@ -31,14 +31,12 @@ from free_ml_stack.tracking.run import FACTS, NoRecord, Run
 from free_ml_stack.tracking.tracker import PREEMPTED, RunStoppedError, Tracker
 from free_ml_stack.training import outcome
 from free_ml_stack.training.checkpoint import Checkpoints, PreemptedError, same
-from free_ml_stack.training.outcome import RESULT, WEIGHTS
+from free_ml_stack.training.outcome import MODEL, RESULT
 from free_ml_stack.training.process import Process, join
 from free_ml_stack.training.snapshot import STATE
 
 if TYPE_CHECKING:
-    import torch
-
-    from free_ml_stack.data.dataset import Split
+    from free_ml_stack.data.split import Split
     from free_ml_stack.project.science import Science
     from free_ml_stack.project.settings import Settings
 
@@ -71,7 +69,7 @@ def train(
         splits, facts = process.first_then_all(
             lambda: dataset.read(store, settings.private / "cache", settings.command)
         )
-        if init := process.agree(pinned(getattr(config, "init", "")) if process.first else ""):
+        if init := process.agree(pretrained.pinned(getattr(config, "init", ""), settings) if process.first else ""):
             config = replace_fields(config, init=init)
         values = asdict(config)
         started = {**values, "data": dataset.fingerprint(facts)}
@@ -93,6 +91,7 @@ def train(
             store=DirFileSystem(f"checkpoints/{run_id}", fs=store) if folder is None else None,
             process=process,
             fresh=fresh,
+            weights=lambda place: pretrained.weights(place, settings),
         )
         model = _fit(science, config, splits, run, checkpoints, process, settings.command)
         result = {
@@ -102,22 +101,29 @@ def train(
             "steps": checkpoints.at.step,
             "seconds": round(checkpoints.elapsed(), 3),
             "processes": process.size,
-            "parameters": sum(parameter.numel() for parameter in model.parameters()),
+            **_size(model),
             "commit": provenance.commit(settings.root),
             "environment": provenance.environment(),
             "machine": provenance.machine(str(process.device)),
         }
         if process.first:
-            result, judged = outcome.keep(science, model, splits, run, result)
+            result, judged = outcome.keep(science, config, model, splits, run, result)
             if folder is None and not settings.wandb_sweep:  # a trial is not what is published next
                 # before W&B is waited for: who stops that wait has a trained model all the same
                 replace(runs / LATEST, run_id.encode())
             if folder is None:  # nobody looks at the pictures of a trial
                 outcome.show(run, judged)
             if run.tracked:
-                lineage.trained(run, [run.folder / name for name in (WEIGHTS, CONFIG, RESULT)])
+                saved = sorted(path for path in (run.folder / MODEL).rglob("*") if path.is_file())
+                lineage.trained(run, [*saved, run.folder / CONFIG, run.folder / RESULT])
             result["tracked"] = run.finish()
     return result
+
+
+def _size(model: Any) -> dict[str, int]:
+    """How many parameters a model has, for one of torch's."""
+    found = getattr(model, "parameters", None)
+    return {"parameters": sum(parameter.numel() for parameter in found())} if found else {}
 
 
 def failed_early(settings: "Settings", run_id: str) -> None:
@@ -156,12 +162,11 @@ def _fit(
     checkpoints: Checkpoints,
     process: Process,
     command: str,
-) -> "torch.nn.Module":
+) -> Any:
     """Run the loop; whatever ends it, the run is ended too."""
     try:
         with stoppable(checkpoints):
-            model: torch.nn.Module = science.train.fit(config, splits, run, checkpoints, process)
-            return model
+            return science.train.fit(config, splits, run, checkpoints, process)
     except RunStoppedError:
         run.finish()
         raise

@@ -21,6 +21,15 @@ def split(tree: Any, tensors: dict[str, torch.Tensor], name: str) -> Any:
     return tree
 
 
+def copied(tree: Any) -> Any:
+    """A state whose tensors are copies."""
+    if isinstance(tree, torch.Tensor):
+        return tree.detach().clone()
+    if isinstance(tree, dict):
+        return {key: copied(value) for key, value in tree.items()}
+    return type(tree)(map(copied, tree)) if isinstance(tree, list | tuple) else tree
+
+
 def joined(tree: Any, tensors: Mapping[str, torch.Tensor]) -> Any:
     """What `split` took apart."""
     if not isinstance(tree, dict):

@@ -19,9 +19,7 @@ def alike(one: Any, other: Any) -> bool:
         return one.keys() == other.keys() and all(alike(one[key], other[key]) for key in one)
     if isinstance(one, list):
         return len(one) == len(other) and all(map(alike, one, other))
-    return (
-        math.isclose(one, other, rel_tol=1e-5, abs_tol=1e-5) if isinstance(one, float) else bool(one == other)
-    )
+    return math.isclose(one, other, rel_tol=1e-5, abs_tol=1e-5) if isinstance(one, float) else bool(one == other)
 
 
 @pytest.mark.parametrize("case", CASES, ids=[case["case_name"] for case in CASES])

@@ -163,17 +163,22 @@ def add_serve_arguments(parser: ArgumentParser, science: "Science") -> None:
 
 def predict(science: "Science", settings: Settings, args: Namespace) -> int:
     """Call the deployed model through Algorithmia's own client."""
-    from free_ml_stack.algorithmia.calls import call, read_input
+    from free_ml_stack.algorithmia.calls import call, gateway, local, read_input
+    from free_ml_stack.deployment.monitor import check_deployed
 
     value = read_input(args.input) if args.input else read_json(published_model(settings, "") / "sample.json")["input"]
-    say(json.dumps(call(settings, [value], args.version)[0], indent=1))
+    if not (settings.algorithmia_api or local(settings)):
+        check_deployed(settings)
+    with gateway(science, settings):
+        [answer] = call(settings, [value], args.version)
+    say(json.dumps(answer, indent=1))
     return say_next(settings, "monitor")
 
 
 def add_predict_arguments(parser: ArgumentParser, science: "Science") -> None:
     """Add the arguments of `predict`."""
     add = parser.add_argument
-    add("input", nargs="?", default="", help="JSON, a file of it, or - (default: the model's sample)")
+    add("input", nargs="?", default="", help="JSON, text, a file or - for standard input (default: the model's sample)")
     add("--version", default="", help="version to call (default: the latest)")
 
 

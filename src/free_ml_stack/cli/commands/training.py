@@ -10,30 +10,23 @@ from free_ml_stack.errors import StackError
 from free_ml_stack.project.settings import Settings
 
 if TYPE_CHECKING:
+    from free_ml_stack.data.source import Source
     from free_ml_stack.project.science import Science
 
 
 def data(science: "Science", settings: Settings, args: Namespace) -> int:
     """Fetch the data set, split it, and write it to the store."""
     from free_ml_stack.data import dataset
+    from free_ml_stack.data.ingest import ingest
     from free_ml_stack.storage.stores import open_store, place
 
-    source, store = science.data, open_store(settings.storage, settings)
-    if args.source or args.publish:
-        from free_ml_stack.data import hub_dataset
+    store = open_store(settings.storage, settings)
     if args.publish:
+        from free_ml_stack.data import hub_dataset
+
         hub_dataset.repository_of(args.publish)
-    if args.source:
-        written = hub_dataset.fetch(args.source, store, source.LABELS)
-    else:
-        facts = {
-            "name": source.NAME,
-            "source": source.SOURCE,
-            "license": {"license": source.LICENSE},
-            "labels": source.LABELS,
-            "split_seed": args.seed,
-        }
-        written = dataset.write(store, source.split(source.fetch(), args.seed), facts)
+    source = _source(science, args.source)
+    written = ingest(store, source, science.data, args.target, args.seed, settings.private / "cache")
     say(table(list(written["rows"].items()), ("split", "rows")))
     say(f"Data set {written['name']} is in {place(settings.storage, dataset.FOLDER, settings)}.")
     if args.publish:
@@ -42,11 +35,34 @@ def data(science: "Science", settings: Settings, args: Namespace) -> int:
     return say_next(settings, "train")
 
 
+def _source(science: "Science", place: str) -> "Source":
+    """What `--from` names, else the data set that comes with the project."""
+    from free_ml_stack.data import source
+
+    if place.startswith("hf:"):
+        from free_ml_stack.data.hub_dataset import from_hub
+
+        return from_hub(place)
+    if place:
+        return source.from_place(place)
+    data = science.data
+    facts = {"name": data.NAME, "source": data.SOURCE, "license": {"license": data.LICENSE}}
+    return source.Source(lambda: {"train": source.from_columns(data.fetch())}, facts)
+
+
 def add_data_arguments(parser: ArgumentParser, science: "Science") -> None:
     """Add the arguments of `data`."""
     add = parser.add_argument
     add("--seed", type=whole(0), default=0, help="seed of the split (default: 0)")
-    add("--from", dest="source", default="", metavar="URL", help="read hf://datasets/USER/NAME instead")
+    add(
+        "--from",
+        dest="source",
+        default="",
+        metavar="PLACE",
+        help="read your own instead: a folder of images by class; a CSV, JSON Lines or Parquet file or a folder of "
+        "them; hf://datasets/USER/NAME",
+    )
+    add("--target", default="", metavar="COLUMN", help="the column to predict (default: that of data.py)")
     add("--publish", default="", metavar="URL", help="publish the data set at hf://datasets/USER/NAME")
     add("--public", action="store_true", help="make the repository on the Hub public")
 

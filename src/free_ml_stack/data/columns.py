@@ -1,0 +1,220 @@
+"""Columns of a data set: how each kind of value stands in Arrow, in the manifest, and as an array.
+
+A kind is number (integers, floats, truth values), tensor (numbers of one shape), category, text, bytes or date. In the
+Parquet files a category is the value itself; as an array it is a place in the manifest's sorted `categories`.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from free_ml_stack.errors import StackError
+
+Facts = Mapping[str, Any]
+MOST = 1000  # categories of a column that is no target; rarer values count as missing
+VARIABLE = ("text", "bytes")  # what has no fixed size
+INSTANT = "timestamp[us]"
+ONE_DIMENSION = 1
+
+
+def from_array(values: Any) -> pa.Array:
+    """An array (rows, …), a list, or a column of Arrow or pandas, as a column."""
+    if isinstance(values, np.ndarray) and values.ndim > ONE_DIMENSION:
+        return pa.FixedShapeTensorArray.from_numpy_ndarray(np.ascontiguousarray(values))
+    if isinstance(values, pa.ChunkedArray):
+        return values.combine_chunks()
+    return values if isinstance(values, pa.Array) else pa.array(values, from_pandas=True)
+
+
+def normal(column: pa.Array, name: str, names: Sequence[str] = ()) -> pa.Array:
+    """A column as it is kept, whatever form a source gives it; `names` are those of its classes, for whole numbers.
+
+    Raises StackError for what no kind is for.
+    """
+    kind = column.type
+    if names:
+        return _named(column, name, names)
+    if isinstance(column, pa.ExtensionArray):
+        return column
+    if pa.types.is_dictionary(kind):
+        return normal(column.dictionary_decode(), name)
+    if pa.types.is_struct(kind) and {field.name for field in kind} >= {"bytes"}:  # the Hub's images and sounds
+        return normal(column.field("bytes"), name)
+    if pa.types.is_boolean(kind):
+        return column.cast(pa.uint8())
+    if pa.types.is_decimal(kind) or pa.types.is_null(kind) or pa.types.is_float16(kind):
+        return column.cast(pa.float64())
+    if _is_list(kind):
+        return _tensors(column, name)
+    for found, kept in ((_is_text, pa.string()), (_is_bytes, pa.binary()), (_is_date, pa.timestamp("us"))):
+        if found(kind):
+            return column.cast(kept, safe=False)
+    if pa.types.is_integer(kind) or pa.types.is_floating(kind):
+        return column
+    raise StackError(f"{name} is {kind}; it must be numbers, lists of numbers, text, bytes or dates")
+
+
+def _named(column: pa.Array, name: str, names: Sequence[str]) -> pa.Array:
+    """Classes by their names; -1 is none, as in test splits of the Hub whose answers are secret."""
+    numbers = pc.fill_null(column.cast(pa.int64()), -1)
+    if (most := pc.max(numbers).as_py() or 0) >= len(names):
+        raise StackError(f"{name} has the class {most}, and {len(names)} names of classes")
+    known = pa.array(range(len(names)), pa.int64())
+    return pc.take(pa.array(names, pa.string()), pc.index_in(numbers, known))
+
+
+def kind_of(kind: pa.DataType) -> str:
+    """The kind of a column that is in normal form."""
+    if isinstance(kind, pa.BaseExtensionType):
+        return "tensor"
+    for found, word in ((_is_text, "text"), (_is_bytes, "bytes"), (_is_date, "date")):
+        if found(kind):
+            return word
+    return "number"
+
+
+def cast(column: pa.Array, kind: str, name: str) -> pa.Array:
+    """A column in normal form as the kind that the project asks for. Raises StackError where it is none."""
+    found = kind_of(column.type)
+    if found == kind or (kind == "category" and found in ("text", "number")):
+        return column
+    if kind == "category" and found == "date":
+        return column.cast(pa.string())
+    if kind == "text" and found == "number":
+        return column.cast(pa.string())
+    if kind == "number" and found == "text":
+        try:
+            return column.cast(pa.float64())
+        except pa.ArrowInvalid as error:
+            raise StackError(f"{name} must be numbers: {error}") from None
+    raise StackError(f"{name} is {found}, and must be {kind}")
+
+
+class Description:
+    """What the manifest says of a column, gathered while it is written."""
+
+    def __init__(self, kind: str, target: bool) -> None:
+        self.kind, self.target = kind, target
+        self.type: pa.DataType | None = None
+        self.missing = 0
+        self.least, self.most = float("inf"), float("-inf")
+        self.counts: dict[str, Counter[Any]] = {}
+
+    def add(self, column: pa.Array, split: str) -> None:
+        """Count the values of some rows of a split."""
+        self.type = column.type
+        self.missing += column.null_count
+        if self.kind in ("number", "tensor"):
+            flat = column.storage.flatten() if isinstance(column, pa.ExtensionArray) else column
+            ends = pc.min_max(flat).as_py()
+            if ends["min"] is not None:
+                self.least, self.most = min(self.least, ends["min"]), max(self.most, ends["max"])
+        if self.kind == "category":
+            counted = pc.value_counts(column.drop_null())
+            values, counts = counted.field("values").to_pylist(), counted.field("counts").to_pylist()
+            self.counts.setdefault(split, Counter()).update(dict(zip(values, counts, strict=True)))
+
+    def facts(self) -> dict[str, Any]:
+        """The entry of the manifest."""
+        missing = {"missing": self.missing} if self.missing else {}
+        if self.kind == "category":
+            total: Counter[Any] = sum(self.counts.values(), Counter())
+            kept = total if self.target else dict(total.most_common(MOST))
+            return {"type": "category", "categories": sorted(kept), **missing}
+        if self.kind in ("number", "tensor"):
+            assert self.type is not None
+            tensor = isinstance(self.type, pa.FixedShapeTensorType)
+            plain = str(self.type.value_type if tensor else self.type).replace("double", "float64")
+            shape = list(self.type.shape) if tensor else []
+            ends = {"least": self.least, "most": self.most} if self.most >= self.least else {}
+            return {"type": {"float": "float32"}.get(plain, plain), "shape": shape, **ends, **missing}
+        return {"type": self.kind, **missing}
+
+
+def to_array(column: pa.Array, facts: Facts) -> NDArray[Any]:
+    """A column of fixed size as an array (rows, …).
+
+    A category becomes its place among the sorted categories, and -1 where it is missing or none of them; a number that
+    is missing NaN, in a column of floats; a date microseconds since 1970, and NaT.
+    """
+    if facts["type"] == "category":
+        known = pa.array(facts["categories"])
+        wanted = column if known.type == column.type or not len(known) else column.cast(known.type)
+        places = pc.index_in(wanted, known) if len(known) else pa.nulls(len(column), pa.int32())
+        return np.asarray(pc.fill_null(places, -1)).astype(np.int64)
+    if isinstance(column, pa.FixedShapeTensorArray):
+        array: NDArray[Any] = column.to_numpy_ndarray()
+        return array
+    if facts.get("missing") and pa.types.is_integer(column.type):
+        column = column.cast(pa.float64())
+    found: NDArray[Any] = column.to_numpy(zero_copy_only=False)
+    return found
+
+
+def check_target(name: str, described: Description, rows: Mapping[str, int], warn: Callable[[str], None]) -> None:
+    """Refuse a target that is no set of classes, and warn of classes that are rare or not in every split."""
+    if described.kind != "category":
+        return
+    classes = described.facts()["categories"]
+    if len(classes) * 2 > sum(rows.values()):
+        raise StackError(
+            f"column {name} has {len(classes)} values in {sum(rows.values())} rows, too many for classes; "
+            "name another with --target COLUMN"
+        )
+    for split, count in rows.items():
+        counts = described.counts.get(split, Counter())
+        if absent := [str(value) for value in classes if not counts[value]]:
+            warn(f"{split} has no row of {_listed(absent)}")
+        if rare := [str(value) for value in classes if 0 < counts[value] < count / 100]:
+            warn(f"fewer than 1 in 100 rows of {split} are {_listed(rare)}")
+
+
+def _listed(values: Sequence[str], most: int = 5) -> str:
+    more = f" and {len(values) - most} more" if len(values) > most else ""
+    return ", ".join(values[:most]) + more
+
+
+def _tensors(column: pa.Array, name: str) -> pa.Array:
+    """Lists of numbers of one length, at any depth, as tensors."""
+    return from_array(_dense(column, name))
+
+
+def _dense(column: pa.Array, name: str) -> NDArray[Any]:
+    if column.null_count:
+        raise StackError(f"{name} has empty values among its lists")
+    if not _is_list(column.type):
+        if not (pa.types.is_integer(column.type) or pa.types.is_floating(column.type)):
+            raise StackError(f"{name} has lists of {column.type}; only lists of numbers can be kept")
+        values: NDArray[Any] = column.to_numpy(zero_copy_only=False)
+        return values
+    lengths = pc.unique(pc.list_value_length(column)).to_pylist()
+    if len(lengths) != 1:
+        raise StackError(f"{name} has lists of {len(lengths)} lengths; they must be equal")
+    inner = _dense(column.flatten(), name)
+    return inner.reshape(len(column), lengths[0], *inner.shape[1:])
+
+
+def _is_list(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind))
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
+
+
+def _is_bytes(kind: pa.DataType) -> bool:
+    return bool(
+        pa.types.is_binary(kind)
+        or pa.types.is_large_binary(kind)
+        or pa.types.is_fixed_size_binary(kind)
+        or pa.types.is_binary_view(kind)
+    )
+
+
+def _is_date(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_timestamp(kind) or pa.types.is_date(kind))

@@ -1,0 +1,277 @@
+"""A data set on its way into the store: arranged as the project reads it, split, checked, and only then put there."""
+
+import hashlib
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from free_ml_stack.console import say
+from free_ml_stack.data import columns as col
+from free_ml_stack.data.dataset import SPLITS, in_store, put
+from free_ml_stack.data.source import Rows, Source
+from free_ml_stack.errors import StackError
+from free_ml_stack.storage.manifest import DamagedError, verify
+
+if TYPE_CHECKING:
+    from fsspec import AbstractFileSystem
+
+    from free_ml_stack.project.science import Data
+
+FRACTIONS = {"train": 0.7, "validation": 0.15, "test": 0.15}
+GROUP_ROWS, GROUP_BYTES = 8192, 16 << 20  # of a row group at most: what is in memory at once
+LEFT_OUT = ""
+
+
+class Plan(NamedTuple):
+    """How the columns of a source become those of the data set (source column, kind), and the name of the target."""
+
+    columns: Mapping[str, tuple[str, str]]
+    target: str
+
+    @property
+    def source(self) -> str:
+        """The source's name of the target."""
+        return self.columns[self.target][0]
+
+
+def ingest(
+    store: "AbstractFileSystem", source: Source, data: "Data", target: str, seed: int, scratch: Path
+) -> dict[str, Any]:
+    """Write a data set to the store's `data/`, one Parquet file a split and a manifest, and return the manifest.
+
+    A split that the source lacks is drawn from its training split, by `seed`. The rows pass a few at a time through
+    files in `scratch`; what is in the store stays as it was until all are written and checked. Raises StackError.
+    """
+    if found := present(store, source, target):
+        return found
+    plan = arranged(source, data, target)
+    kinds = {name: col.Description(kind, name == plan.target) for name, (_, kind) in plan.columns.items()}
+    scratch.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=scratch, prefix=".data-") as folder:
+        files = _written(source, data, plan, seed, Path(folder), kinds)
+        rows = {name: file.rows for name, file in files.items()}
+        if empty := [name for name in SPLITS if not rows[name]]:
+            raise StackError(f"{' and '.join(empty)} would have no rows; nothing was changed")
+        described = kinds[plan.target]
+        col.check_target(plan.source, described, rows, lambda line: say(f"warning: {line}"))
+        content: dict[str, Any] = {
+            **source.facts,
+            **({"split_seed": seed} if set(source.splits) != set(SPLITS) else {}),
+            **({"asked": target} if target else {}),
+            "target": plan.target,
+            "rows": rows,
+            "columns": {name: one.facts() for name, one in kinds.items()},
+            "files": {f"{name}.parquet": file.facts() for name, file in files.items()},
+        }
+        put(in_store(store), content, Path(folder))
+    return content
+
+
+def present(store: "AbstractFileSystem", source: Source, target: str) -> dict[str, Any] | None:
+    """The manifest of what is in the store, if that is all of this data set and its source never changes."""
+    if not source.lasting:
+        return None
+    try:
+        content = verify(in_store(store))
+    except DamagedError:
+        return None
+    same = content.get("source") == source.facts["source"] and content.get("asked", "") == target
+    return content if same else None
+
+
+def arranged(source: Source, data: "Data", target: str) -> Plan:
+    """How the project wants the columns of a source. Raises StackError where a split or the target lacks one."""
+    found = {
+        split: {name: col.kind_of(kind) for name, kind in rows.types.items()} for split, rows in source.splits.items()
+    }
+    if "train" not in found:
+        raise StackError(f"the source has no rows to train on: {', '.join(found) or 'nothing'} alone")
+    columns, wanted = found["train"], target or data.TARGET
+    if wanted not in columns:
+        raise StackError(f"no column {wanted}; name the target with --target COLUMN, one of {', '.join(columns)}")
+    chosen = data.arrange(columns, wanted)
+    for split, others in found.items():
+        for name, _ in chosen.values():
+            if name not in others:
+                raise StackError(f"{split} has no column {name}, which train has")
+            if others[name] != columns[name]:
+                raise StackError(f"column {name} is {columns[name]} in train and {others[name]} in {split}")
+    [name] = [name for name, (column, _) in chosen.items() if column == wanted]
+    return Plan(chosen, name)
+
+
+def _written(
+    source: Source, data: "Data", plan: Plan, seed: int, folder: Path, kinds: Mapping[str, col.Description]
+) -> dict[str, "_File"]:
+    """Write the rows of each split to its file."""
+    missing = [name for name in SPLITS if name not in source.splits]
+    left_out = 0
+    with ExitStack() as ends:
+        files = {name: ends.enter_context(_File(folder / f"{name}.parquet")) for name in SPLITS}
+        for split, rows in source.splits.items():
+            places = _places(rows, data, plan, seed, split, missing if split == "train" else [])
+            left_out += int((places == LEFT_OUT).sum())
+            start = 0
+            for batch in _batches(rows, plan, source.folder):
+                count = len(next(iter(batch.values())))
+                _check(data, batch, f"{split}, row", start)
+                here = places[start : start + count]
+                start += count
+                for name in np.unique(here[here != LEFT_OUT]):
+                    mask = pa.array(here == name)
+                    part = {key: column.filter(mask) for key, column in batch.items()}
+                    for key, column in part.items():
+                        kinds[key].add(column, name)
+                    files[name].add(part)
+    if left_out:
+        say(f"Rows without {plan.source}: {left_out}, left out.")
+    return files
+
+
+def _batches(rows: Rows, plan: Plan, folder: Path | None) -> Iterator[dict[str, pa.Array]]:
+    """The rows of a split as the project wants them."""
+    wanted = list(dict.fromkeys(column for column, _ in plan.columns.values()))
+    for batch in rows.read(wanted):
+        yield {
+            name: _column(batch[column], kind, f"column {column}", folder)
+            for name, (column, kind) in plan.columns.items()
+        }
+
+
+def _column(column: pa.Array, kind: str, name: str, folder: Path | None) -> pa.Array:
+    if kind == "bytes" and col.kind_of(column.type) == "text" and folder is not None:
+        return pa.array([_file(folder / path, name) for path in column.to_pylist()], pa.binary())
+    return col.cast(column, kind, name)
+
+
+def _file(path: Path, name: str) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise StackError(f"{name} names the file {path}, which can't be read ({error.strerror})") from None
+
+
+def _check(data: "Data", batch: Mapping[str, pa.Array], where: str, start: int) -> None:
+    """Let the project look at some rows; what it refuses is named by its row. Raises StackError."""
+    check = getattr(data, "check", None)
+    if check is None:
+        return
+    values = {name: _plain(column) for name, column in batch.items()}
+    try:
+        check(values)
+    except ValueError as all_of_them:
+        for row in range(len(next(iter(values.values())))):
+            try:
+                check({name: column[row : row + 1] for name, column in values.items()})
+            except ValueError as error:
+                raise StackError(f"{where} {start + row + 1}: {error}") from None
+        raise StackError(f"{where}s {start + 1} and later: {all_of_them}") from None
+
+
+def _plain(column: pa.Array) -> Any:
+    """A column as an array, or as a list of what is no number."""
+    if isinstance(column, pa.FixedShapeTensorArray):
+        return column.to_numpy_ndarray()
+    return column.to_numpy(zero_copy_only=False) if col.kind_of(column.type) == "number" else column.to_pylist()
+
+
+def _places(rows: Rows, data: "Data", plan: Plan, seed: int, split: str, missing: Sequence[str]) -> NDArray[np.str_]:
+    """The split that each row goes to: its own, one that is missing, or none where it has no target."""
+    parts = [batch[plan.source] for batch in rows.read([plan.source])]
+    target = pa.chunked_array(parts, rows.types[plan.source])
+    there = np.asarray(target.is_valid())
+    places: NDArray[np.str_] = np.where(there, split, LEFT_OUT).astype("<U10")
+    if not missing:
+        return places
+    kept = np.flatnonzero(there)
+    given = getattr(data, "split", None)
+    if given:
+        chosen = given(_Columns(rows, plan, kept), seed)
+    else:
+        values = target.to_numpy()[kept] if plan.columns[plan.target][1] == "category" else np.zeros(len(kept), int)
+        chosen = drawn(values, seed)
+    for name in missing:
+        places[kept[chosen[name]]] = name
+    return places
+
+
+def drawn(values: NDArray[Any], seed: int) -> dict[str, NDArray[np.intp]]:
+    """The rows of each split: disjoint, each with every value in the same share, chosen by `seed`."""
+    rng = np.random.default_rng(seed)
+    rows: dict[str, list[NDArray[np.intp]]] = {name: [] for name in FRACTIONS}
+    _, codes = np.unique(values.astype(str) if values.dtype == object else values, return_inverse=True)
+    for code in range(codes.max(initial=-1) + 1):
+        members = rng.permutation(np.flatnonzero(codes == code))
+        ends = np.cumsum([round(share * len(members)) for share in FRACTIONS.values()])[:-1]
+        for name, part in zip(FRACTIONS, np.split(members, ends), strict=True):
+            rows[name].append(part)
+    return {name: np.sort(np.concatenate(parts)) if parts else np.zeros(0, np.intp) for name, parts in rows.items()}
+
+
+class _Columns(Mapping[str, Any]):
+    """The columns of some rows of a source, each read when it is asked for."""
+
+    def __init__(self, rows: Rows, plan: Plan, kept: NDArray[np.intp]) -> None:
+        self.rows, self.plan, self.kept = rows, plan, kept
+
+    def __getitem__(self, name: str) -> Any:
+        column, kind = self.plan.columns[name]
+        parts = [_plain(col.cast(batch[column], kind, f"column {column}")) for batch in self.rows.read([column])]
+        return np.concatenate([np.asarray(part) for part in parts])[self.kept]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.plan.columns)
+
+    def __len__(self) -> int:
+        return len(self.plan.columns)
+
+
+class _File:
+    """A Parquet file that is written a row group at a time, and summed up on the way."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.rows = path, 0
+        self.waiting: list[pa.Table] = []
+        self.writer: pq.ParquetWriter | None = None
+
+    def __enter__(self) -> "_File":
+        return self
+
+    def add(self, columns: Mapping[str, pa.Array]) -> None:
+        """Write some rows, together with others that come."""
+        table = pa.table(dict(columns))
+        if self.waiting and table.schema != self.waiting[0].schema:
+            raise StackError(f"the rows of {self.path.stem} differ in the type or shape of a column")
+        self.waiting.append(table)
+        self.rows += table.num_rows
+        waiting = sum(one.num_rows for one in self.waiting), sum(one.nbytes for one in self.waiting)
+        if waiting[0] >= GROUP_ROWS or waiting[1] >= GROUP_BYTES:
+            self._flush()
+
+    def _flush(self) -> None:
+        if not self.waiting:
+            return
+        table = pa.concat_tables(self.waiting)
+        self.writer = self.writer or pq.ParquetWriter(self.path, table.schema, compression="zstd")
+        if table.schema != self.writer.schema:
+            raise StackError(f"the rows of {self.path.stem} differ in the type or shape of a column")
+        self.writer.write_table(table, row_group_size=GROUP_ROWS)
+        self.waiting = []
+
+    def __exit__(self, *failure: object) -> None:
+        if failure[0] is None:
+            self._flush()
+        if self.writer:
+            self.writer.close()
+
+    def facts(self) -> dict[str, Any]:
+        """The entry of the manifest: checksum and size."""
+        with self.path.open("rb") as file:
+            return {"sha256": hashlib.file_digest(file, "sha256").hexdigest(), "size": self.path.stat().st_size}

@@ -1,0 +1,256 @@
+"""Where a data set comes from: arrays, or files, as splits that are read some rows at a time."""
+
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.csv as pacsv
+import pyarrow.dataset as pads
+import pyarrow.fs
+import pyarrow.parquet as pq
+from fsspec import AbstractFileSystem
+from fsspec.implementations.local import LocalFileSystem
+
+from free_ml_stack.data import columns as col
+from free_ml_stack.errors import StackError, first_line
+
+# The Hub's own words for splits (huggingface.co/docs/hub/datasets-file-names-and-splits).
+WORDS = {
+    "train": "train|training",
+    "validation": "validation|valid|val|dev",
+    "test": "test|testing|eval|evaluation",
+}
+ROWS = 1024  # in memory at once
+FILES = 64  # files read at once
+BUFFER = 4 << 20  # bytes read ahead in a column
+BLOCK = 4 << 20  # bytes of text parsed at once
+TABLES = {".parquet": "parquet", ".csv": "csv", ".tsv": "csv", ".jsonl": "json", ".ndjson": "json"}
+IMAGES = {".png", ".jpg", ".jpeg", ".gif", ".bmp", ".webp", ".tif", ".tiff"}
+COLUMN = re.compile(r"In CSV column #(\d+)")
+
+Batches = Iterator[dict[str, pa.Array]]
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The rows of one split: the Arrow type of each column, and how to read some columns of them, in normal form."""
+
+    types: Mapping[str, pa.DataType]
+    read: Callable[[Sequence[str]], Batches]
+
+
+@dataclass(frozen=True)
+class Source:
+    """A data set before it is in the store, opened when its splits are asked for.
+
+    `facts` (name, source, license) go into the manifest; `lasting` says that what they name never changes. `folder` is
+    what paths in the columns are relative to.
+    """
+
+    opened: Callable[[], Mapping[str, Rows]]
+    facts: Mapping[str, Any]
+    folder: Path | None = None
+    lasting: bool = False
+
+    @cached_property
+    def splits(self) -> Mapping[str, Rows]:
+        """The rows of each split that there is, by its name."""
+        return self.opened()
+
+
+def from_columns(data: Any) -> Rows:
+    """The rows of arrays by name, of a pandas data frame or of an Arrow table."""
+    plain = isinstance(data, Mapping)
+    table = pa.table({name: col.from_array(values) for name, values in data.items()} if plain else data)
+    made = {name: col.normal(table.column(name).combine_chunks(), name) for name in table.column_names}
+
+    def read(names: Sequence[str]) -> Batches:
+        for start in range(0, table.num_rows, ROWS):
+            yield {name: made[name].slice(start, ROWS) for name in names}
+
+    return Rows({name: column.type for name, column in made.items()}, read)
+
+
+def from_place(place: str) -> Source:
+    """A folder of images by class, or a CSV, JSON Lines or Parquet file or a folder of them. Raises StackError."""
+    path = Path(place).expanduser()
+    if not path.exists():
+        raise StackError(f"--from {place}: no such file or folder")
+    facts = {"name": path.resolve().stem, "source": path.resolve().name, "license": {"license": "unknown"}}
+    files = [path] if path.is_file() else sorted(one for one in path.rglob("*") if one.is_file())
+    tables = [one for one in files if one.suffix.lower() in TABLES]
+    images = [one for one in files if one.suffix.lower() in IMAGES]
+    if tables:
+        kind = tables[0].suffix.lower()
+        names = [one.as_posix() for one in tables if one.suffix.lower() == kind]
+        root = path.parent if path.is_file() else path
+        shards = by_split({name: PurePosixPath(name).relative_to(root.as_posix()).as_posix() for name in names})
+        local = LocalFileSystem()
+        return Source(lambda: {split: from_files(local, paths) for split, paths in shards.items()}, facts, root)
+    if images and path.is_dir():
+        return Source(lambda: _images(path, images), facts)
+    raise StackError(
+        f"--from {place}: expected images in one folder for each class, or files that end in {', '.join(TABLES)}"
+    )
+
+
+def by_split(names: Mapping[str, str]) -> dict[str, list[str]]:
+    """Files by the split that their path names, all of them `train` where none does; `names` gives path -> where."""
+    found: dict[str, list[str]] = {}
+    for path, where in sorted(names.items()):
+        found.setdefault(split_of(f"/{where}")[0], []).append(path)
+    if set(found) == {""}:
+        return {"train": found[""]}
+    found.pop("", None)
+    return {split: found[split] for split in WORDS if split in found}
+
+
+def split_of(path: str) -> tuple[str, str]:
+    """The split that a path names last, and the folder in which it does; empty where it names none."""
+    named = [
+        (match.start(), split)
+        for split, words in WORDS.items()
+        for match in re.finditer(rf"(?<![a-z0-9])({words})(?![a-z])", path.lower())
+    ]
+    start, split = max(named, default=(0, ""))
+    return split, path[:start].rpartition("/")[0]
+
+
+def _images(root: Path, files: Sequence[Path]) -> dict[str, Rows]:
+    """Images whose folder is their class, below folders that name splits or not."""
+    found: dict[str, list[tuple[Path, str]]] = {}
+    for path in files:
+        folders = path.relative_to(root).parts[:-1]
+        split = split_of(f"/{folders[0]}/")[0] if len(folders) > 1 else ""
+        if not folders:
+            raise StackError(f"{path}: an image must be in a folder that is named for its class")
+        found.setdefault(split or "train", []).append((path, "/".join(folders[bool(split) :])))
+    return {split: _encoded(found[split]) for split in WORDS if split in found}
+
+
+def _encoded(files: Sequence[tuple[Path, str]]) -> Rows:
+    def read(names: Sequence[str]) -> Batches:
+        for start in range(0, len(files), FILES):
+            part = files[start : start + FILES]
+            made: dict[str, Callable[[], pa.Array]] = {
+                "image": lambda part=part: pa.array([path.read_bytes() for path, _ in part], pa.binary()),  # type: ignore[misc]
+                "label": lambda part=part: pa.array([label for _, label in part], pa.string()),  # type: ignore[misc]
+            }
+            yield {name: made[name]() for name in names}
+
+    return Rows({"image": pa.binary(), "label": pa.string()}, read)
+
+
+def from_files(files: AbstractFileSystem, paths: Sequence[str]) -> Rows:
+    """The rows of Parquet, CSV or JSON Lines files that have the same columns. Raises StackError."""
+    kind = TABLES[PurePosixPath(paths[0]).suffix.lower()]
+    opened = {"parquet": _parquet, "csv": _csv, "json": _json}[kind](files, paths)
+
+    def read(names: Sequence[str]) -> Batches:
+        for path in paths:
+            try:
+                for batch in opened.batches(path, list(names)):
+                    yield {name: _normal(batch, name, path, opened) for name in names}
+            except pa.ArrowException as error:
+                raise StackError(f"{path} is no whole file of {kind} ({first_line(error)})") from None
+
+    first = next(read(opened.names), None)
+    if first is None:
+        raise StackError(f"{paths[0]} has no rows")
+    return Rows({name: column.type for name, column in first.items()}, read)
+
+
+@dataclass(frozen=True)
+class Opened:
+    """How files of one format are read: the columns of the first, the names of classes, and batches of a file."""
+
+    names: list[str]
+    batches: Callable[[str, list[str]], Iterator[pa.RecordBatch]]
+    classes: Mapping[str, Sequence[str]] = field(default_factory=dict)
+
+
+def _normal(batch: pa.RecordBatch, name: str, path: str, opened: Opened) -> pa.Array:
+    if name not in batch.schema.names:
+        raise StackError(f"{path} has no column {name}; all files of a split must have the same columns")
+    return col.normal(batch.column(name), f"{path}: column {name}", opened.classes.get(name, ()))
+
+
+def _parquet(files: AbstractFileSystem, paths: Sequence[str]) -> Opened:
+    def batches(path: str, names: list[str]) -> Iterator[pa.RecordBatch]:
+        with (
+            files.open(path, "rb", block_size=2 * BUFFER) as file,
+            closing(pq.ParquetFile(file, buffer_size=BUFFER, pre_buffer=False)) as parquet,
+        ):
+            there = [name for name in names if name in parquet.schema_arrow.names]
+            yield from parquet.iter_batches(ROWS, columns=there)
+
+    try:
+        with files.open(paths[0], "rb") as file, closing(pq.ParquetFile(file)) as parquet:
+            schema = parquet.schema_arrow
+    except pa.ArrowException as error:
+        raise StackError(f"{paths[0]} is no whole file of parquet ({first_line(error)})") from None
+    return Opened(schema.names, batches, _classes(schema.metadata or {}))
+
+
+def _classes(metadata: Mapping[bytes, bytes]) -> dict[str, Sequence[str]]:
+    """The names of classes that the Hub's data sets keep in a file (`ClassLabel`), by column."""
+    features = json.loads(metadata.get(b"huggingface", b"{}")).get("info", {}).get("features", {})
+    return {name: one["names"] for name, one in features.items() if isinstance(one, dict) and one.get("names")}
+
+
+def _csv(files: AbstractFileSystem, paths: Sequence[str]) -> Opened:
+    types: dict[str, pa.DataType] = {}
+    names: list[str] = []
+
+    def batches(path: str, wanted: list[str]) -> Iterator[pa.RecordBatch]:
+        options = pacsv.ConvertOptions(column_types=types, include_columns=wanted, strings_can_be_null=True)
+        parse = pacsv.ParseOptions(delimiter="\t" if path.lower().endswith(".tsv") else ",", newlines_in_values=True)
+        with (
+            files.open(path, "rb") as file,
+            pacsv.open_csv(file, pacsv.ReadOptions(block_size=BLOCK, use_threads=False), parse, options) as reader,
+        ):
+            names[:] = names or reader.schema.names
+            yield from reader
+
+    for path in paths:
+        _widen(lambda path=path: batches(path, []), types, names, path)  # type: ignore[misc]
+    return Opened(list(names), batches)
+
+
+def _widen(
+    read: Callable[[], Iterator[pa.RecordBatch]], types: dict[str, pa.DataType], names: Sequence[str], path: str
+) -> None:
+    """Read a file of text until each column has a type that all of its values have: numbers, else text."""
+    while True:
+        try:
+            for batch in read():
+                for field_ in batch.schema:
+                    types.setdefault(field_.name, field_.type)
+            return
+        except pa.ArrowInvalid as error:
+            found = COLUMN.search(str(error))
+            if not found or int(found[1]) >= len(names):
+                raise StackError(f"{path}: {first_line(error)}") from None
+            name = names[int(found[1])]
+            types[name] = pa.float64() if types.get(name) == pa.int64() else pa.string()
+
+
+def _json(files: AbstractFileSystem, paths: Sequence[str]) -> Opened:
+    where = pa.fs.PyFileSystem(pa.fs.FSSpecHandler(files))
+
+    def batches(path: str, names: list[str]) -> Iterator[pa.RecordBatch]:
+        data = pads.dataset([path], format="json", filesystem=where)
+        there = [name for name in names if name in data.schema.names] or None
+        yield from data.to_batches(columns=there, batch_size=ROWS, batch_readahead=1, use_threads=False)
+
+    try:
+        names = pads.dataset([paths[0]], format="json", filesystem=where).schema.names
+    except pa.ArrowException as error:
+        raise StackError(f"{paths[0]} is no whole file of JSON Lines ({first_line(error)})") from None
+    return Opened(names, batches)

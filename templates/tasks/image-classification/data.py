@@ -1,0 +1,87 @@
+"""The data set: scikit-learn's digits, 1,797 real grey images of 8 x 8 pixels, or images of yours. Edit me."""
+
+import base64
+from collections.abc import Mapping
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from free_ml_stack import StackError
+from numpy.typing import NDArray
+
+from .config import TrainConfig
+from .predict import pixels
+
+Arrays = dict[str, NDArray[Any]]
+NAME = "digits"
+SOURCE = "https://archive.ics.uci.edu/dataset/80/optical+recognition+of+handwritten+digits"
+LICENSE = "cc-by-4.0"  # the Hub's id of it
+TARGET = "label"
+SIZE = 64  # pixels of the sides of images that come as files
+
+
+def fetch() -> Arrays:
+    """All images (n, 8, 8), grey values 0 to 16, and their labels (n,), both uint8.
+
+    What scikit-learn's `load_digits` gives, from the same file: importing scikit-learn would take as long as training.
+    """
+    [package] = getattr(find_spec("sklearn"), "submodule_search_locations", None) or [""]
+    rows = np.loadtxt(Path(package, "datasets", "data", "digits.csv.gz"), delimiter=",", dtype=np.uint8)
+    return {"image": rows[:, :-1].reshape(-1, 8, 8), "label": rows[:, -1]}
+
+
+def arrange(columns: Mapping[str, str], target: str) -> dict[str, tuple[str, str]]:
+    """Choose the columns to keep, each as (source, kind): images as pixels (h, w[, 3]), files or paths of files."""
+    others = [name for name in columns if name != target]
+    found = [name for kind in ("tensor", "bytes", "text") for name in others if columns[name] == kind]
+    if not found:
+        raise StackError(f"no column of images beside {target} among {', '.join(columns)}")
+    kind = "tensor" if columns[found[0]] == "tensor" else "bytes"
+    return {"image": (found[0], kind), "label": (target, "category")}
+
+
+def check(columns: Mapping[str, Any]) -> None:
+    """Refuse images that can't be read. ValueError."""
+    for picture in columns["image"]:
+        pixels(picture, None)
+
+
+def shape(config: TrainConfig, facts: Mapping[str, Any]) -> list[int]:
+    """Height, width and, of colours, channels of the images that the model takes."""
+    stored = facts["columns"]["image"].get("shape") or [SIZE, SIZE, 3]
+    return [config.size, config.size, *stored[2:]] if config.size else list(stored)
+
+
+def prepare(config: TrainConfig, facts: Mapping[str, Any], columns: Mapping[str, Any], draws: Any) -> Arrays:
+    """Read some rows for the model: images (n, h, w[, 3]) of uint8, augmented by `draws` (n, 16), and labels (n,)."""
+    images, size = columns["image"], shape(config, facts)
+    if isinstance(images, list) or list(images.shape[1:]) != size:
+        boxes = [None] * len(images) if draws is None or not config.crop else crops(config.crop, draws)
+        images = np.stack([pixels(image, size, box) for image, box in zip(images, boxes, strict=True)])
+    if draws is not None and config.flip:
+        mirrored = draws[:, 2] < config.flip
+        images = np.where(mirrored.reshape(-1, *[1] * (images.ndim - 1)), images[:, :, ::-1], images)
+    if draws is not None and config.shift:
+        images = shifted(images, (draws[:, :2] * (2 * config.shift + 1)).astype(int), config.shift)
+    return {"image": images, "label": columns["label"]}
+
+
+def crops(most: float, draws: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Random boxes (n, 4): left, upper, right and lower edge as shares of the sides."""
+    kept = 1 - most * draws[:, 3]
+    left, upper = draws[:, 4] * (1 - kept), draws[:, 5] * (1 - kept)
+    return np.stack((left, upper, left + kept, upper + kept), axis=1)
+
+
+def shifted(images: NDArray[Any], offsets: NDArray[Any], limit: int) -> NDArray[Any]:
+    """Images (n, h, w, …) moved by their own offsets (n, 2), 0 to 2 * limit, where `limit` leaves one in place."""
+    padded = np.pad(images, [(0, 0), (limit, limit), (limit, limit), *[(0, 0)] * (images.ndim - 3)])
+    rows, columns = (offsets[:, i, None] + np.arange(images.shape[1 + i]) for i in (0, 1))
+    return padded[np.arange(len(images))[:, None, None], rows[:, :, None], columns[:, None, :]]
+
+
+def example(columns: Mapping[str, Any], row: int) -> Any:
+    """What a caller sends for a row: the image as lists of numbers, or its file in base64."""
+    image = columns["image"][row]
+    return base64.b64encode(image).decode() if isinstance(image, bytes) else image.tolist()

@@ -1,0 +1,213 @@
+"""Own data by one flag: folders of images, tables in three formats, splits that lack, values that are missing."""
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv as pacsv
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+from skeleton import data as images
+
+from free_ml_stack.data import dataset
+from free_ml_stack.data.ingest import ingest
+from free_ml_stack.data.source import Source, from_columns, from_place
+from free_ml_stack.errors import StackError
+from free_ml_stack.storage.local import local_store
+
+ROWS = 60
+TABLE = {
+    "city": [["Oslo", "Rome", "Lima"][i % 3] for i in range(ROWS)],
+    "rooms": [None if i == 7 else i % 5 for i in range(ROWS)],
+    "area": [20.5 + i for i in range(ROWS)],
+    "sold": [i % 2 == 0 for i in range(ROWS)],
+    "built": [f"19{i % 90 + 10}-01-02" for i in range(ROWS)],
+    "note": [f"number {i}, a “fine” flat\nwith a view" for i in range(ROWS)],
+    "price": [1000.0 * i for i in range(ROWS)],
+}
+
+
+class Tables:
+    """A project that takes any table: texts as categories, but for a note."""
+
+    TARGET = "price"
+
+    @staticmethod
+    def arrange(columns: dict[str, str], target: str) -> dict[str, tuple[str, str]]:
+        kinds = {name: "category" if kind == "text" and name != "note" else kind for name, kind in columns.items()}
+        return {name: (name, kind) for name, kind in kinds.items()}
+
+
+def load(
+    source: Source, folder: Path, science: Any = Tables, target: str = ""
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    store = local_store(folder / "store")
+    ingest(store, source, science, target, 0, folder / "scratch")
+    assert not list((folder / "scratch").iterdir())
+    return dataset.read(store, folder / "cache", "project")
+
+
+def stored(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in (folder / "store" / "data").iterdir() if path.is_file()}
+
+
+def table(folder: Path, kind: str) -> Path:
+    path, found = folder / f"flats.{kind}", pa.table(TABLE)
+    if kind == "parquet":
+        pq.write_table(found.set_column(4, "built", pa.array(TABLE["built"]).cast(pa.date32())), path)
+    elif kind == "csv":
+        pacsv.write_csv(found, path)
+    else:
+        path.write_text("".join(json.dumps(row) + "\n" for row in found.to_pylist()), encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize("kind", ["parquet", "csv", "jsonl"])
+def test_a_table_comes_in_three_formats(tmp_path: Path, kind: str) -> None:
+    splits, facts = load(from_place(str(table(tmp_path, kind))), tmp_path)
+    columns = facts["columns"]
+    assert sum(facts["rows"].values()) == ROWS
+    assert (facts["target"], columns["price"]["most"]) == ("price", 59000.0)
+    assert columns["city"] == {"type": "category", "categories": ["Lima", "Oslo", "Rome"]}
+    assert columns["rooms"]["missing"] == 1
+    assert columns["built"]["type"] == "date"
+    rows = {}
+    for split in splits.values():
+        for i in range(split.rows):
+            rows[int(split["price"][i] / 1000)] = split.take([i])
+    for i, row in rows.items():
+        assert columns["city"]["categories"][row["city"][0]] == TABLE["city"][i]
+        assert np.isnan(row["rooms"][0]) if i == 7 else row["rooms"][0] == TABLE["rooms"][i]
+        assert (row["area"][0], row["sold"][0]) == (TABLE["area"][i], TABLE["sold"][i])
+        assert row["note"] == [TABLE["note"][i]]
+        assert str(row["built"][0])[:10] == TABLE["built"][i]
+
+
+def test_a_column_whose_type_shows_late_is_read_as_what_it_is(tmp_path: Path) -> None:
+    lines = [f"{i},{i},{i}" for i in range(200_000)] + ["1.5,x,7"]
+    (tmp_path / "late.csv").write_text("a,b,price\n" + "\n".join(lines))
+    _, facts = load(from_place(str(tmp_path / "late.csv")), tmp_path)
+    assert facts["columns"]["a"]["type"] == "float64"
+    assert facts["columns"]["b"]["type"] == "category"
+    assert facts["columns"]["price"]["type"] == "int64"
+
+
+def picture(width: int, height: int, shade: int, kind: str = "JPEG") -> bytes:
+    sink = io.BytesIO()
+    Image.new("RGB", (width, height), (shade, 100, 200)).save(sink, kind)
+    return sink.getvalue()
+
+
+def folder_of_images(folder: Path, *splits: str) -> Path:
+    for split in splits:
+        for name in ("cat", "dög"):
+            (folder / split / name).mkdir(parents=True)
+            for i in range(10):
+                kind, end = (("JPEG", "jpg"), ("PNG", "PNG"))[i % 2]
+                (folder / split / name / f"{i}.{end}").write_bytes(picture(20 + i, 30 - i, 10 * i, kind))
+    return folder
+
+
+@pytest.mark.parametrize("splits", [("",), ("train", "test"), ("training", "val", "test")])
+def test_images_in_a_folder_for_each_class(tmp_path: Path, splits: tuple[str, ...]) -> None:
+    found, facts = load(from_place(str(folder_of_images(tmp_path / "pets", *splits))), tmp_path, images)
+    assert facts["columns"] == {"image": {"type": "bytes"}, "label": {"type": "category", "categories": ["cat", "dög"]}}
+    assert sum(facts["rows"].values()) == 20 * len(splits)
+    assert min(facts["rows"].values()) > 0
+    for split in found.values():
+        assert Image.open(io.BytesIO(split["image"][0])).size[0] >= 20
+        assert len(split["image"][:3]) == min(3, split.rows)
+    if len(splits) == 3:
+        assert set(facts["rows"].values()) == {20}
+
+
+def test_a_table_of_paths_brings_the_files(tmp_path: Path) -> None:
+    folder_of_images(tmp_path / "pets", "all")
+    lines = [f"all/{name}/{i}.{'PNG' if i % 2 else 'jpg'},{name}" for name in ("cat", "dög") for i in range(10)]
+    (tmp_path / "pets" / "list.csv").write_text("file,animal\n" + "\n".join(lines), encoding="utf-8")
+    splits, facts = load(from_place(str(tmp_path / "pets" / "list.csv")), tmp_path, images, "animal")
+    assert facts["target"] == "label"
+    assert splits["train"]["image"][0].startswith((b"\xff\xd8", b"\x89PNG"))
+    (tmp_path / "pets" / "list.csv").write_text("file,animal\nall/cat/77.jpg,cat\n")
+    with pytest.raises(StackError, match=r"column file names the file .*77\.jpg, which can't be read"):
+        load(from_place(str(tmp_path / "pets" / "list.csv")), tmp_path, images, "animal")
+
+
+def source(**columns: Any) -> Source:
+    return Source(lambda: {"train": from_columns(columns)}, {"name": "given"})
+
+
+def test_what_can_not_be_used_is_refused_before_anything_changes(tmp_path: Path) -> None:
+    good = source(city=["a", "b"] * 30, price=np.arange(60.0))
+    load(good, tmp_path)
+    before = stored(tmp_path)
+    torn = picture(30, 30, 1)[:300]
+    for given, science, words in (
+        (source(city=["a"] * 60), Tables, "no column price; name the target with --target COLUMN, one of city"),
+        (source(price=np.zeros(0)), Tables, "train and validation and test would have no rows"),
+        (
+            source(image=[picture(9, 9, 1), torn] * 20, label=["a", "b"] * 20),
+            images,
+            r"train, row 2: expected an image \(",
+        ),
+        (source(image=[b"x"] * 40, label=[f"{i}" for i in range(40)]), images, "row 1: expected an image"),
+        (
+            source(image=np.zeros((40, 8, 8), np.uint8), label=np.arange(40)),
+            images,
+            "has 40 values in 40 rows, too many",
+        ),
+        (source(word=["a"], label=[1], image=np.array([1j])), images, "image is .*must be numbers"),
+    ):
+        with pytest.raises((StackError, pa.ArrowException), match=words) as told:
+            load(given, tmp_path, science)
+        assert "\n" not in str(told.value)
+        assert stored(tmp_path) == before
+    rows = from_columns({"city": ["a"], "price": [1.0]})
+    for other, words in (
+        ({"town": ["a"], "price": [1.0]}, "test has no column city, which train has"),
+        ({"city": [2.5], "price": [1.0]}, "column city is text in train and number in test"),
+    ):
+        splits = {"train": rows, "validation": rows, "test": from_columns(other)}
+        with pytest.raises(StackError, match=words):
+            load(Source(lambda splits=splits: splits, {}), tmp_path)
+
+
+def test_rare_and_absent_classes_are_a_warning(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    labels = ["often"] * 990 + ["rare"] * 6 + ["once"]
+    load(source(image=np.zeros((997, 2, 2), np.uint8), label=labels), tmp_path, images)
+    told = capsys.readouterr().out
+    assert "warning: validation has no row of once" in told
+    assert "warning: fewer than 1 in 100 rows of train are once, rare" in told
+
+
+def test_rows_without_a_target_are_left_out_and_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    prices = [None if i % 10 == 0 else float(i) for i in range(60)]
+    _, facts = load(source(city=["a", None, "b"] * 20, price=prices), tmp_path)
+    assert sum(facts["rows"].values()) == 54
+    assert "Rows without price: 6, left out." in capsys.readouterr().out
+    assert facts["columns"]["city"]["missing"] == 18
+
+
+def test_a_project_may_draw_its_splits_itself(tmp_path: Path) -> None:
+    class ByTime(Tables):
+        @staticmethod
+        def split(columns: Any, seed: int) -> dict[str, Any]:
+            order = np.argsort(columns["year"])
+            return {"train": order[:40], "validation": order[40:50], "test": order[50:]}
+
+    years = np.random.default_rng(0).permutation(60)
+    splits, _ = load(source(year=years, price=np.arange(60.0)), tmp_path, ByTime)
+    assert max(splits["train"]["year"]) < min(splits["validation"]["year"]) <= max(splits["validation"]["year"])
+    assert max(splits["validation"]["year"]) < min(splits["test"]["year"])
+
+
+def test_the_same_data_give_the_same_bytes(tmp_path: Path) -> None:
+    made = []
+    for name in ("one", "other"):
+        load(from_place(str(table(tmp_path, "csv"))), tmp_path / name)
+        made.append(stored(tmp_path / name))
+    assert made[0] == made[1]
