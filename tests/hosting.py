@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from baking import SKELETON
+from places import DEFAULT, TASKS
 from huggingface_hub import HfApi
 from services.hub_server import serving
 from services.spaces import Spaces
@@ -26,6 +27,8 @@ def hub(root: Path, *granted: str, refusal: int = 402) -> Iterator[tuple[Spaces,
 def space_files(folder: Path) -> Path:
     """A project's `space/` for the package `skeleton`, as the template renders it; returns `folder`."""
     shutil.copytree(SKELETON / "space", folder / "space")
+    (folder / "space" / "static" / "index.{{ 'html' }}").unlink()
+    shutil.copy(TASKS / DEFAULT / "index.html", folder / "space" / "static")
     for path in folder.glob("space/*/app.{{ 'py' }}"):
         text = path.read_text("utf-8").replace("{{ cookiecutter.package_name }}", "skeleton")
         path.with_name("app.py").write_text(text, "utf-8")

@@ -192,7 +192,7 @@ def test_what_can_not_be_trained_on_is_told_in_one_line(hub: Hub, tmp_path: Path
         "hf://datasets/you/empty": "Rows without label: 3, left out.",
         "hf://datasets/you/split": "validation would have no rows; nothing was changed",
         "hf://datasets/you/shapes": "has no column",
-        "hf://datasets/you/damaged": "data/test-00000-of-00001.parquet is no whole file of parquet",
+        "hf://datasets/you/damaged": "data/test-00000-of-00001.parquet is no whole file of Parquet",
         "hf://datasets/you/twice": "has several data sets, in data, more; name the folder of one",
         "hf://datasets/you/twice/data": '{"train": 2, "validation": 2, "test": 2}',
         "hf://datasets/you/nothing": "is not on the Hub",

@@ -208,7 +208,7 @@ from skeleton.model import build
 from free_ml_stack.errors import StackError
 from free_ml_stack.hub.pretrained import pinned, start, weights
 from free_ml_stack.project.settings import load
-settings = load({}, Path.cwd())
+settings = load({}, Path.cwd().parents[1])
 facts = json.loads((settings.root / ".stack/data/me/skeleton/data/manifest.json").read_text())
 for url in sys.argv[1:]:
     try:

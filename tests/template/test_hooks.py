@@ -83,7 +83,7 @@ def test_defaults_alone_make_a_committed_project_and_say_what_to_run(machine):
 
 def test_typed_answers_are_taken_as_they_are(machine):
     title = 'He said "hi" \\ {{ 7*7 }} {% raw %} $(id) `id` \U0001f600'
-    typed = "\n".join([title, "talk", "", "", "", "", "2", "4", "", "", "", "", "3"]) + "\n"
+    typed = "\n".join([title, "talk", "", "", "", "", "1", "2", "4", "", "", "", "", "3"]) + "\n"
     done = machine.run(typed=typed)
     assert done.returncode == 0, done.stdout
     assert json.dumps(title, ensure_ascii=False) in (machine.out / "talk/stack.toml").read_text(encoding="utf-8")

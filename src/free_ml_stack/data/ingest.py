@@ -57,10 +57,10 @@ def ingest(
     with tempfile.TemporaryDirectory(dir=scratch, prefix=".data-") as folder:
         files = _written(source, data, plan, seed, Path(folder), kinds)
         rows = {name: file.rows for name, file in files.items()}
-        if empty := [name for name in SPLITS if not rows[name]]:
-            raise StackError(f"{' and '.join(empty)} would have no rows; nothing was changed")
         described = kinds[plan.target]
         col.check_target(plan.source, described, rows, lambda line: say(f"warning: {line}"))
+        if empty := [name for name in SPLITS if not rows[name]]:
+            raise StackError(f"{' and '.join(empty)} would have no rows; nothing was changed")
         content: dict[str, Any] = {
             **source.facts,
             **({"split_seed": seed} if set(source.splits) != set(SPLITS) else {}),

@@ -30,6 +30,7 @@ ROWS = 1024  # in memory at once
 FILES = 64  # files read at once
 BUFFER = 4 << 20  # bytes read ahead in a column
 BLOCK = 4 << 20  # bytes of text parsed at once
+NAMES = {"parquet": "Parquet", "csv": "CSV", "json": "JSON Lines"}
 TABLES = {".parquet": "parquet", ".csv": "csv", ".tsv": "csv", ".jsonl": "json", ".ndjson": "json"}
 IMAGES = {".png", ".jpg", ".jpeg", ".gif", ".bmp", ".webp", ".tif", ".tiff"}
 COLUMN = re.compile(r"In CSV column #(\d+)")
@@ -158,7 +159,7 @@ def from_files(files: AbstractFileSystem, paths: Sequence[str]) -> Rows:
                 for batch in opened.batches(path, list(names)):
                     yield {name: _normal(batch, name, path, opened) for name in names}
             except pa.ArrowException as error:
-                raise StackError(f"{path} is no whole file of {kind} ({first_line(error)})") from None
+                raise StackError(f"{path} is no whole file of {NAMES[kind]} ({first_line(error)})") from None
 
     first = next(read(opened.names), None)
     if first is None:
@@ -194,7 +195,7 @@ def _parquet(files: AbstractFileSystem, paths: Sequence[str]) -> Opened:
         with files.open(paths[0], "rb") as file, closing(pq.ParquetFile(file)) as parquet:
             schema = parquet.schema_arrow
     except pa.ArrowException as error:
-        raise StackError(f"{paths[0]} is no whole file of parquet ({first_line(error)})") from None
+        raise StackError(f"{paths[0]} is no whole file of Parquet ({first_line(error)})") from None
     return Opened(schema.names, batches, _classes(schema.metadata or {}))
 
 
