@@ -11,6 +11,7 @@ import threading
 import time
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 
 import Algorithmia
@@ -307,6 +308,15 @@ class TestOriginalService:
             fs.pipe_file(".my/c/a", b"y", mode="create")
 
 
+def test_a_file_system_that_is_dropped_closes_its_sockets_at_once(url):
+    fs = files_at(url)
+    fs.pipe_file(".my/c/a", b"x")
+    pool = fs.connection.pool
+    assert pool.pool.qsize()
+    del fs
+    assert pool.pool is None  # closed, though the pool is held here
+
+
 class TestFaults:
     """Nothing is lost, doubled or half-written, whatever happens on the way."""
 
@@ -440,8 +450,9 @@ class TestFaults:
         def work(number: int) -> bool:
             name = f".my/c/{number % 10}"
             client = Algorithmia.client("key-of-me", url)
-            client.file(f"data://{name}").put(contents[name])
-            return client.file(f"data://{name}").getBytes() == contents[name]
+            with closing(client.requestSession):
+                client.file(f"data://{name}").put(contents[name])
+                return client.file(f"data://{name}").getBytes() == contents[name]
 
         with ThreadPoolExecutor(100) as pool:
             assert all(pool.map(work, range(100)))

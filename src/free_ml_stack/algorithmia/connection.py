@@ -1,9 +1,11 @@
 """Requests to an Algorithmia installation: the official client's session, address and key, with retries."""
 
+import atexit
 import errno
 import json
 import logging
 import os
+import weakref
 from collections.abc import Callable, Mapping
 from typing import Any, cast
 from urllib.parse import quote, urlsplit
@@ -88,6 +90,8 @@ class Connection:
         self.host = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
         self.prefix = (self.host if through_proxy else "") + parts.path.rstrip("/")
         self.process = os.getpid()
+        end = weakref.finalize(self, _release, self.client, self.pool, self.process)
+        end.atexit = False  # the client sees to that itself
 
     def json(self, method: str, path: str, value: Any = None, query: str = "", repeatable: bool = False) -> Any:
         """What a call answers in JSON, None for nothing."""
@@ -183,6 +187,14 @@ class Connection:
         elif self.client.bearerToken is not None:
             headers["Authorization"] = f"Bearer {self.client.bearerToken}"
         return headers
+
+
+def _release(client: Any, pool: HTTPConnectionPool, process: int) -> None:
+    """Close what the official client keeps open until the program ends: its sockets, and its file of certificates."""
+    pool.close()
+    if client.handle is not None and process == os.getpid():  # a parent's file is not ours to remove
+        atexit.unregister(client.exit_handler)
+        client.exit_handler()
 
 
 def _error(answer: BaseHTTPResponse, path: str, host: str) -> OSError:

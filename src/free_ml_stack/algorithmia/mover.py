@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from threading import local
 from typing import Any, Protocol
+from weakref import proxy
 
 from urllib3 import BaseHTTPResponse
 
@@ -65,7 +66,8 @@ class Mover:
     """Moves the files of one file system."""
 
     def __init__(self, fs: Files) -> None:
-        self.fs, self.connection = fs, fs.connection
+        self.fs: Files = proxy(fs)  # which holds this: a circle would keep sockets open until the next collection
+        self.connection = fs.connection
         self.thread = local()
 
     @contextmanager
