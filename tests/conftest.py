@@ -1,6 +1,7 @@
 """What all tests share."""
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +11,12 @@ import pytest
 
 FAST = 5  # seconds of CPU that a test may take without the marker `slow`
 SHARED = 2  # times as much does the same work take where hyper-threads and caches are shared with others
+
+# A shell ignores SIGINT in what it starts in the background, and so would all that the tests start and interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+# The official client copies these certificates into a file for each client, which it keeps open until the end.
+if bundle := os.environ.pop("REQUESTS_CA_BUNDLE", ""):
+    os.environ.setdefault("PIP_CERT", bundle)
 
 
 def spent() -> float:

@@ -57,7 +57,8 @@ def tree(gateway: Deployed, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(tree: Path, gateway: Deployed, *command: str, **options: Any) -> subprocess.CompletedProcess[str]:
-    environment = os.environ | {"ALGORITHMIA_API": gateway.url, "ALGORITHMIA_API_KEY": KEY}
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
+    environment |= {"ALGORITHMIA_API": gateway.url, "ALGORITHMIA_API_KEY": KEY}
     return subprocess.run(
         command,
         cwd=tree,

@@ -191,10 +191,11 @@ def test_100_clients_at_once(digits: Deployed) -> None:
     def work(number: int) -> list[Any]:
         client = digits.client()
         file = client.file(f"data://.my/project/{number}.txt")
-        file.put(f"text {number}")
         image = [(number + place) % 17 for place in range(64)]
-        label = client.algo("me/demo").pipe(image).result["label"]
-        return [file.getString(), label, Digits().apply(image, model)["label"]]
+        with contextlib.closing(client.requestSession):
+            file.put(f"text {number}")
+            label = client.algo("me/demo").pipe(image).result["label"]
+            return [file.getString(), label, Digits().apply(image, model)["label"]]
 
     assert digits.client().algo("me/demo").pipe(IMAGE).result
     model = Digits().load(Path(digits.app.models.cache) / next(iter(digits.app.models.loaded)))

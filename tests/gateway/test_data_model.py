@@ -31,7 +31,9 @@ class Twins(RuleBasedStateMachine):
         url = self.open.enter_context(serving(data_app(root / "served"), lifespan="off", http=DirectProtocol))
         remote = AlgorithmiaFileSystem(url, "key-of-me", skip_instance_cache=True)
         self.root = root
-        self.remote, self.local = DirFileSystem(".my/c", fs=remote), local_store(root / "local")
+        # not in fsspec's cache, or its sockets would stay open
+        self.remote = DirFileSystem(".my/c", fs=remote, skip_instance_cache=True)
+        self.local = local_store(root / "local")
         self.both(lambda store: store.makedirs("", exist_ok=True))
 
     def teardown(self) -> None:
