@@ -27,7 +27,8 @@ def clean(home: Path) -> dict[str, str]:
     }
     if "PIP_FIND_LINKS" in found:
         found.setdefault("UV_FIND_LINKS", found["PIP_FIND_LINKS"])
-    return {**found, **caches, "HOME": str(home), "UV_PYTHON": sys.executable, "PYTHONDONTWRITEBYTECODE": "1"}
+    # What is imported is compiled then: half a minute less of CPU than for all that is installed.
+    return {**found, **caches, "HOME": str(home), "UV_PYTHON": sys.executable, "UV_COMPILE_BYTECODE": "0"}
 
 
 def run(folder: Path, *words: str | Path, code: int | None = 0, **extra: str) -> str:
@@ -137,7 +138,8 @@ def pip_line(project: Path) -> list[str]:
 def test_pip_brings_the_demo_to_its_end_editable_and_not(tmp_path: Path) -> None:
     project = bake(tmp_path, hooks=False, project_slug=SLUG)
     run(tmp_path, sys.executable, "-m", "venv", "venv")
-    programs, pip = tmp_path / "venv" / "bin", (tmp_path / "venv" / "bin" / "pip", "install", "--quiet")
+    programs = tmp_path / "venv" / "bin"
+    pip = (programs / "pip", "install", "--quiet", "--no-compile")
     run(project, *pip, *pip_line(project))
     assert run(project, programs / SLUG, "demo").strip().splitlines()[-1].split() == ["Report", "report.html"]
     # From another folder, and as a package that is not editable.
