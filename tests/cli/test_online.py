@@ -42,6 +42,8 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Online, dic
     watch.start()
     try:
         with online(tmp_path_factory.mktemp("online")) as services:
+            sweep = services.project / "sweep.yaml"
+            sweep.write_text(sweep.read_text().replace("run_cap: 8", "run_cap: 2"))  # one for each agent
             services.run("demo")
             found = json.loads((services.project / "runs" / "demo.json").read_text())
             yield services, found, watch.seen

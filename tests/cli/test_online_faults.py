@@ -44,11 +44,13 @@ def first(world: World, service: str, step: str, word: str, kind: int | str, die
 def test_a_step_in_which_a_call_fails(
     world: World, service: str, step: str, word: str, kind: int | str, dies: bool
 ) -> None:
-    assert not world.suffer(first(world, service, step, word, kind, dies))
+    wrong = world.suffer(first(world, service, step, word, kind, dies))
+    assert not wrong, "\n".join(wrong)
 
 
 @pytest.mark.parametrize(("service", "step", "word", "kind", "dies"), DEMOS)
 def test_a_demo_in_which_a_call_fails(
     world: World, service: str, step: str, word: str, kind: int | str, dies: bool
 ) -> None:
-    assert not world.demo(first(world, service, step, word, kind, dies))
+    wrong = world.demo(first(world, service, step, word, kind, dies))
+    assert not wrong, "\n".join(wrong)
