@@ -6,6 +6,7 @@ SKELETON := {{cookiecutter.project_slug}}
 BIN := $(CURDIR)/.venv/bin
 DEMO := build/demo/my-ml-project
 VENDOR := $(CURDIR)/$(SKELETON)/vendor
+PARALLEL ?= -n 4 --dist worksteal# twice the cores of CI: tests of services and agents wait for half of their time
 ifdef PIP_FIND_LINKS
 export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
 endif
@@ -31,6 +32,7 @@ build/.ready: pyproject.toml $(SKELETON)/pyproject.toml
 	    $$uv pip install --quiet --python .venv/bin/python --group dev --editable . && \
 	    .venv/bin/cookiecutter . --no-input --overwrite-if-exists --output-dir build/demo check_credentials=skip >/dev/null && \
 	    $$uv pip install --quiet --python .venv/bin/python --no-sources --group $(DEMO)/pyproject.toml:dev --editable . --editable $(DEMO)
+	@.venv/bin/python -m compileall -q src
 	@touch $@
 
 demo: setup ## generate the default project and take it through the whole loop, with no account
@@ -41,13 +43,13 @@ demo-online: setup ## the same, online: the real clients against every service o
 	@"$(BIN)/python" tests/services/online.py build/demo-online
 
 test: setup browser ## run every test (15 minutes)
-	@"$(BIN)/python" -m pytest -n 2 --dist worksteal
+	@"$(BIN)/python" -m pytest $(PARALLEL)
 
 test-fast: setup browser ## run the tests that are not slow (3 minutes)
-	@"$(BIN)/python" -m pytest -n 2 --dist worksteal -m "not slow"
+	@"$(BIN)/python" -m pytest $(PARALLEL) -m "not slow"
 
 test-template: setup ## run the tests of what the template generates (2 minutes)
-	@"$(BIN)/python" -m pytest -n 2 --dist worksteal tests/template
+	@"$(BIN)/python" -m pytest $(PARALLEL) tests/template
 
 browser: # the gateway's pages are tested in Chromium
 	@command -v chromium chromium-browser google-chrome >/dev/null || \
