@@ -1,7 +1,9 @@
 """Two predictors as a project's `predict.py` would be, and the model folders that they load."""
 
+import ctypes
 import json
 import os
+import signal
 import time
 from pathlib import Path
 from typing import Any
@@ -47,6 +49,42 @@ def echo_folder(folder: Path, word: str = "hello") -> Path:
     (folder / "sample.json").write_text(json.dumps({"input": "word", "output": word}))
     write_manifest(folder)
     return folder
+
+
+class Slow(Echo):
+    """Answers after a while, and notes how many were asked together in the file that it is made with."""
+
+    def __init__(self, sizes: Path, seconds: float) -> None:
+        self.sizes, self.seconds = sizes, seconds
+
+    def apply_batch(self, payloads: list[Any], model: str) -> list[Any]:
+        with self.sizes.open("a") as file:
+            file.write(f"{len(payloads)}\n")
+        time.sleep(self.seconds)
+        return [super(Slow, self).apply(payload, model) for payload in payloads]
+
+    def apply(self, payload: Any, model: str) -> Any:
+        return self.apply_batch([payload], model)[0]
+
+
+class Freezing(Echo):
+    """Echo, with inputs that hold up everything in its process, or end it, and that say where it runs."""
+
+    def apply(self, payload: Any, model: str) -> Any:
+        match payload:
+            case "spin":
+                while True:
+                    pass
+            case {"freeze": seconds}:  # as a bad regular expression does: not even another thread can run
+                ctypes.PyDLL(None).usleep(int(seconds * 1e6))
+            case "crash":
+                os.kill(os.getpid(), signal.SIGSEGV)
+            case "process":
+                return os.getpid()
+        return super().apply(payload, model)
+
+    def apply_batch(self, payloads: list[Any], model: str) -> list[Any]:
+        return [self.apply(payload, model) for payload in payloads]
 
 
 class Digits:

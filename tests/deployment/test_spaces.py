@@ -16,7 +16,7 @@ from huggingface_hub import HfApi
 from services.spaces import as_json
 from skeleton import predict
 
-from free_ml_stack.deployment.deploy import close
+from free_ml_stack.deployment.answering import close
 from free_ml_stack.deployment.spaces import Hosted, Project, host
 from free_ml_stack.errors import StackError
 

@@ -12,7 +12,7 @@ from deployed import KEY, Deployed
 from hosting import SAMPLES, hub, space_files
 from predictors import echo_folder
 
-from free_ml_stack.deployment.deploy import close
+from free_ml_stack.deployment.answering import close
 
 
 @pytest.fixture

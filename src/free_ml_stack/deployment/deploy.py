@@ -1,17 +1,16 @@
 """Ship a model folder as a new version of the algorithm; list the versions; go back to an earlier one."""
 
-import json
-import math
 import secrets
 import shutil
 import tempfile
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from fsspec import AbstractFileSystem
 
+from free_ml_stack.deployment.answering import check_sample
 from free_ml_stack.deployment.versions import (
     FOLDER,
     Algorithm,
@@ -28,9 +27,6 @@ from free_ml_stack.deployment.versions import (
 from free_ml_stack.errors import StackError
 from free_ml_stack.project.science import Predictor
 from free_ml_stack.storage.manifest import MANIFEST, verify
-
-SAMPLE = "sample.json"
-TOLERANCE = 1e-5
 
 
 def deploy(
@@ -121,33 +117,19 @@ def upload(model_dir: Path, store: AbstractFileSystem, folder: str) -> None:
             store.put_file(str(path), f"{folder}/{path.relative_to(model_dir).as_posix()}")
 
 
-def try_out(store: AbstractFileSystem, build: Build, predictor: Predictor) -> None:
-    """Fetch a build as a gateway will, and hold its answer against the recorded one. Raises StackError."""
+def try_out(
+    store: AbstractFileSystem,
+    build: Build,
+    predictor: Predictor | str,
+    check: Callable[[Predictor | str, Path], None] = check_sample,
+) -> None:
+    """Fetch a build as a gateway will, and check that it answers its sample as recorded. Raises StackError."""
     with tempfile.TemporaryDirectory() as scratch:
         try:
             folder = fetch(store, build, scratch)
         except StackError as error:
             raise StackError(f"{error}; run the same command again") from None
-        try:
-            sample = json.loads((folder / SAMPLE).read_text())
-            answer = predictor.apply(sample["input"], predictor.load(folder))
-        except FileNotFoundError:
-            raise StackError(f"{SAMPLE} is missing in the model folder; run `publish` again") from None
-        except Exception as error:
-            raise StackError(f"the model fails on its own sample input: {error}") from error
-    if not close(answer, sample["output"]):
-        raise StackError(f"the model answers its sample input with {answer!r} instead of {sample['output']!r}")
-
-
-def close(one: Any, other: Any) -> bool:
-    """Whether two JSON documents are equal, numbers to 1e-5."""
-    if isinstance(one, dict) and isinstance(other, dict):
-        return one.keys() == other.keys() and all(close(one[key], other[key]) for key in one)
-    if isinstance(one, list | tuple) and isinstance(other, list | tuple):
-        return len(one) == len(other) and all(map(close, one, other))
-    if isinstance(one, float) or isinstance(other, float):
-        return math.isclose(one, other, rel_tol=TOLERANCE, abs_tol=TOLERANCE)
-    return bool(one == other)
+        check(predictor, folder)
 
 
 def fetch(store: AbstractFileSystem, build: Build, cache: str) -> Path:

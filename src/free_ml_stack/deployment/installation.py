@@ -10,7 +10,7 @@ from typing import Any
 from urllib.parse import quote, urlsplit
 
 from free_ml_stack import git
-from free_ml_stack.deployment.deploy import SAMPLE, close
+from free_ml_stack.deployment.answering import SAMPLE, close
 from free_ml_stack.deployment.versions import Bump
 from free_ml_stack.errors import StackError
 from free_ml_stack.storage.manifest import verify

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from free_ml_stack.deployment.deploy import SAMPLE, deploy
+from free_ml_stack.deployment.answering import SAMPLE
+from free_ml_stack.deployment.deploy import deploy
 from free_ml_stack.deployment.versions import Bump, index_path
 from free_ml_stack.errors import StackError
 from free_ml_stack.hub.card import FRONT

@@ -29,6 +29,7 @@ from free_ml_stack.gateway.openapi import description
 from free_ml_stack.project.science import Predictor
 
 log = logging.getLogger(__name__)
+LOADING = 5.0  # seconds that the first request, or the server's start, waits for the model
 LOOPBACK = ("127.0.0.1", "::1")
 Part = Callable[[Request], Awaitable[None]]
 
@@ -40,7 +41,7 @@ def create_app(
     user: str,
     keys: Sequence[str],
     algorithm: str,
-    predictor: Predictor,
+    predictor: Predictor | str,
     limits: Limits = Limits(),  # noqa: B008
     poll_seconds: float = 1.0,
     logs: AbstractFileSystem | None = None,
@@ -50,11 +51,12 @@ def create_app(
 
     `store` holds the Data API's tree (`<user>/<collection>/…`), `project` the deployments and logs: usually a
     collection of that tree. Each of `keys` makes its bearer the `user`. `algorithm` is `owner/name`.
+    `predictor` is the project's predict.py or its name as a module: only the processes that run the model import it.
     `logs` is where calls are logged, if not in `project`, each `log_seconds`, if not as fits the store.
     """
     owner, _, name = algorithm.partition("/")
-    models = Models(project, predictor, limits.queue, poll_seconds)
-    call_log = CallLog(logs or project, name, predictor, log_seconds)
+    call_log = CallLog(logs or project, name, log_seconds)
+    models = Models(project, predictor, call_log.record, limits.queue, poll_seconds)
     calls = Calls(owner, models, call_log, limits)
     management = Management(owner, name, models)
     return Gateway(user, keys, name, calls, management, DataAPI(store))
@@ -98,21 +100,25 @@ class Gateway:
         await asyncio.shield(self.starting)
 
     async def _start(self) -> None:
+        loading = asyncio.ensure_future(self._load())
+        await asyncio.wait([loading], timeout=LOADING)  # a model that takes longer keeps nothing else waiting
+        watches = (self.models.watch(), self.calls.log.keep_writing())
+        self.watching = [loading, *(asyncio.ensure_future(watch) for watch in watches)]
+        self.ready = True
+
+    async def _load(self) -> None:
         try:
             await self.models.get(self.name, "")
         except (StackError, OSError) as error:
             log.error("the deployed model can't be served: %s", error)
-        watches = (self.models.watch(), self.calls.log.keep_writing())
-        self.watching = [asyncio.ensure_future(watch) for watch in watches]
-        self.ready = True
 
     async def stop(self) -> None:
         """Finish the calls that run in the background and write the log out."""
         for task in self.watching:
             task.cancel()
         await self.calls.finish()
+        await self.models.close()
         await self.calls.log.flush()
-        self.models.close()
 
     async def _lifespan(self, receive: Receive, send: Send) -> None:
         await receive()

@@ -67,6 +67,7 @@ class Dashboard:
         elif request.path == "/stats":
             await request.answer(await self.figures(), **SAFE)
         else:
+            await self.models.describe()
             self.log.digest()
             text = await asyncio.to_thread(self.exposition)
             await request.answer_bytes(200, text, "text/plain; version=0.0.4; charset=utf-8")
@@ -93,6 +94,7 @@ class Dashboard:
 
     async def figures(self) -> dict[str, Any]:
         """The page's figures."""
+        await self.models.describe()
         self.log.digest()
         counts = await asyncio.to_thread(self.log.statistics.total)
         drift = await asyncio.to_thread(self.drift, counts)

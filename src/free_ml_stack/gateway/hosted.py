@@ -8,7 +8,6 @@ from fsspec import AbstractFileSystem, filesystem
 from fsspec.implementations.dirfs import DirFileSystem
 
 from free_ml_stack.gateway.app import Gateway, create_app
-from free_ml_stack.project.science import Science
 from free_ml_stack.storage.local import local_store
 
 LOG_SECONDS = 600.0  # each file on the Hub is a commit, of which there may not be many in an hour
@@ -33,7 +32,7 @@ def asgi_app(package: str, variables: Mapping[str, str] = os.environ) -> Gateway
         user=owner,
         keys=[key] if key else [],
         algorithm=variables["ALGORITHM"],
-        predictor=Science(package).predict,
+        predictor=f"{package}.predict",
         poll_seconds=60.0,
         log_seconds=0.0 if is_folder(store) else LOG_SECONDS,
     )

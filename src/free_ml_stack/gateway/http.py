@@ -10,11 +10,12 @@ from urllib.parse import parse_qsl, quote, unquote_to_bytes
 
 import orjson
 
+from free_ml_stack.deployment.answering import JSON_OPTIONS
+
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 
-JSON_OPTIONS = orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_NON_STR_KEYS
 JSON_BYTES = 1 << 20  # the largest JSON body, except the input of a call
 PATIENCE = 60.0  # seconds without a byte after which the other side has gone
 BODY_SECONDS = 60.0  # for a body that is kept in memory to arrive whole

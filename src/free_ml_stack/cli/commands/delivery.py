@@ -140,7 +140,7 @@ def serve(science: "Science", settings: Settings, args: Namespace) -> int:
             user=settings.user,
             keys=keys,
             algorithm=settings.algorithm,
-            predictor=science.predict,
+            predictor=f"{science.package}.predict",
         )
 
     keys = [settings.algorithmia_api_key] if settings.algorithmia_api_key else []

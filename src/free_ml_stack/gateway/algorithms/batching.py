@@ -1,20 +1,24 @@
-"""Answer requests that are in flight together with one run of the model."""
+"""Answer calls that are in flight together with one run of the model; a slow one holds up no other."""
 
 import asyncio
-import contextlib
-import io
 import logging
-import time
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable
 from typing import Any
 
+from free_ml_stack.deployment.answering import FAULTS, Output
+from free_ml_stack.errors import StackError
+from free_ml_stack.gateway.algorithms.workers import Question, Worker
 from free_ml_stack.gateway.http import HTTPError
-from free_ml_stack.project.science import Predictor
 
 log = logging.getLogger(__name__)
-INLINE_SECONDS = 0.01  # a batch that takes longer runs in a thread, so that the server stays awake
+BATCH = 64
+TICK = 0.005  # seconds between two looks at the workers
+PATIENCE = 0.015  # seconds beyond the usual that a batch may take before other calls go to another worker
+USUAL = 4  # times what a batch takes
+SPARE = 2  # workers that are free, or soon will be
+CLOSING = 1.0  # seconds for what is answered to be logged in the end
+HANGING = 1.0  # seconds after which a worker whose callers have all been answered is replaced
+AT_ONCE = 1e-4  # seconds: a model that is quicker is waited for where there is one caller only
 
 
 class QueueFullError(HTTPError):
@@ -24,124 +28,222 @@ class QueueFullError(HTTPError):
         super().__init__(429, "too many calls are waiting", retry_after="1")
 
 
-class ModelExitError(Exception):
-    """The model tried to end the process."""
-
-    error_type = "SystemExit"
-
-
-@dataclass(slots=True, eq=False)
-class Question:
-    """An input that waits for its answer; `deliver` gets it, or the exception that the model raised instead.
-
-    With `capture` it gets the pair of answer and what was printed meanwhile.
-    """
-
-    payload: Any
-    deliver: Callable[[Any], object]
-    capture: bool = False
-    given_up: bool = False
-
-
 class Batcher:
-    """One loaded model and the questions that wait for it.
+    """One model, the workers that have loaded it, and the questions that wait for it.
 
-    Questions that arrive in one turn of the event loop, or while the model is busy, form a batch; a lone one
-    does not wait. One thread runs the model: the event loop's while it is quick, else its own.
+    Questions that arrive in one turn of the event loop, or while the model is busy, form a batch; a lone one does not
+    wait. One worker answers; up to `most` others take over while it is busy with an input for longer than usual, and
+    a spare one is kept for that. One that has nobody left to answer is replaced.
     """
 
-    def __init__(self, predictor: Predictor, model: Any, queue: int = 1024, batch: int = 64) -> None:
-        self.predictor, self.model, self.queue, self.batch = predictor, model, queue, batch
-        self.apply_batch: Callable[[list[Any], Any], list[Any]] | None = getattr(predictor, "apply_batch", None)
+    def __init__(
+        self,
+        name: str,
+        start: Callable[[], Awaitable[Worker]],
+        most: int,
+        queue: int,
+        given_up: Callable[["Batcher"], None] = lambda _: None,
+    ) -> None:
+        self.name, self.start, self.most, self.queue, self.given_up = name, start, most, queue, given_up
         self.waiting: list[Question] = []
-        self.executor = ThreadPoolExecutor(1, thread_name_prefix="model")
-        self.running = False
+        self.idle: list[Worker] = []
+        self.busy: list[Worker] = []
+        self.starting: asyncio.Task[None] | None = None
+        self.timer: asyncio.TimerHandle | None = None
+        self.scheduled = self.closed = False
         self.last, self.seconds = 0.0, 0.0  # that the last batch took, and the quicker one of the last two
+        self.load_seconds = 0.0
+        self.empty = asyncio.Event()  # whether nothing is asked
+        self.empty.set()
 
-    @property
-    def quick(self) -> bool:
-        """Whether the model answers so fast that it may run on the event loop's thread."""
-        return self.seconds < INLINE_SECONDS
+    async def open(self) -> Worker:
+        """Start the first worker. Raises StackError."""
+        begun = asyncio.get_running_loop().time()
+        worker = await self._start()
+        self.load_seconds = asyncio.get_running_loop().time() - begun
+        _, self.seconds = worker.ready.result()
+        self._keep_spare(asyncio.get_running_loop().time())
+        return worker
 
     @property
     def full(self) -> bool:
         """Whether the next question has to be refused."""
         return len(self.waiting) >= self.queue
 
-    def warm_up(self, payload: Any) -> None:
-        """Answer an input twice for nobody, to see how long it takes."""
-        for _ in range(2):
-            self._timed([Question(payload, lambda _: None)])
-
     def submit(self, question: Question, alone: bool = False) -> None:
         """Answer a question: at once if it is `alone`, for no other can come in this turn. Raises QueueFullError."""
         if len(self.waiting) >= self.queue:
             raise QueueFullError
+        self.empty.clear()
         self.waiting.append(question)
-        if not self.running:
-            self.running = True
-            if alone:
-                self._start()
-            else:
-                asyncio.get_running_loop().call_soon(self._start)
+        if self.scheduled:
+            return
+        if not alone:
+            self._schedule()
+        elif not self.busy:
+            self._dispatch()
+            if self.seconds < AT_ONCE and self.busy:
+                self.busy[0].wait()
 
-    async def ask(self, payload: Any, capture: bool, seconds: float) -> Any:
-        """The answer, or the exception in its place; TimeoutError for one that is not there in time."""
-        future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+    async def ask(self, content_type: str, body: bytes, capture: bool, seconds: float, deliver: Any) -> None:
+        """Submit a question, and return when it is answered: in time, or with a TimeoutError in place of the answer."""
+        answered: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
-        def deliver(answer: Any) -> None:
-            if not future.done():
-                future.set_result(answer)
+        def hand_over(output: Output) -> Any:
+            if not answered.done():
+                answered.set_result(None)
+            return deliver(output)
 
-        question = Question(payload, deliver, capture)
+        question = Question(content_type, body, hand_over, seconds, capture=capture)
         self.submit(question)
+        timer = asyncio.get_running_loop().call_later(seconds, expire, question)
+        await answered
+        timer.cancel()
+
+    def _schedule(self) -> None:
+        self.scheduled = True
+        asyncio.get_running_loop().call_soon(self._dispatch)
+
+    def _dispatch(self) -> None:
+        self.scheduled = False
+        now = asyncio.get_running_loop().time()
+        while self.waiting and self.idle and len(self._stuck(now)) == len(self.busy):
+            if batch := self._take():
+                worker = self.idle.pop(0)
+                self.busy.append(worker)
+                worker.ask(batch, now)
+        if self.timer is None and (self.busy or self.waiting):
+            self.timer = asyncio.get_running_loop().call_later(TICK, self._look)
+
+    def _take(self) -> list[Question]:
+        count = next((place for place, question in enumerate(self.waiting[:BATCH]) if question.alone), BATCH) or 1
+        batch = self.waiting[:count]
+        del self.waiting[:count]
+        return [question for question in batch if not question.done]
+
+    def _answered(self, worker: Worker, seconds: float, outputs: list[Output]) -> None:
+        last, self.last = self.last, seconds
+        self.seconds = min(last, seconds)  # once may be an accident, twice is slow
+        batch, worker.batch = worker.batch, []
+        self.busy.remove(worker)
+        self.idle.insert(0, worker)
+        for question, output in zip(batch, outputs, strict=True):
+            entry = deliver(question, output)
+            if output[0] not in FAULTS:
+                worker.watch(entry)
+        self._settle()
+
+    def _settle(self) -> None:
+        if self.waiting:
+            if not self.scheduled:
+                self._schedule()
+        elif not self.busy:
+            self.empty.set()
+
+    def _look(self) -> None:
+        """Look at the workers every few milliseconds while there is something to do."""
+        self.timer, now = None, asyncio.get_running_loop().time()
+        for question in [*self.waiting[:BATCH], *(question for worker in self.busy for question in worker.batch)]:
+            if now > question.deadline:
+                expire(question)
+        for worker in self._stuck(now):
+            self._relieve(worker, now - worker.since)
+        self._keep_spare(now)
+        self._dispatch()
+        self._settle()
+
+    def _stuck(self, now: float) -> list[Worker]:
+        """The workers that have been busy for longer than usual."""
+        return [worker for worker in self.busy if now - worker.since > PATIENCE + USUAL * self.seconds]
+
+    def _relieve(self, worker: Worker, seconds: float) -> None:
+        """Ask others what a worker has not answered for long, each by itself; replace it when all is answered."""
+        left = [question for question in worker.batch if not question.done]
+        if len(worker.batch) > 1 and self.most > 1:
+            self._ask_again(left)
+            worker.batch = [Question("", b"", lambda _: None, done=True) for _ in worker.batch]
+        elif not left and seconds > max(HANGING, self.load_seconds):
+            log.warning("%s: a call has not come back after %.1f s; its process is replaced", self.name, seconds)
+            self.busy.remove(worker)
+            worker.kill()
+
+    def _ask_again(self, questions: list[Question]) -> None:
+        for question in questions:
+            question.alone = True
+        self.waiting[:0] = questions
+
+    def _lost(self, worker: Worker) -> None:
+        """A process has ended: the calls of its batch are tried once more, each by itself."""
+        if worker in self.idle:
+            self.idle.remove(worker)
+        if worker in self.busy:
+            self.busy.remove(worker)
+            left = [question for question in worker.batch if not question.done]
+            log.warning("%s: the process of the model ended during a call; it is replaced", self.name)
+            if len(worker.batch) > 1:
+                self._ask_again(left)
+            else:
+                for question in left:
+                    deliver(question, ("error", ("AlgorithmError", "the model ended its process", ""), None))
+        if not self.closed:
+            self._keep_spare(asyncio.get_running_loop().time())
+            self._dispatch()
+            self._settle()
+
+    def _keep_spare(self, now: float) -> None:
+        """Start a worker where fewer than two are free, or soon will be."""
+        count = len(self.idle) + len(self.busy)
+        free = count - len(self._stuck(now))
+        if free < SPARE and count < self.most and not (self.starting or self.closed):
+            self.starting = asyncio.ensure_future(self._start_another())
+
+    async def _start_another(self) -> None:
         try:
-            return await (future if self.quick else asyncio.wait_for(future, seconds))
-        except TimeoutError as error:
-            question.given_up = True
-            return error
+            await self._start()
+        except (StackError, OSError) as error:
+            log.error("%s: another process can't be started: %s", self.name, error)
+            if not self.idle and not self.busy:
+                self._fail(str(error))
+        finally:
+            self.starting = None
 
-    def _start(self) -> None:
-        batch = [question for question in self.waiting[: self.batch] if not question.given_up]
-        del self.waiting[: self.batch]
-        if self.seconds < INLINE_SECONDS:
-            self._finish(batch, self._timed(batch))
-        else:
-            done = asyncio.get_running_loop().run_in_executor(self.executor, self._timed, batch)
-            done.add_done_callback(lambda done: self._finish(batch, done.result()))
+    async def _start(self) -> Worker:
+        worker = await self.start()
+        worker.answered, worker.lost = self._answered, self._lost
+        self.idle.append(worker)
+        self._dispatch()
+        return worker
 
-    def _finish(self, batch: list[Question], answers: list[Any]) -> None:
-        for question, answer in zip(batch, answers, strict=True):
-            try:
-                question.deliver(answer)
-            except Exception:
-                log.exception("an answer could not be delivered")
-        self.running = bool(self.waiting)
-        if self.running:
-            asyncio.get_running_loop().call_soon(self._start)
+    def _fail(self, reason: str) -> None:
+        waiting, self.waiting = self.waiting, []
+        for question in waiting:
+            deliver(question, ("error", ("LoadingError", reason, ""), None))
+        self.given_up(self)
 
-    def _timed(self, batch: list[Question]) -> list[Any]:
-        start = time.perf_counter()
-        answers = self._answers(batch)
-        last, self.last = self.last, time.perf_counter() - start
-        self.seconds = min(last, self.last)  # once may be an accident, twice is slow
-        return answers
+    async def describe(self, seconds: float) -> None:
+        """Have the log told of the calls that have been answered, by the workers that have time for it."""
+        await asyncio.gather(*(worker.describe(seconds) for worker in self.idle))
 
-    def _answers(self, batch: list[Question]) -> list[Any]:
-        if len(batch) > 1 and self.apply_batch and not any(question.capture for question in batch):
-            with contextlib.suppress(Exception):  # one bad input must not fail the others: each again, alone
-                answers = self.apply_batch([question.payload for question in batch], self.model)
-                if len(answers) == len(batch):
-                    return answers
-        return [self._alone(question) for question in batch]
+    async def close(self) -> None:
+        """Answer what is asked, have it logged, and end the processes."""
+        await self.empty.wait()
+        self.closed = True
+        if self.starting:
+            self.starting.cancel()
+        await self.describe(CLOSING)
+        await asyncio.gather(*(worker.close() for worker in [*self.idle, *self.busy]))
 
-    def _alone(self, question: Question) -> Any:
-        try:
-            if not question.capture:
-                return self.predictor.apply(question.payload, self.model)
-            with contextlib.redirect_stdout(io.StringIO()) as printed:
-                return self.predictor.apply(question.payload, self.model), printed.getvalue()
-        except SystemExit as error:
-            return ModelExitError(f"exited with code {error.code}")
-        except Exception as error:
-            return error
+
+def deliver(question: Question, output: Output) -> dict[str, Any] | None:
+    """Answer a question; what goes wrong with that concerns no other."""
+    try:
+        return question.answer(output)
+    except Exception:
+        log.exception("an answer could not be delivered")
+        return None
+
+
+def expire(question: Question) -> None:
+    """Answer a question that has waited for too long."""
+    text = f"no answer within {question.seconds:g} seconds"
+    deliver(question, ("error", ("TimeoutError", text, ""), None))

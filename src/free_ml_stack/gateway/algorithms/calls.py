@@ -8,26 +8,24 @@ import asyncio
 import base64
 import itertools
 import time
-import traceback
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 import orjson
 
+from free_ml_stack.deployment.answering import FAULTS, JSON, Output
 from free_ml_stack.errors import StackError
-from free_ml_stack.gateway.algorithms.batching import Question, QueueFullError
+from free_ml_stack.gateway.algorithms.batching import QueueFullError
 from free_ml_stack.gateway.algorithms.models import Model, Models
-from free_ml_stack.gateway.http import JSON_OPTIONS, HTTPError, Request
+from free_ml_stack.gateway.algorithms.workers import Question
+from free_ml_stack.gateway.http import HTTPError, Request
 from free_ml_stack.gateway.log.call_log import CallLog
 
-JSON, TEXT, BINARY = "application/json", "text/plain; charset=utf-8", "application/octet-stream"
-KNOWN_ERRORS = {
-    "InputError", "UnsupportedError", "InitializationError", "OutOfMemoryError", "OutOfGpuMemoryError",
-    "LanguageError", "TooLargeError", "ParsingError", "EntityNotFoundError", "ThirdPartyCredentialError",
-    "AlgorithmError", "TimeoutError", "LoadingError", "SystemExit",
-}  # fmt: skip
+TEXT, BINARY = "text/plain; charset=utf-8", "application/octet-stream"
 
 
 @dataclass(frozen=True)
@@ -81,15 +79,22 @@ class Calls:
         call = self._new_call()
         try:
             self._read_options(call, request.query)
-            payload = decode(request.header(b"content-type"), await self._body(request))
+            given = request.header(b"content-type"), await self._body(request)
             model = await self._model(request.path.removeprefix("/v1/algo/"))
             if call.output == "void":
-                answer = self._answer_later(model, payload, call)
+                answer = self._answer_later(model, given, call)
             else:
-                answer = self._conclude(model, payload, await model.ask(payload, call.stdout, call.timeout), call)
+                answer = await self._ask(model, given, call)
         except CallError as error:
             answer = failure(error, call)
         await request.answer_bytes(*answer)
+
+    async def _ask(self, model: Model, given: tuple[str, bytes], call: Call) -> Answer:
+        answers: list[Answer] = []
+        await model.ask(
+            *given, call.stdout, call.timeout, lambda output: self._conclude(model, output, call, answers.append)
+        )
+        return answers[0]
 
     async def _body(self, request: Request) -> bytes:
         try:
@@ -106,14 +111,12 @@ class Calls:
         owner, _, rest = path.partition("/")
         name, _, version = rest.partition("/")
         model = self.models.find(name, version)
-        if model is None or owner != self.owner or not model.quick or model.full:
+        if model is None or owner != self.owner or model.full:
             return False
-        call = self._new_call()
-        try:
-            payload = decode(JSON, body)
-            model.submit(Question(payload, lambda result: answer(self._conclude(model, payload, result, call))), alone)
-        except CallError as error:
-            answer(failure(error, call))
+        call, seconds = self._new_call(), self.limits.call_seconds
+        deadline = asyncio.get_running_loop().time() + seconds
+        conclude = partial(self._conclude, model, call=call, answer=answer)
+        model.submit(Question(JSON, body, conclude, seconds, deadline), alone)
         return True
 
     def _new_call(self) -> Call:
@@ -140,30 +143,26 @@ class Calls:
             raise CallError(f"algorithm algo://{path.strip('/')} not found", "EntityNotFoundError")
         return model
 
-    def _conclude(self, model: Model, payload: Any, result: Any, call: Call) -> Answer:
-        """The answer to a call that the model has dealt with, noted in the log."""
-        if call.stdout and isinstance(result, tuple):
-            result, printed = result
-        else:
-            printed = None
-        if isinstance(result, Exception):
-            error = failed(result, call.timeout)
-            self.log.record(model, payload, None, call.duration, error.error_type)
-            return failure(error, call)
-        self.log.record(model, payload, result, call.duration)
-        try:
-            return success(result, call, printed)
-        except CallError as error:
-            return failure(error, call)
+    def _conclude(
+        self, model: Model, output: Output, call: Call, answer: Callable[[Answer], object]
+    ) -> dict[str, Any] | None:
+        """Answer a call that the model has dealt with. Returns the entry for the log, which the worker completes."""
+        kind, content, printed = output
+        version = model.build.version or model.build.hash
+        entry = {"time": datetime.now(UTC), "version": version, "latency_ms": round(call.duration * 1000, 3)}
+        if kind not in FAULTS:
+            answer(success(kind, content, call, printed))
+            return entry
+        error_type, message, trace = content
+        if kind == "error":
+            self.log.record(model.algorithm, {**entry, "error": error_type})
+        answer(failure(CallError(message, error_type, trace), call))
+        return None
 
-    def _answer_later(self, model: Model, payload: Any, call: Call) -> Answer:
+    def _answer_later(self, model: Model, given: tuple[str, bytes], call: Call) -> Answer:
         if model.full:
             raise QueueFullError
-
-        async def work() -> None:
-            self._conclude(model, payload, await model.ask(payload, call.stdout, call.timeout), call)
-
-        task = asyncio.ensure_future(work())
+        task = asyncio.ensure_future(self._ask(model, given, call))
         self.background.add(task)
         task.add_done_callback(self.background.discard)
         return 200, orjson.dumps({"async": "void", "request_id": call.request_id}), JSON
@@ -173,53 +172,18 @@ class Calls:
         await asyncio.gather(*self.background)
 
 
-def decode(content_type: str, body: bytes) -> Any:
-    """The input of a call: text, binary, or what JSON holds. Raises CallError."""
-    if content_type != JSON:
-        content_type = content_type.partition(";")[0].strip().lower()
-    try:
-        match content_type:
-            case "application/json":
-                return orjson.loads(body)
-            case "text/plain" | "application/text":
-                return body.decode()
-            case "application/octet-stream":
-                return body
-    except ValueError as error:
-        kind = "JSON" if content_type == JSON else "UTF-8 text"
-        raise CallError(f"the body is not {kind}: {error}", "ParsingError") from error
-    raise CallError("Content-Type must be application/json, text/plain or application/octet-stream", "UnsupportedError")
-
-
-def failed(error: Exception, seconds: float) -> CallError:
-    """What the caller is told of an exception in the model."""
-    if isinstance(error, TimeoutError):
-        return CallError(f"no answer within {seconds:g} seconds", "TimeoutError")
-    kind = "InputError" if isinstance(error, ValueError) else "AlgorithmError"
-    kind = "OutOfMemoryError" if isinstance(error, MemoryError) else kind
-    kind = getattr(error, "error_type", kind)
-    trace = "".join(traceback.format_exception(error))
-    message = str(error) or type(error).__name__
-    return CallError(message, kind if kind in KNOWN_ERRORS else "AlgorithmError", trace)
-
-
-def success(result: Any, call: Call, printed: str | None = None) -> Answer:
-    """A result with its metadata, alone for `output=raw`. Raises CallError for one that is not JSON."""
-    kind = "text" if isinstance(result, str) else "json"
-    if isinstance(result, bytes | bytearray):
-        if call.output == "raw":
-            return 200, bytes(result), BINARY
-        kind, result = "binary", base64.b64encode(result).decode()
-    elif call.output == "raw" and kind == "text":
-        return 200, result.encode(errors="replace"), TEXT
-    metadata = {"content_type": kind, "duration": call.duration, "request_id": call.request_id}
+def success(kind: str, content: bytes, call: Call, printed: str | None = None) -> Answer:
+    """A result with its metadata, alone for `output=raw`; `content` is JSON, or bytes where `kind` is "binary"."""
+    if call.output == "raw":
+        if kind == "binary":
+            return 200, content, BINARY
+        return (200, orjson.loads(content).encode(), TEXT) if kind == "text" else (200, content, JSON)
+    if kind == "binary":
+        content = b'"%b"' % base64.b64encode(content)
+    metadata: dict[str, Any] = {"content_type": kind, "duration": call.duration, "request_id": call.request_id}
     if printed is not None:
-        metadata["stdout"] = printed
-    content = result if call.output == "raw" else {"result": result, "metadata": metadata}
-    try:
-        return 200, orjson.dumps(content, option=JSON_OPTIONS), JSON
-    except TypeError as error:
-        raise CallError(f"the answer can't be written as JSON: {error}") from error
+        metadata["stdout"] = printed.encode(errors="replace").decode()
+    return 200, b'{"result":%b,"metadata":%b}' % (content, orjson.dumps(metadata)), JSON
 
 
 def failure(error: CallError, call: Call | None = None) -> Answer:

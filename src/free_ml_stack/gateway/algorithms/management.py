@@ -30,6 +30,7 @@ from free_ml_stack.errors import StackError
 from free_ml_stack.gateway.algorithms import catalogue
 from free_ml_stack.gateway.algorithms.descriptions import describe_build, describe_version, noted, page
 from free_ml_stack.gateway.algorithms.models import Models
+from free_ml_stack.gateway.algorithms.workers import check
 from free_ml_stack.gateway.http import HTTPError, Request
 
 BUMPS: dict[str, Bump] = {"major": "major", "minor": "minor", "revision": "revision", "patch": "revision"}
@@ -144,7 +145,7 @@ class Management:
 
     def _fault(self, build: Build) -> str:
         try:
-            try_out(self.store, build, self.models.predictor)
+            try_out(self.store, build, self.models.predictor, check)
         except StackError as error:
             return str(error)
         return ""

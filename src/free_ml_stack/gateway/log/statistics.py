@@ -11,7 +11,7 @@ from typing import Any
 
 import orjson
 
-from free_ml_stack.gateway.http import JSON_OPTIONS
+from free_ml_stack.deployment.answering import JSON_OPTIONS
 
 FIRST = 1e-4  # seconds: the end of the first class of latency; each further one is 19 % wider
 PER_OCTAVE = 4

@@ -1,0 +1,196 @@
+"""What a deployed model folder does with a call: read the body, answer it, write the answer, describe it for the log.
+
+The gateway's workers and the check of a deployment use the same functions, so that what passes the check is served.
+"""
+
+import contextlib
+import io
+import math
+import traceback
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from free_ml_stack.errors import StackError
+from free_ml_stack.project.science import Predictor
+
+JSON = "application/json"
+JSON_OPTIONS = orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_NON_STR_KEYS
+SAMPLE, REFERENCE = "sample.json", "reference.json"
+TOLERANCE = 1e-5
+KNOWN_ERRORS = {
+    "InputError", "UnsupportedError", "InitializationError", "OutOfMemoryError", "OutOfGpuMemoryError",
+    "LanguageError", "TooLargeError", "ParsingError", "EntityNotFoundError", "ThirdPartyCredentialError",
+    "AlgorithmError", "TimeoutError", "LoadingError", "SystemExit",
+}  # fmt: skip
+
+Input = tuple[str, bytes, bool]  # content type, body, whether what is printed meanwhile is wanted
+Output = tuple[str, Any, str | None]  # "json", "text", "binary", "error" or "unread"; its content; what was printed
+
+
+class UnreadableError(Exception):
+    """The body of a call is not what its content type says; `kind` is Algorithmia's name for that."""
+
+    def __init__(self, message: str, kind: str) -> None:
+        super().__init__(message)
+        self.kind = kind
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model folder in memory."""
+
+    predictor: Predictor
+    model: Any
+    sample: dict[str, Any] | None
+    reference: dict[str, Any] | None
+
+    def answers(self, inputs: Sequence[Input]) -> tuple[list[Output], list[tuple[Any, Any]]]:
+        """The outputs of a batch, and the pairs of input and answer of those that are none of an error."""
+        payloads: list[Any] = [_attempt(decode, *given[:2]) for given in inputs]
+        results = self._run([given[2] for given in inputs], payloads)
+        outputs = [_attempt_to_write(*result) for result in results]
+        pairs = zip(payloads, results, outputs, strict=True)
+        return outputs, [(payload, result[0]) for payload, result, output in pairs if output[0] not in FAULTS]
+
+    @property
+    def watches(self) -> bool:
+        """Whether the project says what monitoring notes of a call."""
+        return hasattr(self.predictor, "watch") or hasattr(self.predictor, "watch_batch")
+
+    def watched(self, pairs: Sequence[tuple[Any, Any]]) -> list[Mapping[str, Any]]:
+        """What monitoring notes of answered calls; nothing where the project's function fails."""
+        if batch := getattr(self.predictor, "watch_batch", None):
+            with contextlib.suppress(Exception):  # of calls that do not go together: each by itself
+                found: list[Mapping[str, Any]] = batch(*map(list, zip(*pairs, strict=True)), self.model)
+                return found
+        return [self._watched_call(*pair) for pair in pairs]
+
+    def _run(self, captures: list[bool], payloads: list[Any]) -> list[tuple[Any, str | None]]:
+        batch = getattr(self.predictor, "apply_batch", None)
+        if batch and len(payloads) > 1 and not any(captures) and not any(isinstance(p, Exception) for p in payloads):
+            with contextlib.suppress(Exception):  # one bad input must not fail the others: each again, alone
+                answers = batch(payloads, self.model)
+                if len(answers) == len(payloads):
+                    return [(answer, None) for answer in answers]
+        return [self._alone(*each) for each in zip(payloads, captures, strict=True)]
+
+    def _alone(self, payload: Any, capture: bool) -> tuple[Any, str | None]:
+        if isinstance(payload, Exception):
+            return payload, None
+        with contextlib.redirect_stdout(io.StringIO()) if capture else contextlib.nullcontext() as printed:
+            answer = _attempt(self.predictor.apply, payload, self.model)
+        return answer, printed.getvalue() if printed else None
+
+    def _watched_call(self, payload: Any, answer: Any) -> Mapping[str, Any]:
+        with contextlib.suppress(Exception):
+            return self.predictor.watch(payload, answer, self.model)
+        return {}
+
+
+FAULTS = ("error", "unread")
+
+
+def load(predictor: Predictor | str, folder: Path) -> Loaded:
+    """Load a model folder with a predictor, or with the module of that name. Raises what that raises."""
+    if isinstance(predictor, str):
+        predictor = import_module(predictor)
+    assert not isinstance(predictor, str)
+    return Loaded(predictor, predictor.load(folder), read_json(folder / SAMPLE), read_json(folder / REFERENCE))
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """A JSON object of a model folder, None without the file. Raises StackError where it is not strict JSON."""
+    try:
+        content: dict[str, Any] = orjson.loads(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise StackError(f"{path.name} is not valid JSON: {error}; run `publish` again") from None
+    return content
+
+
+def check_sample(predictor: Predictor | str, folder: Path) -> None:
+    """Load a model folder and call it with its sample as the gateway does. Raises StackError for another answer."""
+    try:
+        loaded = load(predictor, folder)
+    except StackError:
+        raise
+    except Exception as error:
+        raise StackError(f"the model can't be loaded: {error}") from error
+    if loaded.sample is None:
+        raise StackError(f"{SAMPLE} is missing in the model folder; run `publish` again")
+    [(kind, content, _)], _ = loaded.answers([(JSON, orjson.dumps(loaded.sample["input"]), False)])
+    if kind in FAULTS:
+        raise StackError(f"the model fails on its own sample input: {content[1]}")
+    expected = loaded.sample["output"]
+    answer = orjson.loads(content) if kind in ("json", "text") else content
+    if not close(answer, expected):
+        raise StackError(f"the model answers its sample input with {answer!r} instead of {expected!r}")
+
+
+def close(one: Any, other: Any) -> bool:
+    """Whether two JSON documents are equal, numbers to 1e-5."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        return one.keys() == other.keys() and all(close(one[key], other[key]) for key in one)
+    if isinstance(one, list | tuple) and isinstance(other, list | tuple):
+        return len(one) == len(other) and all(map(close, one, other))
+    if isinstance(one, float | int) and isinstance(other, float | int) and float in (type(one), type(other)):
+        return math.isclose(one, other, rel_tol=TOLERANCE, abs_tol=TOLERANCE)
+    return bool(one == other)
+
+
+def decode(content_type: str, body: bytes) -> Any:
+    """The input of a call: text, binary, or what JSON holds. Raises UnreadableError."""
+    if content_type != JSON:
+        content_type = content_type.partition(";")[0].strip().lower()
+    try:
+        match content_type:
+            case "application/json":
+                return orjson.loads(body)
+            case "text/plain" | "application/text":
+                return body.decode()
+            case "application/octet-stream":
+                return body
+    except ValueError as error:
+        kind = "JSON" if content_type == JSON else "UTF-8 text"
+        raise UnreadableError(f"the body is not {kind}: {error}", "ParsingError") from error
+    supported = "application/json, text/plain or application/octet-stream"
+    raise UnreadableError(f"Content-Type must be {supported}", "UnsupportedError")
+
+
+def _attempt(function: Any, *given: Any) -> Any:
+    """What a function returns, or the exception that it raises: also the end that a model asks for."""
+    try:
+        return function(*given)
+    except (Exception, SystemExit) as error:
+        return error
+
+
+def _attempt_to_write(result: Any, printed: str | None) -> Output:
+    if isinstance(result, UnreadableError):
+        return "unread", (result.kind, str(result), ""), None
+    if isinstance(result, BaseException):
+        return "error", describe(result), printed
+    if isinstance(result, bytes | bytearray):
+        return "binary", bytes(result), printed
+    try:
+        return "text" if isinstance(result, str) else "json", orjson.dumps(result, option=JSON_OPTIONS), printed
+    except TypeError as error:
+        return "error", ("AlgorithmError", f"the answer can't be written as JSON: {error}", ""), printed
+
+
+def describe(error: BaseException) -> tuple[str, str, str]:
+    """Algorithmia's name for an error in the model, its message and its traceback."""
+    if isinstance(error, SystemExit):
+        return "SystemExit", f"exited with code {error.code}", ""
+    kind = "InputError" if isinstance(error, ValueError) else "AlgorithmError"
+    kind = "OutOfMemoryError" if isinstance(error, MemoryError) else kind
+    kind = getattr(error, "error_type", kind)
+    trace = "".join(traceback.format_exception(error)).encode(errors="replace").decode()
+    message = (str(error) or type(error).__name__).encode(errors="replace").decode()
+    return kind if kind in KNOWN_ERRORS else "AlgorithmError", message, trace

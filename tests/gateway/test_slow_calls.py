@@ -1,0 +1,168 @@
+"""No call, however long it takes, holds up another, the storage or health; a model that hangs is replaced."""
+
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+from Algorithmia.errors import AlgorithmException
+from deployed import KEY, Deployed, deployed
+from predictors import Freezing
+from waiting import until
+
+from free_ml_stack.gateway.algorithms import batching, models
+from free_ml_stack.gateway.algorithms.calls import Limits
+
+HEADERS = {"Authorization": KEY}
+LONGEST = 0.05  # seconds that anything may be held up
+FREEZES = [{"sleep": 1.5}, {"freeze": 1.5}]
+
+
+@pytest.fixture
+def gateway(tmp_path: Path) -> Iterator[Deployed]:
+    """A gateway whose model is quick, as it has found by now, and which has its spare process."""
+    with deployed(tmp_path, Freezing()) as gateway:
+        for _ in range(5):
+            assert ask(gateway, "word") == "hello"
+        until(lambda: len(batcher(gateway).idle) == batching.SPARE)
+        yield gateway
+
+
+def batcher(gateway: Deployed) -> Any:
+    return gateway.app.models.find("demo", "")
+
+
+def ask(gateway: Deployed, payload: Any, **options: Any) -> Any:
+    """The result of a call by the official client."""
+    return gateway.client().algo("me/demo").set_options(**options).pipe(payload).result
+
+
+@contextmanager
+def meanwhile(work: Callable[[], Any]) -> Iterator[threading.Thread]:
+    thread = threading.Thread(target=work)
+    thread.start()
+    try:
+        yield thread
+    finally:
+        thread.join()
+
+
+def seconds(session: requests.Session, method: str, url: str, **options: Any) -> float:
+    """How long a request takes that is answered as it should be."""
+    begun = time.perf_counter()
+    assert session.request(method, url, headers=HEADERS, timeout=20, **options).ok
+    return time.perf_counter() - begun
+
+
+@pytest.mark.parametrize("slow", FREEZES, ids=["asleep", "frozen"])
+def test_a_slow_call_holds_up_nothing(gateway: Deployed, slow: Any) -> None:
+    asked = [
+        ("GET", "/healthz", {}),
+        ("PUT", "/v1/data/.my/project/file", {"data": b"x"}),
+        ("GET", "/v1/data/.my/project/file", {}),
+        ("POST", "/v1/algo/me/demo", {"json": "word"}),
+        ("POST", "/v1/algo/me/demo?timeout=10", {"json": "word"}),
+    ]
+    taken: dict[str, list[float]] = {path: [] for _, path, _ in asked}
+    with requests.Session() as session, meanwhile(lambda: ask(gateway, slow)) as caller:
+        until(lambda: batcher(gateway).busy)
+        while caller.is_alive():
+            for method, path, options in asked:
+                taken[path].append(seconds(session, method, gateway.url + path, **options))
+    for path, times in taken.items():
+        assert len(times) > 5
+        assert sorted(times)[len(times) // 2] < LONGEST / 2, path
+        assert sum(times) < 1.5, path  # together less than the one call: none has waited for it
+
+
+@pytest.mark.parametrize("slow", FREEZES, ids=["asleep", "frozen"])
+def test_a_slow_call_holds_up_none_that_came_with_it(gateway: Deployed, slow: Any) -> None:
+    """Also those that are answered in one batch with it."""
+
+    def call(number: int) -> float:
+        begun = time.perf_counter()
+        assert ask(gateway, slow if number == 8 else number) == (slow if number == 8 else number)
+        return time.perf_counter() - begun
+
+    with ThreadPoolExecutor(16) as pool:
+        times = list(pool.map(call, range(16)))
+    assert times.pop(8) > 1.4
+    assert max(times) < 1.2
+
+
+@pytest.mark.parametrize("hanging", ["spin", {"freeze": 1000}], ids=["spinning", "frozen"])
+def test_a_model_that_hangs_is_replaced_and_the_log_says_so(gateway: Deployed, hanging: Any, caplog: Any) -> None:
+    before = {worker.process.pid for worker in batcher(gateway).idle}
+    begun = time.monotonic()
+    with pytest.raises(AlgorithmException, match="no answer within 1 seconds") as raised:
+        ask(gateway, hanging, timeout=1)
+    assert 1 <= time.monotonic() - begun < 1.2
+    assert raised.value.error_type == "TimeoutError"
+    until(lambda: "its process is replaced" in caplog.text)
+    assert "demo 0.1.0: a call has not come back after" in caplog.text
+    until(lambda: len(batcher(gateway).idle) == batching.SPARE)
+    [ended] = before - {worker.process.pid for worker in batcher(gateway).idle}
+    until(lambda: not Path(f"/proc/{ended}").exists())
+    assert ask(gateway, "word") == "hello"
+
+
+@pytest.mark.parametrize("timeout", [0.1, 0.5])
+def test_a_timeout_is_kept(gateway: Deployed, timeout: float) -> None:
+    for slow in FREEZES:
+        begun = time.monotonic()
+        with pytest.raises(AlgorithmException, match=f"no answer within {timeout:g} seconds"):
+            ask(gateway, slow, timeout=timeout)
+        assert timeout <= time.monotonic() - begun < timeout * 1.2 + 0.02
+
+
+def test_calls_without_a_timeout_have_one(tmp_path: Path) -> None:
+    with deployed(tmp_path, Freezing(), limits=Limits(call_seconds=0.5)) as gateway:
+        for headers in ({"Content-Type": "application/json"}, {"Content-Type": "application/json; charset=utf-8"}):
+            answer = requests.post(
+                f"{gateway.url}/v1/algo/me/demo", data='{"sleep": 3}', headers=HEADERS | headers, timeout=20
+            )
+            assert answer.json()["error"]["message"] == "no answer within 0.5 seconds"
+
+
+def test_a_model_that_ends_its_process_is_replaced(gateway: Deployed, caplog: Any) -> None:
+    """The caller is told, and those who were answered with it are answered."""
+    with ThreadPoolExecutor(8) as pool:
+        results = list(pool.map(lambda number: attempt(gateway, "crash" if number == 3 else number), range(8)))
+    assert "the model ended its process" in results.pop(3)
+    assert results == [0, 1, 2, 4, 5, 6, 7]
+    assert "ended during a call; it is replaced" in caplog.text
+
+
+def attempt(gateway: Deployed, payload: Any, **options: Any) -> Any:
+    try:
+        return ask(gateway, payload, **options)
+    except AlgorithmException as error:
+        return str(error)
+
+
+def test_as_many_hang_as_there_may_be_processes_and_all_is_well_again(gateway: Deployed) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        results = list(pool.map(lambda _: attempt(gateway, "spin", timeout=0.5), range(8)))
+    assert all("no answer within 0.5 seconds" in result for result in results)
+    assert ask(gateway, "word") == "hello"
+    assert len(batcher(gateway).idle) + len(batcher(gateway).busy) <= models.WORKERS
+
+
+def test_the_model_is_never_in_the_gateways_process(gateway: Deployed) -> None:
+    assert {ask(gateway, "process") for _ in range(10)}.isdisjoint({os.getpid()})
+
+
+def test_a_large_model_is_loaded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(models, "MEMORY", 1)
+    with deployed(tmp_path, Freezing()) as gateway:
+        assert ask(gateway, "word") == "hello"
+        assert (batcher(gateway).most, len(batcher(gateway).idle)) == (1, 1)
+        with pytest.raises(AlgorithmException, match="no answer within 0.2 seconds"):
+            ask(gateway, "spin", timeout=0.2)
+        assert ask(gateway, "word", timeout=60) == "hello"
