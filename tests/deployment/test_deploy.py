@@ -57,6 +57,21 @@ def refused_sample(folder: Path) -> None:
     write_manifest(folder)
 
 
+def sample_that_is_no_strict_json(folder: Path) -> None:
+    (folder / "sample.json").write_text(json.dumps({"input": [float("nan")], "output": [float("nan")]}))
+    write_manifest(folder)
+
+
+def reference_that_is_no_strict_json(folder: Path) -> None:
+    (folder / "reference.json").write_text(json.dumps({"rows": float("inf")}))
+    write_manifest(folder)
+
+
+def answer_that_is_none(folder: Path) -> None:
+    (folder / "sample.json").write_text(json.dumps({"input": "object", "output": ""}))
+    write_manifest(folder)
+
+
 def without_manifest(folder: Path) -> None:
     (folder / "manifest.json").unlink()
 
@@ -68,6 +83,9 @@ def without_manifest(folder: Path) -> None:
         (changed_with_new_sums, "answers its sample input with 'hellO' instead of 'hello'"),
         (without_sample, "sample.json is missing"),
         (refused_sample, "fails on its own sample input: that makes no sense"),
+        (sample_that_is_no_strict_json, "sample.json is not valid JSON: .*; run `publish` again"),
+        (reference_that_is_no_strict_json, "reference.json is not valid JSON"),
+        (answer_that_is_none, "the answer can't be written as JSON"),
         (without_manifest, "manifest.json is missing"),
     ],
 )

@@ -1,11 +1,14 @@
 """Results first: what fails to be drawn costs its picture; what is published is what the run was trained on."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
+import places
 import projects
 import pytest
+from waiting import until
 
 from free_ml_stack.evaluation import Evaluation
 from free_ml_stack.tracking.run import Run
@@ -41,6 +44,49 @@ def test_a_model_is_not_published_with_other_data_than_it_was_trained_on(data: P
     assert not list(folder.glob("models/*"))
     projects.run(folder, "data")
     assert "Model and card are in models/first" in projects.run(folder, "publish")
+
+
+MISSING = """
+
+
+def without(function):
+    def changed(columns, row):
+        return {column} if row == 0 else function(columns, row)
+    return changed
+
+
+example = without(example)
+"""
+TAKES_NULL = """
+
+
+def _images(inputs):
+    return np.nan_to_num(np.asarray(inputs, dtype=np.float32).reshape(len(inputs), *SHAPE))
+"""
+
+
+@pytest.mark.slow
+def test_a_missing_value_is_null_from_publish_to_the_gateway(data: Path, tmp_path: Path) -> None:
+    folder = projects.make(tmp_path / "project", data)
+    shutil.copytree(places.SOURCE / "skeleton", package := tmp_path / "source" / "skeleton")
+    with (package / "data.py").open("a") as file:
+        file.write(MISSING.replace("{column}", "[[float('nan')] * 8] * 8"))
+    own = {"PYTHONPATH": str(package.parent)}
+    projects.run(folder, "train", "--epochs", "1", "--name", "first", **own)
+    refused = projects.run(folder, "publish", code=1, **own)
+    assert "predict.py fails on examples of the data set, as a caller sends them: ValueError" in refused
+    with (package / "predict.py").open("a") as file:
+        file.write(TAKES_NULL)
+    projects.run(folder, "publish", **own)
+    sample = json.loads((folder / "models" / "first" / "sample.json").read_bytes(), parse_constant=pytest.fail)
+    assert sample["input"] == [[None] * 8] * 8
+    projects.run(folder, "deploy", **own)
+    with projects.start(folder, "serve", **own) as serving:
+        until((folder / ".stack" / "gateway.json").exists)
+        answer, _ = json.JSONDecoder().raw_decode(projects.run(folder, "predict", **own))
+        serving.terminate()
+    assert answer["label"] == sample["output"]["label"]
+    assert "1 calls of version 0.1.0, 0 failed" in projects.run(folder, "monitor", **own)
 
 
 @pytest.mark.slow

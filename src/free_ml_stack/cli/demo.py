@@ -15,6 +15,7 @@ from free_ml_stack.errors import NoServiceError, StackError, from_outside, in_a_
 from free_ml_stack.evaluation.page import report
 from free_ml_stack.evaluation.result import headline
 from free_ml_stack.hub.publish import FOLDER, UnpublishedError
+from free_ml_stack.storage.documents import as_json
 from free_ml_stack.storage.stores import open_store, with_local_services
 from free_ml_stack.sweeps.sweep import sweep_folder
 from free_ml_stack.training.outcome import EVALUATION, RESULT
@@ -58,7 +59,7 @@ def demo(science: "Science", settings: "Settings", command: Command) -> int:
         settings.root / "report.html",
     )
     found["report"] = str(page)
-    (settings.runs / SUMMARY).write_text(json.dumps(found, indent=1), encoding="utf-8")
+    (settings.runs / SUMMARY).write_bytes(as_json(found))
     say("", table([(name, value) for name, value in rows(found)]))
     if unstored:
         steps = ", ".join(f"`{settings.command} {step}`" for step in ("data", "publish", "deploy"))

@@ -13,6 +13,7 @@ from free_ml_stack import git
 from free_ml_stack.deployment.answering import SAMPLE, close
 from free_ml_stack.deployment.versions import Bump
 from free_ml_stack.errors import StackError
+from free_ml_stack.storage.documents import as_json
 from free_ml_stack.storage.manifest import verify
 
 MANIFEST = "model_manifest.json"
@@ -85,7 +86,7 @@ def assemble(tree: Path, sources: Path, predict: Path, sample: dict[str, Any]) -
         "expected_output": sample["output"],
         "type": "NO_EXCEPTION",
     }
-    (tree / "TEST_CASES.json").write_text(json.dumps([case], indent=1))
+    (tree / "TEST_CASES.json").write_bytes(as_json([case]))
 
 
 def upload(client: Any, model_dir: Path, algorithm: str, tree: Path) -> None:

@@ -12,6 +12,7 @@ from free_ml_stack.deployment.versions import Build, read_index
 from free_ml_stack.errors import StackError
 from free_ml_stack.evaluation import plots as pictures
 from free_ml_stack.evaluation.drift import drift
+from free_ml_stack.storage.documents import as_json
 from free_ml_stack.storage.stores import open_store
 from free_ml_stack.tracking.opening import open_run
 
@@ -70,7 +71,7 @@ def monitor(settings: "Settings") -> Monitoring:
     for title, path in drawn.items():
         run.picture(title, path)
     run.summary(verdict=found["verdict"])
-    (folder / "monitor.json").write_text(json.dumps(found, indent=1), encoding="utf-8")
+    (folder / "monitor.json").write_bytes(as_json(found))
     return Monitoring(build.version, found, len(calls), errors, median, p99, drawn, run.finish())
 
 

@@ -19,6 +19,7 @@ from free_ml_stack.deployment.deploy import deploy
 from free_ml_stack.deployment.versions import Bump, index_path
 from free_ml_stack.errors import StackError
 from free_ml_stack.hub.card import FRONT
+from free_ml_stack.storage.documents import as_json
 from free_ml_stack.storage.local import local_store
 from free_ml_stack.storage.manifest import verify
 
@@ -187,7 +188,7 @@ def web_page(tree: Path, model_dir: Path, project: Project) -> None:
     (tree / "card.md").write_text(card[front.end() if front else 0 :].lstrip(), encoding="utf-8")
     samples = project.samples or [json.loads((model_dir / SAMPLE).read_text(encoding="utf-8"))["input"]]
     content = {"title": project.title, "samples": samples}
-    (tree / "samples.json").write_text(json.dumps(content), encoding="utf-8")
+    (tree / "samples.json").write_bytes(as_json(content))
     archive = fetch_runtime(project.cache)
     with tarfile.open(archive) as tar:
         for name in WEB_FILES:

@@ -89,7 +89,7 @@ def test_samples(science: "Science", settings: "Settings", model_dir: Path) -> l
         store = open_store(settings.storage, settings)
         splits, _ = dataset.read(store, settings.private / "cache", settings.command)
     except StackError:
-        return [json.loads((model_dir / "sample.json").read_text(encoding="utf-8"))["input"]]
+        return [json.loads((model_dir / "sample.json").read_bytes())["input"]]
     return dataset.examples(science, splits["test"], range(min(SAMPLES, splits["test"].rows)))
 
 

@@ -74,7 +74,7 @@ def _numbers(watched: Sequence[Watched]) -> dict[str, list[float]]:
     found: dict[str, list[float]] = {}
     for call in watched:
         for name, value in call.items():
-            if not isinstance(value, str):
+            if value is not None and not isinstance(value, str):  # JSON has null for NaN
                 found.setdefault(name, []).append(float(value))
     return {name: kept for name, values in found.items() if (kept := [value for value in values if isfinite(value)])}
 

@@ -58,7 +58,7 @@ def metadata(settings: "Settings", science: "Science", result: Mapping[str, Any]
     license_id = "other" if settings.license == "Proprietary" else settings.license.lower()
     data_name, sources = result["data"]["name"], (result["data"].get("source", ""), settings.storage)
     data_id = next(filter(None, (repository_id(url, "datasets/") for url in sources)), data_name)
-    scores = {name: float(value) for name, value in result["test"].items()}
+    scores = {name: float("nan" if value is None else value) for name, value in result["test"].items()}
     if unfit := next((name for name, value in scores.items() if not math.isfinite(value)), ""):
         raise StackError(f"README.md: the metric {unfit} is {scores[unfit]}")
     results = [

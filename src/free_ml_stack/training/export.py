@@ -3,17 +3,18 @@
 import json
 import shutil
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from free_ml_stack.data import dataset
-from free_ml_stack.errors import StackError
+from free_ml_stack.errors import StackError, in_a_line
 from free_ml_stack.evaluation.drift import reference
 from free_ml_stack.hub.card import card, edited_sections, merge_sections, read_card
 from free_ml_stack.project.settings import FILE
+from free_ml_stack.storage.documents import as_json, as_sent
 from free_ml_stack.storage.manifest import write_manifest
 from free_ml_stack.storage.stores import open_store
 from free_ml_stack.tracking import provenance
@@ -58,8 +59,8 @@ def export(science: "Science", settings: "Settings", run: Path, kept: Mapping[st
     _json(folder / "metrics.json", {name: result[name] for name in ("test", "validation")})
     _json(folder / RESULT, result)
     predictor = science.predict.load(folder)
-    [sample] = dataset.examples(science, splits["test"], [0])
-    _json(folder / "sample.json", {"input": sample, "output": science.predict.apply(sample, predictor)})
+    [sample] = as_sent(dataset.examples(science, splits["test"], [0]))
+    _json(folder / "sample.json", {"input": sample, "output": _call(science.predict.apply, sample, predictor)})
     _json(folder / "reference.json", reference(watched(science, splits["train"], predictor)))
     origins(settings, folder)
     write_manifest(folder)
@@ -71,8 +72,8 @@ def watched(science: "Science", split: "Split", predictor: Any) -> list[Mapping[
     rows = np.linspace(0, split.rows - 1, min(split.rows, REFERENCE)).astype(int)
     found: list[Mapping[str, Any]] = []
     for start in range(0, len(rows), CALLS):
-        calls = dataset.examples(science, split, rows[start : start + CALLS].tolist())
-        answers = science.predict.apply_batch(calls, predictor)
+        calls = as_sent(dataset.examples(science, split, rows[start : start + CALLS].tolist()))
+        answers = _call(science.predict.apply_batch, calls, predictor)
         found += [science.predict.watch(*pair, predictor) for pair in zip(calls, answers, strict=True)]
     return found
 
@@ -137,5 +138,16 @@ def _export_module(science: "Science", model: Any, given: Mapping[str, Any], pat
     return {name: answer.numpy() for name, answer in zip(science.model.OUTPUTS, answers, strict=True)}
 
 
+def _call(function: Callable[..., Any], inputs: Any, predictor: Any) -> Any:
+    """What a function of predict.py answers to examples of the data set, as a caller sends them."""
+    try:
+        return function(inputs, predictor)
+    except Exception as error:
+        raise StackError(
+            f"predict.py fails on examples of the data set, as a caller sends them: {in_a_line(error)}; "
+            "let `example` of data.py leave out what JSON lacks, or let predict.py take null for it"
+        ) from error
+
+
 def _json(path: Path, value: Any) -> None:
-    path.write_text(json.dumps(value, indent=1), encoding="utf-8")
+    path.write_bytes(as_json(value))

@@ -1,6 +1,5 @@
 """What comes of a training run: first weights and metrics, then pictures and tables, which may fail."""
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ from free_ml_stack.console import say
 from free_ml_stack.errors import in_a_line
 from free_ml_stack.evaluation import Evaluation
 from free_ml_stack.storage.atomic import replace
+from free_ml_stack.storage.documents import as_json
 from free_ml_stack.tracking.run import METRICS, Run
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def keep(
         "url": getattr(run.tracker, "url", ""),
     }  # the run's page, for its model's card
     _remember(run, {}, {})  # until they are drawn: whoever stops training before that has a run to publish
-    replace(run.folder / RESULT, json.dumps(result, indent=1).encode())
+    replace(run.folder / RESULT, as_json(result))
     run.summary(**{f"{split}_{name}": value for split in JUDGED for name, value in scores[split].items()})
     return result, found["test"]
 
@@ -74,7 +74,7 @@ def show(run: Run, evaluation: Evaluation) -> None:
 
 def _remember(run: Run, pictures: Mapping[str, str], tables: Mapping[str, Any]) -> None:
     content = {"pictures": pictures, "tables": tables}
-    replace(run.folder / EVALUATION, json.dumps(content, indent=1).encode())
+    replace(run.folder / EVALUATION, as_json(content))
 
 
 def slug(title: str) -> str:
