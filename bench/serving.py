@@ -187,8 +187,8 @@ def wrk(server: Server, connections: int, seconds: int) -> Load:
 
 def make_project(folder: Path) -> Path:
     """A project whose digits model is deployed; the weights are by chance, which costs the same."""
-    import numpy as np
     import digits
+    import numpy as np
     import torch
     from skeleton import model, predict
     from skeleton.config import TrainConfig

@@ -81,10 +81,10 @@ def columns(split: str) -> dict[str, Any]:
 
 def ours(name: str, epochs: int) -> tuple[float, int]:
     """Seconds and steps of the project's own loop, with its record and its checkpoints."""
-    import skeleton.train as science
-    from skeleton.config import TrainConfig
     import skeleton.data
+    import skeleton.train as science
     import torch
+    from skeleton.config import TrainConfig
 
     from free_ml_stack.data import dataset
     from free_ml_stack.data.ingest import ingest

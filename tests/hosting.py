@@ -6,8 +6,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from baking import SKELETON
-from places import DEFAULT, TASKS
 from huggingface_hub import HfApi
+from places import DEFAULT, TASKS
 from services.hub_server import serving
 from services.spaces import Spaces
 
