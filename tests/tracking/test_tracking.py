@@ -218,6 +218,14 @@ def test_a_service_that_fails_on_the_way_stops_nothing(
     assert "Nothing to send" in sync(project, service)
 
 
+def test_a_run_that_fails_on_the_way_leaves_no_thread_of_the_client(project: Path, service: Wandb) -> None:
+    """It would go on asking the service process, which has ended, and print a traceback."""
+    text = STEPS + "run.uses('nothing', 'latest')\n" + END
+    printed = track(project, text + "import threading\nprint('threads', threading.enumerate())\n", service)
+    assert "not found in" in printed
+    assert "NetStatThr" not in printed.partition("threads")[2]
+
+
 def test_a_run_that_is_not_sent_in_time_says_so(project: Path, service: Wandb) -> None:
     service.faults.append(Fault("reset", None, "file_stream"))
     printed = track(project, STEPS + END, service, WANDB_FINISH_TIMEOUT="3")

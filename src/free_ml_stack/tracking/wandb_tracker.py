@@ -209,11 +209,20 @@ class WandbTracker(Tracker):
         self._do_in_time(self._finish, exit_code, seconds=self.last_patience)
         if self.online:
             self._do_in_time(self._arrived)
+        self._end_polling()
         end_service()
         if self.online and not self.failure:
             return f"W&B: {self.url}"
         why = f"{self.failure}; all of it is kept here" if self.online else "offline"
         return f"W&B: {why}. `{self.command} sync` sends it; `wandb leet {shown(self.folder / 'wandb')}` shows it here."
+
+    def _end_polling(self) -> None:
+        """End the client's threads of a run that was not finished: without the service they print a traceback."""
+        checker = getattr(self.run, "_run_status_checker", None)
+        if checker:
+            work = threading.Thread(target=checker.join, daemon=True)
+            work.start()
+            work.join(LAST)
 
     def _show(self, row: int) -> None:
         """Send the pictures and tables as a row; of a table the client asks the server something first."""
