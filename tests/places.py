@@ -26,6 +26,8 @@ def link_skeletons() -> None:
     common = SKELETON / "src" / "{{cookiecutter.package_name}}"
     for task in TASKS.glob("*-*/"):
         folder = SOURCE / package(task.name)
+        if folder.is_symlink():  # as it was made once
+            folder.unlink()
         folder.mkdir(parents=True, exist_ok=True)
         for target in (*common.glob("*.py"), *task.glob("*.py")):
             link = folder / target.name

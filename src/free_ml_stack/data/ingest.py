@@ -93,7 +93,8 @@ def arranged(source: Source, data: "Data", target: str) -> Plan:
     }
     if "train" not in found:
         raise StackError(f"the source has no rows to train on: {', '.join(found) or 'nothing'} alone")
-    columns, wanted = found["train"], target or data.TARGET
+    columns = found["train"]
+    wanted = target or (data.TARGET if data.TARGET in columns else source.target or data.TARGET)
     if wanted not in columns:
         raise StackError(f"no column {wanted}; name the target with --target COLUMN, one of {', '.join(columns)}")
     chosen = data.arrange(columns, wanted)
@@ -121,7 +122,7 @@ def _written(
             start = 0
             for batch in _batches(rows, plan, source.folder):
                 count = len(next(iter(batch.values())))
-                _check(data, batch, f"{split}, row", start)
+                _check(data, batch, split, rows, start)
                 here = places[start : start + count]
                 start += count
                 for name in np.unique(here[here != LEFT_OUT]):
@@ -158,7 +159,7 @@ def _file(path: Path, name: str) -> bytes:
         raise StackError(f"{name} names the file {path}, which can't be read ({error.strerror})") from None
 
 
-def _check(data: "Data", batch: Mapping[str, pa.Array], where: str, start: int) -> None:
+def _check(data: "Data", batch: Mapping[str, pa.Array], split: str, rows: Rows, start: int) -> None:
     """Let the project look at some rows; what it refuses is named by its row. Raises StackError."""
     check = getattr(data, "check", None)
     if check is None:
@@ -171,8 +172,8 @@ def _check(data: "Data", batch: Mapping[str, pa.Array], where: str, start: int) 
             try:
                 check({name: column[row : row + 1] for name, column in values.items()})
             except ValueError as error:
-                raise StackError(f"{where} {start + row + 1}: {error}") from None
-        raise StackError(f"{where}s {start + 1} and later: {all_of_them}") from None
+                raise StackError(f"{split}, {rows.name(start + row)}: {error}") from None
+        raise StackError(f"{split}, {rows.name(start)} and later: {all_of_them}") from None
 
 
 def _plain(column: pa.Array) -> Any:

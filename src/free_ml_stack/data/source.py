@@ -32,7 +32,7 @@ BUFFER = 4 << 20  # bytes read ahead in a column
 BLOCK = 4 << 20  # bytes of text parsed at once
 NAMES = {"parquet": "Parquet", "csv": "CSV", "json": "JSON Lines"}
 TABLES = {".parquet": "parquet", ".csv": "csv", ".tsv": "csv", ".jsonl": "json", ".ndjson": "json"}
-IMAGES = {".png", ".jpg", ".jpeg", ".gif", ".bmp", ".webp", ".tif", ".tiff"}
+FILE, FOLDER = "file", "folder"  # the columns of files in folders
 COLUMN = re.compile(r"In CSV column #(\d+)")
 
 Batches = Iterator[dict[str, pa.Array]]
@@ -40,10 +40,14 @@ Batches = Iterator[dict[str, pa.Array]]
 
 @dataclass(frozen=True)
 class Rows:
-    """The rows of one split: the Arrow type of each column, and how to read some columns of them, in normal form."""
+    """The rows of one split: the Arrow type of each column, and how to read some columns of them, in normal form.
+
+    `name` says of a row, counted from 0, what a person knows it by.
+    """
 
     types: Mapping[str, pa.DataType]
     read: Callable[[Sequence[str]], Batches]
+    name: Callable[[int], str] = lambda row: f"row {row + 1}"
 
 
 @dataclass(frozen=True)
@@ -51,13 +55,14 @@ class Source:
     """A data set before it is in the store, opened when its splits are asked for.
 
     `facts` (name, source, license) go into the manifest; `lasting` says that what they name never changes. `folder` is
-    what paths in the columns are relative to.
+    what paths in the columns are relative to, `target` the column to predict where none is told.
     """
 
     opened: Callable[[], Mapping[str, Rows]]
     facts: Mapping[str, Any]
     folder: Path | None = None
     lasting: bool = False
+    target: str = ""
 
     @cached_property
     def splits(self) -> Mapping[str, Rows]:
@@ -67,9 +72,13 @@ class Source:
 
 def from_columns(data: Any) -> Rows:
     """The rows of arrays by name, of a pandas data frame or of an Arrow table."""
-    plain = isinstance(data, Mapping)
-    table = pa.table({name: col.from_array(values) for name, values in data.items()} if plain else data)
-    made = {name: col.normal(table.column(name).combine_chunks(), name) for name in table.column_names}
+    made: dict[str, pa.Array] = {}
+    for name in data if isinstance(data, Mapping) else (data := pa.table(data)).column_names:
+        try:
+            made[name] = col.normal(col.from_array(data[name]), f"column {name}")
+        except pa.ArrowException as error:
+            raise StackError(f"column {name} can't be kept: {first_line(error)}") from None
+    table = pa.table(made)
 
     def read(names: Sequence[str]) -> Batches:
         for start in range(0, table.num_rows, ROWS):
@@ -79,14 +88,14 @@ def from_columns(data: Any) -> Rows:
 
 
 def from_place(place: str) -> Source:
-    """A folder of images by class, or a CSV, JSON Lines or Parquet file or a folder of them. Raises StackError."""
+    """Files in a folder for each class, or a CSV, JSON Lines or Parquet file or a folder of them. Raises StackError."""
     path = Path(place).expanduser()
     if not path.exists():
         raise StackError(f"--from {place}: no such file or folder")
     facts = {"name": path.resolve().stem, "source": path.resolve().name, "license": {"license": "unknown"}}
-    files = [path] if path.is_file() else sorted(one for one in path.rglob("*") if one.is_file())
+    files = [path] if path.is_file() else sorted(filter(Path.is_file, path.rglob("[!.]*")))
     tables = [one for one in files if one.suffix.lower() in TABLES]
-    images = [one for one in files if one.suffix.lower() in IMAGES]
+    filed = [] if path.is_file() else [one for one in files if one.parent != path]
     if tables:
         kind = tables[0].suffix.lower()
         names = [one.as_posix() for one in tables if one.suffix.lower() == kind]
@@ -94,11 +103,9 @@ def from_place(place: str) -> Source:
         shards = by_split({name: PurePosixPath(name).relative_to(root.as_posix()).as_posix() for name in names})
         local = LocalFileSystem()
         return Source(lambda: {split: from_files(local, paths) for split, paths in shards.items()}, facts, root)
-    if images and path.is_dir():
-        return Source(lambda: _images(path, images), facts)
-    raise StackError(
-        f"--from {place}: expected images in one folder for each class, or files that end in {', '.join(TABLES)}"
-    )
+    if filed:
+        return Source(lambda: _by_folder(path, filed), facts, target=FOLDER)
+    raise StackError(f"--from {place}: expected one folder of files for each class, or a {', '.join(TABLES)} file")
 
 
 def by_split(names: Mapping[str, str]) -> dict[str, list[str]]:
@@ -123,29 +130,29 @@ def split_of(path: str) -> tuple[str, str]:
     return split, path[:start].rpartition("/")[0]
 
 
-def _images(root: Path, files: Sequence[Path]) -> dict[str, Rows]:
-    """Images whose folder is their class, below folders that name splits or not."""
+def _by_folder(root: Path, files: Sequence[Path]) -> dict[str, Rows]:
+    """Files with the names of their folders, which may be below others that name splits."""
     found: dict[str, list[tuple[Path, str]]] = {}
     for path in files:
         folders = path.relative_to(root).parts[:-1]
         split = split_of(f"/{folders[0]}/")[0] if len(folders) > 1 else ""
-        if not folders:
-            raise StackError(f"{path}: an image must be in a folder that is named for its class")
         found.setdefault(split or "train", []).append((path, "/".join(folders[bool(split) :])))
     return {split: _encoded(found[split]) for split in WORDS if split in found}
 
 
 def _encoded(files: Sequence[tuple[Path, str]]) -> Rows:
+    """The rows of files: their bytes, and the names of their folders."""
+
     def read(names: Sequence[str]) -> Batches:
         for start in range(0, len(files), FILES):
             part = files[start : start + FILES]
             made: dict[str, Callable[[], pa.Array]] = {
-                "image": lambda part=part: pa.array([path.read_bytes() for path, _ in part], pa.binary()),  # type: ignore[misc]
-                "label": lambda part=part: pa.array([label for _, label in part], pa.string()),  # type: ignore[misc]
+                FILE: lambda part=part: pa.array([path.read_bytes() for path, _ in part], pa.binary()),  # type: ignore[misc]
+                FOLDER: lambda part=part: pa.array([folder for _, folder in part], pa.string()),  # type: ignore[misc]
             }
             yield {name: made[name]() for name in names}
 
-    return Rows({"image": pa.binary(), "label": pa.string()}, read)
+    return Rows({FILE: pa.binary(), FOLDER: pa.string()}, read, lambda row: str(files[row][0]))
 
 
 def from_files(files: AbstractFileSystem, paths: Sequence[str]) -> Rows:
