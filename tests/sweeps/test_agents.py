@@ -68,6 +68,27 @@ def test_a_sweep_is_run_by_agents_and_its_best_comes_back(project: Path, service
 
 
 @pytest.mark.slow
+def test_a_finished_sweep_that_is_started_again_keeps_its_trials_and_its_best(project: Path, service: Wandb) -> None:
+    """W&B makes another sweep of the file, whose trials end worse."""
+    text = SWEEP.replace("method: grid", "method: random\nrun_cap: 1").replace("[0.1, 2.0]", "[0.1]")
+    text = text.replace("{values: [0.00001, 0.006]}", "{min: 0.005, max: 0.006}")
+    (project / "sweep.yaml").write_text(text)
+    projects.run(project, "sweep", "--agents", "1", **account(project, service))
+    folder = next(project.glob("runs/sweep-????????"))
+    best = (folder / "best.json").read_bytes()
+    table = json.loads((folder / "trials.json").read_text())
+    table[0]["value"] = 1.5  # what no second trial reaches
+    (folder / "trials.json").write_text(json.dumps(table))
+    printed = projects.run(project, "sweep", "--agents", "1", **account(project, service))
+    assert len(service.store.sweeps) == 2
+    assert (folder / "best.json").read_bytes() == best
+    kept = json.loads((folder / "trials.json").read_text())
+    assert (kept[0]["trial"], kept[0]["value"]) == (0, 1.5)
+    assert len({trial["run"] for trial in kept}) == 2
+    assert "1.5" in printed
+
+
+@pytest.mark.slow
 def test_a_trial_that_the_sweep_stops_is_not_begun_again(project: Path, service: Wandb) -> None:
     """The agent hands the order on as a SIGTERM, which elsewhere means: go on later."""
     text = SWEEP.replace("[0.1, 2.0]", "[0.1]").replace("[0.00001, 0.006]", "[0.006]")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from free_ml_stack.console import say, shown
 from free_ml_stack.errors import StackError
 from free_ml_stack.evaluation import plots as pictures
+from free_ml_stack.storage.documents import as_json
 from free_ml_stack.sweeps.search_space import Parameter, Sweep, looked_up
 from free_ml_stack.sweeps.sweep_file import parse_sweep, read_sweep
 from free_ml_stack.tracking.opening import open_run, reachable
@@ -108,10 +109,19 @@ def sweep_online(
     cap = 0 if plan.run_cap or plan.method == "grid" else CAP
     try:
         place = agents.make(settings, plan, science.package, folder, options.trials, cap)
-        return agents.sweep_at_wandb(settings, plan, place, folder, options.agents)
+        return with_earlier(folder, agents.sweep_at_wandb(settings, plan, place, folder, options.agents))
     except ConnectionError as error:
         say(f"W&B: {error}. The sweep goes on here.")
         return None
+
+
+def with_earlier(folder: Path, trials: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The trials of a sweep with those of the same file's sweeps before it, which W&B keeps apart once one is over."""
+    table = folder / TABLE
+    known = {trial["run"] for trial in trials}
+    before = json.loads(table.read_bytes()) if table.exists() else []
+    earlier = [trial for trial in before if trial.get("run") not in known]
+    return [{**trial, "trial": number} for number, trial in enumerate([*earlier, *trials])]
 
 
 def join(settings: "Settings", options: Options) -> Swept:
@@ -204,13 +214,13 @@ def conclude(plan: Sweep, trials: list[dict[str, Any]], settings: "Settings", fo
     good.sort(key=lambda trial: (sign * trial["value"], trial["trial"]))
     failed = [trial for trial in trials if trial["state"] == FAILED]
     ordered, table = good + failed, folder / TABLE
-    table.write_text(json.dumps(ordered, indent=1), encoding="utf-8")
+    table.write_bytes(as_json(ordered))
     if not good:
         raise StackError(f"no trial has ended well; see the messages above, and {shown(table)}")
     if failed:
         say(f"{len(failed)} of {len(trials)} trials failed; {shown(table)} says why.")
     best = good[0]
-    (folder / BEST).write_text(json.dumps(best["config"], indent=1), encoding="utf-8")
+    (folder / BEST).write_bytes(as_json(best["config"]))
     flat = [{**trial, "config": _flat(trial["config"], plan.parameters)} for trial in good]
     drawn = pictures.sweep(flat, importance(plan, good), plan.metric, folder / "sweep.png")
     run = open_run(settings, f"{folder.name}-{len(ordered)}", "sweep", folder, dict(plan.whole))
