@@ -9,7 +9,10 @@ import pytest
 import requests
 from Algorithmia.errors import AlgorithmException
 from deployed import KEY, Deployed, deployed, open_app
+from predictors import Echo, echo_folder
 from serving import serving
+
+from free_ml_stack.deployment.deploy import deploy
 
 DETAILS = {"label": "Hello", "summary": "Says hello", "tagline": "Hi"}
 SETTINGS = {"license": "mit", "network_access": "isolated", "pipeline_enabled": False}
@@ -143,6 +146,42 @@ def test_update_in_the_form_of_the_client_changes_nothing_and_succeeds(gateway: 
     answer = requests.put(url, json={"details": {"label": "kept"}}, headers={"Authorization": KEY}, timeout=10)
     assert answer.json()["details"] == DETAILS | {"label": "kept"}
     assert algo.info()["results"] == []
+
+
+def test_an_algorithm_can_be_deleted_and_made_again(gateway: Deployed) -> None:
+    url, headers = f"{gateway.url}/v1/algorithms/me", {"Authorization": KEY}
+    for address in ("gone", created(gateway, "byid").get_algorithm_id()):
+        algo = created(gateway, "gone") if address == "gone" else gateway.client().algo("me/byid")
+        algo.compile()
+        algo.publish(version_info={"version_type": "major"})
+        assert algo.pipe("x").result == "x"
+        path = f"{url}/{address}" if address == "gone" else f"{gateway.url}/v1/algorithms/{address}"
+        answer = requests.delete(path, headers=headers, timeout=10)
+        assert (answer.status_code, answer.reason, answer.content) == (204, "No Content", b"")
+        assert requests.delete(path, headers=headers, timeout=10).status_code == 404
+        assert algo.exists() is False
+        with pytest.raises(AlgorithmException, match="not found"):
+            algo.pipe("x")
+    algo = created(gateway, "gone")
+    assert algo.versions()["results"] == []
+    algo.compile()
+    assert algo.publish()["version_info"]["semantic_version"] == "0.1.0"
+    assert algo.pipe("again").result == "again"
+    assert gateway.client().algo("me/demo").pipe("word").result == "hello"  # whose model folder it had
+
+
+def test_a_deleted_algorithm_takes_its_own_models_along(tmp_path: Path) -> None:
+    with deployed(tmp_path) as gateway:
+        algo = created(gateway, "heir")
+        algo.compile()
+        headers = {"Authorization": KEY}
+        assert requests.delete(f"{gateway.url}/v1/algorithms/me/demo", headers=headers, timeout=10).ok
+        assert gateway.store.exists("deployments/demo/0.1.0")  # a build of another has it
+        assert requests.delete(f"{gateway.url}/v1/algorithms/me/heir", headers=headers, timeout=10).ok
+        deploy(echo_folder(tmp_path / "new", "new"), gateway.store, "demo", Echo())
+        assert gateway.client().algo("me/demo").pipe("word").result == "new"
+        assert requests.delete(f"{gateway.url}/v1/algorithms/me/demo", headers=headers, timeout=10).ok
+        assert not [path for path in gateway.store.find("deployments") if "0.1.0-" in path]
 
 
 @pytest.mark.parametrize(

@@ -137,6 +137,25 @@ def add_build(store: AbstractFileSystem, name: str, build: Build) -> None:
         write_index(store, algorithm.with_build(build))
 
 
+def remove(store: AbstractFileSystem, name: str) -> None:
+    """Remove an algorithm, with the model folders that no other algorithm has a build of."""
+    with changing(store, name):
+        algorithm = read_index(store, name)
+        store.rm_file(index_path(name))
+    others = [read_index(store, other) for other in names(store)]
+    used = {build.folder for other in others if other for build in other.builds}
+    own = {build.folder for build in algorithm.builds} if algorithm else set()
+    for folder in own - used:
+        if folder.startswith(f"{FOLDER}/{name}/") and store.exists(folder):
+            store.rm(folder, recursive=True)
+
+
+def names(store: AbstractFileSystem) -> list[str]:
+    """The names under which there are algorithms, or were."""
+    known = store.ls(FOLDER, detail=False) if store.isdir(FOLDER) else []
+    return [path.rstrip("/").rpartition("/")[2] for path in known]
+
+
 @contextmanager
 def changing(store: AbstractFileSystem, name: str) -> Iterator[None]:
     """Keep others from changing an index meanwhile; a lock that its owner left behind is broken in the end."""

@@ -22,8 +22,10 @@ from free_ml_stack.deployment.versions import (
     add_build,
     changing,
     commit_hash,
+    names,
     now,
     read_index,
+    remove,
     write_index,
 )
 from free_ml_stack.errors import StackError
@@ -49,7 +51,9 @@ class Management:
         status, content = await asyncio.to_thread(self.answer, request)
         if request.method != "GET":
             await self.models.refresh_all()
-        if isinstance(content, bytes):
+        if content is None:
+            await request.answer_bytes(204, b"", "application/json")
+        elif isinstance(content, bytes):
             await request.answer_bytes(status, content, "application/gzip")
         else:
             await request.answer(content, status)
@@ -73,6 +77,9 @@ class Management:
         match (request.method, *rest):
             case ("GET",):
                 return self.describe(algorithm, request, algorithm.latest())
+            case ("DELETE",):
+                remove(self.store, algorithm.name)
+                return None
             case ("PUT",):
                 return self.update(algorithm, request)
             case ("GET", "versions"):
@@ -214,9 +221,8 @@ class Management:
         return algorithm
 
     def _by_id(self, wanted: str) -> Algorithm:
-        known = self.store.ls("deployments", detail=False) if self.store.isdir("deployments") else []
-        names = (path.rstrip("/").rpartition("/")[2] for path in known)
-        return self._by_name(self.owner, next((name for name in names if self._id(name) == wanted.lower()), ""))
+        known = (name for name in names(self.store) if self._id(name) == wanted.lower())
+        return self._by_name(self.owner, next(known, ""))
 
 
 async def read_content(request: Request) -> dict[str, Any]:

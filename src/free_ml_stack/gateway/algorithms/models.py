@@ -92,6 +92,9 @@ class Models:
         before = self.algorithms.get(name)
         if algorithm is None:
             self.algorithms.pop(name, None)
+            for model in {model for (known, _), model in self.answering.items() if known == name}:
+                self._give_up(model)
+                self._replace(model)
         elif algorithm != before:
             self.algorithms[name] = algorithm
             for known, reference in list(self.answering):
