@@ -5,6 +5,7 @@ import re
 from free_ml_stack.gateway.http import HTTPError
 
 ADDRESS = re.compile(r"/+v1/+(?:data|connector/+(?P<connector>[^/]*))(?:/+(?P<path>.*))?\Z", re.DOTALL)
+CONNECTOR = re.compile(r"[\w+.-]+:/")  # of another store, in front of a path there
 USER = re.compile(r"\w[\w.-]*")
 
 
@@ -12,7 +13,7 @@ def path_of(address: str, user: str | None) -> str:
     """The path that an address such as `/v1/data/.my/collection/file` names. Raises HTTPError."""
     match = ADDRESS.search(address)
     path = (match["path"] or "") if match else ""
-    if not match or match["connector"] not in (None, "data") or ":/" in path:
+    if not match or match["connector"] not in (None, "data") or CONNECTOR.match(path):
         raise HTTPError(404, f"no data connector serves {address}", 5005)
     segments = [segment for segment in path.split("/") if segment]
     if any(segment in (".", "..") for segment in segments):
