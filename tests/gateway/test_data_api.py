@@ -243,6 +243,14 @@ class TestHttp:
         assert http("GET", "/v1/data/s3+label://bucket/x").status_code == 404
         assert http("GET", "/v1/data/s3+label:/bucket/x").status_code == 404
 
+    def test_nothing_of_a_session_can_be_read_later(self, http):
+        """A session is one call of an algorithm; what is not bound to one is not taken."""
+        for path in ("/v1/data/.session/x", "/v1/connector/data/.session/x", "/v1/data//.session//x"):
+            refused = http("PUT", path, data=b"secret")
+            assert (refused.status_code, ".session is not kept" in refused.text) == (404, True)
+            assert http("GET", path).status_code == 404
+
+    @pytest.mark.parametrize("path", ["//v1/data/.my/{}", "/v1/data//.my//{}/", "/v1/data/me/{}//"])
     def test_slashes_too_many_are_forgiven(self, collection, http, path):
         collection.file("a").put("x")
         assert http("GET", path.format(collection.getName())).json()["files"][0]["filename"] == "a"

@@ -18,7 +18,9 @@ def path_of(address: str, user: str | None) -> str:
     segments = [segment for segment in path.split("/") if segment]
     if any(segment in (".", "..") for segment in segments):
         raise HTTPError(400, "a path may not contain . or ..")
-    if segments and segments[0] in (".my", ".algo", ".session"):
+    if segments[:1] == [".session"]:  # it lasts for one call of an algorithm, and no call has one here
+        raise HTTPError(404, "data://.session is not kept by this gateway: use data://.my or data://.algo/temp", 5005)
+    if segments and segments[0] in (".my", ".algo"):
         if user is None:
             raise HTTPError(401, "authorization required", 2001)
         segments[0:1] = [user] if segments[0] == ".my" else [user, segments[0]]
