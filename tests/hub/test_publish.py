@@ -152,6 +152,23 @@ def test_refused_at_any_call_it_shows_one_version_or_the_other(
     assert not [line for line in told if "\n" in line]
 
 
+@pytest.mark.filterwarnings("ignore:Use 'content=<...>':DeprecationWarning")  # the client's own, with LFS
+@pytest.mark.parametrize(
+    ("status", "remedy"), [(404, "set HF_HUB_DISABLE_XET=1"), (501, "set HF_HUB_DISABLE_XET=1"), (403, "see `doctor`")]
+)
+def test_storage_that_gives_no_token_is_told_with_the_way_around_it(
+    hub: Hub, api: HfApi, new: Path, monkeypatch: pytest.MonkeyPatch, status: int, remedy: str
+) -> None:
+    """Not "check the network", which is well."""
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", False)
+    hub.app.faults = [Fault(status, match="xet-write-token", at=range(10**6))]
+    with pytest.raises(StackError, match=f"the Hub's file storage answers {status} .*; {remedy}"):
+        upload(api, PLACE, new, "first")
+    if status == 404:
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+        assert upload(api, PLACE, new, "first")[1] == "v0.1.0"
+
+
 UPLOAD = """
 import sys
 from pathlib import Path

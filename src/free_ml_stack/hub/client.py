@@ -21,6 +21,7 @@ ATTEMPTS, PAUSE = 5, 1.0  # seconds before the second one
 PATIENCE = 20.0  # seconds after which trouble is told: most of the client's calls have been patient themselves by then
 CROSSED = (409, 412)  # another writer was quicker
 PASSING = (*CROSSED, 429, 500, 502, 503, 504)  # too many requests, a server in trouble
+XET_ANSWER = re.compile(r"HTTP status \w+ error \((?P<status>\d+[^)]*)\), domain: (?P<url>\S+)")  # hf_xet
 MISSING, UNKNOWN_KEY, FORBIDDEN = 404, 401, 403
 
 
@@ -86,6 +87,8 @@ def pause_after(error: Exception, last: bool, late: bool) -> float:
         check_cache_writable()
         if told := surroundings(answer or error):
             raise StackError(told) from None
+        if told := xet_refusal(first_line(error)):
+            raise StackError(told) from None
         if last or late or not isinstance(answer, httpx.HTTPError):  # hf_xet has tried by itself
             raise StackError(
                 f"the Hub can't be reached: {first_line(error)}; check the network, then try again"
@@ -97,6 +100,16 @@ def pause_after(error: Exception, last: bool, late: bool) -> float:
     if last or status not in (CROSSED if late else PASSING):
         raise http_error(answer) from None
     return reset(answer.response.headers.get("ratelimit", ""))
+
+
+def xet_refusal(text: str) -> str:
+    """What to do where Xet, the Hub's file storage, has answered an error, as hf_xet words it; "" for anything else."""
+    found = XET_ANSWER.search(text)
+    if not found:
+        return ""
+    refused = int(found["status"].split()[0]) in (UNKNOWN_KEY, FORBIDDEN)
+    remedy = "see `doctor`" if refused else "set HF_HUB_DISABLE_XET=1, which takes the Hub's older way, and try again"
+    return f"the Hub's file storage answers {found['status']} at {found['url']}; {remedy}"
 
 
 def http_error(error: "HfHubHTTPError") -> StackError:
