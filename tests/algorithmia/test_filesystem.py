@@ -162,6 +162,18 @@ class TestLibraries:
 
 
 class TestFiles:
+    @pytest.mark.parametrize("name", ["a[1]", "[ab]", "a*", "**"])
+    def test_a_name_that_reads_like_a_pattern_is_a_name(self, fs, tmp_path, name):
+        others = ("a1", "a", "b", "ab")
+        for one in (*others, name):
+            fs.pipe_file(f".my/c/{one}/x", one.encode())
+        fs.get(f".my/c/{name}", str(tmp_path / "copy"), recursive=True)
+        assert (tmp_path / "copy/x").read_bytes() == name.encode()
+        fs.rm(f".my/c/{name}", recursive=True)
+        assert sorted(path.rpartition("/")[2] for path in fs.ls(".my/c", detail=False)) == sorted(others)
+        fs.rm(".my/c/a*", recursive=True)  # a pattern, where there is no such name
+        assert [path.rpartition("/")[2] for path in fs.ls(".my/c", detail=False)] == ["b"]
+
     def test_reading_here_and_there(self, fs):
         content = os.urandom(5 * MIB)
         fs.pipe_file(".my/c/a", content)

@@ -1,5 +1,6 @@
 """A store below a folder whose name reads like a pattern."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -8,8 +9,11 @@ from fsspec.implementations.dirfs import DirFileSystem
 from free_ml_stack.deployment.deploy import fetch
 from free_ml_stack.deployment.monitor import LOGS, read_calls
 from free_ml_stack.deployment.versions import Build
+from free_ml_stack.errors import StackError
+from free_ml_stack.project.settings import Settings
 from free_ml_stack.storage.local import local_store
 from free_ml_stack.storage.manifest import write_manifest
+from free_ml_stack.training.run import STATE, saved_config
 
 ODD = ["a[1]", "[a-c]*", "what?", "{x,y}", "**", "100% #1 ü"]
 
@@ -37,6 +41,19 @@ def test_its_files_are_found_as_anywhere(root: Path, tmp_path: Path) -> None:
     assert store.glob("nothing/*") == []
     store.rm("runs/two", recursive=True)
     assert store.find("runs") == ["runs/one/a.json"]
+
+
+@pytest.mark.parametrize("name", ["*", "one[1]", "o?e"])
+def test_the_id_of_a_run_is_no_pattern(tmp_path: Path, name: str) -> None:
+    settings = Settings(project="digits", root=tmp_path, storage=f"file://{tmp_path}/store")
+    store = local_store(tmp_path / "store")
+    for run in ("one", "one1"):
+        store.pipe_file(f"checkpoints/{run}/step-00000001/{STATE}", b'{"config": {"seed": 1}}')
+    assert saved_config(settings, "one") == {"seed": 1}
+    with pytest.raises(StackError, match=re.escape(f"no run {name} here")):
+        saved_config(settings, name)
+    store.pipe_file(f"checkpoints/{name}/step-00000002/{STATE}", b'{"config": {"seed": 2}}')
+    assert saved_config(settings, name) == {"seed": 2}
 
 
 def test_calls_are_read_and_a_version_is_fetched_from_it(root: Path, tmp_path: Path) -> None:

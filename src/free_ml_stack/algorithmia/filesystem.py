@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from datetime import datetime
 from email.utils import parsedate_to_datetime
+from glob import has_magic
 from pathlib import Path
 from stat import S_ISREG
 from typing import Any, Literal
@@ -182,6 +183,15 @@ class AlgorithmiaFileSystem(AbstractFileSystem):  # type: ignore[misc]
         with InFlight(AT_ONCE) as calls:
             for one in self.expand_path(path):
                 calls.submit(self._delete, one, recursive)
+
+    def expand_path(self, path: Any, recursive: bool = False, maxdepth: int | None = None, **options: Any) -> list[str]:
+        """The paths that one stands for: itself where there is such a file or folder, whatever is in its name."""
+        if isinstance(path, str) and has_magic(path) and self.exists(path):
+            name = self._strip_protocol(path)
+            below = self.find(name, maxdepth=maxdepth, withdirs=True) if recursive else []
+            return sorted({name, *below})
+        found: list[str] = super().expand_path(path, recursive=recursive, maxdepth=maxdepth, **options)
+        return found
 
     def _delete(self, path: str, force: bool = False) -> None:
         try:

@@ -213,9 +213,11 @@ def saved_config(settings: "Settings", run_id: str) -> dict[str, Any]:
         config.pop("data", None)
         return config
     store = open_store(settings.storage, settings)
-    for state in sorted(store.glob(f"checkpoints/{run_id}/step-*/{STATE}"), reverse=True):
-        with suppress(ValueError):  # torn: the one before it says the same
-            found: dict[str, Any] = json.loads(store.cat_file(state))["config"]
+    kept = f"checkpoints/{run_id}"
+    steps = store.ls(kept, detail=False) if store.isdir(kept) else []  # no pattern: the id is as the user wrote it
+    for step in sorted(steps, reverse=True):
+        with suppress(ValueError, FileNotFoundError):  # torn: the one before it says the same
+            found: dict[str, Any] = json.loads(store.cat_file(f"{step}/{STATE}"))["config"]
             found.pop("data", None)
             return found
     raise StackError(f"no run {run_id} here or in {settings.storage}; leave --run out to start a new one")
