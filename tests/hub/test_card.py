@@ -11,7 +11,7 @@ from huggingface_hub import ModelCard
 from markdown_it import MarkdownIt
 
 from free_ml_stack.errors import StackError
-from free_ml_stack.hub.card import MARK, card, check, edited_sections, merge_sections
+from free_ml_stack.hub.card import MARK, card, check, edited_sections, merge_sections, read_card
 from free_ml_stack.project.science import Science
 from free_ml_stack.project.settings import Settings
 from free_ml_stack.training.export import kept_sections
@@ -129,6 +129,15 @@ def rendered(card: str) -> str:
     """A card's text as HTML."""
     markdown = MarkdownIt("commonmark").enable(["table", "strikethrough"])
     return markdown.render(ModelCard(card).text).replace("&quot;", '"')
+
+
+def test_a_card_that_a_windows_editor_has_saved_is_read(tmp_path: Path) -> None:
+    """With a byte order mark, which is no part of the text, and with its line ends."""
+    changed = text().replace("## Limits", "## Mine\n\nNotes.\n\n## Limits")
+    card = tmp_path / "README.md"
+    card.write_bytes(b"\xef\xbb\xbf" + changed.replace("\n", "\r\n").encode())
+    assert edited_sections(read_card(card, "README.md")) == edited_sections(changed)
+    check(read_card(card, "README.md"))
 
 
 def test_a_license_is_an_id_or_refused() -> None:

@@ -18,7 +18,7 @@ from free_ml_stack.deployment.answering import SAMPLE
 from free_ml_stack.deployment.deploy import deploy
 from free_ml_stack.deployment.versions import Bump, index_path
 from free_ml_stack.errors import StackError
-from free_ml_stack.hub.card import FRONT
+from free_ml_stack.hub.card import FRONT, read_card
 from free_ml_stack.storage.documents import as_json
 from free_ml_stack.storage.local import local_store
 from free_ml_stack.storage.manifest import verify
@@ -183,7 +183,7 @@ def web_page(tree: Path, model_dir: Path, project: Project) -> None:
     for path in model_dir.iterdir():
         if path.is_file() and not path.name.endswith(LEFT_OUT):
             shutil.copy(path, tree)
-    card = (model_dir / "README.md").read_text(encoding="utf-8")
+    card = read_card(model_dir / "README.md", "README.md")
     front = FRONT.match(card)
     (tree / "card.md").write_text(card[front.end() if front else 0 :].lstrip(), encoding="utf-8")
     samples = project.samples or [json.loads((model_dir / SAMPLE).read_text(encoding="utf-8"))["input"]]

@@ -131,7 +131,7 @@ def was_edited(body: str) -> bool:
 def read_card(path: Path, name: str) -> str:
     """A card that a person may have edited; StackError, by its `name`, for one that is not text in UTF-8."""
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise StackError(f"{name}: {error}; save it as plain text in UTF-8") from None
 

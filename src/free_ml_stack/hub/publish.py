@@ -98,11 +98,11 @@ def upload(api: "HfApi", repository: Repository, folder: Path, message: str, pub
     """
     from huggingface_hub.errors import HfHubHTTPError
 
-    from free_ml_stack.hub.card import check
+    from free_ml_stack.hub.card import check, read_card
 
     verify(folder)
     check_cache_writable()
-    check((folder / CARD).read_text(encoding="utf-8"))
+    check(read_card(folder / CARD, CARD))
     private = not public
     try:
         with_retries(lambda: api.create_repo(repository.id, repo_type=repository.kind, private=private, exist_ok=True))
