@@ -12,7 +12,12 @@ from deployed import KEY, Deployed
 from hosting import SAMPLES, hub, space_files
 from predictors import echo_folder
 
+from free_ml_stack.data import dataset
+from free_ml_stack.deployment import targets
 from free_ml_stack.deployment.answering import close
+from free_ml_stack.project.science import Science
+from free_ml_stack.project.settings import load
+from free_ml_stack.storage.stores import open_store
 
 
 @pytest.fixture
@@ -69,6 +74,15 @@ def test_a_static_page_gets_images_of_the_test_split(tmp_path: Path, project: Pa
         samples = json.loads((spaces.uploaded / "samples.json").read_text())["samples"]
         assert len(samples) == 10
         assert samples[0] != SAMPLES[0]
+
+
+def test_samples_of_other_data_are_not_shown_with_a_model(project: Path, tmp_path: Path) -> None:
+    settings, science = load({}, project, {}), Science("skeleton")
+    model = shutil.copytree(project / "models" / "run", tmp_path / "model")
+    _, facts = dataset.read(open_store(settings.storage, settings), settings.private / "cache", "skeleton")
+    for trained_on, count in ((dataset.fingerprint(facts), 10), ("of another data set", 1)):
+        (model / "result.json").write_text(json.dumps({"data": {"sha256": trained_on}}))
+        assert len(targets.test_samples(science, settings, model)) == count
 
 
 @pytest.mark.slow

@@ -25,7 +25,7 @@ from services.online import KEYS as SERVED
 from services.online import Online, online
 from skeleton.config import TrainConfig
 
-from free_ml_stack.notebook.project import KEYS, Project
+from free_ml_stack.notebook.project import KEYS, CellFailedError, Project
 
 USERDATA = '''"""A stand-in for Colab's secrets: the environment says what it answers."""
 import json, os
@@ -319,6 +319,13 @@ def test_other_parameters_make_another_run_and_the_same_go_on(
     assert "Going on" not in capsys.readouterr().out
     assert project.train("first", seed=1, epochs=1) == other
     assert "Going on after step 19." in capsys.readouterr().out
+    project.split("test", 8)
+    assert project.model(one)
+    project("data", "--seed", "1")
+    with pytest.raises(CellFailedError, match="not the one that the model was trained on: train again"):
+        project.split("test", 8)
+    with pytest.raises(CellFailedError, match="train again"):
+        project.model(one)
 
 
 @contextmanager

@@ -188,6 +188,19 @@ def test_what_was_offline_is_sent_after_the_project_has_moved(tmp_path: Path, se
     assert "Nothing to send" in sync(after, service)
 
 
+def test_a_file_that_was_replaced_is_not_sent_for_the_one_before(project: Path, service: Wandb) -> None:
+    (project / "card.md").write_text("first")
+    (project / "other.md").write_text("same")
+    keep = "".join(f"run.made('{name}', 'card', [settings.root / '{name}.md'], 'one')\n" for name in ("card", "other"))
+    track(project, STEPS + keep + END, service, WANDB_API_KEY="")
+    (project / "card.md").write_text("second")
+    printed = sync(project, service)
+    assert "left out, for they are others by now: ../../card.md" in printed
+    assert [one.collection for one in service.store.artifacts.values()] == ["other"]
+    assert history(service.store.run("one")) == record(project)
+    assert "Nothing to send" in sync(project, service)
+
+
 FAULTS = [  # the call that fails, how, and from which one on
     ("graphql/UpsertBucket", 403, 1),
     ("graphql/UpsertBucket", 500, 1),

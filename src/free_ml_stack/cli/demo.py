@@ -16,6 +16,7 @@ from free_ml_stack.evaluation.page import report
 from free_ml_stack.evaluation.result import headline
 from free_ml_stack.hub.publish import FOLDER, UnpublishedError
 from free_ml_stack.storage.documents import as_json
+from free_ml_stack.storage.manifest import MANIFEST
 from free_ml_stack.storage.stores import open_store, with_local_services
 from free_ml_stack.sweeps.sweep import sweep_folder
 from free_ml_stack.training.outcome import EVALUATION, RESULT
@@ -150,9 +151,13 @@ def test_inputs(science: "Science", settings: "Settings") -> list[Any]:
 def facts(settings: "Settings", url: str, answer: Any, seen: Monitoring) -> dict[str, Any]:
     """What the demo has made, by name."""
     run = find_run(settings)
+    store, name = open_store(settings.storage, settings), settings.algorithm.partition("/")[2]
+    live = next(build for build in versions(store, name) if build.version == seen.version)
+    model = settings.models / run.name
+    if store.cat_file(f"{live.folder}/{MANIFEST}") != (model / MANIFEST).read_bytes():
+        raise StackError(f"version {live.version} is not the model {run.name}: run `{settings.command} deploy`")
     result = json.loads((run / RESULT).read_text(encoding="utf-8"))
     sweep = sweep_folder(settings, settings.root / SWEEP)
-    model = settings.models / run.name
     return {
         "test": result["test"],
         "run": str(run),
@@ -160,7 +165,7 @@ def facts(settings: "Settings", url: str, answer: Any, seen: Monitoring) -> dict
         "model": str(model),
         "card": str(model / "README.md"),
         "stored": f"{settings.storage}/{FOLDER}/{run.name}",
-        "version": versions(open_store(settings.storage, settings), settings.algorithm.partition("/")[2])[0].version,
+        "version": live.version,
         "gateway": url,
         "remote": bool(settings.algorithmia_api),
         "prediction": answer,

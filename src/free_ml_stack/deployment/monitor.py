@@ -1,5 +1,6 @@
 """Monitoring: the gateway's log of calls against the data that the deployed model was trained on."""
 
+import hashlib
 import json
 import time
 from dataclasses import dataclass
@@ -7,12 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from fsspec.implementations.dirfs import DirFileSystem
 
 from free_ml_stack.deployment.versions import Build, read_index
 from free_ml_stack.errors import StackError
 from free_ml_stack.evaluation import plots as pictures
 from free_ml_stack.evaluation.drift import drift
 from free_ml_stack.storage.documents import as_json
+from free_ml_stack.storage.manifest import read_manifest
 from free_ml_stack.storage.stores import open_store
 from free_ml_stack.tracking.opening import open_run
 
@@ -21,7 +24,7 @@ if TYPE_CHECKING:
 
     from free_ml_stack.project.settings import Settings
 
-LOGS = "logs"
+LOGS, REFERENCE = "logs", "reference.json"
 
 
 @dataclass(frozen=True)
@@ -49,7 +52,7 @@ def monitor(settings: "Settings") -> Monitoring:
     calls = [call for call in read_calls(store, name) if call["version"] == build.version]
     if not calls:
         raise StackError(f"nobody has called version {build.version} yet: run `{settings.command} predict`")
-    known = json.loads(store.cat_file(f"{build.folder}/reference.json"))
+    known = reference_of(store, build.folder, settings.command)
     good = [call for call in calls if "error" not in call]
     found = drift(known, [call["watched"] for call in good if "watched" in call])
     times = np.array([call["latency_ms"] for call in calls])
@@ -82,6 +85,16 @@ def check_deployed(settings: "Settings") -> Build:
     if build is None:
         raise StackError(f"nothing is deployed yet: run `{settings.command} deploy`")
     return build
+
+
+def reference_of(store: "AbstractFileSystem", folder: str, command: str) -> dict[str, Any]:
+    """What drift is measured against, as it was deployed. Raises StackError where it is another file by now."""
+    content = store.cat_file(f"{folder}/{REFERENCE}")
+    entry = read_manifest(DirFileSystem(folder, fs=store))["files"].get(REFERENCE, {})
+    if hashlib.sha256(content).hexdigest() != entry.get("sha256"):
+        raise StackError(f"{folder}/{REFERENCE} is not the file that was deployed: run `{command} deploy` again")
+    known: dict[str, Any] = json.loads(content)
+    return known
 
 
 def read_calls(store: "AbstractFileSystem", name: str) -> list[dict[str, Any]]:

@@ -81,14 +81,18 @@ def to_space(
 
 
 def test_samples(science: "Science", settings: "Settings", model_dir: Path) -> list[object]:
-    """Some inputs to try: of the test split where the data is at hand, else the model's own sample."""
+    """Some inputs to try: of the test split where the model's data is at hand, else its own sample."""
     from free_ml_stack.data import dataset
     from free_ml_stack.storage.stores import open_store
 
+    record = model_dir / "result.json"
+    trained_on = json.loads(record.read_bytes())["data"]["sha256"] if record.exists() else ""
     try:
         store = open_store(settings.storage, settings)
-        splits, _ = dataset.read(store, settings.private / "cache", settings.command)
+        splits, facts = dataset.read(store, settings.private / "cache", settings.command)
     except StackError:
+        splits, facts = {}, {}
+    if not splits or (trained_on and dataset.fingerprint(facts) != trained_on):
         return [json.loads((model_dir / "sample.json").read_bytes())["input"]]
     return dataset.examples(science, splits["test"], range(min(SAMPLES, splits["test"].rows)))
 

@@ -138,12 +138,17 @@ def add_build(store: AbstractFileSystem, name: str, build: Build) -> None:
 
 
 def remove(store: AbstractFileSystem, name: str) -> None:
-    """Remove an algorithm, with the model folders that no other algorithm has a build of."""
+    """Remove an algorithm, the log of its calls, and the model folders that no other algorithm has a build of.
+
+    A version of the same name that is made later would be measured by the calls of this one.
+    """
     with changing(store, name):
         algorithm = read_index(store, name)
         store.rm_file(index_path(name))
     others = [read_index(store, other) for other in names(store)]
     used = {build.folder for other in others if other for build in other.builds}
+    if store.isdir(f"logs/{name}"):
+        store.rm(f"logs/{name}", recursive=True)
     own = {build.folder for build in algorithm.builds} if algorithm else set()
     for folder in own - used:
         if folder.startswith(f"{FOLDER}/{name}/") and store.exists(folder):

@@ -51,6 +51,7 @@ class Project:
         self.science, self.environ = Science(package), environ
         self.root = load({}, Path.cwd()).root
         self.started = time.monotonic()
+        self.sums: dict[str, str] = {}  # of the data set, as it was read and as the model was trained on it
         paths = [str(self.root / "src"), *filter(None, [environ.get("PYTHONPATH")])]
         environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(paths))  # for the commands: it is not installed
 
@@ -115,7 +116,9 @@ class Project:
 
     def model(self, run: str) -> Any:
         """Load the model of a finished run, ready to answer."""
-        model = self.science.model.load(load({}, self.root, self.environ).runs / run / "model")
+        folder = load({}, self.root, self.environ).runs / run
+        self._agree(model=json.loads((folder / "result.json").read_text("utf-8"))["data"]["sha256"])
+        model = self.science.model.load(folder / "model")
         return model.eval() if hasattr(model, "eval") else model
 
     def split(self, name: str, rows: int) -> "Split":
@@ -124,9 +127,18 @@ class Project:
         from free_ml_stack.storage.stores import open_store
 
         settings = load({}, self.root, self.environ)
-        splits, _ = dataset.read(open_store(settings.storage, settings), settings.private / "cache", settings.command)
+        store = open_store(settings.storage, settings)
+        splits, facts = dataset.read(store, settings.private / "cache", settings.command)
+        self._agree(split=dataset.fingerprint(facts))
         found = splits[name]
         return type(found)({key: column[:rows] for key, column in found.items()}, found.facts)
+
+    def _agree(self, **sums: str) -> None:
+        """Raise CellFailedError where the model that was loaded last was trained on other data than was read last."""
+        self.sums |= sums
+        if len(set(self.sums.values())) > 1:
+            self.sums = sums
+            raise CellFailedError("the data set is not the one that the model was trained on: train again")
 
     def _run(self, words: list[str], meanwhile: Callable[[], None] | None = None) -> None:
         with subprocess.Popen(

@@ -1,5 +1,6 @@
 """One record of a run: a plain metrics.jsonl always, and the same numbers to Weights & Biases or Trackio."""
 
+import hashlib
 import json
 import os
 from collections.abc import Sequence
@@ -37,6 +38,15 @@ def claimed(folder: Path) -> bool:
     except (Timeout, OSError):
         return True
     return False
+
+
+def file_sum(path: Path) -> str:
+    """The checksum of a file, "" where there is none: what is sent later is compared with what it was."""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError:
+        return ""
 
 
 def named_from(folder: Path, path: Path) -> str:
@@ -183,7 +193,10 @@ class Run:
         return seen
 
     def _tell(self, call: str, **arguments: Any) -> None:
-        self.events.write({"call": call, **arguments})
+        if self.tracked:
+            paths = [*arguments.get("files", ()), *filter(None, [arguments.get("path")])]
+            sums = {path: total for path in paths if (total := file_sum(self.folder / path))}
+            self.events.write({"call": call, **arguments, **({"sums": sums} if sums else {})})
         getattr(self.tracker, call)(**arguments)
 
     def _relative(self, path: Path) -> str:

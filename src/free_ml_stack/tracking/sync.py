@@ -14,7 +14,7 @@ from filelock import FileLock, Timeout
 from free_ml_stack.errors import StackError, first_line
 from free_ml_stack.processes import alive
 from free_ml_stack.tracking.opening import reachable
-from free_ml_stack.tracking.run import EVENTS, METRICS, Record, claimed
+from free_ml_stack.tracking.run import EVENTS, METRICS, Record, claimed, file_sum
 from free_ml_stack.tracking.wandb_tracker import WandbTracker, end_service
 
 if TYPE_CHECKING:
@@ -148,9 +148,15 @@ def send(settings: "Settings", run: Kept) -> str:
         raise ConnectionError(f"{run.folder.name} was not sent: {first_line(error)}") from error
     for row, values in enumerate(run.rows):
         tracker.log(row, values)
+    changed: set[str] = set()
     for line in run.events:
         if line["call"] not in MARKS:
-            told = {name: value for name, value in line.items() if name != "call"}
+            told = {name: value for name, value in line.items() if name not in ("call", "sums")}
+            sums = {name: file_sum(run.folder / name) for name in line.get("sums", ())}
+            others = {name for name, total in sums.items() if total not in ("", line["sums"][name])}
+            changed = (changed | others) - (set(sums) - others)
+            if others:  # by now they are another run's, or of another moment of this one
+                continue
             told |= {name: moved(settings.root, told[name]) for name in PATHS & set(told)}
             getattr(tracker, line["call"])(**told)
     seen = tracker.finish(run.exit_code)
@@ -159,4 +165,5 @@ def send(settings: "Settings", run: Kept) -> str:
     record = Record(run.folder / EVENTS)
     record.write({"call": "sent", "rows": len(run.rows)})
     record.close()
-    return seen.removeprefix("W&B: ")
+    left_out = f"; left out, for they are others by now: {', '.join(sorted(changed))}" if changed else ""
+    return seen.removeprefix("W&B: ") + left_out
