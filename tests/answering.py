@@ -10,7 +10,8 @@ from functools import cache
 from pathlib import Path
 
 import sound
-from baking import SKELETON, TEMPLATE, context, environment, judged, template
+from baking import SKELETON, TEMPLATE, context, environment, template
+from cookiecutter.exceptions import FailedHookException
 from hypothesis import strategies
 
 # What some file format, language or shell acts on.
@@ -149,15 +150,15 @@ def holds(answers: dict[str, str]) -> bool:
 
     Returns whether they were accepted.
     """
-    whole = context(answers)
-    for hook in ("pre_gen_project.py", "post_gen_project.py"):
-        stays_data(hook, whole)
-    lines = judged(whole)
-    assert all(" = " in line for line in lines)
-    if not lines:
-        render(folder(), whole)
-        sound.check(folder(), whole["cookiecutter"])
-    return not lines
+    try:
+        whole = context(answers)
+    except FailedHookException as refused:
+        assert all(" = " in line for line in str(refused).splitlines())
+        return False
+    stays_data("post_gen_project.py", whole)
+    render(folder(), whole)
+    sound.check(folder(), whole["cookiecutter"])
+    return True
 
 
 def stays_data(hook: str, whole: dict) -> None:
@@ -192,6 +193,7 @@ def names() -> list[str]:
     skeleton = template() / SKELETON.name
     found = [path.relative_to(skeleton).as_posix() for path in skeleton.rglob("*") if path.is_file()]
     copied = context({})["cookiecutter"]["_copy_without_render"]
+    found.remove("{{cookiecutter.__answers_file}}")  # of copier
     return [name for name in found if name[-4:] != ".png" and not any(fnmatch(name, pattern) for pattern in copied)]
 
 

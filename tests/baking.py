@@ -1,16 +1,16 @@
 """Generate a project, or only judge answers, in this process."""
 
 import atexit
-import contextlib
-import io
 import shutil
 import subprocess
+import sys
 import tempfile
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from cookiecutter.environment import StrictEnvironment
+from cookiecutter.exceptions import FailedHookException
 from cookiecutter.generate import generate_context
 from cookiecutter.main import cookiecutter
 from cookiecutter.prompt import prompt_for_config
@@ -19,6 +19,7 @@ from jinja2 import FileSystemLoader
 
 TEMPLATE = Path(__file__).resolve().parent.parent
 SKELETON = TEMPLATE / "{{cookiecutter.project_slug}}"
+sys.path.append(str(TEMPLATE))  # as cookiecutter does, so that the template's extension is found
 
 
 @cache
@@ -26,7 +27,7 @@ def template() -> Path:
     """What a user clones: the template without what the tools of people at work on it have cached there."""
     made = tempfile.TemporaryDirectory()
     atexit.register(made.cleanup)
-    kept = ("{{", "hooks/", "templates/", "cookiecutter.json")
+    kept = ("{{", "hooks/", "templates/", "cookiecutter.json", "local_extensions.py", "copier.yml")
     listing = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
     listed = subprocess.run(listing, cwd=TEMPLATE, capture_output=True, text=True, check=True).stdout.split("\0")
     for name in listed:
@@ -68,18 +69,14 @@ def context(answers: dict[str, str]) -> dict[str, Any]:
 def environment() -> StrictEnvironment:
     """Jinja as cookiecutter sets it up for this template; kept, so that each file is compiled once."""
     made = create_env_with_context(context({}))
-    made.loader = FileSystemLoader([SKELETON, TEMPLATE / "templates", TEMPLATE / "hooks"])
+    made.loader = FileSystemLoader([SKELETON, TEMPLATE / "hooks", TEMPLATE])
     return made
 
 
 def refusals(answers: dict[str, str]) -> list[str]:
-    """The lines with which the pre-generation hook refuses answers, rendered and run in this process."""
-    return judged(context(answers))
-
-
-def judged(found: dict[str, Any]) -> list[str]:
-    """The lines with which the pre-generation hook refuses a whole context."""
-    rendered = environment().get_template("pre_gen_project.py").render(**found)
-    with contextlib.redirect_stderr(io.StringIO()) as told, contextlib.suppress(SystemExit):
-        exec(compile(rendered, "pre_gen_project.py", "exec"), {"__name__": "__main__"})
-    return told.getvalue().splitlines()
+    """The lines with which answers are refused."""
+    try:
+        context(answers)
+    except FailedHookException as refused:
+        return str(refused).splitlines()
+    return []

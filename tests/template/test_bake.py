@@ -10,57 +10,14 @@ import shutil
 import subprocess
 import sys
 import tomllib
+import zipfile
 from pathlib import Path
 
 import pytest
 import sound
 import yaml
 from baking import SKELETON, TEMPLATE, bake, context, refusals, template
-
-QUESTIONS = json.loads((TEMPLATE / "cookiecutter.json").read_text(encoding="utf-8"))
-AWKWARD = {
-    "project_name": '"Quoted" & <b> #1: it\'s a `x` *y* _z_ [l](u) | $a$ \\ {{ 7*7 }} {% raw %} $(id) \U0001f680 \u05e9\u05dc\u05d5\u05dd',
-    "description": "- starts a list: yes # no 'one' \"two\" \\n ${HOME} \u0645\u0631\u062d\u0628\u0627 \U0001f469\u200d\U0001f52c",
-    "author_name": 'O\'Brien, "Bob" <b@x> \\ \u00c5ngstr\u00f6m',
-    "author_email": "o'brien+ml@example.co.uk",
-}
-ACCOUNTS = {
-    "algorithmia_username": "ada",
-    "wandb_entity": "lovelace-lab",
-    "huggingface_username": "ada-l",
-    "github_username": "adal",
-}
-FACTORS = {
-    "license": QUESTIONS["license"],
-    "storage": QUESTIONS["storage"],
-    "check_credentials": QUESTIONS["check_credentials"],
-    "accounts": ["none", "all"],
-    "texts": ["plain", "awkward"],
-}
-
-
-def all_pairs(factors: dict[str, list[str]]) -> list[dict[str, str]]:
-    """Few combinations that hold every pair of values of every two factors (greedy)."""
-    rows = [dict(zip(factors, row, strict=True)) for row in itertools.product(*factors.values())]
-
-    def pairs(row: dict[str, str]) -> set:
-        return set(itertools.combinations(row.items(), 2))
-
-    wanted, chosen = set().union(*map(pairs, rows)), []
-    while wanted:
-        chosen.append(max(rows, key=lambda row: len(pairs(row) & wanted)))
-        wanted -= pairs(chosen[-1])
-    return chosen
-
-
-COMBINATIONS = all_pairs(FACTORS)
-
-
-def answers_of(row: dict[str, str]) -> dict[str, str]:
-    """Turn a row of factors into answers."""
-    answers = {name: row[name] for name in ("license", "storage", "check_credentials")}
-    answers |= ACCOUNTS if row["accounts"] == "all" else {}
-    return answers | (AWKWARD if row["texts"] == "awkward" else {})
+from pairs import AWKWARD, COMBINATIONS, FACTORS, QUESTIONS, answers_of
 
 
 @pytest.fixture(autouse=True)
@@ -194,6 +151,30 @@ def test_a_dotenv_is_ignored_from_the_first_commit(project, monkeypatch):
         assert subprocess.run(["git", "check-ignore", "-q", name], check=False).returncode == 0, name
     for name in (".env.example", "src", "notebooks/train.ipynb"):
         assert subprocess.run(["git", "check-ignore", "-q", name], check=False).returncode == 1, name
+
+
+def test_only_what_the_tools_make_is_ignored(project):
+    """A package of one's own may be called like a folder that a command makes; git and the wheel have it."""
+    text = (project / ".gitignore").read_text("utf-8")
+    made = re.findall(r"^/([\w.*/]+)$", text, re.MULTILINE)
+    elsewhere = [line for line in text.splitlines() if line and line[0] not in "/#"]
+    assert elsewhere == [".env", ".env.*", "!.env.example", ".DS_Store", ".ipynb_checkpoints/", "__pycache__/"]
+    for pattern in made:
+        name = pattern.replace("*", "x") + ("x.py" if pattern.endswith("/") else "")
+        own = f"src/my_ml_project/{name}"
+        done = subprocess.run(
+            ["git", "check-ignore", name, own], cwd=project, capture_output=True, text=True, check=False
+        )
+        assert done.stdout.split() == [name], pattern
+    for name in ("models", "runs", "store", "build", "dist", "wandb", "checkpoints"):
+        (project / "src/my_ml_project" / name).mkdir()
+        (project / "src/my_ml_project" / name / "__init__.py").touch()
+    command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel"]
+    subprocess.run(command, cwd=project, capture_output=True, check=True)
+    [wheel] = project.glob("dist/*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        held = {Path(name).parts[1] for name in archive.namelist()}
+    assert held >= {"models", "runs", "store", "build", "dist", "wandb", "checkpoints", "model.py"}
 
 
 def test_the_example_of_the_secrets_holds_none_and_names_the_pages(project):

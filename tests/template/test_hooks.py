@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
@@ -229,14 +230,13 @@ REFUSED = {
     "huggingface_username": ["a--b", "a..b", "-a", "a/b", "a b"],
     "wandb_entity": ["a b", "a/b", "a.b", "-a"],
     "algorithmia_username": ["1a", "a-b", "a.b", ".my", "x" * 31],
-    "__storage_url": ["http://[::1", "ftp://host/x", "s3://", "hf://"],
 }
 
 
 @pytest.mark.parametrize("question", REFUSED)
 def test_a_bad_answer_is_refused_in_one_line(question):
     for answer in REFUSED[question]:
-        lines = [line for line in refusals({question: answer}) if line.startswith(f"{question.lstrip('_')} = ")]
+        lines = [line for line in refusals({question: answer}) if line.startswith(f"{question} = ")]
         assert len(lines) == 1, answer
 
 
@@ -285,6 +285,58 @@ def test_any_title_gives_names_that_work(machine, name):
     (slug,) = machine.made
     (package,) = (path.name for path in (machine.out / slug / "src").iterdir())
     assert package.isidentifier() and package.isascii() and len(slug) <= 50
+
+
+OWN = (
+    "src/my_ml_project/mine.py",
+    "src/my_ml_project/parts/mine.py",
+    "space/docker/notes.txt",
+    "algorithm/src/mine.py",
+    "vendor/other-1.0-py3-none-any.whl",
+    ".ruff_cache/CACHEDIR.TAG",
+    ".own_cache/mine",
+    "src/my_ml_project/__pycache__/mine.pyc",
+    "notes.md",
+)
+
+
+@pytest.mark.parametrize("skip", [(), ("--skip-if-file-exists",)])
+def test_generating_over_a_project_deletes_nothing(machine, skip):
+    """With -s it does not touch what is there either, edited files of the template included."""
+    machine.run("--no-input", "check_credentials=skip")
+    for name in OWN:
+        path = machine.project / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("precious", encoding="utf-8")
+    edited = machine.project / "src/my_ml_project/model.py"
+    edited.write_text("EDITED = 1\n", encoding="utf-8")
+    before = files(machine.project)
+    done = machine.run("--no-input", "check_credentials=skip", "--overwrite-if-exists", *skip)
+    assert done.returncode == 0, done.stdout
+    after = files(machine.project)
+    assert set(after) == set(before) and all(after[name] == b"precious" for name in OWN)
+    assert (after["src/my_ml_project/model.py"] == b"EDITED = 1\n") == bool(skip)
+
+
+def test_a_bad_answer_spoils_no_project_that_is_there(machine):
+    machine.run("--no-input", "check_credentials=skip")
+    before = files(machine.out)
+    done = machine.run("--no-input", "--overwrite-if-exists", "check_credentials=skip", "author_email=nobody")
+    assert done.returncode == 1 and files(machine.out) == before
+
+
+def test_bad_answers_are_refused_with_hooks_off(machine):
+    done = machine.run("--no-input", "--accept-hooks", "no", "package_name=class")
+    assert done.returncode == 1 and "package_name = 'class' is a word of Python" in done.stdout
+    assert machine.made == [] and "Traceback" not in done.stdout
+
+
+def test_no_folder_of_the_template_is_copied_as_a_whole():
+    """Cookiecutter would replace one, and what the user added to it."""
+    patterns = json.loads((TEMPLATE / "cookiecutter.json").read_text("utf-8"))["_copy_without_render"]
+    skeleton = template() / "{{cookiecutter.project_slug}}"
+    folders = [path.relative_to(skeleton).as_posix() for path in skeleton.rglob("*") if path.is_dir()]
+    assert folders and not [name for name in folders for pattern in patterns if fnmatch(name, pattern)]
 
 
 # git.

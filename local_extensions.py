@@ -1,0 +1,248 @@
+"""Refuse answers that cannot work, one line each, before a file is written; derive from the others what files say.
+
+A Jinja extension, which runs in cookiecutter's own process, with hooks off too. `cruft update` renders two releases
+with the module of the first one: a new release must neither rename a filter nor need what the old one lacks.
+"""
+
+import keyword
+import re
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import cookiecutter
+from cookiecutter.exceptions import FailedHookException
+from jinja2 import Environment, StrictUndefined, Template
+from jinja2.ext import Extension
+from slugify import slugify
+
+MINIMUM = (2, 2, 3)  # earlier ones stop half-way
+# Line ends, lone surrogates and non-characters break files; marks that reorder text hide what it says.
+BROKEN = r"\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufdd0-\ufdef\ufffe\uffff" + "".join(
+    rf"\U{plane:04x}fffe\U{plane:04x}ffff" for plane in range(1, 17)
+)
+LONGEST = 300
+MAY_BE_EMPTY = ("description", "author_email", "algorithmia_username", "wandb_entity", "huggingface_username",
+                "github_username")  # fmt: skip
+# What the whole answer must match, and what is said of one that does not.
+RULES: dict[str, list[tuple[str, str]]] = {
+    "project_name": [],
+    "project_slug": [
+        (
+            r"[A-Za-z0-9](?:[A-Za-z0-9]|[-_.](?=[A-Za-z0-9]))*",
+            "must be letters and digits, with single - _ . between them",
+        ),
+        (r"(?i:(?!.*\.(?:git|ipynb)$)).{1,63}", "must have 63 characters at most, and not end in .git or .ipynb"),
+    ],
+    "package_name": [
+        (
+            r"[a-z][a-z0-9_]{0,49}",
+            "must be a lower-case letter, then lower-case letters, digits and _, 50 at most",
+        )
+    ],
+    "description": [],
+    "author_name": [],
+    "author_email": [
+        (
+            r"[A-Za-z0-9_.%+'-]+@(?:[A-Za-z0-9-]+\.)+[A-Za-z]{2,}",
+            "is not an e-mail address such as ada@example.org (it may be empty)",
+        )
+    ],
+    # The rules of each service's own sign-up form, or of its client where that is what refuses.
+    "algorithmia_username": [
+        (
+            r"[A-Za-z][A-Za-z0-9_]{0,29}",
+            "is not a user name there: a letter, then letters, digits and _, 30 at most",
+        )
+    ],
+    "wandb_entity": [(r"[A-Za-z0-9][A-Za-z0-9_-]{0,127}", "is not a user name there: letters, digits, - and _")],
+    "huggingface_username": [
+        (
+            r"[A-Za-z0-9](?:[A-Za-z0-9_]|[.-](?=[A-Za-z0-9_])){0,95}",
+            "is not a user name there: letters, digits, _ and single - or . between them",
+        )
+    ],
+    "github_username": [
+        (
+            r"[A-Za-z0-9](?:[A-Za-z0-9]|[-_](?=[A-Za-z0-9])){0,38}",
+            "is not a user name there: letters, digits and single hyphens between them, 39 at most",
+        )
+    ],
+}
+# A project named like what it installs or runs, like one of its folders or like a word or module of Python would hide
+# that. The last lines are modules that only some of the supported Pythons have, so that each refuses the same.
+TAKEN = set(
+    """accelerate adk algo algorithm algorithmia anyio bash build cookiecutter data datasets dist
+    false fastapi flask free-ml-stack fsspec git gradio gunicorn hf httptools httpx huggingface-hub hypothesis
+    ipykernel ipython jupyter jupyterlab jupytext kaggle make matplotlib models mypy nbclient
+    nbconvert nbformat nbstripout none notebook notebooks numpy onnx onnxruntime optuna orjson
+    packaging pandas pillow pip pipx pre-commit prometheus-client pyarrow pydantic pytest pytest-cov
+    pytest-xdist python python3 pyyaml requests ruff runs s3fs safetensors scikit-learn scipy setup
+    setuptools sh sklearn space spaces src stack starlette store test tests timm torch torchrun
+    torchvision tqdm trackio train transformers true types-pyyaml uv uvicorn uvloop uvx venv wandb wandb-core
+    websockets wheel xxhash zizmor
+    aifc annotationlib asynchat asyncore audioop cgi cgitb chunk compression crypt distutils imghdr imp lib2to3 mailcap
+    msilib nis nntplib ossaudiodev pipes smtpd sndhdr spwd sunau telnetlib uu xdrlib""".split()  # noqa: SIM905
+) | {name.lower().replace("_", "-") for name in {*sys.stdlib_module_names, *keyword.kwlist} if name[0] != "_"}
+WINDOWS = {"con", "prn", "aux", "nul"} | {f"{port}{number}" for port in ("com", "lpt") for number in range(10)}
+
+
+def problem(name: str, value: object) -> str | None:
+    """Return what is wrong with the answer to a question, or None."""
+    if not isinstance(value, str):
+        return f"must be text, not {type(value).__name__}"
+    if len(value) > LONGEST:
+        return f"has {len(value)} characters; {LONGEST} are the most"
+    if not value.isprintable() and (broken := re.search(f"[{BROKEN}]", value)):
+        return f"holds the control character U+{ord(broken[0]):04X}; use one line of plain text"
+    if not value.strip():
+        return None if (name in MAY_BE_EMPTY and not value) or name == "description" else "is empty"
+    for pattern, text in RULES[name]:
+        if not re.fullmatch(pattern, value):
+            return text
+    return name_problem(value.lower()) if name in ("project_slug", "package_name") else None
+
+
+def name_problem(name: str) -> str | None:
+    """Return what a name in lower case would collide with, or None."""
+    if name.split(".")[0] in WINDOWS:
+        return "is reserved on Windows"
+    if name.replace("_", "-").replace(".", "-") in TAKEN:
+        return "is a word of Python, or the name of a module or program that the project needs; add a word to it"
+    return None
+
+
+def problems(answers: Mapping[str, object]) -> Iterator[str]:
+    """Yield one line for every answer that is refused."""
+    for name in RULES:
+        found = problem(name, answers[name]) if name in answers else None
+        if found:
+            shown = ascii(answers[name])
+            yield f"{name} = {shown if len(shown) <= 60 else shown[:57] + '...'} {found}"
+
+
+def quoted(text: str) -> str:
+    """Return a text as a string of TOML, YAML or JSON."""
+    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
+
+
+def markdown(text: str) -> str:
+    """Return a text that Markdown shows as it is."""
+    return re.sub(r"([\\`*_{}\[\]<>#|~$!&])", r"\\\1", text)
+
+
+def links(repository: str) -> str:
+    """Return the badges that open the notebook of a repository on GitHub."""
+    if not repository:
+        return "Put this project on GitHub to open it in Colab or Kaggle, on a free GPU."
+    notebook = f"{repository}/blob/main/notebooks/train.ipynb"
+    return (
+        "[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)]"
+        f"(https://colab.research.google.com/github/{notebook}) "
+        "[![Open in Kaggle](https://kaggle.com/static/images/open-in-kaggle.svg)]"
+        f"(https://kaggle.com/kernels/welcome?src=https://github.com/{notebook})"
+    )
+
+
+def derived(answers: Mapping[str, str]) -> dict[str, str]:
+    """Return what files say besides the answers; copier.yml says the same in Jinja."""
+    name = answers["project_slug"]
+    plain = name.lower().replace("_", "-").replace(".", "-")
+    algorithm = plain.title().replace("-", "")
+    users = {service: answers[f"{service}_username"] for service in ("algorithmia", "huggingface", "github")}
+    repositories = {service: f"{user}/{name}" if user else "" for service, user in users.items()}
+    stores = {
+        "algorithmia": f"algorithmia://.my/{name}",
+        "huggingface": f"hf://datasets/{users['huggingface'] or 'me'}/{name}",
+        "s3": f"s3://{plain}{'-store' if len(plain) < 3 else ''}",
+        "local": "./store",
+    }
+    author = f"name = {quoted(answers['author_name'])}"
+    email = f', email = "{answers["author_email"]}"' if answers["author_email"] else ""
+    return {
+        "__answers_file": "",  # only copier has one
+        "__year": time.strftime("%Y"),
+        "__storage_url": stores[answers["storage"]],
+        "__algorithm_owner": users["algorithmia"] or "me",
+        "__algorithm_name": algorithm if algorithm[0].isalpha() else f"Model{algorithm}",
+        "__model_repo": repositories["huggingface"],
+        "__github_repo": repositories["github"],
+        "__links": links(repositories["github"]),
+        "__author": author + email,
+        "__license": ("LicenseRef-" if answers["license"] == "Proprietary" else "") + answers["license"],
+        **{f"__quoted_{text}": quoted(answers[text]) for text in ("project_name", "description", "author_name")},
+        **{f"__shown_{text}": markdown(answers[text]) for text in ("project_name", "description")},
+    }
+
+
+def completed(answers: dict[str, Any]) -> str:
+    """Add what is derived to the answers, and return nothing.
+
+    Raises FailedHookException, which cookiecutter prints as it is, where an answer is refused.
+    """
+    if refused := list(problems(answers)):
+        raise FailedHookException("\n".join(refused))
+    answers |= derived(answers)
+    return ""
+
+
+def slug(title: object) -> str:
+    """Return a name for the folder and the repositories, made of a title in any script."""
+    text = str(title)
+    plain = text if text.isascii() else slugify(text)
+    return re.sub(r"[^a-z0-9]+", "-", plain.lower())[:51].strip("-")[:50].strip("-") or "ml-project"
+
+
+def package(slug: object) -> str:
+    """Return a name to import, made of a slug."""
+    name = re.sub(r"[^a-z0-9]+", "_", str(slug).lower()).strip("_")[:40].strip("_")
+    return name if name[:1].isalpha() else f"project_{name}"
+
+
+class Filled:
+    """A text whose only Jinja is answers and included files, in place of a template; any other is compiled."""
+
+    FIELD = re.compile(r"\{\{ ?cookiecutter\.(\w+) ?\}\}|\{\{ '(\w+)' \}\}")
+    INCLUDE = re.compile(r'\{% include "([\w/.-]+)" ~ cookiecutter\.(\w+)(?: ~ "([\w/.-]+)")? %\}\n?')
+
+    def __init__(self, text: str, compiled: Callable[[], Template], read: Callable[[str], str] | None = None) -> None:
+        """Take a text, what compiles it, and what reads the files that it includes."""
+        self.text, self.compiled, self.read = text, compiled, read
+
+    def render(self, **context: Any) -> str:
+        """Return the text filled in; raise UndefinedError where there is no such answer."""
+        answers, text = context["cookiecutter"], self.text
+
+        def filled(field: re.Match[str]) -> str:
+            return field[2] or str(answers.get(field[1], StrictUndefined(name=field[1])))
+
+        if read := self.read:
+            text = self.INCLUDE.sub(lambda tag: read(f"{tag[1]}{answers[tag[2]]}{tag[3] or ''}"), text)
+        rest = self.FIELD.sub("", text)
+        if any(mark in rest for mark in ("{{", "{%", "{#")):
+            return self.compiled().render(**context)
+        return self.FIELD.sub(filled, text)
+
+
+class Answers(Extension):
+    """The filters, and a short way through Jinja: it takes longer to compile most names and files than to make them."""
+
+    def __init__(self, environment: Environment) -> None:
+        """Raise FailedHookException where cookiecutter is too old for this template."""
+        super().__init__(environment)
+        if tuple(int(part) for part in re.findall(r"\d+", cookiecutter.__version__)[:3]) < MINIMUM:
+            wanted = ".".join(map(str, MINIMUM))
+            raise FailedHookException(f"cookiecutter {cookiecutter.__version__} is too old: install {wanted} or later")
+        environment.filters |= {"completed": completed, "slug": slug, "package": package}
+        from_string, get_template = environment.from_string, environment.get_template
+
+        def read(name: str) -> str:
+            return environment.loader.get_source(environment, name)[0]
+
+        def file(name: str, *rest: Any) -> Filled | Template:
+            if ".." not in environment.loader.searchpath:
+                environment.loader.searchpath.append("..")  # so that a file includes templates/…, as copier has it
+            return get_template(name, *rest) if rest else Filled(read(name), lambda: get_template(name), read)
+
+        vars(environment).update(from_string=lambda text: Filled(text, lambda: from_string(text)), get_template=file)
