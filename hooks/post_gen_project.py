@@ -10,6 +10,7 @@ import sys
 # tojson escapes what Jinja and Python would act on, so no answer can become code.
 ANSWERS = r"""{{ cookiecutter | tojson }}"""
 CHECK = r"""[{{ cookiecutter.check_credentials | tojson }}]"""[2:-2]
+BY_CRUFT = r"""[{{ cookiecutter._commit | default("") | tojson }}]"""[2:-2]
 # Set inside another repository's hook, where they would lead git to that repository.
 ELSEWHERE = """ALTERNATE_OBJECT_DIRECTORIES ATTR_SOURCE COMMON_DIR CONFIG CONFIG_COUNT CONFIG_PARAMETERS DIR GRAFT_FILE
 IMPLICIT_WORK_TREE INDEX_FILE INTERNAL_SUPER_PREFIX NAMESPACE NO_REPLACE_OBJECTS OBJECT_DIRECTORY PREFIX
@@ -37,6 +38,16 @@ def in_repository() -> bool:
     return False
 
 
+def is_draft() -> bool:
+    """Whether cruft makes the project in a temporary folder, to compare two releases of the template."""
+    if not BY_CRUFT:
+        return False
+    import tempfile
+
+    folder, name = os.path.split(os.path.dirname(os.path.realpath(".")))  # noqa: PTH120
+    return folder == os.path.realpath(tempfile.gettempdir()) and name.startswith(tempfile.gettempprefix())
+
+
 def first_commit() -> str:
     """Make a repository with one commit where there is none; return what to tell of it."""
     for name in ELSEWHERE.split():
@@ -47,6 +58,8 @@ def first_commit() -> str:
         return "it stands in a git repository already"
     if not git("-c init.defaultBranch=main init -q"):
         return "without a git repository, since git does not work here"
+    if BY_CRUFT:
+        return "with a git repository; commit everything, .cruft.json too"
     # Line ends are LF already. Left as they are, and called big, the files go into one pack at a third of the time.
     os.makedirs(".git/info", exist_ok=True)  # noqa: PTH103
     with open(".git/info/attributes", "w") as attributes:  # noqa: PTH123
@@ -113,6 +126,8 @@ def missing_requirements() -> list[str]:
 
 def main() -> None:
     """Finish the project, or fail with the reason in the last line."""
+    if is_draft():
+        return
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # closed by who started us
             setattr(sys, name, open(os.devnull, "w"))  # noqa: PTH123, SIM115
