@@ -56,7 +56,7 @@ def demo(science: "Science", settings: "Settings", command: Command) -> int:
     page = report(
         settings.title or settings.project,
         rows(found),
-        images(settings, run.seen),
+        pictures(settings, run.seen),
         settings.root / "report.html",
     )
     found["report"] = str(page)
@@ -208,7 +208,7 @@ def shortened(answer: Any, most: int = 48) -> str:
     return text if len(text) <= most else f"{text[: most - 1]}…"
 
 
-def images(settings: "Settings", seen: Monitoring) -> dict[str, Path]:
+def pictures(settings: "Settings", seen: Monitoring) -> dict[str, Path]:
     """The pictures of the report, by title."""
     run = find_run(settings)
     model, judged = settings.models / run.name, json.loads((run / EVALUATION).read_text(encoding="utf-8"))

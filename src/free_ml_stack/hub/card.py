@@ -35,7 +35,7 @@ def card(
     card: ModelCard = ModelCard.from_template(
         metadata(settings, science, result),
         template_str=files(__package__).joinpath("model_card.md").read_text(encoding="utf-8"),
-        **{"url": "", "pictures": {}, "tables": {}, **result},
+        **{"url": "", "parameters": 0, "pictures": {}, "tables": {}, **result},
         escape=escape_markdown,
         metric_title=metric_title,
         title=settings.title or settings.project,

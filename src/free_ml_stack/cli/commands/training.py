@@ -59,7 +59,7 @@ def add_data_arguments(parser: ArgumentParser, science: "Science") -> None:
         dest="source",
         default="",
         metavar="PLACE",
-        help="read your own instead: a folder of images by class; a CSV, JSON Lines or Parquet file or a folder of "
+        help="read your own instead: a folder of files by class; a CSV, JSON Lines or Parquet file or a folder of "
         "them; hf://datasets/USER/NAME",
     )
     add("--target", default="", metavar="COLUMN", help="the column to predict (default: that of data.py)")
