@@ -5,6 +5,10 @@ class StackError(Exception):
     """Report a mistake that the user can correct: one line says what is wrong, where, and what to do."""
 
 
+class PreemptedError(StackError):
+    """Training was told to stop, and has written a checkpoint to go on from."""
+
+
 class NoServiceError(StackError):
     """The store or the gateway can't be used now, or not with this key; one in this project can stand in."""
 

@@ -92,6 +92,7 @@ def test_an_update_brings_the_release_and_keeps_what_is_ones_own(tmp_path: Path)
     (made / "gone.md").write_text("Older.\n", "utf-8")
     (made / "sweep.yaml").write_text("method: grid\n", "utf-8")
     (made / "ruff.toml").rename(tmp_path / "ruff.toml")
+    (made / "AGENTS.md").write_text("# Older\n", "utf-8")
     owner.release("v0.0.8")
     told = owner.run(COMMAND, "copy", "--defaults", str(owner.template), str(owner.project), at=tmp_path)
     assert f"cd {owner.project}" in told and "uv run my-ml-project demo" in told
@@ -104,12 +105,14 @@ def test_an_update_brings_the_release_and_keeps_what_is_ones_own(tmp_path: Path)
     model.write_text(model.read_text("utf-8") + "\n# My own line.\n", "utf-8")
     (owner.project / "src/my_ml_project/mine.py").write_text("MINE = 1\n", "utf-8")
     (owner.project / "sweep.yaml").write_text("method: random\n", "utf-8")
+    (owner.project / "AGENTS.md").write_text("# Older\n\nOur own rule.\n", "utf-8")
     owner.commit(owner.project)
     owner.run(COMMAND, "update", "--defaults", at=owner.project)
     assert "# My own line." in model.read_text("utf-8") and (owner.project / "src/my_ml_project/mine.py").is_file()
     assert (owner.project / "ruff.toml").is_file() and not (owner.project / "gone.md").exists()
     sweep = (owner.project / "sweep.yaml").read_text("utf-8")
     assert "<<<<<<<" in sweep and "method: random" in sweep and "method: bayes" in sweep
+    assert (owner.project / "AGENTS.md").read_text("utf-8") == "# Older\n\nOur own rule.\n"
     assert "_commit: v0.0.9" in (owner.project / LOGGED).read_text("utf-8")
 
 

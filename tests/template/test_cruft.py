@@ -70,30 +70,34 @@ class Owner:
         return (self.project / name).read_text("utf-8")
 
 
-def earlier(skeleton: Path) -> None:
-    """Turn the skeleton of today into that of an earlier release."""
+def earlier(template: Path) -> None:
+    """Turn the template of today into that of an earlier release."""
+    skeleton = template / SKELETON.name
     new = skeleton / "vendor" / WHEEL
     new.with_name(WHEEL.replace(VERSION, "0.0.9")).write_bytes(b"PK\x05\x06 an older library \x00\xff" * 999)
     new.unlink()
     package = skeleton / "pyproject.toml"
     package.write_text(package.read_text("utf-8").replace(VERSION, "0.0.9"), "utf-8")
-    model = skeleton / "src" / "{{cookiecutter.package_name}}" / "model.py"
+    model = template / "templates/tasks/image-classification/model.py"
     model.write_text("# An older note.\n" + model.read_text("utf-8"), "utf-8")
     (skeleton / "sweep.yaml").write_text("program: the-old-way\nmethod: grid\n", "utf-8")
     (skeleton / "gone.md").write_text("An older file.\n", "utf-8")
     (skeleton / "ruff.toml").unlink()
+    for name in ("AGENTS.md", "AGENTS.stack.md"):
+        (skeleton / name).write_text("# Older\n", "utf-8")
 
 
 @pytest.fixture
 def owner(tmp_path: Path) -> Owner:
     """A project of the earlier release, as `cruft create` made it; the template has moved on."""
     made = Owner(tmp_path)
-    earlier(made.made)
+    earlier(made.template)
     made.release()
     made.create()
     made.commit()
-    shutil.rmtree(made.made)
-    shutil.copytree(template() / SKELETON.name, made.made)
+    for name in (SKELETON.name, "templates"):
+        shutil.rmtree(made.template / name)
+        shutil.copytree(template() / name, made.template / name)
     made.release()
     return made
 
@@ -104,6 +108,7 @@ def test_an_update_brings_the_release_and_keeps_what_is_ones_own(owner: Owner) -
     owner.edit("src/my_ml_project/model.py", "class ", "# My own line.\nclass ")
     owner.edit("pyproject.toml", '    "numpy>=2.1",\n', '    "numpy>=2.1",\n    "polars>=1",\n')
     (owner.project / "src/my_ml_project/mine.py").write_text("MINE = 1\n", "utf-8")
+    (owner.project / "AGENTS.md").write_text("# Older\n\nOur own rule.\n", "utf-8")
     owner.commit()
     assert "My own line" in owner.cruft("diff")
     told = owner.cruft("update", "--skip-apply-ask")
@@ -115,6 +120,7 @@ def test_an_update_brings_the_release_and_keeps_what_is_ones_own(owner: Owner) -
     assert (owner.project / "vendor" / WHEEL).read_bytes() == (SKELETON / "vendor" / WHEEL).read_bytes()
     assert [path.name for path in owner.project.glob("vendor/*.whl")] == [WHEEL]
     assert (owner.project / "ruff.toml").is_file() and not (owner.project / "gone.md").exists()
+    assert owner.read("AGENTS.md") == "# Older\n\nOur own rule.\n" and "info --json" in owner.read("AGENTS.stack.md")
     assert owner.git("rev-list", "--count", "HEAD") == "2"  # the history is the owner's
     owner.commit()
     assert "up to date" in owner.cruft("check")

@@ -16,10 +16,10 @@ from fsspec.implementations.local import LocalFileSystem
 from safetensors.torch import load_file, save_file
 from sick_disk import PowerCut, SickDisk, chance
 
-from free_ml_stack.errors import StackError
+from free_ml_stack.errors import PreemptedError, StackError
 from free_ml_stack.storage.atomic import replace
 from free_ml_stack.training import checkpoint
-from free_ml_stack.training.checkpoint import Checkpoints, PreemptedError
+from free_ml_stack.training.checkpoint import Checkpoints
 from free_ml_stack.training.snapshot import read, serialized
 
 CONFIG = {"lr": 0.1, "epochs": 3}

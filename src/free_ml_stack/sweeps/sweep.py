@@ -83,14 +83,15 @@ def sweep(science: "Science", settings: "Settings", file: Path, options: Options
         if not online:
             raise StackError(f"--join needs a key for W&B that works; `{settings.command} doctor` says more")
         return join(settings, options)
-    from free_ml_stack.data import dataset
-    from free_ml_stack.storage.stores import open_store
     from free_ml_stack.sweeps.command import is_own
 
     plan = read_sweep(file)
     folder = sweep_folder(settings, file)
     folder.mkdir(parents=True, exist_ok=True)
     if is_own(plan, science.package):  # that there is no data is told once, and not by each trial
+        from free_ml_stack.data import dataset  # which imports torch
+        from free_ml_stack.storage.stores import open_store
+
         dataset.read(open_store(settings.storage, settings), settings.private / "cache", settings.command)
     trials = None
     if online and not options.study:

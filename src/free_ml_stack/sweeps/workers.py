@@ -13,9 +13,9 @@ from contextlib import suppress
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
-from free_ml_stack.errors import StackError
+from free_ml_stack.errors import PreemptedError, StackError
 from free_ml_stack.processes import shorten_sockets
-from free_ml_stack.sweeps.command import Call, call, own_arguments, variables
+from free_ml_stack.sweeps.command import Call, call, is_own, own_arguments, variables
 from free_ml_stack.sweeps.job import Job, Task
 from free_ml_stack.sweeps.search_space import is_number, measured
 from free_ml_stack.tracking.tracker import RunStoppedError, Tracker
@@ -65,8 +65,6 @@ def work(connection: "Connection", task: Task) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the sweep's to handle
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # one that raises may do so where Python can only print it
     connection.send(f"{task.science.package}.train" in sys.modules)
-    from free_ml_stack.training.checkpoint import PreemptedError
-
     # the sweep is no more, or this process is told to end and has written its checkpoint
     with suppress(EOFError, ConnectionError, PreemptedError):
         while True:
@@ -77,8 +75,6 @@ def work(connection: "Connection", task: Task) -> None:
 
 def outcome(task: Task, job: Job, reporter: Reporter) -> tuple[str, Any]:
     """Run a trial; how it ended (done, stopped, failed), and its value or what went wrong."""
-    from free_ml_stack.training.checkpoint import PreemptedError
-
     try:
         with suppress(RunStoppedError):
             perform(task, job, reporter)
@@ -131,8 +127,9 @@ class Workers:
         methods = multiprocessing.get_all_start_methods()
         # A server that has torch imported once forks workers in milliseconds; Windows has none.
         self.context: Any = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
-        if "forkserver" in methods:
-            package = task.science.package
+        package = task.science.package
+        self.preloads = "forkserver" in methods and is_own(task.plan, package)  # another program needs no torch
+        if self.preloads:
             self.context.set_forkserver_preload(
                 # an optimizer's first step would import the last in each worker: seconds
                 [f"{package}.train", "free_ml_stack.training.run", "torch._dynamo"]
@@ -215,7 +212,7 @@ class Workers:
                 process.join()
                 here.close()
                 continue
-            if not preloaded and self.context.get_start_method() == "forkserver":
+            if self.preloads and not preloaded:
                 raise StackError("the workers could not import the training code; run `train` to see why")
             return here, process
         raise StackError(f"a worker can't be started (exit code {process.exitcode}); run `train` to see why")

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 
 from free_ml_stack.console import say, shown
-from free_ml_stack.errors import StackError
+from free_ml_stack.errors import PreemptedError, StackError
 from free_ml_stack.hub.pretrained import start
 from free_ml_stack.training.process import Process
 from free_ml_stack.training.snapshot import (
@@ -65,10 +65,6 @@ class Position:
     step: int = 0
     best: float = float("inf")
     stale: int = 0
-
-
-class PreemptedError(StackError):
-    """Training was told to stop, and has written a checkpoint to go on from."""
 
 
 class Checkpoints:

@@ -20,7 +20,7 @@ from fsspec.implementations.dirfs import DirFileSystem
 
 from free_ml_stack.console import say
 from free_ml_stack.data import dataset
-from free_ml_stack.errors import StackError
+from free_ml_stack.errors import PreemptedError, StackError
 from free_ml_stack.hub import pretrained
 from free_ml_stack.project.flags import read, read_json
 from free_ml_stack.storage.atomic import replace
@@ -30,7 +30,7 @@ from free_ml_stack.tracking.opening import open_run
 from free_ml_stack.tracking.run import FACTS, NoRecord, Run
 from free_ml_stack.tracking.tracker import PREEMPTED, RunStoppedError, Tracker
 from free_ml_stack.training import outcome
-from free_ml_stack.training.checkpoint import Checkpoints, PreemptedError, same
+from free_ml_stack.training.checkpoint import Checkpoints, same
 from free_ml_stack.training.outcome import MODEL, RESULT
 from free_ml_stack.training.process import Process, join
 from free_ml_stack.training.snapshot import STATE

@@ -6,6 +6,7 @@ from free_ml_stack.project.arguments import add_train_arguments
 
 COMMANDS = (
     Command("doctor", upkeep.doctor, upkeep.add_doctor_arguments),
+    Command("info", upkeep.info, upkeep.add_info_arguments),
     Command("data", training.data, training.add_data_arguments),
     Command("train", training.train, add_train_arguments),
     Command("sweep", training.sweep, training.add_sweep_arguments),

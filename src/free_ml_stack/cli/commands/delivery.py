@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from free_ml_stack.cli.command import say_next, whole
+from free_ml_stack.cli.info import published_models
 from free_ml_stack.console import say, shown, table
 from free_ml_stack.errors import StackError
 from free_ml_stack.project.flags import read_json
@@ -206,8 +207,7 @@ def say_monitoring(seen: "Monitoring") -> None:
 
 def published_model(settings: Settings, name: str) -> Path:
     """The folder of a published model, by default the one that was published last."""
-    manifests = settings.models.glob("*/manifest.json") if settings.models.is_dir() else []
-    published = {path.parent.name: path.stat().st_mtime_ns for path in manifests}
+    published = [path.name for path in published_models(settings)]
     if name and name not in published:
         raise StackError(f"no published model {name}: run `{settings.command} publish --run {name}`")
     if not published:
@@ -215,4 +215,4 @@ def published_model(settings: Settings, name: str) -> Path:
 
         find_run(settings)  # raises where nothing is trained, which comes first
         raise StackError(f"no published model yet: run `{settings.command} publish`")
-    return settings.models / (name or max(published, key=lambda each: published[each]))
+    return settings.models / (name or published[-1])

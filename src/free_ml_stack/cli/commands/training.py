@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from free_ml_stack.cli.command import say_next, seconds, whole
 from free_ml_stack.console import say, shown, table
-from free_ml_stack.errors import StackError
+from free_ml_stack.errors import PreemptedError, StackError
 from free_ml_stack.project.settings import Settings
 
 if TYPE_CHECKING:
@@ -71,7 +71,6 @@ def train(science: "Science", settings: Settings, args: Namespace) -> int:
     """Train a model; every field of TrainConfig is a flag."""
     from free_ml_stack.tracking.tracker import RunStoppedError
     from free_ml_stack.training import run as training
-    from free_ml_stack.training.checkpoint import PreemptedError
 
     run = args.run or args.name or settings.wandb_run  # an agent of W&B has named its trial
     try:

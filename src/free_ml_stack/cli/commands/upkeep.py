@@ -1,10 +1,11 @@
-"""The commands around a project: doctor, sync, storage, remote."""
+"""The commands around a project: doctor, info, sync, storage, remote."""
 
 import argparse
+import json
 from argparse import ArgumentParser, Namespace
 from typing import TYPE_CHECKING
 
-from free_ml_stack.console import say
+from free_ml_stack.console import say, table
 from free_ml_stack.project.settings import Settings
 
 if TYPE_CHECKING:
@@ -21,6 +22,29 @@ def doctor(science: "Science", settings: Settings, args: Namespace) -> int:
 def add_doctor_arguments(parser: ArgumentParser, science: "Science") -> None:
     """Add the arguments of `doctor`."""
     parser.add_argument("--json", action="store_true", help="print one JSON document")
+
+
+def info(science: "Science", settings: Settings, args: Namespace) -> int:
+    """Show the settings, the runs with their metrics, the latest model and the deployed version."""
+    from free_ml_stack.cli import info as state
+
+    found = state.info(settings)
+    if args.json:
+        say(json.dumps(found, indent=1))
+        return 0
+    name, deployed = found["headline"], found["deployed"]
+    rows = [
+        (run["run"], f"{run['validation'][name]:.4f}") for run in found["runs"] if name in (run["validation"] or {})
+    ]
+    say(table(rows, ("run", f"validation {name}")) if rows else "No run has finished yet.")
+    say(f"Latest model: {found['latest_model'] or 'none is published yet'}.")
+    say(f"Deployed: {settings.algorithm} {deployed['version']}." if deployed else "Nothing is deployed yet.")
+    return 0
+
+
+def add_info_arguments(parser: ArgumentParser, science: "Science") -> None:
+    """Add the arguments of `info`."""
+    parser.add_argument("--json", action="store_true", help="print one JSON document, with each run's configuration")
 
 
 def sync(science: "Science", settings: Settings, args: Namespace) -> int:

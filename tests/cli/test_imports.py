@@ -1,0 +1,78 @@
+"""What a command that does not train imports: neither torch nor W&B's client, which take seconds and hundreds of MB."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import projects
+import pytest
+
+PROBE = """
+import sys
+import skeleton.__main__ as main
+if __name__ == "__main__":
+    sys.argv = ["skeleton", *{words!r}]
+    try:
+        main.main()
+    except SystemExit as end:
+        print("code:", end.code, file=sys.stderr)
+    print("loaded:", sorted({{"torch", "wandb"}} & set(sys.modules)), file=sys.stderr)
+"""
+COMMANDS = {
+    "storage": (("storage", "push", "./elsewhere"), 0),
+    "deploy": (("deploy", "--list"), 0),
+    "info": (("info", "--json"), 0),
+    "predict": (("predict", "[1]"), 1),  # no gateway runs
+    "sync": (("sync",), 0),  # there is nothing to send
+    "serve": (("serve", "--port", "99999"), 1),
+}
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_command_that_does_not_train_imports_neither(tmp_path: Path, name: str) -> None:
+    words, code = COMMANDS[name]
+    (tmp_path / "stack.toml").write_text('project = "skeleton"\nstorage = "algorithmia://.my/skeleton"\n')
+    (tmp_path / ".stack/data/me/skeleton/data").mkdir(parents=True)
+    (tmp_path / ".stack/data/me/skeleton/data/file").write_text("x")
+    (tmp_path / "runs").mkdir()
+    told = probe(tmp_path, words)
+    assert told[-2:] == [f"code: {code}", "loaded: []"], told
+
+
+def probe(folder: Path, words: tuple[str, ...]) -> list[str]:
+    """What a command says as errors, then its exit code and what it has imported."""
+    script = folder / "probe.py"
+    script.write_text(PROBE.format(words=words), "utf-8")
+    environ = projects.environment(folder)
+    done = subprocess.run(
+        [sys.executable, str(script)], cwd=folder, env=environ, capture_output=True, text=True, check=False
+    )
+    return done.stderr.splitlines()
+
+
+PROGRAM = """
+import json, os, pathlib, sys
+x = float(sys.argv[1].partition("=")[2])
+record = pathlib.Path("runs", os.environ["WANDB_RUN_ID"])
+record.mkdir(parents=True, exist_ok=True)
+(record / "metrics.jsonl").write_text(json.dumps({"step": 1, "loss": x}) + "\\n")
+"""
+
+
+def test_a_sweep_of_another_program_imports_no_torch(tmp_path: Path) -> None:
+    """Nor do its workers: a module of that name, found first, would fail."""
+    (tmp_path / "stack.toml").write_text('project = "skeleton"\n')
+    (tmp_path / "program.py").write_text(PROGRAM)
+    (tmp_path / "torch.py").write_text("raise ImportError('not needed')\n")
+    plan = {
+        "program": "program.py",
+        "method": "random",
+        "metric": {"name": "loss", "goal": "minimize"},
+        "run_cap": 2,
+        "parameters": {"x": {"min": 0.0, "max": 1.0}},
+        "command": ["${interpreter}", "${program}", "${args}"],
+    }
+    (tmp_path / "sweep.yaml").write_text(json.dumps(plan))
+    told = probe(tmp_path, ("sweep",))
+    assert told[-2:] == ["code: 0", "loaded: []"], told

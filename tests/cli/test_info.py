@@ -1,0 +1,68 @@
+"""`info`: what a program needs to know of a project, and a program that improves its model with that alone."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import projects
+import pytest
+
+
+def info(folder: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(projects.run(folder, "info", "--json"))
+    return found
+
+
+def test_a_new_project_has_its_settings_and_nothing_else(tmp_path: Path) -> None:
+    (tmp_path / "stack.toml").write_text('project = "skeleton"\ntitle = "Digits"\n')
+    found = info(tmp_path)
+    assert found["settings"]["title"] == "Digits" and found["settings"]["tracker"] == "none"  # of the environment
+    assert (found["keys"], found["headline"], found["runs"]) == ([], None, [])
+    assert (found["latest_model"], found["deployed"]) == (None, None)
+    told = projects.run(tmp_path, "info").splitlines()
+    assert told[-3:] == [
+        "No run has finished yet.",
+        "Latest model: none is published yet.",
+        "Nothing is deployed yet.",
+    ]
+
+
+def test_no_key_is_in_it(tmp_path: Path) -> None:
+    (tmp_path / "stack.toml").write_text('project = "skeleton"\n')
+    told = projects.run(tmp_path, "info", "--json", WANDB_API_KEY="w" * 40)
+    assert "wwww" not in told and json.loads(told)["keys"] == ["wandb"]
+
+
+def test_a_damaged_result_is_named_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "stack.toml").write_text('project = "skeleton"\n')
+    (tmp_path / "runs/one").mkdir(parents=True)
+    (tmp_path / "runs/one/config.json").write_text("{}")
+    assert info(tmp_path)["runs"][0]["finished"] is False
+    (tmp_path / "runs/one/result.json").write_text("{")
+    told = projects.run(tmp_path, "info", code=1)
+    assert "result.json" in told and len(told.strip().splitlines()) == 1
+
+
+@pytest.mark.slow
+def test_a_program_improves_the_model_by_info_and_train_alone(data: Path, tmp_path: Path) -> None:
+    """Five runs: each changes one value of the best configuration so far, and is kept where it is better."""
+    folder = projects.make(tmp_path / "project", data)
+    changes = [{}, {"lr": 0.02}, {"dropout": 0.0}, {"batch_size": 32}, {"label_smoothing": 0.0}]
+    best: dict[str, Any] = {"score": -1.0, "config": {"epochs": 1, "lr": 0.001}}
+    for number, change in enumerate(changes):
+        config = best["config"] | change
+        (tmp_path / "config.json").write_text(json.dumps(config))
+        projects.run(folder, "train", "--config", str(tmp_path / "config.json"), "--name", f"try-{number}")
+        found = info(folder)
+        run = found["runs"][-1]
+        assert run["run"] == f"try-{number}" and run["finished"] and run["config"].items() >= config.items()
+        score = run["validation"][found["headline"]]
+        if score > best["score"]:
+            best = {"score": score, "config": run["config"], "run": run["run"]}
+    first = info(folder)["runs"][0]["validation"]["accuracy"]
+    assert best["score"] > first
+    projects.run(folder, "publish", "--run", best["run"])
+    projects.run(folder, "deploy")
+    found = info(folder)
+    assert found["latest_model"] == f"models/{best['run']}" and found["deployed"]["version"] == "0.1.0"
+    assert f"try-4  {found['runs'][-1]['validation']['accuracy']:.4f}" in projects.run(folder, "info")
