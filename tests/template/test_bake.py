@@ -2,6 +2,7 @@
 
 import ast
 import base64
+import configparser
 import hashlib
 import itertools
 import json
@@ -18,6 +19,8 @@ import sound
 import yaml
 from baking import SKELETON, TEMPLATE, bake, context, refusals, template
 from pairs import AWKWARD, COMBINATIONS, FACTORS, QUESTIONS, answers_of
+
+from free_ml_stack.cli.commands import COMMANDS
 
 
 @pytest.fixture(autouse=True)
@@ -204,6 +207,38 @@ def test_workflows_are_pinned_by_commit_and_clean(where, project, tmp_path):
     ]
     done = subprocess.run([*linter, str(tmp_path / "clean")], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout
+
+
+def test_a_project_is_small(project):
+    made = subprocess.run(["git", "ls-files", "-o", "-c"], cwd=project, capture_output=True, text=True, check=True)
+    assert 37 <= len(made.stdout.splitlines()) <= 45
+
+
+def test_editors_and_containers_find_the_environment(project):
+    settings = json.loads((project / ".vscode/settings.json").read_text("utf-8"))
+    assert settings["python.defaultInterpreterPath"] == "${workspaceFolder}/.venv/bin/python"  # where uv makes it
+    container = json.loads((project / ".devcontainer/devcontainer.json").read_text("utf-8"))
+    command = container["postCreateCommand"].split(" && ")
+    assert command == ["pipx install uv", "uv sync"]  # the latter from a clean home: see test_delivery.py
+    rules = configparser.ConfigParser()
+    rules.read_string("[top]\n" + (project / ".editorconfig").read_text("utf-8"))
+    assert rules["*"]["end_of_line"] == "lf" and rules["*.{json,yaml,yml}"]["indent_size"] == "2"
+
+
+def test_agents_are_told_commands_that_there_are(project):
+    text = (project / "AGENTS.stack.md").read_text("utf-8")
+    named = {words.split()[0] for words in re.findall(r"^\| `([^`]*)`", text, re.MULTILINE)}
+    assert named == {"info", "data", "train", "sweep", "publish"} and named <= {command.name for command in COMMANDS}
+    assert "AGENTS.stack.md" in (project / "AGENTS.md").read_text("utf-8")
+    for folder in re.findall(r"`([\w./]+/)`", text):
+        assert (project / folder).is_dir() or f"/{folder}" in (project / ".gitignore").read_text("utf-8"), folder
+
+
+def test_issues_are_asked_for_in_forms(tmp_path):
+    forms = [yaml.safe_load(path.read_text("utf-8")) for path in (TEMPLATE / ".github/ISSUE_TEMPLATE").glob("*.yml")]
+    asked = [form for form in forms if "body" in form]
+    assert len(asked) == 2 and all(form["name"] and form["description"] for form in asked)
+    assert "in private" in (TEMPLATE / "SECURITY.md").read_text("utf-8")
 
 
 def test_githubs_expressions_come_out_as_they_are(project):
