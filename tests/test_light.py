@@ -9,10 +9,10 @@ from baking import SKELETON
 [WHEEL] = SKELETON.glob("vendor/*.whl")
 
 
-def run(code: str) -> str:
+def run(code: str, python: str = sys.executable) -> str:
     """What `code` prints in an interpreter that sees the wheel and no installed package."""
     done = subprocess.run(
-        [sys.executable, "-ISc", f"import sys; sys.path.insert(0, {str(WHEEL)!r})\n{code}"],
+        [python, "-ISc", f"import sys; sys.path.insert(0, {str(WHEEL)!r})\n{code}"],
         capture_output=True,
         text=True,
         check=False,

@@ -214,6 +214,19 @@ def test_a_project_is_small(project):
     assert 37 <= len(made.stdout.splitlines()) <= 45
 
 
+def test_a_project_is_installed_without_cuda_by_one_line_and_names_no_index(project):
+    """An index that can't be reached would stop `uv sync` for everybody."""
+    [line] = re.findall(r"`uv venv && (uv pip install [^`]*)`", (project / "README.md").read_text("utf-8"))
+    assert "--torch-backend cpu" in line
+    runs = (project / ".github/workflows/tests.yml").read_text("utf-8")
+    assert f"- run: {line} #" in runs and "uv sync" not in re.sub(r"#.*", "", runs)
+    publishes = (project / ".github/workflows/publish.yml").read_text("utf-8")
+    assert f"- run: {line.replace('--group dev ', '')} #" in publishes
+    settings = tomllib.loads((project / "pyproject.toml").read_text("utf-8"))["tool"]["uv"]
+    assert settings.keys() == {"compile-bytecode", "sources"}
+    assert [source.keys() for source in settings["sources"].values()] == [{"path"}]
+
+
 def test_editors_and_containers_find_the_environment(project):
     settings = json.loads((project / ".vscode/settings.json").read_text("utf-8"))
     assert settings["python.defaultInterpreterPath"] == "${workspaceFolder}/.venv/bin/python"  # where uv makes it

@@ -1,9 +1,16 @@
-"""The cookiecutters that the template is generated with: the oldest that will do, the newest, and one that is too old."""
+"""The versions that will do: of cookiecutter, of Python, and of what the library depends on."""
 
+import os
+import shutil
+import subprocess
+import tomllib
 from pathlib import Path
 
 import pytest
-from baking import template
+import test_light
+from baking import TEMPLATE, bake, template
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 from test_delivery import UV, run
 from test_hooks import files
 
@@ -31,3 +38,70 @@ def test_an_older_one_is_refused_and_leaves_nothing(tmp_path: Path) -> None:
     told = generated(tmp_path / "older", "==2.1.1", code=1)
     assert told.strip().splitlines()[-1] == f"cookiecutter 2.1.1 is too old: install {OLDEST} or later"
     assert "Traceback" not in told and not list((tmp_path / "older").iterdir())
+
+
+def interpreter(version: str) -> str:
+    """The path of a Python on this machine, pyenv's or one on the path; empty where there is none of that version."""
+    pyenv = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv")) / "versions"
+    places = [*sorted(map(str, pyenv.glob(f"{version}.*/bin/python"))), shutil.which(f"python{version}")]
+    for place in filter(None, places):
+        if subprocess.run([place, "-c", ""], capture_output=True, check=False).returncode == 0:  # a shim may fail
+            return place
+    return ""
+
+
+PYTHONS = [version for version in ("3.11", "3.12", "3.13", "3.14") if interpreter(version)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("version", PYTHONS)
+def test_each_python_makes_the_same_and_opens_the_library(tmp_path: Path, version: str) -> None:
+    (tmp_path / "here").mkdir()
+    tool = (UV, "tool", "run", "--quiet", "--python", interpreter(version), "cookiecutter", str(template()))
+    run(tmp_path, *tool, "--no-input", "check_credentials=skip")
+    assert files(tmp_path / "my-ml-project") == files(bake(tmp_path / "here", hooks=False))
+    modules = ["errors", "notebook.packages", "project.arguments", "cli.main", "credentials.check"]
+    code = "\n".join(f"import free_ml_stack.{module}" for module in modules)
+    assert test_light.run(code + "\nprint('ok')", interpreter(version)) == "ok\n"
+
+
+def lower_bounds() -> dict[str, str]:
+    """The lowest version of each dependency of the library."""
+    project = tomllib.loads((TEMPLATE / "pyproject.toml").read_text("utf-8"))["project"]
+    found = {}
+    for requirement in map(Requirement, project["dependencies"]):
+        [lowest] = [one.version for one in requirement.specifier if one.operator in (">=", "==")]
+        found[canonicalize_name(requirement.name)] = lowest
+    return found
+
+
+def resolved(folder: Path, *words: str) -> dict[str, str]:
+    """What uv chooses for the library, of wheels alone and from the package index alone."""
+    command = (
+        UV,
+        "pip",
+        "compile",
+        "--quiet",
+        "--no-sources",
+        "--no-header",
+        "--no-annotate",
+        "--only-binary",
+        ":all:",
+    )
+    told = run(folder, *command, *words, str(TEMPLATE / "pyproject.toml"))
+    return dict(line.split(" ")[0].split("==") for line in told.splitlines() if "==" in line)
+
+
+@pytest.mark.slow
+def test_the_lower_bounds_have_wheels_up_to_python_3_13(tmp_path: Path) -> None:
+    found = resolved(tmp_path, "--resolution", "lowest-direct", "--python-version", "3.13")
+    short = {
+        name: found[name] for name, low in lower_bounds().items() if not f"{found[name]}.0.0".startswith(f"{low}.")
+    }
+    assert not short, "raise these bounds"
+
+
+@pytest.mark.slow
+def test_every_dependency_has_a_wheel_for_python_3_14(tmp_path: Path) -> None:
+    found = resolved(tmp_path, "--python-version", "3.14", "--all-extras")
+    assert found.keys() >= lower_bounds().keys()
