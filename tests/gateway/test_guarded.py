@@ -3,11 +3,13 @@
 import socket
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 import requests
 from deployed import KEY, Deployed, deployed
+from waiting import until
 
 from free_ml_stack.gateway import http
 from free_ml_stack.gateway.protocol import guarded
@@ -41,6 +43,59 @@ def test_a_head_without_end_is_cut_off(gateway: Deployed, begin: bytes) -> None:
             pass
     assert sent < 16 << 20  # what the buffers on the way hold
     assert requests.get(f"{gateway.url}/healthz", timeout=20).ok
+
+
+def test_all_heads_together_are_limited(gateway: Deployed, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that are as short as usual are read all the while."""
+    monkeypatch.setattr(guarded, "PATIENCE", 60)
+    monkeypatch.setattr(guarded, "HEADS", 500_000)
+    with ExitStack() as stack:
+        for _ in range(30):
+            stranger = stack.enter_context(connected(gateway))
+            stranger.sendall(b"GET / HTTP/1.1\r\nA: " + b"a" * 50_000)
+        last = stack.enter_context(connected(gateway))
+        last.sendall(b"GET / HTTP/1.1\r\nA: " + b"a" * 50_000)
+        assert last.recv(100).startswith(b"HTTP/1.1 503 ")
+        assert guarded.GuardedProtocol.total[0] <= 500_000 + 60_000
+        assert requests.get(f"{gateway.url}/healthz", timeout=20).ok
+    until(lambda: guarded.GuardedProtocol.total[0] == 0)
+
+
+def test_all_connections_together_are_limited(gateway: Deployed, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guarded, "PATIENCE", 60)
+    monkeypatch.setattr(guarded, "CONNECTIONS", 5)
+    with ExitStack() as stack:
+        first, *_ = [stack.enter_context(connected(gateway)) for _ in range(5)]
+        with connected(gateway) as sixth:
+            assert sixth.recv(1) == b""
+        first.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert first.recv(100).startswith(b"HTTP/1.1 200 ")
+    until(lambda: requests.get(f"{gateway.url}/healthz", timeout=20).ok)
+
+
+@pytest.mark.parametrize("path", ["/v1/algo/me/demo", "/v1/algo/me/demo?output=void", "/v1/data/.my/project"])
+def test_all_bodies_in_memory_together_are_limited(
+    gateway: Deployed, monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    monkeypatch.setattr(http, "HELD_BYTES", 1_000_000)
+    monkeypatch.setattr(http, "PATIENCE", 60)
+    begun = (
+        f"POST {path} HTTP/1.1\r\nHost: x\r\nAuthorization: {KEY}\r\nContent-Type: application/json; a=b\r\n".encode()
+    )
+    with connected(gateway) as other:
+        other.sendall(begun + b"Content-Length: 990000\r\n\r\n" + b"1" * 900_000)
+        until(lambda: http.held[0] >= 900_000)
+        headers = {"Authorization": KEY, "Content-Type": "application/json; a=b"}
+        answer = requests.post(gateway.url + path, data=b" " * 200_000, headers=headers, timeout=20)
+        assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
+        assert requests.get(f"{gateway.url}/healthz", timeout=20).ok
+    until(lambda: http.held[0] == 0)
+    for _ in range(10):
+        assert (
+            requests.post(gateway.url + path, data=b"[1]" + b" " * 200_000, headers=headers, timeout=20).status_code
+            != 503
+        )
+    until(lambda: http.held[0] == 0)
 
 
 def test_a_long_head_is_taken(gateway: Deployed) -> None:

@@ -83,7 +83,8 @@ def test_a_slow_call_holds_up_nothing(gateway: Deployed, slow: Any) -> None:
 
 @pytest.mark.parametrize("slow", FREEZES, ids=["asleep", "frozen"])
 def test_a_slow_call_holds_up_none_that_came_with_it(gateway: Deployed, slow: Any) -> None:
-    """Also those that are answered in one batch with it."""
+    """Also those that are answered in one batch with it; a busy machine may take a while to start another process."""
+    slow = dict.fromkeys(slow, 5.0)
 
     def call(number: int) -> float:
         begun = time.perf_counter()
@@ -92,8 +93,8 @@ def test_a_slow_call_holds_up_none_that_came_with_it(gateway: Deployed, slow: An
 
     with ThreadPoolExecutor(16) as pool:
         times = list(pool.map(call, range(16)))
-    assert times.pop(8) > 1.4
-    assert max(times) < 1.2
+    assert times.pop(8) > 4.9
+    assert max(times) < 4
 
 
 @pytest.mark.parametrize("hanging", ["spin", {"freeze": 1000}], ids=["spinning", "frozen"])

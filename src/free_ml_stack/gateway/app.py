@@ -22,6 +22,7 @@ from free_ml_stack.gateway.http import (
     Receive,
     Request,
     Send,
+    release,
     request_of,
 )
 from free_ml_stack.gateway.log.call_log import CallLog
@@ -142,6 +143,8 @@ class Gateway:
             log.exception("%s failed", request.path)
             message = "internal error; the log of the server has the cause"
             await request.answer_error(HTTPError(500, message, 5001))
+        finally:
+            release(request.kept)
 
     def at_once(
         self,

@@ -18,6 +18,8 @@ Send = Callable[[Message], Awaitable[None]]
 
 JSON_BYTES = 1 << 20  # the largest JSON body, except the input of a call
 PATIENCE = 60.0  # seconds without a byte after which the other side has gone
+HELD_BYTES = 1 << 28  # of all bodies that are kept in memory at a time
+held = [0]  # bytes of them, in this process
 BODY_SECONDS = 60.0  # for a body that is kept in memory to arrive whole
 
 
@@ -48,6 +50,7 @@ class Request:
     key: bytes = b""  # the key in the address
     base: str = ""  # the gateway's own address
     client: str = ""  # the address of the connection's other end
+    kept: list[int] = field(default_factory=list)  # sizes of what is in memory of its body
     direct: Any = None  # the server's short way for large files, where it has one
 
     @property
@@ -83,6 +86,7 @@ class Request:
         try:
             async with asyncio.timeout(seconds):
                 async for piece in self.pieces():
+                    self._keep(piece)
                     pieces.append(piece)
                     size += len(piece)
                     if size > limit:
@@ -90,6 +94,12 @@ class Request:
         except TimeoutError:
             raise HTTPError(408, f"the request was not whole after {seconds:g} seconds", 2015) from None
         return b"".join(pieces)
+
+    def _keep(self, piece: bytes) -> None:
+        if held[0] + len(piece) > HELD_BYTES:
+            raise HTTPError(503, "too much is being received at a time", 2015, retry_after="1")
+        held[0] += len(piece)
+        self.kept.append(len(piece))
 
     async def json(self, empty: dict[str, Any] | None = None) -> dict[str, Any]:
         """The body as a JSON object; `empty` stands for no body. Raises HTTPError and DisconnectedError."""
@@ -126,6 +136,12 @@ class Request:
         message = error.message.encode(errors="replace").decode()
         content = {"id": str(uuid.uuid4()), "code": error.code, "message": message}
         await self.answer({"error": content}, error.status, x_error_message=line, **error.headers)
+
+
+def release(kept: list[int]) -> None:
+    """Count the pieces of a body no more, for it is dealt with."""
+    held[0] -= sum(kept)
+    kept.clear()
 
 
 def request_of(scope: Message, receive: Receive, send: Send) -> Request:

@@ -2,7 +2,10 @@
 
 import asyncio
 import logging
+from collections import deque
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from itertools import chain, islice
 from typing import Any
 
 from free_ml_stack.deployment.answering import FAULTS, Output
@@ -12,6 +15,7 @@ from free_ml_stack.gateway.http import HTTPError
 
 log = logging.getLogger(__name__)
 BATCH = 64
+BATCH_BYTES = 1 << 24  # of a batch, but for its last input
 TICK = 0.005  # seconds between two looks at the workers
 PATIENCE = 0.015  # seconds beyond the usual that a batch may take before other calls go to another worker
 USUAL = 4  # times what a batch takes
@@ -45,7 +49,7 @@ class Batcher:
         given_up: Callable[["Batcher"], None] = lambda _: None,
     ) -> None:
         self.name, self.start, self.most, self.queue, self.given_up = name, start, most, queue, given_up
-        self.waiting: list[Question] = []
+        self.waiting: deque[Question] = deque()
         self.idle: list[Worker] = []
         self.busy: list[Worker] = []
         self.starting: asyncio.Task[None] | None = None
@@ -112,14 +116,23 @@ class Batcher:
                 worker = self.idle.pop(0)
                 self.busy.append(worker)
                 worker.ask(batch, now)
-        if self.timer is None and (self.busy or self.waiting):
+        if not self.busy and not self.waiting:
+            self.empty.set()
+        elif self.timer is None:
             self.timer = asyncio.get_running_loop().call_later(TICK, self._look)
 
     def _take(self) -> list[Question]:
-        count = next((place for place, question in enumerate(self.waiting[:BATCH]) if question.alone), BATCH) or 1
-        batch = self.waiting[:count]
-        del self.waiting[:count]
-        return [question for question in batch if not question.done]
+        """The questions of the next batch, as many as may be asked together."""
+        batch: list[Question] = []
+        size = 0
+        while self.waiting and len(batch) < BATCH and size < BATCH_BYTES:
+            if batch and (batch[0].alone or self.waiting[0].alone):
+                break
+            question = self.waiting.popleft()
+            if not question.done:
+                batch.append(question)
+                size += len(question.body)
+        return batch
 
     def _answered(self, worker: Worker, seconds: float, outputs: list[Output]) -> None:
         last, self.last = self.last, seconds
@@ -134,16 +147,15 @@ class Batcher:
         self._settle()
 
     def _settle(self) -> None:
-        if self.waiting:
-            if not self.scheduled:
-                self._schedule()
-        elif not self.busy:
-            self.empty.set()
+        if not self.waiting:
+            self._dispatch()
+        elif not self.scheduled:
+            self._schedule()
 
     def _look(self) -> None:
         """Look at the workers every few milliseconds while there is something to do."""
         self.timer, now = None, asyncio.get_running_loop().time()
-        for question in [*self.waiting[:BATCH], *(question for worker in self.busy for question in worker.batch)]:
+        for question in [*islice(self.waiting, BATCH), *chain.from_iterable(worker.batch for worker in self.busy)]:
             if now > question.deadline:
                 expire(question)
         for worker in self._stuck(now):
@@ -170,7 +182,7 @@ class Batcher:
     def _ask_again(self, questions: list[Question]) -> None:
         for question in questions:
             question.alone = True
-        self.waiting[:0] = questions
+        self.waiting.extendleft(reversed(questions))
 
     def _lost(self, worker: Worker) -> None:
         """A process has ended: the calls of its batch are tried once more, each by itself."""
@@ -215,7 +227,7 @@ class Batcher:
         return worker
 
     def _fail(self, reason: str) -> None:
-        waiting, self.waiting = self.waiting, []
+        waiting, self.waiting = self.waiting, deque()
         for question in waiting:
             deliver(question, ("error", ("LoadingError", reason, ""), None))
         self.given_up(self)
@@ -224,9 +236,10 @@ class Batcher:
         """Have the log told of the calls that have been answered, by the workers that have time for it."""
         await asyncio.gather(*(worker.describe(seconds) for worker in self.idle))
 
-    async def close(self) -> None:
-        """Answer what is asked, have it logged, and end the processes."""
-        await self.empty.wait()
+    async def close(self, seconds: float | None = None) -> None:
+        """Answer what is asked, within some seconds where that is said, have it logged, and end the processes."""
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self.empty.wait(), seconds)
         self.closed = True
         if self.starting:
             self.starting.cancel()

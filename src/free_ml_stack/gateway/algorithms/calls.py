@@ -22,7 +22,7 @@ from free_ml_stack.errors import StackError
 from free_ml_stack.gateway.algorithms.batching import QueueFullError
 from free_ml_stack.gateway.algorithms.models import Model, Models
 from free_ml_stack.gateway.algorithms.workers import Question
-from free_ml_stack.gateway.http import HTTPError, Request
+from free_ml_stack.gateway.http import HTTPError, Request, release
 from free_ml_stack.gateway.log.call_log import CallLog
 
 TEXT, BINARY = "text/plain; charset=utf-8", "application/octet-stream"
@@ -82,7 +82,7 @@ class Calls:
             given = request.header(b"content-type"), await self._body(request)
             model = await self._model(request.path.removeprefix("/v1/algo/"))
             if call.output == "void":
-                answer = self._answer_later(model, given, call)
+                answer = self._answer_later(model, given, call, request)
             else:
                 answer = await self._ask(model, given, call)
         except CallError as error:
@@ -100,6 +100,8 @@ class Calls:
         try:
             return await request.body(self.limits.body_bytes, self.limits.body_seconds)
         except HTTPError as error:
+            if error.status == 503:
+                raise
             kind = "TooLargeError" if error.status == 413 else "TimeoutError"
             raise CallError(error.message, kind) from None
 
@@ -159,12 +161,14 @@ class Calls:
         answer(failure(CallError(message, error_type, trace), call))
         return None
 
-    def _answer_later(self, model: Model, given: tuple[str, bytes], call: Call) -> Answer:
+    def _answer_later(self, model: Model, given: tuple[str, bytes], call: Call, request: Request) -> Answer:
         if model.full:
             raise QueueFullError
         task = asyncio.ensure_future(self._ask(model, given, call))
         self.background.add(task)
         task.add_done_callback(self.background.discard)
+        kept, request.kept = request.kept, []  # it stays in memory for longer than the request
+        task.add_done_callback(lambda _: release(kept))
         return 200, orjson.dumps({"async": "void", "request_id": call.request_id}), JSON
 
     async def finish(self) -> None:

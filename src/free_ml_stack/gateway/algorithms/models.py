@@ -24,6 +24,7 @@ LOADED = 8  # models kept in memory
 WORKERS = 4  # processes of each at most
 MEMORY = 2 << 30  # bytes that the folders of one model's processes may have: a large model has fewer, at least one
 DESCRIBING = 0.05  # seconds for what was answered to be described
+CLOSING = 5.0  # seconds for what is still asked when the gateway ends: all who wait are answered or cut off by then
 LOADING = 600.0  # seconds for a model to be loaded
 
 
@@ -60,7 +61,7 @@ class Models:
 
     async def close(self) -> None:
         """Let the models answer what they are asked, end their processes, and remove the local copies."""
-        await asyncio.gather(*(model.close() for model in self.loaded.values()), *self.closing)
+        await asyncio.gather(*(model.close(CLOSING) for model in self.loaded.values()), *self.closing)
         if self.cache:
             shutil.rmtree(self.cache)
             self.cache = ""

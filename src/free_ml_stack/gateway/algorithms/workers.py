@@ -120,6 +120,8 @@ class Worker(asyncio.Protocol):
     async def close(self) -> None:
         """End the process when it has nothing to do."""
         self.transport.close()
+        if self.batch:  # nobody waits for that any more
+            self.process.kill()
         await asyncio.to_thread(self.process.join, CLOSING)
         self.process.kill()
 

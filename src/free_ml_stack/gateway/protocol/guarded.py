@@ -1,13 +1,18 @@
 """uvicorn's HTTP protocol with an end to requests that never become one: their head is limited in size and time.
 
-Without that a stranger, who needs no key to send a head, could fill the memory, or hold every connection.
+Without that a stranger, who needs no key to send a head, could fill the memory, or hold every connection. So all of
+them together are limited, too.
 """
 
 import asyncio
+from typing import ClassVar
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 HEAD = 1 << 16  # bytes of a head, beyond what comes with its beginning
+HEADS = 1 << 26  # bytes of all heads that are not whole; beyond that only short ones are read
+SHORT = 1 << 13  # bytes of a head as programs send it
+CONNECTIONS = 4096  # at once; more are closed
 PATIENCE = 60.0  # seconds for a head to come, and for the rest of a request that is answered already
 
 
@@ -17,22 +22,31 @@ class GuardedProtocol(HttpToolsProtocol):
     heading = False  # whether a head has begun and not ended
     ending = False  # whether the connection ends with the next answer
     size = 0  # bytes of it, without those of its first piece
+    held = 0  # bytes of it that count among all
+    total: ClassVar[list[int]] = [0]  # of this process
     deadline: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Called by the event loop."""
         super().connection_made(transport)
+        if len(self.connections) > CONNECTIONS:
+            self.transport.close()
         self._expect_head()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Called by the event loop."""
         self._cancel()
+        self._hold(0)
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
         """Called by the event loop."""
         begun = self.heading
         super().data_received(data)
+        if self.heading:
+            self._hold(self.held + len(data))
+            if self.total[0] > HEADS and self.held > SHORT:
+                self._close(503, b"too many requests are coming that are not whole")
         if begun and self.heading:
             self.size += len(data)
             if self.size > HEAD:
@@ -48,6 +62,7 @@ class GuardedProtocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         """Called by the parser."""
         self.heading = False
+        self._hold(0)
         self._cancel()
         super().on_headers_complete()
         if self.ending:
@@ -63,6 +78,10 @@ class GuardedProtocol(HttpToolsProtocol):
         self.ending = True
         if self.cycle and not self.cycle.response_complete:
             self.cycle.keep_alive = False
+
+    def _hold(self, size: int) -> None:
+        self.total[0] += size - self.held
+        self.held = size
 
     def _expect_head(self) -> None:
         if not self.transport.is_closing():
