@@ -1,8 +1,13 @@
 """Processes on this machine: whether one still exists, and where sockets between them can be."""
 
 import os
+import signal
+import subprocess
 import sys
 
+INTERRUPT = getattr(signal, "CTRL_BREAK_EVENT", signal.SIGINT)  # Windows hands no other on, and to a group only
+OWN_GROUP = getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0)  # for Popen's creationflags
+ENDS = ("SIGTERM", "SIGINT", "SIGBREAK")  # by which a process is asked to end, where the system has them
 LONGEST = 60  # bytes of a temporary folder's path
 SHORT = ("/tmp", "/var/tmp", "/dev/shm")  # noqa: S108 - folders of their own are made there
 
@@ -23,6 +28,12 @@ def alive(pid: int) -> bool:
     except PermissionError:
         return True
     return True
+
+
+def end_signals() -> list[signal.Signals]:
+    """The signals that ask this process to end, those apart that it ignores."""
+    known = [getattr(signal, name) for name in ENDS if hasattr(signal, name)]
+    return [number for number in known if signal.getsignal(number) != signal.SIG_IGN]
 
 
 def shorten_sockets() -> None:

@@ -113,7 +113,11 @@ def gateway(science: "Science", settings: "Settings") -> Iterator[None]:
         return
     record = settings.private / RECORD
     process = subprocess.Popen(
-        [sys.executable, "-m", science.package, "serve"], cwd=settings.root, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-m", science.package, "serve"],
+        cwd=settings.root,
+        stdout=subprocess.PIPE,
+        encoding="utf-8",
+        errors="replace",
     )
     try:
         assert process.stdout is not None

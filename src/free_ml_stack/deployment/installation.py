@@ -39,7 +39,7 @@ def deploy_to_installation(
     The build must answer the folder's sample as recorded before it is published. Raises StackError.
     """
     verify(model_dir)
-    sample = json.loads((model_dir / SAMPLE).read_text())
+    sample = json.loads((model_dir / SAMPLE).read_bytes())
     algo = client.algo(algorithm)
     address = repository(client, algo, algorithm)
     with tempfile.TemporaryDirectory() as scratch:
@@ -92,7 +92,7 @@ def assemble(tree: Path, sources: Path, predict: Path, sample: dict[str, Any]) -
 def upload(client: Any, model_dir: Path, algorithm: str, tree: Path) -> None:
     """Upload a model folder into a collection of its own; write the manifest of it, and its frozen form."""
     owner, _, name = algorithm.partition("/")
-    mark = json.loads((model_dir / "manifest.json").read_text())["files"]
+    mark = json.loads((model_dir / "manifest.json").read_bytes())["files"]
     files = sorted(file for file in mark if not file.endswith(UNNEEDED) and "/" not in file)
     collection = f"data://{owner}/{name}_{mark[files[0]]['sha256'][:12]}"
     if not client.dir(collection).exists():
@@ -102,7 +102,9 @@ def upload(client: Any, model_dir: Path, algorithm: str, tree: Path) -> None:
     required = [
         {"name": file, "source_uri": f"{collection}/{file}", "fail_on_tamper": True, "metadata": {}} for file in files
     ]
-    (tree / MANIFEST).write_text(json.dumps({"required_files": required, "optional_files": []}, indent=1))
+    (tree / MANIFEST).write_text(
+        json.dumps({"required_files": required, "optional_files": []}, indent=1), encoding="utf-8"
+    )
     client.freeze(str(tree / MANIFEST), str(tree))
 
 
@@ -130,7 +132,7 @@ class Git:
         url = urlsplit(address)
         line = f"{url.scheme}://{quote(user, safe='')}:{quote(key, safe='')}@{url.netloc}\n"
         self.credentials.touch(0o600)
-        self.credentials.write_text(line)
+        self.credentials.write_text(line, encoding="utf-8")
 
     def clone(self) -> None:
         """Fetch the repository."""

@@ -49,6 +49,8 @@ def serve(
     while the gateway runs and readable by its owner alone: `{"url", "pid", "key"}`. Raises StackError when
     the port is taken.
     """
+    if workers > 1 and not hasattr(os, "fork"):
+        raise StackError(f"--workers {workers}: this system can't fork processes; leave it at 1")
     keys = keys or (new_key(),)
     allow_connections()
     listening = open_port(host, port)
@@ -86,7 +88,9 @@ def open_port(host: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listening = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # which asyncio forgets for sockets it is given
-    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    # Windows lets two programs share a port with the option that elsewhere only shortens the wait for it
+    option = getattr(socket, "SO_EXCLUSIVEADDRUSE", socket.SO_REUSEADDR)
+    listening.setsockopt(socket.SOL_SOCKET, option, 1)
     try:
         listening.bind((host, port))
     except (OSError, OverflowError) as error:
@@ -153,11 +157,11 @@ def recorded(record: Path | None, content: dict[str, str | int]) -> Iterator[Non
         return
     record.parent.mkdir(parents=True, exist_ok=True)
     fresh = record.with_suffix(f".{os.getpid()}")
-    with os.fdopen(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+    with os.fdopen(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
         json.dump(content, file)
     fresh.replace(record)
     try:
         yield
     finally:
-        if record.exists() and json.loads(record.read_text())["pid"] == os.getpid():
+        if record.exists() and json.loads(record.read_text(encoding="utf-8"))["pid"] == os.getpid():
             record.unlink()

@@ -41,7 +41,8 @@ def install(root: Path) -> None:
         done = subprocess.run(
             [*installer(), "--quiet", "--constraint", str(pinned), *sources],
             capture_output=True,
-            text=True,
+            encoding="utf-8",
+            errors="replace",
             check=False,
         )
     if done.returncode:

@@ -7,7 +7,6 @@ import hashlib
 import json
 import os
 import queue
-import signal
 import subprocess
 import sys
 import threading
@@ -22,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from free_ml_stack.console import say
 from free_ml_stack.errors import StackError
 from free_ml_stack.notebook import packages
+from free_ml_stack.processes import INTERRUPT, OWN_GROUP
 from free_ml_stack.project.flags import read
 from free_ml_stack.project.science import Science
 from free_ml_stack.project.settings import load
@@ -147,7 +147,9 @@ class Project:
             env=self.environ,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            text=True,
+            encoding="utf-8",
+            errors="replace",
+            creationflags=OWN_GROUP,
         ) as process:
             for line in lines(process):
                 if line:
@@ -177,7 +179,7 @@ def lines(process: "subprocess.Popen[str]") -> Iterator[str]:
         except queue.Empty:
             line = ""
         except KeyboardInterrupt:
-            process.send_signal(signal.SIGINT)
+            process.send_signal(INTERRUPT)
             continue
         if line is None:
             return

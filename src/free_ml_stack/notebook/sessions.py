@@ -124,7 +124,8 @@ def watched(name: str, look: float, *command: str) -> int | None:
                         ["colab", "status", "-s", name],
                         env=keyless(),
                         capture_output=True,
-                        text=True,
+                        encoding="utf-8",
+                        errors="replace",
                         check=False,
                     )
                     missed = missed + 1 if "not found" in status.stdout else 0
@@ -172,7 +173,8 @@ def wait(kernel: str) -> str:
             ["kaggle", "kernels", "status", kernel],
             env=keyless(),
             capture_output=True,
-            text=True,
+            encoding="utf-8",
+            errors="replace",
             check=False,
         )
         told = STATUS.search(done.stdout)

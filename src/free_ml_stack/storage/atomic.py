@@ -5,14 +5,22 @@ import io
 import os
 import sys
 import threading
+import time
 import uuid
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from threading import Thread
 from typing import Any, BinaryIO
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
 Content = bytes | Iterable[memoryview | bytes]
+SHARING = (5, 32)  # Windows' errors for a file that another process has open
+OPEN_ELSEWHERE = 2.0  # seconds in which that one may close it
 CHUNK = 1 << 20  # bytes
 SYNC = 1 << 24  # bytes that are written before the disk is told to begin with them
 
@@ -21,8 +29,17 @@ def replace(path: Path, content: bytes) -> None:
     """Give a file a new content: after a crash it has the old one or the new one."""
     part = path.with_name(f".{path.name}-{os.getpid()}-{threading.get_native_id()}")
     write_synced(part, content)
-    part.replace(path)
+    _renamed(part, path)
     fsync_directory(path.parent)
+
+
+def fsync(number: int) -> None:
+    """Bring an open file to the disk; macOS leaves it in the drive's memory unless it is told otherwise."""
+    if fcntl is not None and hasattr(fcntl, "F_FULLFSYNC"):
+        with suppress(OSError):  # a disk on the network that knows no such thing
+            fcntl.fcntl(number, fcntl.F_FULLFSYNC)
+            return
+    os.fsync(number)
 
 
 def fsync_directory(folder: Path) -> None:
@@ -31,7 +48,7 @@ def fsync_directory(folder: Path) -> None:
         return  # Windows keeps names of folders safe by itself
     opened = os.open(folder, os.O_DIRECTORY)
     try:
-        os.fsync(opened)
+        fsync(opened)
     finally:
         os.close(opened)
 
@@ -43,7 +60,7 @@ def write_synced(path: Path, content: Content) -> str:
         for piece in [content] if isinstance(content, bytes) else content:
             total.update(piece)
             write_all(file, piece)
-        os.fsync(file.fileno())
+        fsync(file.fileno())
     return total.hexdigest()
 
 
@@ -77,11 +94,19 @@ def _created(path: Path) -> io.FileIO:
 
 
 def _renamed(path: Path, target: Path) -> None:
-    try:
-        path.replace(target)
-    except FileNotFoundError:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        path.replace(target)
+    end = time.monotonic() + OPEN_ELSEWHERE
+    while True:
+        try:
+            path.replace(target)
+            return
+        except FileNotFoundError:
+            if target.parent.exists():
+                raise
+            target.parent.mkdir(parents=True, exist_ok=True)
+        except PermissionError as error:
+            if getattr(error, "winerror", None) not in SHARING or time.monotonic() > end:
+                raise
+            time.sleep(0.01)
 
 
 def open_whole(path: Path, scratch: Path, **options: bool) -> "WholeFile":
@@ -134,7 +159,7 @@ class WholeFile(io.BufferedWriter):
 
     def _sync(self) -> None:
         try:
-            os.fsync(self.fileno())
+            fsync(self.fileno())
         except OSError as error:  # the kernel tells it once, so it is kept for `finish`
             self.failure = error
 

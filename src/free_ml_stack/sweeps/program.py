@@ -110,7 +110,7 @@ def _summary_at_wandb(scratch: Path) -> dict[str, Any]:
     if not runs:
         return {}
     words = [sys.executable, "-m", "wandb", "leet", "inspect", "--summary", "--json", str(runs[-1])]
-    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    done = subprocess.run(words, capture_output=True, encoding="utf-8", errors="replace", check=False)
     try:
         summary: dict[str, Any] = json.loads(done.stdout)["summary"]
     except (ValueError, KeyError):

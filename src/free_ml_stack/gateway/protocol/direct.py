@@ -33,6 +33,11 @@ def corked(connection: socket.socket) -> Iterator[None]:
             connection.setsockopt(socket.IPPROTO_TCP, CORK, 0)
 
 
+def possible(loop: asyncio.AbstractEventLoop) -> bool:
+    """Whether a loop tells when a socket is ready, and the system sends files: neither does on Windows."""
+    return type(loop).add_reader is not asyncio.AbstractEventLoop.add_reader and hasattr(os, "sendfile")
+
+
 class DirectProtocol(GuardedProtocol):
     """For `uvicorn.Config(http=…)`; puts a `Direct` into the scope's extensions where the connection has no TLS."""
 
@@ -40,7 +45,13 @@ class DirectProtocol(GuardedProtocol):
         """Called by the parser."""
         super().on_headers_complete()
         cycle = self.cycle
-        if self.scheme == "http" and cycle and cycle.scope is self.scope and self.scope["method"] in ("GET", "PUT"):
+        if (
+            possible(self.loop)
+            and self.scheme == "http"
+            and cycle
+            and cycle.scope is self.scope
+            and self.scope["method"] in ("GET", "PUT")
+        ):
             self.scope["extensions"] = {EXTENSION: Direct(self, cycle)}  # type: ignore[dict-item]
 
 
