@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +13,7 @@ from free_ml_stack.deployment.deploy import versions
 from free_ml_stack.deployment.monitor import Monitoring, monitor, read_calls
 from free_ml_stack.errors import NoServiceError, StackError, from_outside, in_a_line
 from free_ml_stack.evaluation.page import report
-from free_ml_stack.evaluation.result import headline
+from free_ml_stack.evaluation.result import headline, illustrated
 from free_ml_stack.hub.publish import FOLDER, UnpublishedError
 from free_ml_stack.storage.documents import as_json
 from free_ml_stack.storage.manifest import MANIFEST
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 Command = Callable[[str, "Settings"], int]  # runs a command without arguments
 SUMMARY, SWEEP = "demo.json", "sweep.yaml"
 LACKING = (("Store", "unstored"), ("Hub", "unpublished"))  # rows of what a service did not take
+CALLS = 500  # of the deployed model at most
 HERE = ("doctor", "train", "sweep")  # the steps whose results are on this machine, whatever the store
 
 
@@ -58,6 +59,7 @@ def demo(science: "Science", settings: "Settings", command: Command) -> int:
         rows(found),
         pictures(settings, run.seen),
         settings.root / "report.html",
+        tables(settings),
     )
     found["report"] = str(page)
     (settings.runs / SUMMARY).write_bytes(as_json(found))
@@ -112,7 +114,7 @@ class DemoRun:
             say(f"First trained model after {time.perf_counter() - self.started:.1f} s.")
 
     def predict(self) -> None:
-        """Call the deployed model with all rows of the test split, and wait until the calls are in the log."""
+        """Call the deployed model with rows of the test split, and wait until the calls are in the log."""
         settings = self.settings
         with gateway(self.science, settings):
             self.url, _ = address(settings)
@@ -141,11 +143,14 @@ def wait_for_log(settings: "Settings", calls: int) -> None:
 
 
 def test_inputs(science: "Science", settings: "Settings") -> list[Any]:
-    """What callers would send for the test split: what the model has never seen."""
+    """What callers would send for rows of the test split, all over it: what the model has never seen."""
+    import numpy as np
+
     from free_ml_stack.data import dataset
 
     splits, _ = dataset.read(open_store(settings.storage, settings), settings.private / "cache", settings.command)
-    return dataset.examples(science, splits["test"], range(splits["test"].rows))
+    rows = np.linspace(0, splits["test"].rows - 1, min(splits["test"].rows, CALLS)).astype(int)
+    return dataset.examples(science, splits["test"], rows.tolist())
 
 
 def facts(settings: "Settings", url: str, answer: Any, seen: Monitoring) -> dict[str, Any]:
@@ -218,3 +223,10 @@ def pictures(settings: "Settings", seen: Monitoring) -> dict[str, Path]:
         "Latency": seen.pictures["latency"],
         "Drift": seen.pictures["drift"],
     }
+
+
+def tables(settings: "Settings") -> dict[str, list[Sequence[object]]]:
+    """The tables of the report: those that belong to a picture, by its title, their columns first."""
+    judged = json.loads((find_run(settings) / EVALUATION).read_text(encoding="utf-8"))
+    found = illustrated(judged["pictures"], judged["tables"])
+    return {title: [table["columns"], *table["rows"]] for title, table in found.items()}

@@ -1,6 +1,6 @@
 """Columns of a data set: how each kind of value stands in Arrow, in the manifest, and as an array.
 
-A kind is number (integers, floats, truth values), tensor (numbers of one shape), category, text, bytes or date. In the
+A kind is number (integers, floats, truth values, durations in microseconds), tensor (numbers of one shape), category, text, bytes or date. In the
 Parquet files a category is the value itself; as an array it is a place in the manifest's sorted `categories`.
 """
 
@@ -49,6 +49,10 @@ def normal(column: pa.Array, name: str, names: Sequence[str] = ()) -> pa.Array:
         return column.cast(pa.uint8())
     if pa.types.is_decimal(kind) or pa.types.is_null(kind) or pa.types.is_float16(kind):
         return column.cast(pa.float64())
+    if pa.types.is_time(kind):  # of the first day of 1970
+        return column.cast(pa.time64("us"), safe=False).cast(pa.int64()).cast(pa.timestamp("us"))
+    if pa.types.is_duration(kind):
+        return column.cast(pa.duration("us"), safe=False).cast(pa.int64())
     if _is_list(kind):
         return _tensors(column, name)
     for found, kept in ((_is_text, pa.string()), (_is_bytes, pa.binary()), (_is_date, pa.timestamp("us"))):

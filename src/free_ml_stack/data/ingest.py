@@ -187,7 +187,7 @@ def _places(rows: Rows, data: "Data", plan: Plan, seed: int, split: str, missing
     """The split that each row goes to: its own, one that is missing, or none where it has no target."""
     parts = [batch[plan.source] for batch in rows.read([plan.source])]
     target = pa.chunked_array(parts, rows.types[plan.source])
-    there = np.asarray(target.is_valid())
+    there = ~np.asarray(target.is_null(nan_is_null=True))
     places: NDArray[np.str_] = np.where(there, split, LEFT_OUT).astype("<U10")
     if not missing:
         return places

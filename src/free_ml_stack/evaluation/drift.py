@@ -94,5 +94,5 @@ def _counts(values: Sequence[float], edges: np.ndarray[Any, np.dtype[Any]]) -> l
 
 
 def _ranges(edges: Sequence[float]) -> list[str]:
-    ends = [f"{edge:.3g}" for edge in edges]
+    ends = [f"{edge:.6g}" for edge in edges]
     return [f"≤ {ends[0]}", *(f"– {end}" for end in ends[1:]), f"> {ends[-1]}"] if ends else ["all"]

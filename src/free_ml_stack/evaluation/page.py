@@ -17,12 +17,19 @@ img { max-width: 100%; background: white; border-radius: 8px; }
 """
 
 
-def report(title: str, rows: Sequence[tuple[str, object]], images: Mapping[str, Path], path: Path) -> Path:
-    """Write the page: a table of `rows` (what, value), then the images under their titles."""
-    cells = "\n".join(
-        f"<tr><td>{html.escape(name)}</td><td>{html.escape(str(value))}</td></tr>" for name, value in rows
-    )
-    figures = "\n".join(_figure(name, image) for name, image in images.items())
+def report(
+    title: str,
+    rows: Sequence[Sequence[object]],
+    images: Mapping[str, Path],
+    path: Path,
+    tables: Mapping[str, Sequence[Sequence[object]]],
+) -> Path:
+    """Write the page: a table of `rows` (what, value), then the images under their titles.
+
+    Below an image stands its table, where `tables` have one of its title.
+    """
+    cells = _cells(rows)
+    figures = "\n".join(_figure(name, image, tables.get(name, ())) for name, image in images.items())
     path.write_text(
         f"""<!doctype html>
 <html lang="en">
@@ -42,7 +49,12 @@ def report(title: str, rows: Sequence[tuple[str, object]], images: Mapping[str, 
     return path
 
 
-def _figure(title: str, image: Path) -> str:
+def _cells(rows: Sequence[Sequence[object]]) -> str:
+    lines = ("".join(f"<td>{html.escape(str(cell))}</td>" for cell in row) for row in rows)
+    return "\n".join(f"<tr>{line}</tr>" for line in lines)
+
+
+def _figure(title: str, image: Path, rows: Sequence[Sequence[object]]) -> str:
     data = base64.b64encode(image.read_bytes()).decode()
-    name = html.escape(title)
-    return f'<figure><h2>{name}</h2><img alt="{name}" src="data:image/png;base64,{data}"></figure>'
+    name, table = html.escape(title), f"<table>\n{_cells(rows)}\n</table>" if rows else ""
+    return f'<figure><h2>{name}</h2><img alt="{name}" src="data:image/png;base64,{data}">{table}</figure>'

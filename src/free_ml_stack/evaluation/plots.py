@@ -17,6 +17,7 @@ DPI = 120
 DECADE = 10
 VALIDATION, PANELS = "validation_", 3  # prefix of what is measured on the validation split; panels at most
 NUMBERED, TICKS = 20, 25  # classes whose counts are written into the cells; names on an axis at most
+BARS, ACROSS, PANES = 30, 4, 12  # bars in a picture at most; histograms in a row and in a picture
 
 
 def learning_curves(record: Path, path: Path) -> Path:
@@ -99,6 +100,20 @@ def residuals(errors: NDArray[np.float64], unit: str, path: Path) -> Path:
     return _save(figure, path)
 
 
+def bars(values: Mapping[str, float], quantity: str, title: str, path: Path) -> Path:
+    """Draw a number, of a `quantity`, for each of some names: those of the first thirty."""
+    names = list(values)[:BARS]
+    figure = Figure((WIDTH, max(HEIGHT / 2, 0.22 * len(names) + 0.9)))
+    axes = figure.subplots()
+    drawn = axes.barh(range(len(names)), [values[name] for name in names], color=BLUE)
+    axes.bar_label(drawn, fmt="%.3g", padding=3, fontsize=8)
+    axes.set_yticks(range(len(names)), [_literal(_short(name)) for name in names], fontsize=8)
+    axes.invert_yaxis()
+    axes.margins(x=0.12)
+    axes.set(xlabel=_literal(quantity), title=_literal(title))
+    return _save(figure, path)
+
+
 def latency(milliseconds: NDArray[np.float64], path: Path) -> Path:
     """How long calls took, with the median and the 99th percentile marked."""
     figure = Figure((WIDTH, HEIGHT))
@@ -113,16 +128,26 @@ def latency(milliseconds: NDArray[np.float64], path: Path) -> Path:
 
 
 def histograms(pairs: Mapping[str, tuple[Sequence[Any], Sequence[float], Sequence[float]]], path: Path) -> Path:
-    """Distributions side by side: for each title, the bins' names, their shares in training and in the calls."""
-    figure = Figure((WIDTH * 1.6, HEIGHT))
-    for axes, (title, (bins, reference, current)) in zip(
-        np.atleast_1d(figure.subplots(1, len(pairs))), pairs.items(), strict=True
-    ):
+    """Distributions side by side: for each title, the bins' names, their shares in training and in the calls.
+
+    Of many titles the first twelve are drawn.
+    """
+    kept = list(pairs.items())[:PANES]
+    across = min(ACROSS, max(len(kept), 1))
+    down = -(-len(kept) // across) or 1
+    figure = Figure((WIDTH * 1.6, HEIGHT * down * (1 if down == 1 else 0.7)))
+    panels = figure.subplots(down, across, squeeze=False).flat
+    for axes, (title, (bins, reference, current)) in zip(panels, kept, strict=False):
         places = np.arange(len(bins))
         axes.bar(places - 0.2, reference, 0.4, color=GREY, label="training")
         axes.bar(places + 0.2, current, 0.4, color=BLUE, label="calls")
-        axes.set_xticks(places, [_literal(name) for name in bins], fontsize=7)
-        axes.set_title(_literal(title))
+        shown = places[:: max(1, -(-len(bins) // TICKS))]
+        names = [_literal(_short(bins[place], 12)) for place in shown]
+        turned = sum(map(len, names)) > TICKS
+        axes.set_xticks(shown, names, fontsize=7, rotation=90 if turned else 0)
+        axes.set_title(_literal(_short(title)), fontsize=10)
+    for axes in list(figure.axes)[len(kept) :]:
+        axes.remove()
     figure.axes[0].set_ylabel("share")
     figure.axes[0].legend(frameon=False, fontsize=8, loc="lower left", bbox_to_anchor=(0, 1.1), ncols=2)
     return _save(figure, path)

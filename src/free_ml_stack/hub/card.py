@@ -12,7 +12,7 @@ import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from free_ml_stack.errors import StackError
-from free_ml_stack.evaluation.result import metric_title
+from free_ml_stack.evaluation.result import illustrated, metric_title
 
 if TYPE_CHECKING:
     from free_ml_stack.project.science import Science
@@ -36,6 +36,8 @@ def card(
         metadata(settings, science, result),
         template_str=files(__package__).joinpath("model_card.md").read_text(encoding="utf-8"),
         **{"url": "", "parameters": 0, "pictures": {}, "tables": {}, **result},
+        illustrated=illustrated(result.get("pictures", {}), result.get("tables", {})),
+        on_the_hub=hasattr(getattr(science.model, model, None), "from_pretrained"),
         escape=escape_markdown,
         metric_title=metric_title,
         title=settings.title or settings.project,
@@ -83,7 +85,7 @@ def metadata(settings: "Settings", science: "Science", result: Mapping[str, Any]
     return ModelCardData(
         model_name=settings.title or settings.project,
         license=license_id,
-        library_name="pytorch",
+        library_name=getattr(science.model, "LIBRARY", None),  # an id of the Hub's, where one fits
         pipeline_tag=science.model.TASK,
         tags=[data_name.rpartition("/")[2], "free-ml-stack"],
         metrics=list(scores),

@@ -64,8 +64,9 @@ def train(
     runs = folder or settings.runs
     store, fresh = open_store(settings.storage, settings), not (run_id or settings.restarts)
     with join(settings, config.device, config.threads) as process:
-        if config.batch_size % process.size:
-            raise StackError(f"batch_size: must be a multiple of the {process.size} processes, is {config.batch_size}")
+        batch = getattr(config, "batch_size", process.size)
+        if batch % process.size:
+            raise StackError(f"batch_size: must be a multiple of the {process.size} processes, is {batch}")
         run_id = process.agree(run_id or (_new_run(runs, settings) if process.first else ""))
         splits, facts = process.first_then_all(
             lambda: dataset.read(store, settings.private / "cache", settings.command)
