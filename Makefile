@@ -62,7 +62,7 @@ lint: setup ## check style and types of the repository and of the skeleton as it
 	@"$(BIN)/deptry" src
 	@"$(BIN)/mypy" -p free_ml_stack
 	@"$(BIN)/python" -c "import sys; sys.path.insert(0, 'tests'); import places"
-	@MYPYPATH=build/src "$(BIN)/mypy" -p skeleton
+	@MYPYPATH=build/src "$(BIN)/mypy" $$(cd build/src && printf -- '-p %s ' skeleton*)
 
 wheel: setup ## build the library into the skeleton's vendor/ (after every change of src/)
 	@rm -f "$(VENDOR)"/*.whl

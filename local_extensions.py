@@ -75,13 +75,13 @@ RULES: dict[str, list[tuple[str, str]]] = {
 TAKEN = set(
     """accelerate adk algo algorithm algorithmia anyio bash build cookiecutter data datasets dist
     false fastapi flask free-ml-stack fsspec git gradio gunicorn hf httptools httpx huggingface-hub hypothesis
-    ipykernel ipython jupyter jupyterlab jupytext kaggle make matplotlib models mypy nbclient
-    nbconvert nbformat nbstripout none notebook notebooks numpy onnx onnxruntime optuna orjson
-    packaging pandas pillow pip pipx pre-commit prometheus-client pyarrow pydantic pytest pytest-cov
-    pytest-xdist python python3 pyyaml requests ruff runs s3fs safetensors scikit-learn scipy setup
-    setuptools sh sklearn space spaces src stack starlette store test tests timm torch torchrun
-    torchvision tqdm trackio train transformers true types-pyyaml uv uvicorn uvloop uvx venv wandb wandb-core
-    websockets wheel xxhash zizmor
+    ipykernel ipython jupyter jupyterlab jupytext kaggle lightgbm make matplotlib models mypy nbclient
+    nbconvert nbformat nbstripout none notebook notebooks numpy onnx onnxmltools onnxruntime optuna
+    orjson packaging palmerpenguins pandas pillow pip pipx plotnine pre-commit prometheus-client pyarrow
+    pydantic pytest pytest-cov pytest-xdist python python3 pyyaml requests ruff runs s3fs safetensors
+    scikit-learn scipy setup setuptools sh sklearn space spaces src stack starlette store test tests
+    timm torch torchrun torchvision tqdm trackio train transformers true types-pyyaml uv uvicorn uvloop
+    uvx venv wandb wandb-core websockets wheel xxhash zizmor
     aifc annotationlib asynchat asyncore audioop cgi cgitb chunk compression crypt distutils imghdr imp lib2to3 mailcap
     msilib nis nntplib ossaudiodev pipes smtpd sndhdr spwd sunau telnetlib uu xdrlib""".split()  # noqa: SIM905
 ) | {name.lower().replace("_", "-") for name in {*sys.stdlib_module_names, *keyword.kwlist} if name[0] != "_"}

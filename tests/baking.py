@@ -53,7 +53,7 @@ def literal(text: str) -> str:
 
 def spelled(answers: dict[str, str]) -> dict[str, str]:
     """Answers with every text spelled literally; a choice is none of cookiecutter's templates."""
-    choices = ("license", "storage", "check_credentials")
+    choices = ("task", "license", "storage", "check_credentials")
     return {name: answer if name in choices else literal(answer) for name, answer in answers.items()}
 
 

@@ -1,7 +1,8 @@
 """Columns of a data set: how each kind of value stands in Arrow, in the manifest, and as an array.
 
-A kind is number (integers, floats, truth values, durations in microseconds), tensor (numbers of one shape), category, text, bytes or date. In the
-Parquet files a category is the value itself; as an array it is a place in the manifest's sorted `categories`.
+A kind is number (integers, floats, truth values, durations in microseconds), tensor (numbers of one shape), category,
+text, bytes or date (or a time of day, of the first of 1970). In the Parquet files a category is the value itself; as an
+array it is a place in the manifest's sorted `categories`.
 """
 
 from collections import Counter

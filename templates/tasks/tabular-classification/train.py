@@ -1,0 +1,107 @@
+"""Training: boosting with LightGBM, stopped early by the validation split. Edit me."""
+
+import json
+from collections.abc import Mapping
+from math import isfinite
+from typing import Any
+
+import lightgbm
+import numpy as np
+from free_ml_stack import StackError
+from free_ml_stack.evaluation import Evaluation, classification
+from free_ml_stack.training import Checkpoints, Process, Run, Split
+
+from .config import TrainConfig
+from .data import example, prepare, usual
+from .model import Trees, build, parameters
+
+WORST = 12  # rows in the table of the worst mistakes
+
+
+def fit(
+    config: TrainConfig, splits: Mapping[str, Split], run: Run, checkpoints: Checkpoints, process: Process
+) -> Trees:
+    """Boost on the train split and return the trees up to the round with the lowest validation loss.
+
+    Started again with the checkpoints of a run that was stopped, it goes on as if it never had been.
+    """
+    if process.size > 1:
+        raise StackError("trees are boosted in one process: start `train` without torchrun, with --threads 0")
+    told = parameters(config, splits["train"].facts)
+    model = build(config, splits["train"].facts)
+    model.fields = [{**field, "usual": usual(splits["train"], field)} for field in model.fields]
+    at = checkpoints.resume(model=model)
+    run.expect(config.rounds, at.step)
+    train = dataset(config, splits["train"])
+    held_out = dataset(config, splits["validation"], train)
+
+    def before(state: Any) -> None:
+        state.model.reset_parameter({"feature_fraction_seed": config.seed + at.step})  # whatever was drawn before
+
+    def after(state: Any) -> None:
+        model.booster, at.step = state.model, at.step + 1
+        loss = state.evaluation_result_list[0][2]
+        at.best, at.stale = (float(loss), 0) if loss < at.best else (at.best, at.stale + 1)
+        over = done(config, at)
+        if over or at.step % config.log_every == 0:
+            run.log(at.step, loss=float(state.model.eval_train()[0][2]), validation_loss=float(loss))
+        checkpoints.step()
+        if over:
+            raise lightgbm.callback.EarlyStopException(at.step, [])
+
+    before.before_iteration = True  # type: ignore[attr-defined]
+    calls = [before, after] if config.column_dropout else [after]
+    if not done(config, at):
+        lightgbm.train(
+            told,
+            train,
+            config.rounds - at.step,
+            [held_out],
+            init_model=model.booster,
+            callbacks=calls,
+            keep_training_booster=True,
+        )
+    checkpoints.finish()
+    if not isfinite(at.best):
+        raise StackError("training diverged: no validation loss was finite; try a lower lr")
+    return Trees(model.fields, model.labels, model.text(at.step - at.stale))
+
+
+def done(config: TrainConfig, at: Any) -> bool:
+    """Whether there are as many rounds as may be, or the last ones made nothing better."""
+    return bool(at.step >= config.rounds or (config.patience and at.stale >= config.patience))
+
+
+def dataset(config: TrainConfig, split: Split, reference: lightgbm.Dataset | None = None) -> lightgbm.Dataset:
+    """A split as LightGBM reads it; binned as `reference`."""
+    rows = prepare(config, split.facts, split, None)
+    names = [name for name in split if name != split.facts["target"]]
+    categories = [place for place, name in enumerate(names) if split.facts["columns"][name]["type"] == "category"]
+    return lightgbm.Dataset(rows["features"], rows["target"], reference, categorical_feature=categories)
+
+
+def evaluate(config: TrainConfig, model: Trees, split: Split) -> Evaluation:
+    """Judge a trained model on a split: metrics by the Hub's ids, the headline first, with pictures and tables."""
+    rows = prepare(config, split.facts, split, None)
+    shares, labels, names = model.predict(rows["features"]), rows["target"], model.labels
+    found, confidence = shares.argmax(axis=1), shares.max(axis=1)
+    wrong = np.flatnonzero(found != labels)
+    worst = wrong[shares[wrong, labels[wrong]].argsort()][:WORST].tolist()
+    table = [(record(split, i), names[labels[i]], names[found[i]], float(confidence[i])) for i in worst]
+    judged = classification(shares, labels, names)
+    judged = judged.with_bars("feature_importances", "share of the gain", importances(model))
+    return judged.with_table("worst_mistakes", ("record", "true", "predicted", "confidence"), table)
+
+
+def record(split: Split, row: int) -> str:
+    """A row as a caller would send it."""
+    return json.dumps(example(split, row), ensure_ascii=False)
+
+
+def importances(model: Trees) -> dict[str, float]:
+    """The share of each field in what all splits have gained, the largest first."""
+    assert model.booster is not None
+    gains = model.booster.feature_importance("gain")
+    shares = (gains / (gains.sum() or 1)).tolist()
+    pairs = zip((field["name"] for field in model.fields), shares, strict=True)
+    return dict(sorted(pairs, key=lambda pair: -pair[1]))

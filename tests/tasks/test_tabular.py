@@ -1,0 +1,294 @@
+"""Both tabular tasks through the whole loop: their embedded data and a user's own table, by the real command line."""
+
+import csv
+import datetime
+import importlib
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+from types import SimpleNamespace
+from typing import Any
+
+import Algorithmia
+import forking
+import numpy as np
+import projects
+import pytest
+from baking import bake
+from browsing import browse
+from deployed import KEY, deployed
+from huggingface_hub import ModelCard
+from places import ROOT, TASKS, package
+from threadpoolctl import threadpool_limits
+
+from free_ml_stack.data import dataset
+from free_ml_stack.deployment.answering import close
+from free_ml_stack.deployment.spaces import web_page
+from free_ml_stack.hub.card import check
+from free_ml_stack.project.science import Science
+from free_ml_stack.storage.local import local_store
+
+NAMES = ("tabular-classification", "tabular-regression")
+OWN = {"tabular-classification": "sold above|average", "tabular-regression": "price:USD"}
+LONG = ("--rounds", "120", "--patience", "0", "--column-dropout", "0.4", "--checkpoint-steps", "7", "--name", "one")
+KILLED = """
+import os, signal, sys
+import free_ml_stack
+from free_ml_stack.training.checkpoint import Checkpoints
+
+def step(self, whole=Checkpoints.step):
+    whole(self)
+    if self.writing:  # else rounds as quick as these leave most checkpoints out
+        self.writing.result()
+    if self.at.step == steps:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+package, steps = sys.argv.pop(1), int(sys.argv.pop(1))
+Checkpoints.step = step
+free_ml_stack.main(package)
+"""
+
+
+def start(folder: Path, words: list[str]) -> forking.Running:
+    return forking.start(words, folder, projects.environment(folder))
+
+
+def run(folder: Path, task: str, *arguments: str, code: int = 0) -> str:
+    """What a command of a task's package prints, once it has ended with `code`."""
+    process = start(folder, ["-m", package(task), *arguments])
+    printed, complaint = process.communicate(timeout=300)
+    assert process.returncode == code, printed + complaint
+    assert "Traceback" not in complaint
+    return printed + complaint
+
+
+def settings(folder: Path) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "stack.toml").write_text(
+        'project = "tables"\nstorage = "./store"\nalgorithm = "me/Tables"\nlicense = "MIT"\n'
+    )
+    return folder
+
+
+@pytest.fixture(scope="module", params=NAMES)
+def shown(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
+    """A task, and a project of it that has been through its demo, with a sweep of four."""
+    folder = settings(tmp_path_factory.mktemp(request.param))
+    sweep = (TASKS / request.param / "sweep.yaml").read_text()
+    assert "run_cap: 8" in sweep and "value: 500" in sweep
+    (folder / "sweep.yaml").write_text(
+        "method: random\n" + sweep.replace("run_cap: 8", "run_cap: 4").replace("value: 500", "value: 40")
+    )
+    run(folder, request.param, "demo")
+    return request.param, folder
+
+
+@pytest.fixture(scope="module", params=NAMES)
+def own(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
+    """A task, and a project of it with a user's table, trained for a short time and published."""
+    folder = settings(tmp_path_factory.mktemp(request.param))
+    houses(folder / "houses.csv")
+    told = run(folder, request.param, "data", "--from", "houses.csv", "--target", OWN[request.param])
+    assert f"Rows without {OWN[request.param]}: 1, left out." in told
+    run(folder, request.param, "train", "--name", "own", "--rounds", "40")
+    run(folder, request.param, "publish")
+    return request.param, folder
+
+
+def houses(path: Path) -> None:
+    """A table as people have them: names with signs, categories, dates, times, truth values, gaps."""
+    chance = random.Random(1)
+    names = ["id", "area (m²)", 'kind "A", [x]', "sold on", "at", "garden", "rooms", *reversed(OWN.values())]
+    with path.open("w", newline="", encoding="utf-8") as file:
+        table = csv.writer(file)
+        table.writerow(names)
+        for row in range(400):
+            area, kind = chance.uniform(30, 200), chance.choice(("flat", "house", "loft, old", ""))
+            day = datetime.date(2010, 1, 1) + datetime.timedelta(days=chance.randrange(5000))
+            price = 3000 * area + {"flat": 0, "house": 90_000}.get(kind, 40_000) + 8000 * (day.year - 2010)
+            values = [f"{area:.1f}" if chance.random() > 0.1 else "", kind, day, f"{chance.randrange(24):02}:30"]
+            others = [chance.choice(("true", "false")), chance.choice(("1", "2", "3", "NA"))]
+            targets = [f"{price:.0f}", "yes" if price > 420_000 else "no"] if row else ["", ""]
+            table.writerow([1_700_000_000 + row, *values, *others, *targets])
+
+
+def splits(task: str, folder: Path) -> tuple[Any, dict[str, Any]]:
+    found, _ = dataset.read(local_store(folder / "store"), folder / ".stack" / "cache", "")
+    science = Science(package(task))
+    return science, {
+        name: science.data.prepare(science.config(), split.facts, split, None) for name, split in found.items()
+    } | {"split": found["test"]}
+
+
+@pytest.mark.slow
+def test_the_whole_loop_ends_with_a_served_model_and_a_complete_card(shown: tuple[str, Path]) -> None:
+    task, folder = shown
+    found = json.loads((folder / "runs" / "demo.json").read_text())
+    assert found["calls"] >= 50 and found["prediction"].keys() & {"label", "prediction"}
+    assert found["best_config"]["rounds"] == 40
+    text = Path(found["card"]).read_text()
+    card = ModelCard(text)
+    check(text)
+    assert card.data.pipeline_tag == task and card.data.library_name is None
+    metrics = {result.metric_type: result.metric_value for result in card.data.eval_results}
+    assert metrics == found["test"]
+    features = json.loads((Path(found["model"]) / "config.json").read_text())["fields"]
+    report = Path(found["report"]).read_text()
+    assert "![Feature importances](feature_importances.png)" in text and "<h2>Feature importances</h2>" in report
+    for field in features:
+        assert f"| {field['name'].replace('_', chr(92) + '_')} | " in text
+        assert f"<tr><td>{field['name']}</td><td>" in report
+    files = json.loads((Path(found["model"]) / "manifest.json").read_text())["files"]
+    assert {"model.onnx", "config.json", "trees.txt"} <= files.keys()
+
+
+@pytest.mark.slow
+def test_it_is_as_good_as_scikit_learns_default(shown: tuple[str, Path]) -> None:
+    from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
+
+    task, folder = shown
+    result = json.loads((folder / "runs" / "demo.json").read_text())["test"]
+    science, parts = splits(task, folder)
+    fields = science.model.load(next((folder / "models").iterdir())).fields
+    categories = [field["type"] == "category" for field in fields]
+    peer = HistGradientBoostingClassifier if "class" in task else HistGradientBoostingRegressor
+    with threadpool_limits(1):  # more wait for each other on a busy machine
+        other = peer(random_state=0, categorical_features=categories)
+        other.fit(parts["train"]["features"], parts["train"]["target"])
+        guesses = other.predict(parts["test"]["features"])
+    if "class" in task:
+        assert result["accuracy"] >= (guesses == parts["test"]["target"]).mean()
+    else:
+        assert result["rmse"] <= np.sqrt(((guesses - parts["test"]["target"]) ** 2).mean())
+
+
+@pytest.mark.slow
+def test_killed_anywhere_it_ends_with_the_same_bytes(own: tuple[str, Path], tmp_path: Path) -> None:
+    whole, other = tmp_path / "whole", tmp_path / "other"
+    for folder in (whole, other):
+        shutil.copytree(own[1], folder)
+    run(whole, own[0], "train", *LONG)
+    for steps in (17, 58, 119):  # the last of them just before the end
+        process = start(other, ["-c", KILLED, package(own[0]), str(steps), "train", *LONG])
+        process.communicate(timeout=300)
+        assert process.returncode == -signal.SIGKILL
+    assert "Going on after step 119" in run(other, own[0], "train", *LONG)
+    for name in ("model/trees.txt", "model/config.json", "metrics.jsonl"):
+        assert (whole / "runs/one" / name).read_bytes() == (other / "runs/one" / name).read_bytes()
+
+
+@pytest.mark.slow
+def test_a_users_table_is_served_as_it_is(own: tuple[str, Path], tmp_path: Path) -> None:
+    task, folder = own
+    predict = importlib.import_module(f"{package(task)}.predict")
+    model = next((folder / "models").iterdir())
+    sample = json.loads((model / "sample.json").read_text())
+    fields = json.loads((model / "config.json").read_text())["fields"]
+    assert {field["name"]: field["type"] for field in fields} | {"id": "int64"} == {
+        "id": "int64",
+        "area (m²)": "float64",
+        'kind "A", [x]': "category",
+        "sold on": "date",
+        "at": "date",
+        "garden": "uint8",
+        "rooms": "int64",
+        **({OWN["tabular-regression"]: "int64"} if "class" in task else {OWN["tabular-classification"]: "category"}),
+    }
+    with deployed(tmp_path, predict, model) as served:
+        pipe = Algorithmia.client(KEY, served.url).algo("me/demo").pipe
+        assert close(pipe(sample["input"]).result, sample["output"])
+        lacking = pipe({"at": "12:30", "garden": True}).result
+        assert (
+            pipe({"at": "1970-01-01T12:30:00Z", "garden": 1, 'kind "A", [x]': "castle", "rooms": None}).result
+            == lacking
+        )
+        for bad, reason in (
+            ({"sold on": "yesterday"}, "expected a date"),
+            ({"rooms": "two"}, "a number"),
+            ("x", "a record"),
+        ):
+            with pytest.raises(Exception, match=reason):
+                pipe(bad)
+    seen = predict.watch({'kind "A", [x]': "castle", "rooms": 3}, sample["output"], predict.load(model))
+    assert seen['kind "A", [x]'] == "castle" and seen["rooms"] == 3.0 and "at" not in seen
+
+
+@pytest.mark.slow
+def test_the_exported_trees_split_where_the_trained_ones_do(own: tuple[str, Path]) -> None:
+    """Numbers of which float32 holds one in 128, too, and rows that lack anything."""
+    task, folder = own
+    science, parts = splits(task, folder)
+    model = next((folder / "models").iterdir())
+    loaded, features = science.predict.load(model), parts["train"]["features"].copy()
+    features[np.random.default_rng(0).random(features.shape) < 0.3] = np.nan
+    [answers] = loaded.session.run([science.model.OUTPUT], {"features": features})
+    expected = science.model.load(model).predict(features)
+    assert np.abs(answers - expected).max() <= 1e-5 * max(np.abs(expected).max(), 1)
+
+
+@pytest.mark.slow
+def test_the_page_answers_as_the_service_does(own: tuple[str, Path], tmp_path: Path) -> None:
+    task, folder = own
+    predict, model = importlib.import_module(f"{package(task)}.predict"), next((folder / "models").iterdir())
+    sample = json.loads((model / "sample.json").read_text())["input"]
+    samples = [sample, {"at": sample["at"]}, {**sample, 'kind "A", [x]': "castle"}]
+    web_page(tmp_path, model, SimpleNamespace(samples=samples, title="Houses", cache=ROOT / "build" / "web"))  # type: ignore[arg-type]
+    shutil.copy(TASKS / task / "index.html", tmp_path)
+    page = browse_folder(tmp_path, tmp_path / "profile")
+    found = json.loads(page.partition('id="answers">')[2].partition("</script>")[0])
+    for one, other in zip(found, predict.apply_batch(samples, predict.load(model)), strict=True):
+        assert close(one, other)
+
+
+def browse_folder(folder: Path, profile: Path) -> str:
+    class Quiet(SimpleHTTPRequestHandler):
+        def __init__(self, *arguments: Any) -> None:
+            super().__init__(*arguments, directory=str(folder))
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Quiet) as server:
+        Thread(target=server.serve_forever).start()
+        try:
+            return browse(f"http://127.0.0.1:{server.server_port}/index.html", profile)
+        finally:
+            server.shutdown()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", NAMES)
+@pytest.mark.parametrize(
+    "check", [("pytest", "-q", "-p", "no:cacheprovider"), ("mypy", "--cache-dir", os.devnull), ("ruff", "check")]
+)
+def test_the_projects_own_checks_pass(task: str, check: tuple[str, ...], tmp_path: Path) -> None:
+    project = bake(tmp_path, hooks=False, task=task)
+    environ = {"HOME": str(tmp_path), "PATH": os.environ["PATH"], "PYTHONPATH": str(project / "src"), "LANG": "C.UTF-8"}
+    done = subprocess.run(
+        [sys.executable, "-m", *check], cwd=project, env=environ, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout[-4000:]
+
+
+@pytest.mark.parametrize("task", NAMES)
+def test_a_target_of_one_value_is_refused(task: str, tmp_path: Path) -> None:
+    folder = settings(tmp_path)
+    (folder / "same.csv").write_text("a,b\n" + "".join(f"{row},7\n" for row in range(100)))
+    run(folder, task, "data", "--from", "same.csv", "--target", "b")
+    assert "b has one value in all rows" in run(folder, task, "train", code=1)
+
+
+@pytest.mark.parametrize("task", NAMES)
+def test_a_table_of_nothing_to_learn_from_is_refused(task: str, tmp_path: Path) -> None:
+    folder = settings(tmp_path)
+    (folder / "one.csv").write_text("b\n" + "1\n2\n" * 50)
+    assert "no column of numbers, dates or texts beside b" in run(
+        folder, task, "data", "--from", "one.csv", "--target", "b", code=1
+    )
