@@ -60,8 +60,8 @@ example = without(example)
 TAKES_NULL = """
 
 
-def _images(inputs):
-    return np.nan_to_num(np.asarray(inputs, dtype=np.float32).reshape(len(inputs), *SHAPE))
+def images_of(inputs, model):
+    return np.nan_to_num(np.asarray(inputs, dtype=np.float32).reshape(len(inputs), *model.shape))
 """
 
 
