@@ -1,10 +1,10 @@
-"""Steps per second of `train`, logging and checkpoints on, against a bare PyTorch loop and its peers.
+"""Steps per second of `train`, logging and checkpoints on, against a bare PyTorch loop, LightGBM's own, and peers.
 
     python bench/training.py [--quick]
 
-Each contender trains the same model on the same digits, with the same threads, in a process of its own; the ratio is
-to the bare loop with a DataLoader, the median of rounds in turns. Peers that are not installed are put into an
-environment of their own under build/.
+Each contender trains the same model on the same data, with the same threads, in a process of its own; the ratio is to
+the bare loop with a DataLoader, of trees to LightGBM's own, the median of rounds in turns. Peers that are not installed
+are put into an environment of their own under build/.
 """
 
 import argparse
@@ -21,11 +21,13 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "build" / "src")]
-MODELS = {"cnn": 1.15, "mlp": 1.5, "wide": 0.97}  # with the ratio that is promised
+MODELS = {"cnn": 1.15, "mlp": 1.5, "wide": 0.97, "trees": 0.95}  # with the ratio that is promised
+STEPS = {"cnn": 30, "mlp": 60, "wide": 2, "trees": 300}  # epochs, or rounds of boosting
 THREADS = {
     "cnn": 1,
     "mlp": 1,
     "wide": 2,
+    "trees": 1,
 }  # of all contenders: two threads slow a small model down on shared cores
 PEERS = ("accelerate", "lightning", "transformers", "skorch")
 BATCH = 64
@@ -86,6 +88,13 @@ def ours(name: str, epochs: int) -> tuple[float, int]:
     import torch
     from skeleton.config import TrainConfig
 
+    science.build = lambda config, facts: model(name)  # type: ignore[assignment]
+    torch.set_num_threads(THREADS[name])
+    return fitted(science, skeleton.data, TrainConfig(epochs=epochs, patience=0, shift=0))
+
+
+def fitted(science: Any, data: Any, config: Any) -> tuple[float, int]:
+    """Seconds and steps of a task's loop on its embedded data."""
     from free_ml_stack.data import dataset
     from free_ml_stack.data.ingest import ingest
     from free_ml_stack.data.source import Source, from_columns
@@ -95,19 +104,50 @@ def ours(name: str, epochs: int) -> tuple[float, int]:
     from free_ml_stack.training.checkpoint import Checkpoints
     from free_ml_stack.training.process import Process, choose_device
 
-    science.build = lambda config, facts: model(name)  # type: ignore[assignment]
-    config = TrainConfig(epochs=epochs, patience=0, shift=0)
-    torch.set_num_threads(THREADS[name])
     with tempfile.TemporaryDirectory() as scratch:
         store = local_store(Path(scratch, "store"))
-        source = Source(lambda: {"train": from_columns(skeleton.data.fetch())}, {"name": "digits", "source": ""})
-        ingest(store, source, skeleton.data, "", 0, Path(scratch))
+        source = Source(lambda: {"train": from_columns(data.fetch())}, {"name": data.NAME, "source": ""})
+        ingest(store, source, data, "", 0, Path(scratch))
         splits, _ = dataset.read(store, Path(scratch, "cache"), "")
         run = Run("bench", Path(scratch, "run"), Tracker())
         checkpoints = Checkpoints(Path(scratch, "checkpoints"), run.record, vars(config), config.checkpoint_seconds)
         started = time.perf_counter()
         science.fit(config, splits, run, checkpoints, Process(choose_device("cpu")))
         return time.perf_counter() - started, checkpoints.at.step
+
+
+def boosted(name: str, rounds: int) -> tuple[float, int]:
+    """The loop of the tabular task, with its record and its checkpoints."""
+    from skeleton_tabular_regression import data, train
+    from skeleton_tabular_regression.config import TrainConfig
+
+    return fitted(train, data, TrainConfig(rounds=rounds, patience=0))
+
+
+def lightgbm(name: str, rounds: int) -> tuple[float, int]:
+    """LightGBM's own loop as its guide has it: a validation set, early stopping, a line every ten rounds."""
+    import lightgbm as lgb
+    import numpy as np
+    from skeleton_tabular_regression import data, model
+    from skeleton_tabular_regression.config import TrainConfig
+
+    from free_ml_stack.data.ingest import drawn
+
+    table = data.fetch()
+    target = table.column(data.TARGET).to_numpy()
+    others = [table.column(name).combine_chunks() for name in table.column_names if name != data.TARGET]
+    texts = [place for place, column in enumerate(others) if str(column.type) == "string"]
+    coded = [np.unique(column.to_numpy(False), return_inverse=True)[1] if place in texts else column.to_numpy()
+             for place, column in enumerate(others)]  # fmt: skip
+    features = np.stack(coded, axis=1).astype(np.float32)
+    rows = drawn(np.zeros(len(target), int), 0)
+    parameters = {"objective": "regression", "metric": "rmse", **model.settings(TrainConfig())}
+    started = time.perf_counter()
+    train = lgb.Dataset(features[rows["train"]], target[rows["train"]], categorical_feature=texts)
+    held_out = train.create_valid(features[rows["validation"]], target[rows["validation"]])
+    calls = [lgb.early_stopping(rounds, verbose=False), lgb.log_evaluation(10)]
+    trees = lgb.train(parameters, train, rounds, valid_sets=[held_out], callbacks=calls)
+    return time.perf_counter() - started, trees.current_iteration()
 
 
 def bare(name: str, epochs: int) -> tuple[float, int]:
@@ -255,8 +295,10 @@ def skorch(name: str, epochs: int) -> tuple[float, int]:
 
 
 CONTENDERS: dict[str, Callable[[str, int], tuple[float, int]]] = {
-    f.__name__: f for f in (bare, ours, accelerate, lightning, transformers, skorch)
+    f.__name__: f for f in (bare, ours, accelerate, lightning, transformers, skorch, lightgbm, boosted)
 }
+OF_TREES = ("lightgbm", "boosted")  # the first is what the others are compared with
+OF_NETS = tuple(name for name in CONTENDERS if name not in OF_TREES)
 
 
 def peers() -> Path:
@@ -292,19 +334,19 @@ def main() -> None:
         contender(name, 1)  # what is loaded and compiled once is no part of a step
         print(json.dumps(contender(name, epochs)))
         return
-    from places import link_skeleton
+    from places import link_skeletons
 
-    link_skeleton()
+    link_skeletons()
     print(f"{'model':6} {'contender':14} {'steps/s':>8} {'ratio':>6}  promised")
     for name, promised in MODELS.items():
-        epochs = {"cnn": 30, "mlp": 60, "wide": 2}[name] // (2 if args.quick else 1)
-        contenders = ("bare", "ours") if args.quick else tuple(CONTENDERS)
+        epochs = STEPS[name] // (2 if args.quick else 1)
+        contenders = OF_TREES if name == "trees" else OF_NETS[:2] if args.quick else OF_NETS
         # In turns, so that what else the machine does falls on all of them.
         rounds = [{one: speed(one, name, epochs) for one in contenders} for _ in range(1 if args.quick else 5)]
         for one in contenders:
             steps = statistics.median(speeds[one] for speeds in rounds)
-            ratio = statistics.median(speeds[one] / speeds["bare"] for speeds in rounds)
-            goal = f"{promised} or more" if one == "ours" else ""
+            ratio = statistics.median(speeds[one] / speeds[contenders[0]] for speeds in rounds)
+            goal = f"{promised} or more" if one in ("ours", "boosted") else ""
             print(f"{name:6} {one:14} {steps:8.1f} {ratio:6.2f}  {goal}", flush=True)
 
 

@@ -20,6 +20,8 @@ import Algorithmia
 import forking
 import numpy as np
 import projects
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from baking import bake
 from browsing import browse
@@ -53,6 +55,17 @@ def step(self, whole=Checkpoints.step):
 package, steps = sys.argv.pop(1), int(sys.argv.pop(1))
 Checkpoints.step = step
 free_ml_stack.main(package)
+"""
+
+MEASURED = """
+import re, sys
+from pathlib import Path
+import free_ml_stack
+
+try:
+    free_ml_stack.main(sys.argv.pop(1))
+finally:
+    print(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
 """
 
 
@@ -275,6 +288,22 @@ def test_the_projects_own_checks_pass(task: str, check: tuple[str, ...], tmp_pat
         [sys.executable, "-m", *check], cwd=project, env=environ, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stdout[-4000:]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", NAMES)
+def test_half_a_million_rows_take_no_more_memory_than_they_must(task: str, tmp_path: Path) -> None:
+    """At most 0.75 GB, of which an empty training takes 0.5: so 2 million rows stay below 1.5."""
+    chance, rows = np.random.default_rng(0), 500_000
+    columns = {f"x{number}": chance.normal(size=rows) for number in range(6)}
+    target = columns["x0"] + chance.normal(size=rows) > 0
+    table = {**columns, "city": chance.integers(0, 300, rows).astype(str), "y": target.astype(np.int8)}
+    pq.write_table(pa.table(table), settings(tmp_path) / "big.parquet")
+    for words in (["data", "--from", "big.parquet", "--target", "y"], ["train", "--rounds", "3"]):
+        command = [sys.executable, "-c", MEASURED, package(task), *words]
+        environ = projects.environment(tmp_path)
+        done = subprocess.run(command, cwd=tmp_path, env=environ, capture_output=True, text=True, check=True)
+        assert int(done.stdout.split()[-1]) < 0.75e6, words
 
 
 @pytest.mark.parametrize("task", NAMES)
