@@ -1,0 +1,170 @@
+"""Every command once under each of many odd environments: the same result, or one line that names the cause."""
+
+import json
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import projects
+import pytest
+from waiting import until
+
+SWEEP = """
+method: grid
+metric: {name: validation_loss, goal: minimize}
+parameters: {lr: {values: [0.006]}, epochs: {value: 1}}
+"""
+TRAIN = ("train", "--epochs", "1", "--name", "one")
+NOWHERE = "http://127.0.0.1:9"
+
+
+def untouched(folder: Path) -> Path:
+    """The project as it is."""
+    return folder
+
+
+def with_windows_line_ends(folder: Path) -> Path:
+    for name in ("stack.toml", "sweep.yaml", ".env"):
+        (folder / name).write_bytes((folder / name).read_bytes().replace(b"\n", b"\r\n"))
+    return folder
+
+
+def with_byte_order_marks(folder: Path) -> Path:
+    for name in ("stack.toml", "sweep.yaml", ".env"):
+        (folder / name).write_bytes(b"\xef\xbb\xbf" + (folder / name).read_bytes())
+    return folder
+
+
+def moved(folder: Path) -> Path:
+    return folder.rename(folder.with_name("elsewhere"))
+
+
+def linked(folder: Path) -> Path:
+    link = folder.with_name("link")
+    link.symlink_to(folder)
+    return link
+
+
+@dataclass(frozen=True)
+class Odd:
+    """An environment: variables, what a shell does around a command, what befalls the files."""
+
+    variables: dict[str, str] = field(default_factory=dict)
+    shell: str = ""  # with {} for the command
+    before: Callable[[Path], Path] = untouched
+    after_training: Callable[[Path], Path] = untouched
+
+
+FOLDERS = ("project", "a[1]", "a#b", "100%", "ü 世界", "with space", "*", "{x,y}", "p" * 150)  # one after the other
+ODD = {
+    "plain": Odd(),
+    "no home": Odd(variables={"HOME": ""}),
+    "a home that is missing": Odd(variables={"HOME": "/nonexistent/home"}),
+    "a home that is a file": Odd(variables={"HOME": "/etc/hostname"}),
+    "a proxy": Odd(variables={"HTTP_PROXY": NOWHERE, "HTTPS_PROXY": NOWHERE, "http_proxy": NOWHERE}),
+    "a proxy for all": Odd(variables={"ALL_PROXY": "socks5://127.0.0.1:9", "all_proxy": "socks5://127.0.0.1:9"}),
+    "a strict umask": Odd(shell="umask 077; exec {}"),
+    "no umask": Odd(shell="umask 000; exec {}"),
+    "no input": Odd(shell="exec {} 0<&-"),
+    "no errors": Odd(shell="exec {} 2>&-"),
+    "C": Odd(variables={"LANG": "C", "LC_ALL": "C"}),
+    "C without UTF-8": Odd(variables={"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}),
+    "ASCII": Odd(variables={"PYTHONIOENCODING": "ascii"}),
+    "a long TMPDIR": Odd(variables={"TMPDIR": "{tmp}/" + "t" * 120}),
+    "moved": Odd(after_training=moved),
+    "linked": Odd(before=linked),
+    "GIT_DIR": Odd(variables={"GIT_DIR": "/nonexistent/.git", "GIT_WORK_TREE": "/"}),
+    "GIT_INDEX_FILE": Odd(variables={"GIT_INDEX_FILE": "/nonexistent/index", "GIT_CONFIG_GLOBAL": "/nonexistent"}),
+    "CRLF": Odd(before=with_windows_line_ends),
+    "BOM": Odd(before=with_byte_order_marks),
+    "another time": Odd(variables={"TZ": "Asia/Kathmandu"}),
+    "a narrow terminal": Odd(variables={"COLUMNS": "1", "TERM": "dumb"}),
+    "certificates that are missing": Odd(variables={"SSL_CERT_FILE": "/nonexistent/ca.pem"}),
+    "a Hub that is off": Odd(variables={"HF_HUB_OFFLINE": "1"}),
+}
+
+
+class Commands:
+    """The project's commands in an odd environment."""
+
+    def __init__(self, odd: Odd, folder: Path) -> None:
+        self.odd, self.folder = odd, folder
+        self.variables = {name: value.replace("{tmp}", str(folder.parent)) for name, value in odd.variables.items()}
+        if "TMPDIR" in self.variables:
+            Path(self.variables["TMPDIR"]).mkdir()
+
+    def __call__(self, *words: str) -> str:
+        """What a command prints that ends well, and nobody's traceback."""
+        if not self.odd.shell:
+            return projects.run(self.folder, *words, **self.variables)
+        command = self.odd.shell.format(shlex.join([sys.executable, "-m", "skeleton", *words]))
+        done = subprocess.run(
+            ["sh", "-c", command],
+            cwd=self.folder,
+            env=projects.environment(self.folder, **self.variables),
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert "Traceback" not in done.stdout + done.stderr
+        return done.stdout
+
+    def predict(self) -> str:
+        """The answer of the project's own gateway."""
+        record = self.folder / ".stack" / "gateway.json"
+        with projects.start(self.folder, "serve", **self.variables) as serving:
+            try:
+                until(record.exists)
+                return self("predict")
+            finally:
+                serving.terminate()
+
+
+@pytest.fixture(scope="module")
+def expected(data: Path, tmp_path_factory: pytest.TempPathFactory) -> float:
+    """The test accuracy of the run in a plain environment."""
+    folder = projects.make(tmp_path_factory.mktemp("plain") / "project", data)
+    projects.run(folder, *TRAIN)
+    return accuracy(folder)
+
+
+def accuracy(folder: Path) -> float:
+    found: float = json.loads((folder / "runs/one/result.json").read_bytes())["test"]["accuracy"]
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ODD)
+def test_every_command_does_its_work(data: Path, tmp_path: Path, name: str, expected: float) -> None:
+    odd = ODD[name]
+    folder = projects.make(tmp_path / FOLDERS[list(ODD).index(name) % len(FOLDERS)], data)
+    (folder / "sweep.yaml").write_text(SWEEP)
+    (folder / ".env").write_text("STACK_TITLE=Digits\n")
+    run = Commands(odd, odd.before(folder))
+    projects_doctor(run)
+    assert "Data set digits" in run("data")
+    run(*TRAIN)
+    assert accuracy(run.folder) == expected
+    run.folder = odd.after_training(run.folder)
+    assert "best.json" in run("sweep", "--agents", "1")
+    assert "Model and card are in models/one" in run("publish")
+    assert "is at version 0.1.0, the model one" in run("deploy")
+    answer, _ = json.JSONDecoder().raw_decode(run.predict())
+    sample = json.loads((run.folder / "models/one/sample.json").read_bytes())
+    assert answer["label"] == sample["output"]["label"]
+    assert "1 calls of version 0.1.0, 0 failed" in run("monitor")
+    assert "Nothing to send" in run("sync")
+
+
+def projects_doctor(run: Commands) -> None:
+    """Doctor ends with 0 or 1, as keys are found or not; it says so, and never in a traceback."""
+    process = projects.start(run.folder, "doctor", **run.variables)
+    printed, complaint = process.communicate(timeout=300)
+    assert process.returncode in (0, 1), complaint
+    assert "Traceback" not in printed + complaint
+    assert "wandb" in (printed + complaint).lower() or "w&b" in (printed + complaint).lower()
