@@ -201,6 +201,27 @@ def test_rows_without_a_target_are_left_out_and_counted(tmp_path: Path, capsys: 
     assert facts["columns"]["city"]["missing"] == 18
 
 
+def test_a_target_that_is_not_a_number_is_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    prices = pa.array([float("nan") if i % 10 == 0 else float(i) for i in range(60)], from_pandas=False)
+    splits, facts = load(source(area=list(range(60)), price=prices), tmp_path)
+    assert "Rows without price: 6, left out." in capsys.readouterr().out
+    assert sum(facts["rows"].values()) == 54
+    assert all(np.isfinite(split["price"]).all() for split in splits.values())
+
+
+def test_times_of_day_are_dates_and_durations_numbers(tmp_path: Path) -> None:
+    opened = "".join(f"{hour:02}:30,{hour}\n" for hour in range(24))
+    (tmp_path / "shops.csv").write_text("open,price\n" + opened)
+    splits, facts = load(from_place(str(tmp_path / "shops.csv")), tmp_path)
+    assert facts["columns"]["open"]["type"] == "date"
+    for split in splits.values():
+        assert [str(moment)[:16] for moment in split["open"]] == [f"1970-01-01T{int(x):02}:30" for x in split["price"]]
+    waits = pa.array([1500 * number for number in range(24)], pa.duration("ms"))
+    splits, _ = load(source(wait=waits, price=list(range(24))), tmp_path / "other")
+    for split in splits.values():
+        assert (split["wait"] == 1_500_000 * split["price"]).all()
+
+
 def test_a_project_may_draw_its_splits_itself(tmp_path: Path) -> None:
     class ByTime(Tables):
         @staticmethod

@@ -7,10 +7,14 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from PIL import Image
 from sklearn import metrics as sk
 
+from free_ml_stack.evaluation import plots
 from free_ml_stack.evaluation.classification import classification
+from free_ml_stack.evaluation.page import report
 from free_ml_stack.evaluation.regression import regression
+from free_ml_stack.evaluation.result import illustrated
 
 PNG = b"\x89PNG"
 
@@ -122,3 +126,33 @@ def test_the_pictures_of_a_regression_are_drawn(tmp_path: Path) -> None:
     for title, draw in regression(true + 0.1, true, "US$").pictures.items():
         draw(path := tmp_path / f"{title}.png")
         assert path.read_bytes().startswith(PNG)
+
+
+def test_bars_are_a_picture_and_a_table(tmp_path: Path) -> None:
+    values = {f"column ${number}$": 1 / (number + 1) for number in range(40)}
+    found = regression([1.0], [1.0]).with_bars("feature_importances", "share", values)
+    found.pictures["Feature importances"](path := tmp_path / "bars.png")
+    assert path.read_bytes().startswith(PNG)
+    names, rows = found.tables["feature_importances"]
+    assert names == ("name", "share") and len(rows) == 40
+    assert illustrated({"Feature importances": "feature_importances.png", "Other": "other.png"}, found.tables) == {
+        "Feature importances": (names, rows)
+    }
+
+
+@pytest.mark.parametrize("quantities", [1, 5, 40])
+def test_what_drifts_is_drawn_for_many_quantities(quantities: int, tmp_path: Path) -> None:
+    shares = [1 / 100] * 100
+    names = [f"a long ${number}$ category" for number in range(100)]
+    pairs = {f"quantity {number}": (names, shares, shares) for number in range(quantities)}
+    with Image.open(plots.histograms(pairs, tmp_path / "drift.png")) as picture:
+        assert picture.height < 2 * picture.width
+
+
+def test_a_page_shows_a_table_below_its_picture(tmp_path: Path) -> None:
+    (picture := tmp_path / "a.png").write_bytes(PNG)
+    rows = [("name", "share"), ("<b>", 0.5)]
+    page = report("Tables", [("what", 1)], {"One": picture, "Two": picture}, tmp_path / "page.html", {"Two": rows})
+    text = page.read_text()
+    assert text.count("<table>") == 2
+    assert text.index("<h2>Two</h2>") < text.index("<tr><td>&lt;b&gt;</td><td>0.5</td></tr>")
