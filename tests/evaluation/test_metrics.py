@@ -12,6 +12,7 @@ from sklearn import metrics as sk
 
 from free_ml_stack.evaluation import plots
 from free_ml_stack.evaluation.classification import classification
+from free_ml_stack.evaluation.drift import drift, reference
 from free_ml_stack.evaluation.page import report
 from free_ml_stack.evaluation.regression import regression
 from free_ml_stack.evaluation.result import illustrated
@@ -156,3 +157,18 @@ def test_a_page_shows_a_table_below_its_picture(tmp_path: Path) -> None:
     text = page.read_text()
     assert text.count("<table>") == 2
     assert text.index("<h2>Two</h2>") < text.index("<tr><td>&lt;b&gt;</td><td>0.5</td></tr>")
+
+
+@pytest.mark.parametrize("quantities", [1, 30])
+def test_chance_alone_is_no_drift_however_many_quantities(quantities: int) -> None:
+    chance = np.random.default_rng(0)
+
+    def calls(rows: int, shift: float = 0.0) -> list[dict[str, Any]]:
+        numbers = chance.normal(size=(rows, quantities)) + shift
+        sexes = np.where(chance.random(rows) + shift > 0.5, "male", "female")
+        return [{"sex": str(sex)} | dict(enumerate(row)) for sex, row in zip(sexes, numbers.tolist(), strict=True)]
+
+    known = reference(calls(250))
+    verdicts = [drift(known, calls(50))["verdict"] for _ in range(100)]
+    assert verdicts.count("none") >= 96
+    assert drift(known, calls(50, 1.0))["verdict"] == "strong"

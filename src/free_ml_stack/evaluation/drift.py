@@ -2,7 +2,8 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from math import isfinite
+from math import isfinite, sqrt
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ import numpy as np
 FIFTHS = (0.2, 0.4, 0.6, 0.8)  # of the reference, for a number
 MODERATE, STRONG = 0.1, 0.25  # the usual reading of the index
 FEW = 30  # calls, below which nothing is said
+ALARMS = 0.01  # share of verdicts that may come of chance alone, however many quantities there are
 
 Watched = Mapping[str, Any]  # numbers and categories (text) of a call, by name
 
@@ -35,7 +37,7 @@ def drift(known: Mapping[str, Any], watched: Sequence[Watched]) -> dict[str, Any
     """Compare some calls with the reference `known`, by quantity, and give a verdict.
 
     `scores` are population stability indices less what chance alone gives for so many calls. `verdict` is none,
-    moderate (from 0.1) or strong (from 0.25) after the largest of them, or "too few calls".
+    moderate (from 0.1) or strong (from 0.25) after the largest that chance does not explain, or "too few calls".
     """
     numbers, categories = _numbers(watched), _categories(watched)
     pairs, bins = {}, {}
@@ -47,7 +49,8 @@ def drift(known: Mapping[str, Any], watched: Sequence[Watched]) -> dict[str, Any
         bins[name] = _ranges(part["edges"])
         pairs[name] = (part["counts"], _counts(numbers.get(name, []), np.asarray(part["edges"])))
     scores = {name: stability_index(*pair) for name, pair in pairs.items()}
-    worst = max(scores.values(), default=0.0)
+    beyond = [scores[name] for name, pair in pairs.items() if scores[name] > by_chance(*pair, ALARMS / len(pairs))]
+    worst = max(beyond, default=0.0)
     verdict = "strong" if worst >= STRONG else "moderate" if worst >= MODERATE else "none"
     return {
         "calls": len(watched),
@@ -68,6 +71,17 @@ def stability_index(before: Sequence[int], after: Sequence[int]) -> float:
     chance = (len(one) - 1) * (1 / one.sum() + 1 / other.sum())
     one, other = one / one.sum(), other / other.sum()
     return max(0.0, float(((other - one) * np.log(other / one)).sum() - chance))
+
+
+def by_chance(before: Sequence[int], after: Sequence[int], share: float) -> float:
+    """The index that two lists of counts exceed in a `share` of cases without any drift, less its expectation.
+
+    Scaled, it is distributed as chi-squared, whose quantiles Wilson and Hilferty (1931) approximate.
+    """
+    degrees = max(len(before) - 1, 1)
+    spread = 2 / (9 * degrees)
+    quantile = degrees * (1 - spread + NormalDist().inv_cdf(1 - share) * sqrt(spread)) ** 3
+    return (1 / max(sum(before), 1) + 1 / max(sum(after), 1)) * (quantile - degrees)
 
 
 def _numbers(watched: Sequence[Watched]) -> dict[str, list[float]]:
