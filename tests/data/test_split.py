@@ -33,6 +33,14 @@ def test_texts_and_bytes_come_back_with_what_is_missing(tmp_path: Path, values: 
         column[len(values)]
 
 
+def test_a_part_of_a_split_is_read_like_all_of_it(tmp_path: Path) -> None:
+    whole = Split({"a": cells(tmp_path, [b"a", None, b"bc"]), "b": np.arange(3)}, {})
+    part = Split({name: column[:2] for name, column in whole.items()}, {})
+    for split in (whole, part):
+        found = split.take([1, 0])
+        assert (found["a"], found["b"].tolist()) == ([None, b"a"], [1, 0])
+
+
 def test_a_text_is_read_as_utf_8(tmp_path: Path) -> None:
     assert list(cells(tmp_path, ["ü…".encode(), None], text=True)) == ["ü…", None]
 

@@ -75,6 +75,20 @@ def test_what_it_started_from_is_its_base_model() -> None:
     assert "base_model" not in front(text())
 
 
+def test_what_model_py_says_of_it_is_on_the_card(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "library_name" not in front(text())
+    use = 'load("<repository>")'
+    own = {"LIBRARY": "setfit", "USE": use, "base_model": lambda config: f"you/encoder-{config.seed}"}
+    for name, value in own.items():
+        monkeypatch.setattr(SCIENCE.model, name, value, raising=False)
+    made = text(model_repo="me/digits")
+    assert (front(made)["library_name"], front(made)["base_model"]) == ("setfit", "you/encoder-0")
+    assert '```python\nload("me/digits")\n```' in made
+    assert "made of you/encoder-0" in made
+    other = text(result={"config": {"init": "hf://you/model@abc"}})
+    assert front(other)["base_model"] == "you/model"
+
+
 def test_a_data_set_on_the_hub_is_linked() -> None:
     assert front(text(storage="hf://datasets/me/digits/sub"))["datasets"] == ["me/digits"]
     assert "datasets" not in front(text(storage="algorithmia://.my/digits"))

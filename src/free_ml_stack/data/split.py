@@ -107,7 +107,10 @@ class Split(Mapping[str, Any]):
     def take(self, rows: Any) -> dict[str, Any]:
         """Gather some rows: of each column an array (len(rows), …), or a list of texts or bytes."""
         chosen = np.asarray(rows)
-        return {name: column[chosen] for name, column in self.columns.items()}
+        return {
+            name: [column[row] for row in chosen] if isinstance(column, list) else column[chosen]
+            for name, column in self.columns.items()
+        }
 
     def batches(
         self,

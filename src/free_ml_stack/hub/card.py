@@ -46,6 +46,8 @@ def card(
         license=settings.license,
         model=model,
         model_repo=settings.model_repo or ".",
+        use=loading(science, settings.model_repo or "."),
+        base_model=base_model(science, result),
         package=science.package,
         source=result["data"].get("source", science.data.SOURCE),
         intended_use=marked_section(kept.get("Intended use"), _intended(science, result["data"])),
@@ -80,7 +82,7 @@ def metadata(settings: "Settings", science: "Science", result: Mapping[str, Any]
         extra = {"license_name": settings.license.lower(), "license_link": "LICENSE"}
     if "/" in data_id:
         extra["datasets"] = [data_id]
-    if started := repository_id(result["config"].get("init", "")):
+    if started := repository_id(result["config"].get("init", "")) or base_model(science, result):
         extra |= {"base_model": started, "base_model_relation": "finetune"}
     return ModelCardData(
         model_name=settings.title or settings.project,
@@ -92,6 +94,18 @@ def metadata(settings: "Settings", science: "Science", result: Mapping[str, Any]
         eval_results=results,
         **extra,
     )
+
+
+def base_model(science: "Science", result: Mapping[str, Any]) -> str:
+    """The model on the Hub that a run's model is made of, as model.py names it for a configuration; or nothing."""
+    named = getattr(science.model, "base_model", None)
+    return str(named(science.config(**result["config"]))) if named else ""
+
+
+def loading(science: "Science", repository: str) -> str:
+    """The lines that load the model, as model.py's `USE` has them, in Markdown; or nothing."""
+    lines = getattr(science.model, "USE", "").replace("<repository>", repository)
+    return f"```python\n{lines}\n```" if lines else ""
 
 
 def repository_id(url: str, kind: str = "") -> str:

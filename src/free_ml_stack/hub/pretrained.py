@@ -37,6 +37,13 @@ def pinned(place: str, settings: "Settings") -> str:
     return f"{SCHEME}{repo}@{info.sha}"
 
 
+def all_pinned(config: Mapping[str, Any], settings: "Settings") -> dict[str, str]:
+    """What of a configuration names a model, pinned: `init`, and each text that is the address of one on the Hub."""
+    texts = {name: value for name, value in config.items() if isinstance(value, str)}
+    places = {name: value for name, value in texts.items() if name == "init" or NAMED.fullmatch(value)}
+    return {name: pinned(place, settings) for name, place in places.items()}
+
+
 def weights(place: str, settings: "Settings") -> "dict[str, Tensor]":
     """All tensors of a place by their names, from safetensors only. Raises StackError."""
     if not place.startswith(SCHEME):

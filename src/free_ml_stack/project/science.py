@@ -38,6 +38,9 @@ class Data(Protocol):
 class Model(Protocol):
     """`model.py`: the model, and how it is saved and exported.
 
+    For the card it may say `LIBRARY`, the Hub's id of the library that loads the model; `USE`, the lines of Python that
+    do so, with <repository> in them; and `base_model(config)`, the model on the Hub that it is made of.
+
     A model that is no torch module has `export(model, inputs, path)` in place of the last three: it writes the ONNX
     file and returns what the trained model answers, by output.
     """

@@ -123,8 +123,9 @@ def _export_module(science: "Science", model: Any, given: Mapping[str, Any], pat
     with warnings.catch_warnings(), torch.no_grad():
         # The newer exporter takes 13 s for a small model and needs two more packages; this one takes 0.1 s.
         warnings.filterwarnings("ignore", category=DeprecationWarning)
-        # It warns of each check of a shape; what it exports is compared with the model.
+        # It warns of each check of a shape, and of each index; what it exports is compared with the model.
         warnings.filterwarnings("ignore", category=TracerWarning)
+        warnings.filterwarnings("ignore", "Exporting aten::index operator")
         torch.onnx.export(
             module,
             tuple(values[:2] for values in tensors),

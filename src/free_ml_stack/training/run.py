@@ -71,8 +71,8 @@ def train(
         splits, facts = process.first_then_all(
             lambda: dataset.read(store, settings.private / "cache", settings.command)
         )
-        if init := process.agree(pretrained.pinned(getattr(config, "init", ""), settings) if process.first else ""):
-            config = replace_fields(config, init=init)
+        places = process.agree(pretrained.all_pinned(asdict(config), settings) if process.first else {})
+        config = replace_fields(config, **places)
         values = asdict(config)
         started = {**values, "data": dataset.fingerprint(facts)}
         if process.first:
