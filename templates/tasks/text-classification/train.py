@@ -1,0 +1,125 @@
+"""Training: one readable loop in plain torch, for one process or many, on any device. Edit me."""
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from free_ml_stack import StackError
+from free_ml_stack.evaluation import Evaluation, classification
+from free_ml_stack.training import Checkpoints, Process, Run, Split
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from .config import TrainConfig
+from .data import prepare
+from .model import Trained, build
+
+NEAR = 4  # batches whose texts are sorted by length, so that little of a batch is filling
+
+
+def fit(config: TrainConfig, splits: Mapping[str, Split], run: Run, checkpoints: Checkpoints, process: Process) -> Any:
+    """Train on the train split and return the model with the weights that had the lowest validation loss.
+
+    Started again with the checkpoints of a run that was stopped, it goes on as if it never had been.
+    """
+    torch.manual_seed(config.seed)
+    train, size = splits["train"], config.batch_size
+    steps = train.rows // size
+    if not steps:
+        raise StackError(f"batch_size {size} is more than the {train.rows} training texts")
+    model = build(config, train.facts).to(process.device)
+    checkpoints.load_pretrained(model, config.init)
+    net, trained = process.parallel(model), Trained(model)
+    groups, total = parameters(config, trained.state_dict()), config.epochs * steps
+    optimizer = torch.optim.AdamW(groups, weight_decay=config.weight_decay, fused=True)
+    rates = [group["lr"] for group in groups]
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rates, total, pct_start=0.1, anneal_strategy="linear")
+    kind, device = process.number_format(config.precision), process.device.type
+    scaler = torch.amp.GradScaler(device, enabled=kind is torch.float16)
+    at = checkpoints.resume(model=trained, optimizer=optimizer, schedule=schedule, scaler=scaler)
+    run.expect(total, at.step)
+    ready, lengths = partial(prepare, config, train.facts), np.array([len(text or "") for text in train["text"]])
+
+    while at.epoch < config.epochs and not (config.patience and at.stale >= config.patience):
+        rows = order(lengths, size, (config.seed, at.epoch))
+        net.train()
+        for batch in train.batches(rows, size, ready, process, (config.seed, at.epoch), at.batch):
+            with torch.autocast(device, kind, enabled=kind is not torch.float32):
+                loss = cross_entropy(classify(net, batch), batch["label"], label_smoothing=config.label_smoothing)
+            scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+            scaler.step(optimizer)
+            scaler.update()
+            optimizer.zero_grad()
+            schedule.step()
+            at.step, at.batch = at.step + 1, at.batch + 1
+            if at.step % config.log_every == 0:
+                mean = process.total(loss.detach().clone()).item() / process.size
+                run.log(at.step, loss=mean, lr=float(schedule.get_last_lr()[0]))
+            checkpoints.step()
+        at.epoch, at.batch = at.epoch + 1, 0
+        loss_now, accuracy = validate(config, net, splits["validation"], process)
+        run.log(at.step, epoch=at.epoch, validation_loss=loss_now, validation_accuracy=accuracy)
+        better = loss_now < at.best
+        at.best, at.stale = (loss_now, 0) if better else (at.best, at.stale + 1)
+        if better:
+            checkpoints.mark_best("model")
+    checkpoints.finish()
+    trained.load_state_dict(checkpoints.best("model"))
+    return model.merge_and_unload() if config.lora else model
+
+
+def order(lengths: NDArray[np.int64], size: int, seed: tuple[int, int]) -> NDArray[np.intp]:
+    """Rows in a random order, in which those of a batch are nearly as long as each other; whole batches alone."""
+    rng = np.random.default_rng(seed)
+    rows = rng.permutation(len(lengths))[: len(lengths) // size * size]
+    parts = np.split(rows, range(NEAR * size, len(rows), NEAR * size))
+    batches = np.concatenate([part[lengths[part].argsort(kind="stable")] for part in parts]).reshape(-1, size)
+    return rng.permutation(batches).ravel()
+
+
+def parameters(config: TrainConfig, trained: Mapping[str, Tensor]) -> list[dict[str, Any]]:
+    """What is trained, in groups with their learning rates: the encoder, if any of it is, and the head."""
+    head = [name for name in trained if "classifier" in name or "score" in name]
+    groups = [([name for name in trained if name not in head], config.lr), (head, config.head_lr)]
+    return [{"params": [trained[name] for name in names], "lr": lr} for names, lr in groups if names]
+
+
+def classify(net: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
+    """Logits (n, classes) of a batch."""
+    logits: Tensor = net(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+    return logits
+
+
+def validate(config: TrainConfig, net: nn.Module, split: Split, process: Process) -> tuple[float, float]:
+    """Mean loss and accuracy over a split, each process taking its share of the rows."""
+    logits, labels = predict(config, net, split, process)
+    sums = torch.stack((cross_entropy(logits, labels, reduction="sum"), (logits.argmax(1) == labels).sum()))
+    loss, correct = (process.total(sums.double().to(process.device)) / split.rows).tolist()
+    return loss, correct
+
+
+@torch.no_grad()
+def predict(config: TrainConfig, net: nn.Module, split: Split, process: Process | None = None) -> tuple[Tensor, Tensor]:
+    """Logits (n, classes) and labels (n,) of a split, or of a process's share of its rows, on the CPU."""
+    device = next(net.parameters()).device
+    net.eval()
+    pairs = []
+    for batch in split.batches(range(split.rows), config.batch_size, partial(prepare, config, split.facts), process):
+        here = {name: values.to(device) for name, values in batch.items()}
+        pairs.append((classify(net, here).float().cpu(), batch["label"].cpu()))
+    return torch.cat([logits for logits, _ in pairs]), torch.cat([labels for _, labels in pairs])
+
+
+def evaluate(config: TrainConfig, model: Any, split: Split) -> Evaluation:
+    """Judge a trained model on a split: metrics by the Hub's ids, the headline first, with pictures and tables."""
+    logits, labels = predict(config, model, split)
+    shares, names = logits.softmax(1), [model.config.id2label[place] for place in range(logits.shape[1])]
+    confidence, found = shares.max(1)
+    wrong = (found != labels).nonzero()[:, 0]
+    worst = wrong[shares[wrong, labels[wrong]].argsort()][:12].tolist()
+    rows = [(str(split["text"][i])[:200], names[labels[i]], names[found[i]], float(confidence[i])) for i in worst]
+    judged = classification(shares.numpy(), labels.numpy(), names)
+    return judged.with_table("worst_mistakes", ("text", "true", "predicted", "confidence"), rows)
