@@ -84,18 +84,18 @@ def test_all_bodies_in_memory_together_are_limited(
     )
     with connected(gateway) as other:
         other.sendall(begun + b"Content-Length: 990000\r\n\r\n" + b"1" * 900_000)
-        until(lambda: http.held[0] >= 900_000)
+        until(lambda: gateway.app.memory.held >= 900_000)
         headers = {"Authorization": KEY, "Content-Type": "application/json; a=b"}
         answer = requests.post(gateway.url + path, data=b" " * 200_000, headers=headers, timeout=20)
         assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
         assert requests.get(f"{gateway.url}/healthz", timeout=20).ok
-    until(lambda: http.held[0] == 0)
+    until(lambda: gateway.app.memory.held == 0)
     for _ in range(10):
         assert (
             requests.post(gateway.url + path, data=b"[1]" + b" " * 200_000, headers=headers, timeout=20).status_code
             != 503
         )
-    until(lambda: http.held[0] == 0)
+    until(lambda: gateway.app.memory.held == 0)
 
 
 def test_a_long_head_is_taken(gateway: Deployed) -> None:

@@ -18,11 +18,11 @@ from free_ml_stack.gateway.data.api import DataAPI
 from free_ml_stack.gateway.http import (
     DisconnectedError,
     HTTPError,
+    Memory,
     Message,
     Receive,
     Request,
     Send,
-    release,
     request_of,
 )
 from free_ml_stack.gateway.log.call_log import CallLog
@@ -72,7 +72,7 @@ class Gateway:
     def __init__(self, user: str, keys: Sequence[str], name: str, calls: Calls, management: Part, data: Part) -> None:
         self.user, self.keys = user, [key.encode() for key in keys]
         self.name, self.calls, self.management, self.data = name, calls, management, data
-        self.models = calls.models
+        self.models, self.memory = calls.models, Memory()
         self.dashboard = Dashboard(calls.owner, name, calls.models, calls.log)
         self.ready = False
         self.starting: asyncio.Task[None] | None = None
@@ -88,7 +88,7 @@ class Gateway:
             if not self.ready:
                 await self.start()
             with suppress(DisconnectedError):
-                await self._answer(request_of(scope, receive, send))
+                await self._answer(request_of(scope, receive, send, self.memory))
 
     def share(self, folder: Path) -> None:
         """Add the figures of the other processes up that share `folder`."""
@@ -144,7 +144,7 @@ class Gateway:
             message = "internal error; the log of the server has the cause"
             await request.answer_error(HTTPError(500, message, 5001))
         finally:
-            release(request.kept)
+            request.release()
 
     def at_once(
         self,

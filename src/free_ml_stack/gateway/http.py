@@ -19,7 +19,6 @@ Send = Callable[[Message], Awaitable[None]]
 JSON_BYTES = 1 << 20  # the largest JSON body, except the input of a call
 PATIENCE = 60.0  # seconds without a byte after which the other side has gone
 HELD_BYTES = 1 << 28  # of all bodies that are kept in memory at a time
-held = [0]  # bytes of them, in this process
 BODY_SECONDS = 60.0  # for a body that is kept in memory to arrive whole
 
 
@@ -33,6 +32,19 @@ class HTTPError(Exception):
 
 class DisconnectedError(Exception):
     """The client went away before its request was whole."""
+
+
+@dataclass(slots=True)
+class Memory:
+    """The bytes of all bodies that a gateway keeps at a time."""
+
+    held: int = 0
+
+    def take(self, size: int) -> None:
+        """Count some more. Raises HTTPError where that would be too many."""
+        if self.held + size > HELD_BYTES:
+            raise HTTPError(503, "too much is being received at a time", 2015, retry_after="1")
+        self.held += size
 
 
 @dataclass(slots=True)
@@ -50,8 +62,14 @@ class Request:
     key: bytes = b""  # the key in the address
     base: str = ""  # the gateway's own address
     client: str = ""  # the address of the connection's other end
-    kept: list[int] = field(default_factory=list)  # sizes of what is in memory of its body
+    memory: Memory = field(default_factory=Memory)
+    kept: int = 0  # bytes of its body that are counted there
     direct: Any = None  # the server's short way for large files, where it has one
+
+    def release(self) -> None:
+        """Count the body no more, for it is dealt with."""
+        self.memory.held -= self.kept
+        self.kept = 0
 
     @property
     def segments(self) -> list[str]:
@@ -86,7 +104,8 @@ class Request:
         try:
             async with asyncio.timeout(seconds):
                 async for piece in self.pieces():
-                    self._keep(piece)
+                    self.memory.take(len(piece))
+                    self.kept += len(piece)
                     pieces.append(piece)
                     size += len(piece)
                     if size > limit:
@@ -94,12 +113,6 @@ class Request:
         except TimeoutError:
             raise HTTPError(408, f"the request was not whole after {seconds:g} seconds", 2015) from None
         return b"".join(pieces)
-
-    def _keep(self, piece: bytes) -> None:
-        if held[0] + len(piece) > HELD_BYTES:
-            raise HTTPError(503, "too much is being received at a time", 2015, retry_after="1")
-        held[0] += len(piece)
-        self.kept.append(len(piece))
 
     async def json(self, empty: dict[str, Any] | None = None) -> dict[str, Any]:
         """The body as a JSON object; `empty` stands for no body. Raises HTTPError and DisconnectedError."""
@@ -138,13 +151,7 @@ class Request:
         await self.answer({"error": content}, error.status, x_error_message=line, **error.headers)
 
 
-def release(kept: list[int]) -> None:
-    """Count the pieces of a body no more, for it is dealt with."""
-    held[0] -= sum(kept)
-    kept.clear()
-
-
-def request_of(scope: Message, receive: Receive, send: Send) -> Request:
+def request_of(scope: Message, receive: Receive, send: Send, memory: Memory) -> Request:
     """The request in an ASGI scope, of a stranger until somebody looks at its key."""
     headers: dict[bytes, bytes] = dict(scope["headers"])
     path, key = split_key(raw_path(scope))
@@ -158,6 +165,7 @@ def request_of(scope: Message, receive: Receive, send: Send) -> Request:
         key=key,
         base=f"{scope.get('scheme', 'http')}://{headers.get(b'host', b'').decode('latin-1')}",
         client=(scope.get("client") or ("",))[0],
+        memory=memory,
         direct=scope.get("extensions", {}).get("files"),
     )
 

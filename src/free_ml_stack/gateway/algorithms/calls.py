@@ -10,7 +10,7 @@ import itertools
 import time
 import uuid
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any
@@ -22,7 +22,7 @@ from free_ml_stack.errors import StackError
 from free_ml_stack.gateway.algorithms.batching import QueueFullError
 from free_ml_stack.gateway.algorithms.models import Model, Models
 from free_ml_stack.gateway.algorithms.workers import Question
-from free_ml_stack.gateway.http import HTTPError, Request, release
+from free_ml_stack.gateway.http import HTTPError, Request
 from free_ml_stack.gateway.log.call_log import CallLog
 
 TEXT, BINARY = "text/plain; charset=utf-8", "application/octet-stream"
@@ -167,8 +167,8 @@ class Calls:
         task = asyncio.ensure_future(self._ask(model, given, call))
         self.background.add(task)
         task.add_done_callback(self.background.discard)
-        kept, request.kept = request.kept, []  # it stays in memory for longer than the request
-        task.add_done_callback(lambda _: release(kept))
+        later, request.kept = replace(request), 0  # the body stays in memory for longer than the request
+        task.add_done_callback(lambda _: later.release())
         return 200, orjson.dumps({"async": "void", "request_id": call.request_id}), JSON
 
     async def finish(self) -> None:
