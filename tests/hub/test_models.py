@@ -210,6 +210,7 @@ from free_ml_stack.hub.pretrained import pinned, start, weights
 from free_ml_stack.project.settings import load
 settings = load({}, Path.cwd().parents[1])
 facts = json.loads((settings.root / ".stack/data/me/skeleton/data/manifest.json").read_text())
+facts["columns"]["label"]["categories"] = ["a", "b", "c"]
 for url in sys.argv[1:]:
     try:
         start(build(TrainConfig(width=64, hidden=32), facts), weights(pinned(url, settings), settings), url)

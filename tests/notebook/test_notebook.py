@@ -19,7 +19,7 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
-from percent import SOURCE, converted
+from percent import TASKS, converted, source
 from projects import environment
 from services.online import KEYS as SERVED
 from services.online import Online, online
@@ -123,10 +123,11 @@ def colab(places: Path, **secrets: str) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("github", ["", "octocat"])
-def test_it_is_what_its_source_gives(tmp_path: Path, github: str) -> None:
-    made = baking.bake(tmp_path, github_username=github) / "notebooks" / "train.ipynb"
-    answers = baking.context({"github_username": github})
-    rendered = baking.environment().from_string(SOURCE.read_text("utf-8")).render(**answers)
+@pytest.mark.parametrize("task", sorted(TASKS.glob("*-*/")), ids=lambda task: str(task.name))
+def test_it_is_what_its_source_gives(tmp_path: Path, task: Path, github: str) -> None:
+    chosen = {"github_username": github, "task": task.name}
+    made = baking.bake(tmp_path, hooks=False, **chosen) / "notebooks" / "train.ipynb"
+    rendered = baking.environment().from_string(source(task)).render(**baking.context(chosen))
     assert made.read_text("utf-8") == converted(rendered)
 
 

@@ -283,7 +283,7 @@ def test_a_time_that_is_none_is_refused(project: Path, time: str) -> None:
 def test_a_trial_that_diverges_says_so(project: Path) -> None:
     text = GRID.replace("[0.001, 0.006]", "[1.0e+30, 0.006]").replace("[0, 1, 2]", "[0]")
     (project / "sweep.yaml").write_text(text)
-    assert "training diverged: no epoch had a finite validation loss; try a lower learning rate" in projects.run(
+    assert "training diverged: no validation loss was finite; try a lower learning rate" in projects.run(
         project, "sweep"
     )
 

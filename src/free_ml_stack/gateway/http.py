@@ -63,13 +63,13 @@ class Request:
     base: str = ""  # the gateway's own address
     client: str = ""  # the address of the connection's other end
     memory: Memory = field(default_factory=Memory)
-    kept: int = 0  # bytes of its body that are counted there
+    kept: list[int] = field(default_factory=list)  # sizes of what is counted there; one list of all copies
     direct: Any = None  # the server's short way for large files, where it has one
 
     def release(self) -> None:
         """Count the body no more, for it is dealt with."""
-        self.memory.held -= self.kept
-        self.kept = 0
+        self.memory.held -= sum(self.kept)
+        self.kept.clear()
 
     @property
     def segments(self) -> list[str]:
@@ -105,7 +105,7 @@ class Request:
             async with asyncio.timeout(seconds):
                 async for piece in self.pieces():
                     self.memory.take(len(piece))
-                    self.kept += len(piece)
+                    self.kept.append(len(piece))
                     pieces.append(piece)
                     size += len(piece)
                     if size > limit:

@@ -167,7 +167,7 @@ class Calls:
         task = asyncio.ensure_future(self._ask(model, given, call))
         self.background.add(task)
         task.add_done_callback(self.background.discard)
-        later, request.kept = replace(request), 0  # the body stays in memory for longer than the request
+        later, request.kept = replace(request), []  # the body stays in memory for longer than the request
         task.add_done_callback(lambda _: later.release())
         return 200, orjson.dumps({"async": "void", "request_id": call.request_id}), JSON
 
