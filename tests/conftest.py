@@ -10,7 +10,7 @@ import places  # noqa: F401 - makes the skeleton's package importable
 import pytest
 
 FAST = 5  # seconds of CPU that a test may take without the marker `slow`
-SHARED = 2  # times as much does the same work take where hyper-threads and caches are shared with others
+SHARED = 3  # times as much does the same work take where hyper-threads and caches are shared with others
 
 # A shell ignores SIGINT in what it starts in the background, and so would all that the tests start and interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -8,7 +8,7 @@ import socket
 import string
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -177,7 +177,13 @@ def test_it_is_not_ready_with_a_model_that_does_not_load(tmp_path: Path) -> None
 def test_it_can_be_mounted_below_a_path_of_another_application(tmp_path: Path) -> None:
     store, app = open_app(tmp_path / "data")
     deploy(echo_folder(tmp_path / "model"), store, "demo", Echo())
-    with serving(Starlette(routes=[Mount("/deep/er", app)])) as url:
+
+    @contextlib.asynccontextmanager
+    async def life(_: Starlette) -> AsyncIterator[None]:
+        yield
+        await app.stop()
+
+    with serving(Starlette(routes=[Mount("/deep/er", app)], lifespan=life)) as url:
         for address in (f"{url}/deep/er", f"{url}/deep/er/k/{KEY}"):
             client = Algorithmia.client(KEY, address)
             assert client.algo("me/demo").pipe("word").result == "hello"

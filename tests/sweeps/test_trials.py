@@ -28,6 +28,7 @@ def states(crew: Trials) -> list[TrialState]:
     return [trial.state for trial in crew.all()]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["folder", pytest.param("database", marks=pytest.mark.slow)])
 def test_many_at_once_take_each_point_once(tmp_path: Path, kind: str) -> None:
     place = str(tmp_path) if kind == "folder" else f"sqlite:///{tmp_path / 'trials.db'}"
