@@ -82,6 +82,8 @@ size: ## count the lines of a project, of the library by package, and of the tes
 	lines() { printf '%7d  %s\n' "$$(find "$$1" $$3 \( -name '*.py' -o -name "*.{{ 'py' }}" \) -exec cat {} + | wc -l)" "$$2"; }; \
 	echo "Python that a project is generated with"; \
 	for folder in "$(SKELETON)"/*/; do lines "$$folder" "$$(basename "$$folder")"; done | grep -v '^ *0 ' | sum; \
+	echo "The science of a task, of which a project has one"; \
+	for folder in templates/tasks/*/; do lines "$$folder" "$$(basename "$$folder")"; done; echo; \
 	echo "The library by package"; \
 	{ lines src/free_ml_stack "(top)" "-maxdepth 1"; \
 	for folder in src/free_ml_stack/[a-z]*/; do lines "$$folder" "$$(basename "$$folder")"; done; } | sum; \
