@@ -29,8 +29,9 @@ BYTES = 1 << 16  # read at once
 TOGETHER = 64  # answered calls that are described together
 IDLE = 0.002  # seconds without a call after which there is time for that
 NO_WAIT = getattr(socket, "MSG_DONTWAIT", 0)  # Windows has none
-SPIN = 2e-4 if NO_WAIT and len(getattr(os, "sched_getaffinity", lambda _: ())(0)) > 1 else 0.0
+SPIN = 2e-4 if NO_WAIT and len(getattr(os, "sched_getaffinity", lambda _: ())(0)) > 3 else 0.0
 # Seconds in which the next message is looked for again and again: to sleep and be woken takes as long as a small model.
+# With fewer processors it would keep the gateway or the caller from theirs.
 PDEATHSIG = 1  # linux/prctl.h
 
 
