@@ -47,9 +47,8 @@ def published_models(settings: Settings) -> list[Path]:
 
 def deployed(settings: Settings) -> dict[str, str] | None:
     """Return the version of the algorithm that answers calls, None where nothing is deployed."""
-    from free_ml_stack.deployment.versions import read_index
+    from free_ml_stack.deployment.versions import latest_build
     from free_ml_stack.storage.stores import open_store
 
-    algorithm = read_index(open_store(settings.storage, settings), settings.algorithm.partition("/")[2])
-    build = algorithm.latest() if algorithm else None
+    build = latest_build(open_store(settings.storage, settings), settings.algorithm.partition("/")[2])
     return {"version": build.version, "folder": build.folder, "deployed": build.finished_at} if build else None

@@ -19,7 +19,6 @@ from free_ml_stack.errors import StackError
 Facts = Mapping[str, Any]
 MOST = 1000  # categories of a column that is no target; rarer values count as missing
 VARIABLE = ("text", "bytes")  # what has no fixed size
-INSTANT = "timestamp[us]"
 ONE_DIMENSION = 1
 
 
@@ -65,7 +64,7 @@ def normal(column: pa.Array, name: str, names: Sequence[str] = ()) -> pa.Array:
 
 
 def _named(column: pa.Array, name: str, names: Sequence[str]) -> pa.Array:
-    """Classes by their names; -1 is none, as in test splits of the Hub whose answers are secret."""
+    """The names of numbered classes; -1 is missing, as in test splits of the Hub without answers."""
     numbers = pc.fill_null(column.cast(pa.int64()), -1)
     if (most := pc.max(numbers).as_py() or 0) >= len(names):
         raise StackError(f"{name} has the class {most}, and {len(names)} names of classes")
@@ -84,13 +83,11 @@ def kind_of(kind: pa.DataType) -> str:
 
 
 def cast(column: pa.Array, kind: str, name: str) -> pa.Array:
-    """A column in normal form as the kind that the project asks for. Raises StackError where it is none."""
+    """Convert a column in normal form to the kind that the project asks for. Raises StackError if that fails."""
     found = kind_of(column.type)
     if found == kind or (kind == "category" and found in ("text", "number")):
         return column
-    if kind == "category" and found == "date":
-        return column.cast(pa.string())
-    if kind == "text" and found == "number":
+    if (kind, found) in (("category", "date"), ("text", "number")):
         return column.cast(pa.string())
     if kind == "number" and found == "text":
         try:

@@ -1,6 +1,5 @@
 """A data set on its way into the store: arranged as the project reads it, split, checked, and only then put there."""
 
-import hashlib
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -17,6 +16,7 @@ from free_ml_stack.data import columns as col
 from free_ml_stack.data.dataset import SPLITS, in_store, put
 from free_ml_stack.data.source import Rows, Source
 from free_ml_stack.errors import StackError
+from free_ml_stack.storage.checksums import sum_of
 from free_ml_stack.storage.manifest import DamagedError, verify
 
 if TYPE_CHECKING:
@@ -275,4 +275,4 @@ class _File:
     def facts(self) -> dict[str, Any]:
         """The entry of the manifest: checksum and size."""
         with self.path.open("rb") as file:
-            return {"sha256": hashlib.file_digest(file, "sha256").hexdigest(), "size": self.path.stat().st_size}
+            return {"sha256": sum_of(file, "sha-256").hex(), "size": self.path.stat().st_size}

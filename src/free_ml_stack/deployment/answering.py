@@ -5,6 +5,7 @@ The gateway's workers and the check of a deployment use the same functions, so t
 
 import contextlib
 import io
+import logging
 import math
 import traceback
 from collections.abc import Mapping, Sequence
@@ -22,6 +23,7 @@ JSON = "application/json"
 JSON_OPTIONS = orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_NON_STR_KEYS
 SAMPLE, REFERENCE = "sample.json", "reference.json"
 TOLERANCE = 1e-5
+log = logging.getLogger(__name__)
 KNOWN_ERRORS = {
     "InputError", "UnsupportedError", "InitializationError", "OutOfMemoryError", "OutOfGpuMemoryError",
     "LanguageError", "TooLargeError", "ParsingError", "EntityNotFoundError", "ThirdPartyCredentialError",
@@ -87,9 +89,11 @@ class Loaded:
         return answer, printed.getvalue() if printed else None
 
     def _watched_call(self, payload: Any, answer: Any) -> Mapping[str, Any]:
-        with contextlib.suppress(Exception):
+        try:
             return self.predictor.watch(payload, answer, self.model)
-        return {}
+        except Exception as error:
+            log.debug("a call could not be described: %s", error)
+            return {}
 
 
 FAULTS = ("error", "unread")

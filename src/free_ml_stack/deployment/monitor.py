@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from fsspec.implementations.dirfs import DirFileSystem
 
-from free_ml_stack.deployment.versions import Build, read_index
+from free_ml_stack.deployment.versions import deployed_build
 from free_ml_stack.errors import StackError
 from free_ml_stack.evaluation import plots as pictures
 from free_ml_stack.evaluation.drift import drift
@@ -48,7 +48,7 @@ def monitor(settings: "Settings") -> Monitoring:
     """
     store = open_store(settings.storage, settings)
     name = settings.algorithm.partition("/")[2]
-    build = check_deployed(settings)
+    build = deployed_build(store, name, settings.command)
     calls = [call for call in read_calls(store, name) if call["version"] == build.version]
     if not calls:
         raise StackError(f"nobody has called version {build.version} yet: run `{settings.command} predict`")
@@ -76,15 +76,6 @@ def monitor(settings: "Settings") -> Monitoring:
     run.summary(verdict=found["verdict"])
     (folder / "monitor.json").write_bytes(as_json(found))
     return Monitoring(build.version, found, len(calls), errors, median, p99, drawn, run.finish())
-
-
-def check_deployed(settings: "Settings") -> Build:
-    """The version that answers. Raises StackError where nothing is deployed."""
-    index = read_index(open_store(settings.storage, settings), settings.algorithm.partition("/")[2])
-    build = index.latest() if index else None
-    if build is None:
-        raise StackError(f"nothing is deployed yet: run `{settings.command} deploy`")
-    return build
 
 
 def reference_of(store: "AbstractFileSystem", folder: str, command: str) -> dict[str, Any]:

@@ -122,6 +122,19 @@ def read_index(store: AbstractFileSystem, name: str) -> Algorithm | None:
         raise StackError(f"{index_path(name)} in the store is damaged: {error}") from None
 
 
+def latest_build(store: AbstractFileSystem, name: str) -> Build | None:
+    """The version of an algorithm that answers when none is named; None where nothing is deployed."""
+    algorithm = read_index(store, name)
+    return algorithm.latest() if algorithm else None
+
+
+def deployed_build(store: AbstractFileSystem, name: str, command: str) -> Build:
+    """The version that answers. Raises StackError where nothing is deployed."""
+    if build := latest_build(store, name):
+        return build
+    raise StackError(f"nothing is deployed yet: run `{command} deploy`")
+
+
 def write_index(store: AbstractFileSystem, algorithm: Algorithm) -> None:
     """Replace the index; a reader sees the old one or the new one."""
     store.pipe_file(index_path(algorithm.name), orjson.dumps(algorithm, option=orjson.OPT_INDENT_2))

@@ -154,6 +154,6 @@ class Server:
         count, self.pairs = len(self.pairs), []
         try:
             described = orjson.dumps(found, default=repr, option=JSON_OPTIONS)
-        except TypeError:  # a key of the project's that is none in JSON
+        except TypeError:  # a key that JSON does not allow
             described = orjson.dumps([{}] * count)
         self.connection.sendall(frame(("watched", described, 0.0)))

@@ -158,7 +158,7 @@ class WandbTracker(Tracker):
 
         artifact = wandb.Artifact(name, kind, metadata=dict(facts))
         for file in files:
-            inside = not ({"..", "/"} & set(Path(file).parts)) and not Path(file).is_absolute()
+            inside = not Path(file).is_absolute() and ".." not in Path(file).parts
             artifact.add_file(str(self.folder / file), name=Path(file).as_posix() if inside else None)
         if used:
             self.run.use_artifact(artifact, aliases=[alias])

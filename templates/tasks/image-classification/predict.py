@@ -48,9 +48,17 @@ def apply_batch(inputs: list[Any], model: Model) -> list[dict[str, Any]]:
 
 def watch(input: Any, answer: Any, model: Model) -> dict[str, Any]:
     """What monitoring compares with the training data: numbers, and categories as text."""
-    image = images_of([input], model)
-    seen = {"mean": float(image.mean()), "deviation": float(image.std())}
-    return {"label": str(answer["label"]), "confidence": answer["confidence"], **seen}
+    return watch_batch([input], [answer], model)[0]
+
+
+def watch_batch(inputs: list[Any], answers: list[Any], model: Model) -> list[dict[str, Any]]:
+    """The same of many calls; a busy gateway logs them with this."""
+    values = images_of(inputs, model).reshape(len(inputs), -1)
+    means, deviations = values.mean(axis=1).tolist(), values.std(axis=1).tolist()
+    return [
+        {"label": str(answer["label"]), "confidence": answer["confidence"], "mean": mean, "deviation": deviation}
+        for answer, mean, deviation in zip(answers, means, deviations, strict=True)
+    ]
 
 
 def pixels(picture: Any, shape: Sequence[int] | None, box: Any = None) -> NDArray[Any]:
@@ -85,13 +93,3 @@ def images_of(inputs: list[Any], model: Model) -> NDArray[np.float32]:
     if not (images.min() >= 0 and images.max() <= model.levels):  # nor is NaN
         raise ValueError(f"expected values of pixels from 0 to {model.levels}")
     return images
-
-
-def watch_batch(inputs: list[Any], answers: list[Any], model: Model) -> list[dict[str, Any]]:
-    """The same of many calls; a busy gateway logs them with this."""
-    values = images_of(inputs, model).reshape(len(inputs), -1)
-    means, deviations = values.mean(axis=1).tolist(), values.std(axis=1).tolist()
-    return [
-        {"label": str(answer["label"]), "confidence": answer["confidence"], "mean": mean, "deviation": deviation}
-        for answer, mean, deviation in zip(answers, means, deviations, strict=True)
-    ]

@@ -233,7 +233,7 @@ class Batcher:
         self.given_up(self)
 
     async def describe(self, seconds: float) -> None:
-        """Have the log told of the calls that have been answered, by the workers that have time for it."""
+        """Let idle workers send what the log lacks of answered calls."""
         await asyncio.gather(*(worker.describe(seconds) for worker in self.idle))
 
     async def close(self, seconds: float | None = None) -> None:

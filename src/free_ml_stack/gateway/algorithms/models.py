@@ -67,7 +67,7 @@ class Models:
             self.cache = ""
 
     async def describe(self) -> None:
-        """Have the log told of the calls that have been answered, as far as that takes no time."""
+        """Let idle workers send what the log lacks of answered calls, within 50 ms."""
         await asyncio.gather(*(model.describe(DESCRIBING) for model in self.loaded.values()))
 
     def find(self, name: str, reference: str) -> Model | None:
