@@ -29,9 +29,9 @@ BYTES = 1 << 16  # read at once
 TOGETHER = 64  # answered calls that are described together
 IDLE = 0.002  # seconds without a call after which there is time for that
 NO_WAIT = getattr(socket, "MSG_DONTWAIT", 0)  # Windows has none
-SPIN = 2e-4 if NO_WAIT and len(getattr(os, "sched_getaffinity", lambda _: ())(0)) > 3 else 0.0
-# Seconds in which the next message is looked for again and again: to sleep and be woken takes as long as a small model.
-# With fewer processors it would keep the gateway or the caller from theirs.
+SPIN = 3e-4 if NO_WAIT and len(getattr(os, "sched_getaffinity", lambda _: ())(0)) > 1 else 0.0
+# Seconds in which the next message is polled for: to sleep and be woken takes longer than a small model.
+# With one processor, polling would keep the other process from it.
 PDEATHSIG = 1  # linux/prctl.h
 
 
@@ -127,16 +127,16 @@ class Server:
     def run(self) -> None:
         """Answer until the other side closes the connection."""
         frames = Frames()
-        batch: list[Any] = []
+        soon = False  # whether the next batch is likely to come at once
         while True:
-            data = receive_soon(self.connection) if len(batch) == 1 else None  # a larger batch is worth being woken
+            data = receive_soon(self.connection) if soon else None
             if data is None:
                 if self.pairs and not select.select([self.connection], [], [], IDLE)[0]:
                     self.describe()
                 data = self.connection.recv(BYTES)
             if not data:
                 return
-            for batch in frames.feed(data):
+            for soon, batch in frames.feed(data):
                 self.answer(batch) if batch else self.describe()
 
     def answer(self, batch: list[Any]) -> None:

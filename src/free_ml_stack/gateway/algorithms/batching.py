@@ -9,6 +9,7 @@ from itertools import chain, islice
 from typing import Any
 
 from free_ml_stack.deployment.answering import FAULTS, Output
+from free_ml_stack.deployment.worker import SPIN
 from free_ml_stack.errors import StackError
 from free_ml_stack.gateway.algorithms.workers import Question, Worker
 from free_ml_stack.gateway.http import HTTPError
@@ -22,7 +23,6 @@ USUAL = 4  # times what a batch takes
 SPARE = 2  # workers that are free, or soon will be
 CLOSING = 1.0  # seconds for what is answered to be logged in the end
 HANGING = 1.0  # seconds after which a worker whose callers have all been answered is replaced
-AT_ONCE = 1e-4  # seconds: a model that is quicker is waited for where there is one caller only
 
 
 class QueueFullError(HTTPError):
@@ -85,8 +85,9 @@ class Batcher:
         if not alone:
             self._schedule()
         elif not self.busy:
-            self._dispatch()
-            if self.seconds < AT_ONCE and self.busy:
+            soon = self.seconds < SPIN
+            self._dispatch(soon)
+            if soon and self.busy:
                 self.busy[0].wait()
 
     async def ask(self, content_type: str, body: bytes, capture: bool, seconds: float, deliver: Any) -> None:
@@ -108,14 +109,14 @@ class Batcher:
         self.scheduled = True
         asyncio.get_running_loop().call_soon(self._dispatch)
 
-    def _dispatch(self) -> None:
+    def _dispatch(self, soon: bool = False) -> None:
         self.scheduled = False
         now = asyncio.get_running_loop().time()
         while self.waiting and self.idle and len(self._stuck(now)) == len(self.busy):
             if batch := self._take():
                 worker = self.idle.pop(0)
                 self.busy.append(worker)
-                worker.ask(batch, now)
+                worker.ask(batch, now, soon)
         if not self.busy and not self.waiting:
             self.empty.set()
         elif self.timer is None:

@@ -93,10 +93,10 @@ class Worker(asyncio.Protocol):
         self._complete([{}] * len(self.unwatched))
         self.lost(self)
 
-    def ask(self, batch: list[Question], now: float) -> None:
-        """Send a batch."""
+    def ask(self, batch: list[Question], now: float, soon: bool = False) -> None:
+        """Send a batch; `soon` if the next one is likely to follow the answer at once."""
         self.batch, self.since = batch, now
-        self.transport.write(frame([(q.content_type, q.body, q.capture) for q in batch]))
+        self.transport.write(frame((soon, [(q.content_type, q.body, q.capture) for q in batch])))
 
     def wait(self) -> None:
         """Take the answers if they come at once, which spares a caller who is alone the event loop's turn."""
@@ -128,7 +128,7 @@ class Worker(asyncio.Protocol):
     async def describe(self, seconds: float) -> None:
         """Have the log told of what has been answered, unless the model is busy for longer."""
         if self.unwatched:
-            self.transport.write(frame([]))
+            self.transport.write(frame((False, [])))
             with suppress(TimeoutError):
                 await asyncio.wait_for(self.quiet.wait(), seconds)
 

@@ -5,15 +5,17 @@ them together are limited, too.
 """
 
 import asyncio
-from typing import ClassVar
+from weakref import WeakKeyDictionary
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn.server import ServerState
 
 HEAD = 1 << 16  # bytes of a head, beyond what comes with its beginning
 HEADS = 1 << 26  # bytes of all heads that are not whole; beyond that only short ones are read
 SHORT = 1 << 13  # bytes of a head as programs send it
 CONNECTIONS = 4096  # at once; more are closed
 PATIENCE = 60.0  # seconds for a head to come, and for the rest of a request that is answered already
+heads: WeakKeyDictionary[ServerState, int] = WeakKeyDictionary()  # bytes of all that are not whole, by server
 
 
 class GuardedProtocol(HttpToolsProtocol):
@@ -23,7 +25,6 @@ class GuardedProtocol(HttpToolsProtocol):
     ending = False  # whether the connection ends with the next answer
     size = 0  # bytes of it, without those of its first piece
     held = 0  # bytes of it that count among all
-    total: ClassVar[list[int]] = [0]  # of this process
     deadline: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -44,8 +45,7 @@ class GuardedProtocol(HttpToolsProtocol):
         begun = self.heading
         super().data_received(data)
         if self.heading:
-            self._hold(self.held + len(data))
-            if self.total[0] > HEADS and self.held > SHORT:
+            if self._hold(self.held + len(data)) > HEADS and self.held > SHORT:
                 self._close(503, b"too many requests are coming that are not whole")
         if begun and self.heading:
             self.size += len(data)
@@ -79,9 +79,11 @@ class GuardedProtocol(HttpToolsProtocol):
         if self.cycle and not self.cycle.response_complete:
             self.cycle.keep_alive = False
 
-    def _hold(self, size: int) -> None:
-        self.total[0] += size - self.held
+    def _hold(self, size: int) -> int:
+        """Count the bytes of this head; return those of all heads of the server."""
+        count = heads[self.server_state] = heads.get(self.server_state, 0) + size - self.held
         self.held = size
+        return count
 
     def _expect_head(self) -> None:
         if not self.transport.is_closing():
@@ -101,6 +103,7 @@ class GuardedProtocol(HttpToolsProtocol):
     def _close(self, status: int, message: bytes) -> None:
         if self.transport.is_closing():
             return
+        self._hold(0)
         if self.cycle is None or self.cycle.response_complete:  # else it would get between another answer
             body = b'{"error":{"code":6001,"message":"%b"}}' % message
             head = b"content-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n"
