@@ -136,7 +136,8 @@ class Server:
                 data = self.connection.recv(BYTES)
             if not data:
                 return
-            for soon, batch in frames.feed(data):
+            for another_soon, batch in frames.feed(data):
+                soon = another_soon
                 self.answer(batch) if batch else self.describe()
 
     def answer(self, batch: list[Any]) -> None:

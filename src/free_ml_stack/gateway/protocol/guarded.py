@@ -44,9 +44,8 @@ class GuardedProtocol(HttpToolsProtocol):
         """Called by the event loop."""
         begun = self.heading
         super().data_received(data)
-        if self.heading:
-            if self._hold(self.held + len(data)) > HEADS and self.held > SHORT:
-                self._close(503, b"too many requests are coming that are not whole")
+        if self.heading and self._hold(self.held + len(data)) > HEADS and self.held > SHORT:
+            self._close(503, b"too many requests are coming that are not whole")
         if begun and self.heading:
             self.size += len(data)
             if self.size > HEAD:
