@@ -1,4 +1,4 @@
-"""What commands print, where standard input, output or error is closed."""
+"""Console output when standard input, output or error is closed."""
 
 import subprocess
 import sys
@@ -14,7 +14,7 @@ from free_ml_stack import console
 console.open_streams()
 made = open("made", "w")
 assert made.fileno() > 2, made.fileno()
-assert not console.watched() and sys.stdin.read() == ""
+assert not console.is_terminal() and sys.stdin.read() == ""
 progress = console.Progress(10, "steps", seconds=-1.0)
 progress.at(5)
 progress.close()
@@ -27,7 +27,7 @@ made.write("whole")
 
 
 @pytest.mark.parametrize("closed", ["0<&-", "1>&-", "2>&-", "1>&- 2>&-", "0<&- 1>&- 2>&-"])
-def test_a_closed_stream_is_no_matter_and_no_file_takes_its_place(tmp_path: Path, closed: str) -> None:
+def test_closed_standard_streams_are_replaced_by_the_null_device(tmp_path: Path, closed: str) -> None:
     (tmp_path / "program.py").write_text(PROGRAM)
     done = subprocess.run(
         ["sh", "-c", f'exec "{sys.executable}" program.py {closed}'],
@@ -42,7 +42,7 @@ def test_a_closed_stream_is_no_matter_and_no_file_takes_its_place(tmp_path: Path
     assert "1>" in closed or done.stdout.startswith(("said\n", "5 of 10 steps"))
 
 
-def test_progress_is_told_to_nobody_without_standard_error(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_progress_prints_nothing_without_standard_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stderr", None)
     progress = console.Progress(10, "steps", seconds=-1.0)
     progress.at(5)

@@ -1,4 +1,4 @@
-"""git is asked for the project's repository, whatever the environment and the user's configuration say."""
+"""Calls of git ignore GIT_* variables and the user's configuration."""
 
 import base64
 import io
@@ -77,7 +77,7 @@ def tree(folder: Path) -> dict[str, bytes]:
 
 
 def alter(folder: Path) -> None:
-    """Change a project in each way in which it can differ from its commit."""
+    """Change a project in every way in which a working tree can differ from its commit."""
     lines = (folder / "src/model.py").read_text().splitlines(keepends=True)
     (folder / "src/model.py").write_text("".join([*lines[:9], "changed = 1\n", *lines[10:]]))
     (folder / "staged.bin").write_bytes(bytes(reversed(range(256))))
@@ -107,7 +107,7 @@ def test_the_changes_applied_to_the_commit_give_the_same_tree(
     assert tree(tmp_path / "clone") == tree(project)
 
 
-def test_a_new_module_alone_makes_the_commit_dirty_and_ignored_files_do_not(tmp_path: Path) -> None:
+def test_an_untracked_module_marks_the_commit_dirty_and_ignored_files_do_not(tmp_path: Path) -> None:
     project = repository(tmp_path / "project")
     name = do(project, "rev-parse", "HEAD")
     for file in ("src/scratch.tmp", "src/mine.log", "notes"):
@@ -118,14 +118,14 @@ def test_a_new_module_alone_makes_the_commit_dirty_and_ignored_files_do_not(tmp_
     assert b"+x = 1" in provenance.changes(project)
 
 
-def test_no_repository_and_one_without_a_commit_have_no_record(tmp_path: Path) -> None:
+def test_provenance_is_empty_without_a_repository_or_a_commit(tmp_path: Path) -> None:
     assert (provenance.commit(tmp_path), provenance.changes(tmp_path)) == ("", b"")
     do(tmp_path, "init", "-q")
     assert (provenance.commit(tmp_path), provenance.changes(tmp_path)) == ("", b"")
 
 
 def misled(monkeypatch: pytest.MonkeyPatch, other: Path) -> None:
-    """Set what git sets for the hooks of a linked worktree, and what else leads to another repository."""
+    """Set all variables that select another repository, as git does for hooks of a linked worktree."""
     monkeypatch.setenv("GIT_DIR", str(other / ".git"))
     monkeypatch.setenv("GIT_WORK_TREE", str(other))
     monkeypatch.setenv("GIT_INDEX_FILE", str(other / ".git/index"))
@@ -134,7 +134,7 @@ def misled(monkeypatch: pytest.MonkeyPatch, other: Path) -> None:
     monkeypatch.setenv("GIT_PREFIX", "elsewhere/")
 
 
-def test_the_commit_is_the_projects_though_the_environment_names_another(
+def test_provenance_ignores_git_variables_of_another_repository(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     project, other = repository(tmp_path / "project"), repository(tmp_path / "other")
@@ -143,7 +143,7 @@ def test_the_commit_is_the_projects_though_the_environment_names_another(
     assert (provenance.commit(project), provenance.changes(project)) == (wanted, b"")
 
 
-def test_what_travels_is_the_projects_though_the_environment_names_another(
+def test_the_packed_project_ignores_git_variables_of_another_repository(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     project, other = repository(tmp_path / "project"), repository(tmp_path / "other")
@@ -160,7 +160,7 @@ def test_what_travels_is_the_projects_though_the_environment_names_another(
 def test_a_push_to_an_installation_leaves_the_users_repository_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nor does a hook of the user's run, or stop it."""
+    """A failing hook of the user neither runs nor stops the push."""
     served, other = repository(tmp_path / "served"), repository(tmp_path / "other")
     do(served, "config", "receive.denyCurrentBranch", "ignore")
     hook = tmp_path / "hooks/prepare-commit-msg"
@@ -178,13 +178,13 @@ def test_a_push_to_an_installation_leaves_the_users_repository_alone(
     assert {**tree(other), "HEAD": do(other, "rev-parse", "HEAD")} == before
 
 
-def test_what_git_calls_local_is_removed() -> None:
+def test_all_local_variables_of_git_are_removed() -> None:
     local = subprocess.run(
         ["git", "rev-parse", "--local-env-vars"], capture_output=True, text=True, check=True
     ).stdout.split()
     assert set(local) <= git.REPOSITORY
 
 
-def test_git_is_called_in_one_place_only() -> None:
+def test_git_is_called_by_one_module_only() -> None:
     sources = Path(str(git.__file__)).parent.rglob("*.py")
     assert [path.name for path in sources if '["git"' in path.read_text(encoding="utf-8")] == ["git.py"]

@@ -1,4 +1,4 @@
-"""What is used before anything is installed needs the standard library only, read from the vendored wheel as it is."""
+"""Modules that run before installation import the standard library only, from the vendored wheel."""
 
 import subprocess
 import sys
@@ -10,7 +10,7 @@ from baking import SKELETON
 
 
 def run(code: str, python: str = sys.executable) -> str:
-    """What `code` prints in an interpreter that sees the wheel and no installed package."""
+    """Run `code` in an interpreter that has the wheel and no installed package; return its output."""
     done = subprocess.run(
         [python, "-ISc", f"import sys; sys.path.insert(0, {str(WHEEL)!r})\n{code}"],
         capture_output=True,
@@ -26,7 +26,7 @@ def test_the_hook_checks_credentials() -> None:
     assert run(code).count("missing") >= 3
 
 
-def test_colab_opens_the_project_before_it_installs(tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_colab_opens_the_project_before_packages_are_installed(tmp_path_factory: pytest.TempPathFactory) -> None:
     folder = tmp_path_factory.mktemp("project")
     (folder / "stack.toml").write_text('project = "digits"\n')
     code = f"import os; os.chdir({str(folder)!r})\nfrom free_ml_stack.notebook import Project\n"
@@ -34,5 +34,5 @@ def test_colab_opens_the_project_before_it_installs(tmp_path_factory: pytest.Tem
 
 
 @pytest.mark.parametrize("name", ["errors", "notebook.packages", "project.arguments", "cli.main"])
-def test_modules_that_open_the_library(name: str) -> None:
+def test_entry_modules_need_the_standard_library_only(name: str) -> None:
     assert run(f"import free_ml_stack.{name}\nprint('ok')") == "ok\n"

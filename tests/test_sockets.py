@@ -1,4 +1,4 @@
-"""Processes talk to each other though the temporary folder's path is too long for a socket."""
+"""Sockets between processes work if the path of the temporary folder is too long for them."""
 
 import os
 import subprocess
@@ -9,10 +9,10 @@ import pytest
 
 TALK = """
 import multiprocessing, tempfile
-from free_ml_stack.processes import shorten_sockets
+from free_ml_stack.processes import shorten_socket_paths
 if __name__ == "__main__":
     before = tempfile.gettempdir()
-    shorten_sockets()
+    shorten_socket_paths()
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([])
     process = context.Process(target=print, args=("talked",))
@@ -23,7 +23,7 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="there are no such sockets")
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no Unix sockets")
 @pytest.mark.parametrize("length", [10, 120])
 def test_a_server_of_workers_starts_whatever_the_temporary_folder(tmp_path: Path, length: int) -> None:
     folder = tmp_path / ("x" * length)

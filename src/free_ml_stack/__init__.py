@@ -1,4 +1,4 @@
-"""The wiring between a project's science and its tools: storage, tracking, sweeps, publishing, deployment."""
+"""The library behind generated projects: storage, tracking, sweeps, publishing and deployment for their models."""
 
 from free_ml_stack.errors import StackError
 from free_ml_stack.project.flags import flag
@@ -7,12 +7,12 @@ __all__ = ["StackError", "flag", "main"]
 
 
 def main(package: str) -> None:
-    """Run the command that `sys.argv` names for a project, and exit with its code.
+    """Run the command line of a project with `sys.argv`, and exit with its code.
 
     `package` is the import name of the project's package, which holds config, data, model, train and predict. The
-    exit code is 0, 1 after an error (one line on standard error), 2 for wrong arguments, 75 where training was
-    stopped and can be resumed, and 130 after an interrupt.
+    exit code is 0 on success, 1 after an error (one line on standard error), 2 for wrong arguments, 75 if training
+    was preempted and can be resumed, and 130 after an interrupt.
     """
-    from free_ml_stack.cli.main import main as run_command_line  # credentials are checked without it
+    from free_ml_stack.cli.main import main as run_command_line  # not needed to check credentials
 
     run_command_line(package)

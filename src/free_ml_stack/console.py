@@ -1,4 +1,4 @@
-"""What commands print: plain lines, small tables, and a progress bar where somebody watches."""
+"""Console output of the commands: lines, aligned tables and a progress bar."""
 
 import os
 import sys
@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-LAST = 2  # the number of standard error
+LAST = 2  # file descriptor of standard error
 
 
 def open_streams() -> None:
-    """Put the null device where standard input, output or error is closed: a file opened next would take its number.
+    """Open the null device for each standard stream that is closed.
 
-    What any library writes as an error would go into that file.
+    Otherwise the next file to be opened gets that descriptor, and what libraries print to it ends up in the file.
     """
     while (number := os.open(os.devnull, os.O_RDWR)) <= LAST:
         os.set_inheritable(number, True)
@@ -23,25 +23,25 @@ def open_streams() -> None:
             setattr(sys, name, open(number, "w" if number else "r", closefd=False))  # noqa: SIM115
 
 
-def watched() -> bool:
-    """Whether somebody may be looking at what is said as an error."""
+def is_terminal() -> bool:
+    """Return whether standard error is a terminal."""
     return sys.stderr is not None and sys.stderr.isatty()
 
 
 def say(*lines: str) -> None:
-    """Print lines at once, also into a pipe."""
+    """Print lines and flush them, so that they appear immediately in a pipe too."""
     for line in lines:
         print(line, flush=True)
 
 
-def shown(path: Path) -> str:
-    """A path as it would be typed here: relative to the working directory, if it lies below that."""
+def display_path(path: Path) -> str:
+    """Format a path relative to the working directory if it is inside it, otherwise as it is."""
     here = Path.cwd()
     return str(path.relative_to(here) if path.is_relative_to(here) else path)
 
 
 def table(rows: Sequence[Sequence[object]], header: Sequence[str] = ()) -> str:
-    """Rows of cells in aligned columns, as text; numbers stand to the right."""
+    """Format rows of cells as aligned columns; columns of numbers are right-aligned."""
     cells = [[str(cell) for cell in row] for row in ([header] if header else []) + list(rows)]
     widths = [max(len(row[i]) for row in cells) for i in range(len(cells[0]))] if cells else []
     right = [all(isinstance(row[i], int | float) for row in rows) for i in range(len(widths))]
@@ -55,9 +55,9 @@ def table(rows: Sequence[Sequence[object]], header: Sequence[str] = ()) -> str:
 
 
 class Progress:
-    """How far long work is: a bar on a terminal, a line now and then elsewhere.
+    """Show the progress of a long operation: as a bar on a terminal, otherwise as a line every few seconds.
 
-    `unit` is what is counted, with `scaled` in thousands and millions; `seconds` pass between two lines.
+    `unit` names what is counted; `scaled` shows it in thousands and millions. `seconds` is the time between two lines.
     """
 
     def __init__(self, total: int, unit: str, scaled: bool = False, done: int = 0, seconds: float = 5.0) -> None:
@@ -65,13 +65,13 @@ class Progress:
         self.factor = 1_000_000 if scaled else 1
         self.next_line = time.monotonic() + seconds
         self.bar: Any = None
-        if watched():
+        if is_terminal():
             from tqdm import tqdm
 
             self.bar = tqdm(total=total, initial=done, unit=unit, unit_scale=scaled, leave=False)
 
     def at(self, done: int, note: str = "") -> None:
-        """Tell how much is done, and what is to be said of it."""
+        """Show that `done` of the total is finished, with an optional note."""
         if self.bar is not None:
             self.bar.set_postfix_str(note, refresh=False)
             self.bar.update(done - self.bar.n)
@@ -82,6 +82,6 @@ class Progress:
             print(", ".join(filter(None, (line, note))), file=sys.stderr, flush=True)
 
     def close(self) -> None:
-        """Take the bar away."""
+        """Remove the bar."""
         if self.bar is not None:
             self.bar.close()

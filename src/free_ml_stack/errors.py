@@ -1,26 +1,26 @@
-"""The error that a user can mend, and errors as one line of text."""
+"""Errors that a user can correct, and the formatting of any error as one line."""
 
 
 class StackError(Exception):
-    """Report a mistake that the user can correct: one line says what is wrong, where, and what to do."""
+    """Report an error that the user can correct. The message is one line: what is wrong, where, and what to do."""
 
 
 class PreemptedError(StackError):
-    """Training was told to stop, and has written a checkpoint to go on from."""
+    """Report that training was preempted after it saved a checkpoint, from which it can be resumed."""
 
 
 class NoServiceError(StackError):
-    """The store or the gateway can't be used now, or not with this key; one in this project can stand in."""
+    """Report that the store or the gateway is unreachable or rejects the key. Local storage can replace it."""
 
 
-def from_outside(error: Exception) -> bool:
-    """Whether an error is the disk's, the network's or a service's: a line is enough for it."""
+def is_external(error: Exception) -> bool:
+    """Return whether an error comes from the disk, the network or a service, so that it needs no traceback."""
     clients = ("botocore", "httpx", "httpx2", "requests", "urllib3", "huggingface_hub", "safetensors")
     return isinstance(error, OSError) or type(error).__module__.partition(".")[0] in clients
 
 
-def in_a_line(error: Exception) -> str:
-    """An error in one line, that of a system call in its own words."""
+def one_line(error: Exception) -> str:
+    """Format an error as one line, with the file name and the system's message for an OSError."""
     if isinstance(error, OSError) and error.strerror:
         return ": ".join(str(part) for part in (error.filename, error.strerror) if part)
     name = "" if isinstance(error, StackError) else f"{type(error).__name__}: "
@@ -28,7 +28,7 @@ def in_a_line(error: Exception) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error, for others to end; with what is wrong with it where pydantic refuses a value."""
+    """Return an error's first line without a final full stop; of a pydantic validation error, the first three lines."""
     lines = (str(error).strip() or type(error).__name__).splitlines()
     count = 3 if "validation error" in lines[0] else 1
     return ": ".join(line.strip() for line in lines[:count]).rstrip(".")

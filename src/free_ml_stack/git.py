@@ -1,11 +1,11 @@
-"""Every call of git: for the repository that is meant, whatever the environment names and the user has configured."""
+"""Calls of git that are independent of the user's GIT_* variables, hooks and configuration."""
 
 import os
 import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-# What leads git elsewhere: `git rev-parse --local-env-vars` of its versions, and what changes how it reads and tells.
+# Variables that select another repository (`git rev-parse --local-env-vars` of all versions) or change git's output.
 REPOSITORY = frozenset(
     f"GIT_{name}"
     for name in (
@@ -36,8 +36,8 @@ REPOSITORY = frozenset(
         "WORK_TREE",
     )
 )
-# No hook, watcher, signature or paging of the user's. The rest of a configuration (proxies, certificates, safe
-# folders, line ends, what is ignored) tells of the machine, and stays.
+# Disable the user's hooks, file monitor, signatures and colours. The rest of the configuration (proxies, certificates,
+# safe directories, line endings, ignored files) describes the machine and is kept.
 OPTIONS = (
     "core.hooksPath=" + os.devnull,
     "core.fsmonitor=false",
@@ -49,7 +49,7 @@ OPTIONS = (
 
 
 def environment() -> dict[str, str]:
-    """This process's environment without what names a repository; git asks nobody, and speaks English."""
+    """Return the environment for git: no variables that select a repository, no prompts, messages in English."""
     kept = {name: value for name, value in os.environ.items() if name not in REPOSITORY}
     return {**kept, "GIT_TERMINAL_PROMPT": "0", "LC_ALL": "C"}
 
@@ -60,9 +60,9 @@ def run(
     variables: Mapping[str, str] | None = None,
     seconds: float = 0.0,
 ) -> "subprocess.CompletedProcess[bytes]":
-    """Run git in `root`, with further `variables`, whatever its exit code.
+    """Run git in `root` with additional environment `variables`, and return the result whatever the exit code.
 
-    Raises OSError where there is no git, and subprocess.TimeoutExpired after `seconds` if those are given.
+    Raises OSError if git is not installed, and subprocess.TimeoutExpired after `seconds` if they are given.
     """
     options = [word for option in OPTIONS for word in ("-c", option)]
     return subprocess.run(

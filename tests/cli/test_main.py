@@ -64,10 +64,10 @@ def test_a_mistake_is_told_in_one_line(empty: Path, arguments: tuple[str, ...], 
 def test_a_failure_of_the_network_is_told_in_one_line() -> None:
     from huggingface_hub.utils import httpx  # type: ignore[attr-defined]
 
-    from free_ml_stack.errors import from_outside
+    from free_ml_stack.errors import is_external
 
-    assert from_outside(httpx.ReadError("cut off"))
-    assert not from_outside(ValueError("a mistake of ours"))
+    assert is_external(httpx.ReadError("cut off"))
+    assert not is_external(ValueError("a mistake of ours"))
 
 
 @pytest.mark.parametrize("arguments", [[], ["train"], ["serve"], ["deploy"]])

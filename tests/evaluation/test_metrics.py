@@ -1,4 +1,4 @@
-"""Evaluations against scikit-learn on the same input, absent classes included, and their pictures."""
+"""Metrics compared with scikit-learn's, including absent classes, and the plots."""
 
 import warnings
 from pathlib import Path
@@ -15,7 +15,7 @@ from free_ml_stack.evaluation.classification import classification
 from free_ml_stack.evaluation.drift import drift, reference
 from free_ml_stack.evaluation.page import report
 from free_ml_stack.evaluation.regression import regression
-from free_ml_stack.evaluation.result import illustrated
+from free_ml_stack.evaluation.result import tables_with_pictures
 
 PNG = b"\x89PNG"
 
@@ -30,11 +30,11 @@ def answers(rows: int, classes: int, seed: int) -> tuple[NDArray[Any], NDArray[A
 
 @pytest.mark.parametrize("absent", [(), (1,), (0, 3)])
 @pytest.mark.parametrize("seed", range(5))
-def test_a_classification_is_scored_as_by_scikit_learn(absent: tuple[int, ...], seed: int) -> None:
+def test_classification_metrics_equal_scikit_learn(absent: tuple[int, ...], seed: int) -> None:
     shares, labels = answers(200, 5, seed)
     kept = ~np.isin(labels, absent)
     shares, labels = shares[kept], labels[kept]
-    if seed % 2:  # nor are they predicted
+    if seed % 2:  # not predicted either
         shares[:, list(absent)] = 0
         shares /= shares.sum(axis=1, keepdims=True)
     found = classification(shares, labels, list("abcde"))
@@ -83,14 +83,14 @@ def test_calibration_is_the_gap_between_confidence_and_accuracy() -> None:
         (np.zeros((0, 2)), [], "expected probabilities"),
     ],
 )
-def test_what_is_no_classification_is_refused(shares: Any, labels: Any, reason: str) -> None:
+def test_invalid_classification_inputs_raise_value_error(shares: Any, labels: Any, reason: str) -> None:
     with pytest.raises(ValueError, match=reason):
         classification(shares, labels, ["a", "b"])
 
 
 @pytest.mark.parametrize("outputs", [None, 1, 3])
 @pytest.mark.parametrize("seed", range(5))
-def test_a_regression_is_scored_as_by_scikit_learn(outputs: int | None, seed: int) -> None:
+def test_regression_metrics_equal_scikit_learn(outputs: int | None, seed: int) -> None:
     rng = np.random.default_rng(seed)
     shape = (150,) if outputs is None else (150, outputs)
     true = rng.normal(10, 3, shape)
@@ -106,8 +106,8 @@ def test_a_regression_is_scored_as_by_scikit_learn(outputs: int | None, seed: in
     assert regression(true, true).metrics["r2"] == sk.r2_score(true, true) == 1
 
 
-def test_what_is_no_regression_is_refused() -> None:
-    with pytest.raises(ValueError, match="one shape"):
+def test_invalid_regression_inputs_raise_value_error() -> None:
+    with pytest.raises(ValueError, match="same shape"):
         regression([1.0, 2.0], [1.0])
     with pytest.raises(ValueError, match="not finite"):
         regression([float("inf")], [1.0])
@@ -129,20 +129,20 @@ def test_the_pictures_of_a_regression_are_drawn(tmp_path: Path) -> None:
         assert path.read_bytes().startswith(PNG)
 
 
-def test_bars_are_a_picture_and_a_table(tmp_path: Path) -> None:
+def test_with_bars_adds_a_picture_and_a_table(tmp_path: Path) -> None:
     values = {f"column ${number}$": 1 / (number + 1) for number in range(40)}
     found = regression([1.0], [1.0]).with_bars("feature_importances", "share", values)
     found.pictures["Feature importances"](path := tmp_path / "bars.png")
     assert path.read_bytes().startswith(PNG)
     names, rows = found.tables["feature_importances"]
     assert names == ("name", "share") and len(rows) == 40
-    assert illustrated({"Feature importances": "feature_importances.png", "Other": "other.png"}, found.tables) == {
-        "Feature importances": (names, rows)
-    }
+    assert tables_with_pictures(
+        {"Feature importances": "feature_importances.png", "Other": "other.png"}, found.tables
+    ) == {"Feature importances": (names, rows)}
 
 
 @pytest.mark.parametrize("quantities", [1, 5, 40])
-def test_what_drifts_is_drawn_for_many_quantities(quantities: int, tmp_path: Path) -> None:
+def test_drift_plots_keep_their_shape_for_many_quantities(quantities: int, tmp_path: Path) -> None:
     shares = [1 / 100] * 100
     names = [f"a long ${number}$ category" for number in range(100)]
     pairs = {f"quantity {number}": (names, shares, shares) for number in range(quantities)}
@@ -160,7 +160,7 @@ def test_a_page_shows_a_table_below_its_picture(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("quantities", [1, 30])
-def test_chance_alone_is_no_drift_however_many_quantities(quantities: int) -> None:
+def test_random_variation_is_not_reported_as_drift(quantities: int) -> None:
     chance = np.random.default_rng(0)
 
     def calls(rows: int, shift: float = 0.0) -> list[dict[str, Any]]:

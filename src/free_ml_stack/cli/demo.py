@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 from free_ml_stack.algorithmia.calls import START, address, call, gateway
 from free_ml_stack.cli.commands.delivery import say_monitoring
-from free_ml_stack.console import say, shown, table
+from free_ml_stack.console import display_path, say, table
 from free_ml_stack.deployment.deploy import versions
 from free_ml_stack.deployment.monitor import Monitoring, monitor, read_calls
-from free_ml_stack.errors import NoServiceError, StackError, from_outside, in_a_line
+from free_ml_stack.errors import NoServiceError, StackError, is_external, one_line
 from free_ml_stack.evaluation.page import report
-from free_ml_stack.evaluation.result import headline, illustrated
+from free_ml_stack.evaluation.result import headline, tables_with_pictures
 from free_ml_stack.hub.publish import FOLDER, UnpublishedError
 from free_ml_stack.storage.documents import as_json
 from free_ml_stack.storage.manifest import MANIFEST
@@ -44,10 +44,10 @@ def demo(science: "Science", settings: "Settings", command: Command) -> int:
     except Exception as error:
         if not run.can_fall_back(error):
             raise
-        unstored = in_a_line(error)
+        unstored = one_line(error)
         say(
             f"error: {unstored}",
-            f"This project's own folder, {shown(settings.private)}, stands in from here on.",
+            f"This project's own folder, {display_path(settings.private)}, stands in from here on.",
         )
         run.settings = settings = with_local_services(settings)
         run.run()
@@ -127,7 +127,7 @@ class DemoRun:
     def can_fall_back(self, error: Exception) -> bool:
         """Whether an error is that of a service that this project's own folder can stand in for."""
         elsewhere = self.settings != with_local_services(self.settings)
-        return elsewhere and (isinstance(error, NoServiceError) or from_outside(error))
+        return elsewhere and (isinstance(error, NoServiceError) or is_external(error))
 
 
 def logged(settings: "Settings") -> int:
@@ -190,8 +190,8 @@ def rows(found: dict[str, Any]) -> list[tuple[str, object]]:
     lines: list[tuple[str, object]] = [
         headline("Test", found["test"]),
         ("Best of the sweep", best),
-        ("Model", shown(Path(found["model"]))),
-        ("Model card", shown(Path(found["card"]))),
+        ("Model", display_path(Path(found["model"]))),
+        ("Model card", display_path(Path(found["card"]))),
         ("In the store", found["stored"]),
         *[(title, found[name]) for title, name in LACKING if found.get(name)],
         ("Deployed", f"version {found['version']}"),
@@ -204,7 +204,7 @@ def rows(found: dict[str, Any]) -> list[tuple[str, object]]:
         ("Drift", found["drift"]),
         ("Time", f"{found.get('seconds', 0)} s"),
     ]
-    return lines + ([("Report", shown(Path(found["report"])))] if "report" in found else [])
+    return lines + ([("Report", display_path(Path(found["report"])))] if "report" in found else [])
 
 
 def shortened(answer: Any, most: int = 48) -> str:
@@ -228,5 +228,5 @@ def pictures(settings: "Settings", seen: Monitoring) -> dict[str, Path]:
 def tables(settings: "Settings") -> dict[str, list[Sequence[object]]]:
     """The tables of the report: those that belong to a picture, by its title, their columns first."""
     judged = json.loads((find_run(settings) / EVALUATION).read_text(encoding="utf-8"))
-    found = illustrated(judged["pictures"], judged["tables"])
+    found = tables_with_pictures(judged["pictures"], judged["tables"])
     return {title: [table["columns"], *table["rows"]] for title, table in found.items()}

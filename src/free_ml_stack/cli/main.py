@@ -11,7 +11,7 @@ from free_ml_stack.cli.command import Command
 from free_ml_stack.cli.commands import COMMANDS
 from free_ml_stack.console import open_streams
 from free_ml_stack.credentials.surroundings import surroundings
-from free_ml_stack.errors import StackError, from_outside, in_a_line
+from free_ml_stack.errors import StackError, is_external, one_line
 from free_ml_stack.project.settings import Settings, load
 
 if TYPE_CHECKING:
@@ -47,9 +47,9 @@ def run(science: "Science", arguments: Sequence[str] | None = None) -> int:
         if told := surroundings(error):
             print(f"error: {told}", file=sys.stderr)
             return 1
-        if not from_outside(error):
+        if not is_external(error):
             raise
-        print(f"error: {in_a_line(error)}", file=sys.stderr)
+        print(f"error: {one_line(error)}", file=sys.stderr)
         print("What was made so far is kept; run the same command again.", file=sys.stderr)
         return 1
 

@@ -22,7 +22,7 @@ from typing import Any
 import orjson
 
 from free_ml_stack.deployment.answering import JSON, JSON_OPTIONS, Loaded, check_sample, load
-from free_ml_stack.errors import StackError, in_a_line
+from free_ml_stack.errors import StackError, one_line
 from free_ml_stack.project.science import Predictor
 
 BYTES = 1 << 16  # read at once
@@ -78,7 +78,7 @@ def work(connection: socket.socket, predictor: Predictor | str, folder: str) -> 
         reference = orjson.dumps(loaded.reference) if loaded.reference else b""
         ready = ("ready", (reference, loaded.watches), warm_up(loaded))
     except (Exception, SystemExit) as error:
-        connection.sendall(frame(("failed", in_a_line(error) if isinstance(error, Exception) else repr(error), 0.0)))
+        connection.sendall(frame(("failed", one_line(error) if isinstance(error, Exception) else repr(error), 0.0)))
         return
     gc.collect()
     gc.freeze()  # what is loaded stays; the collector need not look at it between calls

@@ -1,4 +1,4 @@
-"""How good a model is: what an evaluation holds, and those of a classification and a regression."""
+"""Evaluations of a model: metrics, pictures and tables for classification and regression."""
 
 from free_ml_stack.evaluation.classification import classification
 from free_ml_stack.evaluation.regression import regression

@@ -1,4 +1,4 @@
-"""How good a classifier is, from its probabilities and the labels, as scikit-learn computes it."""
+"""Evaluation of a classifier from its probabilities and the true labels, equal to scikit-learn's results."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from free_ml_stack.evaluation.result import Evaluation
 
-BINS = 10  # of equal width, for calibration
+BINS = 10  # equal-width bins of the calibration
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
@@ -18,16 +18,19 @@ Ints = NDArray[np.int64]
 def classification(probabilities: ArrayLike, labels: ArrayLike, names: Sequence[Any]) -> Evaluation:
     """Evaluate a classifier on the examples of a split.
 
-    `probabilities` (n, classes) are of any float dtype, each row summing to 1; `labels` (n,) are the true classes, from
-    0; `names` (classes,) are shown for them. Accuracy, F1, precision and recall averaged over the classes that occur,
-    log loss (nats), and the expected calibration error, equal to scikit-learn's with its defaults; a row for each
-    class, a confusion matrix, and a reliability diagram. Raises ValueError where shapes do not fit, a label is out of
-    range, or a probability is not finite.
+    `probabilities` (n, classes) may have any float dtype; each row sums to 1. `labels` (n,) are the true classes,
+    counted from 0; `names` (classes,) are their display names.
+
+    The metrics are accuracy; F1, precision and recall, averaged over the classes that occur; log loss in nats; and the
+    expected calibration error. They equal scikit-learn's with its defaults. The evaluation also has a table with one
+    row per class, a confusion matrix and a reliability diagram.
+
+    Raises ValueError if the shapes do not match, a label is out of range, or a probability is not finite.
     """
     shares, truth = _checked(probabilities, labels, len(names))
     counts = confusion(truth, shares.argmax(axis=1), len(names))
     precision, recall, f1 = per_class(counts)
-    seen = np.flatnonzero(counts.sum(axis=0) + counts.sum(axis=1))  # others are no part of an average
+    seen = np.flatnonzero(counts.sum(axis=0) + counts.sum(axis=1))  # scikit-learn averages over these only
     confident, right, weights = reliability(shares, truth)
     metrics = {
         "accuracy": np.trace(counts) / len(truth),
@@ -53,14 +56,14 @@ def classification(probabilities: ArrayLike, labels: ArrayLike, names: Sequence[
 
 
 def confusion(labels: Ints, predicted: Ints, classes: int) -> Ints:
-    """Count (classes, classes) examples: row the true class, column the predicted one."""
+    """Count the examples (classes, classes) by true class (row) and predicted class (column)."""
     counts = np.zeros((classes, classes), dtype=np.int64)
     np.add.at(counts, (labels, predicted), 1)
     return counts
 
 
 def per_class(counts: Ints) -> tuple[Floats, Floats, Floats]:
-    """Compute precision, recall and F1 (classes,) of a confusion matrix; 0 where nothing was predicted or is true."""
+    """Compute precision, recall and F1 (classes,) of a confusion matrix; 0 where the denominator is 0."""
     right, predicted, true = np.diag(counts), counts.sum(axis=0), counts.sum(axis=1)
     return (
         _share(right, predicted),
@@ -70,15 +73,15 @@ def per_class(counts: Ints) -> tuple[Floats, Floats, Floats]:
 
 
 def log_loss(probabilities: Floats, labels: Ints) -> float:
-    """Compute the mean negative log likelihood, in nats; a probability of 0 counts as the smallest step from it."""
+    """Compute the mean negative log likelihood in nats; probabilities are clipped to the float64 epsilon."""
     likelihood = probabilities[np.arange(len(labels)), labels].clip(np.finfo(np.float64).eps, 1)
     return float(-np.log(likelihood).mean())
 
 
 def reliability(probabilities: Floats, labels: Ints) -> tuple[Floats, Floats, Floats]:
-    """Compare confidence with accuracy: mean confidence, accuracy and share of the examples, for each bin in use.
+    """Compute mean confidence, accuracy and share of the examples for each bin that is not empty.
 
-    Guo and others (2017), "On Calibration of Modern Neural Networks".
+    Source: Guo et al. (2017), "On Calibration of Modern Neural Networks".
     """
     confidence = probabilities.max(axis=1)
     right = probabilities.argmax(axis=1) == labels
@@ -105,12 +108,12 @@ def _share(part: Ints, whole: Ints) -> Floats:
 
 
 def _draw_confusion(counts: Ints, names: Sequence[Any], path: Path) -> Path:
-    from free_ml_stack.evaluation import plots  # matplotlib, which a server does without
+    from free_ml_stack.evaluation import plots  # imports matplotlib, which servers do not need
 
     return plots.confusion(counts, names, path)
 
 
 def _draw_calibration(confident: Floats, right: Floats, path: Path) -> Path:
-    from free_ml_stack.evaluation import plots  # matplotlib, which a server does without
+    from free_ml_stack.evaluation import plots  # imports matplotlib, which servers do not need
 
     return plots.calibration(confident, right, path)

@@ -1,4 +1,4 @@
-"""Drift: how far the calls of a deployed model are from the data that it was trained on."""
+"""Data drift: the distance between the calls of a deployed model and its training data."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -8,21 +8,21 @@ from typing import Any
 
 import numpy as np
 
-FIFTHS = (0.2, 0.4, 0.6, 0.8)  # of the reference, for a number
-MODERATE, STRONG = 0.1, 0.25  # the usual reading of the index
-FEW = 30  # calls, below which nothing is said
-ALARMS = 0.01  # share of verdicts that may come of chance alone, however many quantities there are
+QUANTILES = (0.2, 0.4, 0.6, 0.8)  # of the reference: bin edges of a number
+MODERATE, STRONG = 0.1, 0.25  # conventional thresholds of the population stability index
+MIN_CALLS = 30  # fewer give no verdict
+FALSE_ALARM_RATE = 0.01  # of a verdict, over all quantities (Bonferroni)
 
-Watched = Mapping[str, Any]  # numbers and categories (text) of a call, by name
+Watched = Mapping[str, Any]  # name to number or category (text) of one call
 
 
 def reference(watched: Sequence[Watched]) -> dict[str, Any]:
-    """Count what is normal: each category by its value, each number in fifths.
+    """Compute the reference distributions: counts of each category, and of each number in quintiles.
 
-    `watched` are what predict.py's `watch` names of calls: numbers, and categories as text.
+    `watched` are the return values of predict.py's `watch`: numbers, and categories as text.
     """
     numbers, categories = _numbers(watched), _categories(watched)
-    edges = {name: np.unique(np.quantile(values, FIFTHS)) for name, values in numbers.items()}
+    edges = {name: np.unique(np.quantile(values, QUANTILES)) for name, values in numbers.items()}
     return {
         "rows": len(watched),
         "categories": {name: dict(sorted(counts.items())) for name, counts in categories.items()},
@@ -34,10 +34,10 @@ def reference(watched: Sequence[Watched]) -> dict[str, Any]:
 
 
 def drift(known: Mapping[str, Any], watched: Sequence[Watched]) -> dict[str, Any]:
-    """Compare some calls with the reference `known`, by quantity, and give a verdict.
+    """Compare calls with the reference `known`, quantity by quantity.
 
-    `scores` are population stability indices less what chance alone gives for so many calls. `verdict` is none,
-    moderate (from 0.1) or strong (from 0.25) after the largest that chance does not explain, or "too few calls".
+    `scores` are population stability indices minus their expectation without drift. `verdict` is "none", "moderate"
+    (from 0.1) or "strong" (from 0.25), by the largest significant score, or "too few calls" below 30.
     """
     numbers, categories = _numbers(watched), _categories(watched)
     pairs, bins = {}, {}
@@ -49,12 +49,16 @@ def drift(known: Mapping[str, Any], watched: Sequence[Watched]) -> dict[str, Any
         bins[name] = _ranges(part["edges"])
         pairs[name] = (part["counts"], _counts(numbers.get(name, []), np.asarray(part["edges"])))
     scores = {name: stability_index(*pair) for name, pair in pairs.items()}
-    beyond = [scores[name] for name, pair in pairs.items() if scores[name] > by_chance(*pair, ALARMS / len(pairs))]
-    worst = max(beyond, default=0.0)
+    significant = [
+        scores[name]
+        for name, pair in pairs.items()
+        if scores[name] > chance_level(*pair, FALSE_ALARM_RATE / len(pairs))
+    ]
+    worst = max(significant, default=0.0)
     verdict = "strong" if worst >= STRONG else "moderate" if worst >= MODERATE else "none"
     return {
         "calls": len(watched),
-        "verdict": verdict if len(watched) >= FEW else "too few calls",
+        "verdict": verdict if len(watched) >= MIN_CALLS else "too few calls",
         "scores": scores,
         "bins": bins,
         "counts": {name: {"reference": before, "calls": after} for name, (before, after) in pairs.items()},
@@ -62,10 +66,10 @@ def drift(known: Mapping[str, Any], watched: Sequence[Watched]) -> dict[str, Any
 
 
 def stability_index(before: Sequence[int], after: Sequence[int]) -> float:
-    """The population stability index of two lists of counts, less its expectation without any drift.
+    """Compute the population stability index of two lists of counts, minus its expectation without drift.
 
-    Half a count is added to each bin, so that an empty one stays finite. (Yurdakul and Naranjo, 2020, give the
-    expectation: bins less one, times the sum of the inverse sizes.)
+    Half a count is added to each bin, so that empty bins stay finite. The expectation is (bins - 1) times the sum of
+    the inverse sizes (Yurdakul and Naranjo, 2020).
     """
     one, other = np.asarray(before, float) + 0.5, np.asarray(after, float) + 0.5
     chance = (len(one) - 1) * (1 / one.sum() + 1 / other.sum())
@@ -73,14 +77,15 @@ def stability_index(before: Sequence[int], after: Sequence[int]) -> float:
     return max(0.0, float(((other - one) * np.log(other / one)).sum() - chance))
 
 
-def by_chance(before: Sequence[int], after: Sequence[int], share: float) -> float:
-    """The index that two lists of counts exceed in a `share` of cases without any drift, less its expectation.
+def chance_level(before: Sequence[int], after: Sequence[int], rate: float) -> float:
+    """Compute the index, minus its expectation, that is exceeded at `rate` without drift.
 
-    Scaled, it is distributed as chi-squared, whose quantiles Wilson and Hilferty (1931) approximate.
+    The scaled index follows a chi-squared distribution; its quantile is the approximation of Wilson and Hilferty
+    (1931).
     """
     degrees = max(len(before) - 1, 1)
     spread = 2 / (9 * degrees)
-    quantile = degrees * (1 - spread + NormalDist().inv_cdf(1 - share) * sqrt(spread)) ** 3
+    quantile = degrees * (1 - spread + NormalDist().inv_cdf(1 - rate) * sqrt(spread)) ** 3
     return (1 / max(sum(before), 1) + 1 / max(sum(after), 1)) * (quantile - degrees)
 
 
@@ -88,7 +93,7 @@ def _numbers(watched: Sequence[Watched]) -> dict[str, list[float]]:
     found: dict[str, list[float]] = {}
     for call in watched:
         for name, value in call.items():
-            if value is not None and not isinstance(value, str):  # JSON has null for NaN
+            if value is not None and not isinstance(value, str):  # NaN is null in JSON
                 found.setdefault(name, []).append(float(value))
     return {name: kept for name, values in found.items() if (kept := [value for value in values if isfinite(value)])}
 

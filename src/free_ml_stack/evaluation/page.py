@@ -1,4 +1,4 @@
-"""One HTML page of a project: what was made, and its pictures; no outside asset."""
+"""The HTML report of a project: one self-contained page of results and pictures."""
 
 import base64
 import html
@@ -24,9 +24,9 @@ def report(
     path: Path,
     tables: Mapping[str, Sequence[Sequence[object]]],
 ) -> Path:
-    """Write the page: a table of `rows` (what, value), then the images under their titles.
+    """Write the page: a table of `rows` (name, value), then each image with its title.
 
-    Below an image stands its table, where `tables` have one of its title.
+    `tables` maps titles of images to the rows of the table below them.
     """
     cells = _cells(rows)
     figures = "\n".join(_figure(name, image, tables.get(name, ())) for name, image in images.items())

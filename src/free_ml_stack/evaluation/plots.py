@@ -1,4 +1,4 @@
-"""The pictures of a project: learning curves, confusion, sweep, latency, drift. Each writes one PNG."""
+"""Plots of a project: learning curves, confusion matrix, sweep, latency, drift. Each function writes one PNG."""
 
 import json
 import warnings
@@ -15,13 +15,13 @@ BLUE, ORANGE, GREY = "#3566b8", "#d9822b", "#8a8f98"
 WIDTH, HEIGHT = 6.4, 3.6  # inches
 DPI = 120
 DECADE = 10
-VALIDATION, PANELS = "validation_", 3  # prefix of what is measured on the validation split; panels at most
-NUMBERED, TICKS = 20, 25  # classes whose counts are written into the cells; names on an axis at most
-BARS, ACROSS, PANES = 30, 4, 12  # bars in a picture at most; histograms in a row and in a picture
+VALIDATION, PANELS = "validation_", 3  # prefix of validation metrics; maximum number of panels
+NUMBERED, TICKS = 20, 25  # maximum number of classes with counts in the cells; of labels on an axis
+BARS, ACROSS, PANES = 30, 4, 12  # maximum number of bars; of histograms in a row; in a picture
 
 
 def learning_curves(record: Path, path: Path) -> Path:
-    """Draw each measure of a metrics.jsonl that has a `validation_` row over the steps, the training's beside it."""
+    """Draw the first three metrics of a metrics.jsonl that have a `validation_` value, with the training values."""
     rows = [json.loads(line) for line in record.read_text(encoding="utf-8").splitlines()]
     names = dict.fromkeys(name for row in rows for name in row)
     measures = [name.removeprefix(VALIDATION) for name in names if name.startswith(VALIDATION)][:PANELS]
@@ -39,9 +39,9 @@ def learning_curves(record: Path, path: Path) -> Path:
 
 
 def confusion(counts: NDArray[np.int64], names: Sequence[Any], path: Path) -> Path:
-    """Draw the confusion matrix (classes, classes), row the true class, for two classes or a hundred."""
+    """Draw the confusion matrix (classes, classes) with the true class in rows, for 2 to 100 classes."""
     classes = len(names)
-    side = HEIGHT * min(max(1.2, classes / 8), 4)  # a cell keeps its size until the picture is as large as a page
+    side = HEIGHT * min(max(1.2, classes / 8), 4)  # constant cell size up to four times the usual height
     figure = Figure((side * 1.15, side))
     axes = figure.subplots()
     shares = counts / counts.sum(axis=1, keepdims=True).clip(min=1)
@@ -62,7 +62,7 @@ def confusion(counts: NDArray[np.int64], names: Sequence[Any], path: Path) -> Pa
 
 
 def calibration(confident: NDArray[np.float64], right: NDArray[np.float64], path: Path) -> Path:
-    """Draw a reliability diagram: the accuracy (bins,) of the answers with a confidence (bins,)."""
+    """Draw a reliability diagram: accuracy (bins,) over mean confidence (bins,)."""
     figure = Figure((HEIGHT * 1.3, HEIGHT * 1.2))
     axes = figure.subplots()
     axes.plot([0, 1], [0, 1], color=GREY, lw=1, label="perfectly calibrated")
@@ -90,7 +90,7 @@ def scatter(true: NDArray[np.float64], predicted: NDArray[np.float64], unit: str
 
 
 def residuals(errors: NDArray[np.float64], unit: str, path: Path) -> Path:
-    """Draw how the errors (n,), in `unit`, are distributed."""
+    """Draw a histogram of the errors (n,) in `unit`."""
     figure = Figure((WIDTH, HEIGHT))
     axes = figure.subplots()
     span = float(np.abs(errors).max()) or 1.0
@@ -101,7 +101,7 @@ def residuals(errors: NDArray[np.float64], unit: str, path: Path) -> Path:
 
 
 def bars(values: Mapping[str, float], quantity: str, title: str, path: Path) -> Path:
-    """Draw a number, of a `quantity`, for each of some names: those of the first thirty."""
+    """Draw a bar chart of the first 30 values, which measure `quantity`."""
     names = list(values)[:BARS]
     figure = Figure((WIDTH, max(HEIGHT / 2, 0.22 * len(names) + 0.9)))
     axes = figure.subplots()
@@ -115,22 +115,22 @@ def bars(values: Mapping[str, float], quantity: str, title: str, path: Path) -> 
 
 
 def latency(milliseconds: NDArray[np.float64], path: Path) -> Path:
-    """How long calls took, with the median and the 99th percentile marked."""
+    """Draw a histogram of call durations with the median and the 99th percentile."""
     figure = Figure((WIDTH, HEIGHT))
     axes = figure.subplots()
     axes.hist(milliseconds, bins=40, color=BLUE)
     for share, color in ((50, GREY), (99, ORANGE)):
         value = float(np.percentile(milliseconds, share))
-        axes.axvline(value, color=color, label=f"{share} % within {value:.1f} ms")
-    axes.set(xlabel="milliseconds a call", ylabel="calls", title="Latency")
+        axes.axvline(value, color=color, label=f"p{share} = {value:.1f} ms")
+    axes.set(xlabel="milliseconds per call", ylabel="calls", title="Latency")
     axes.legend(frameon=False)
     return _save(figure, path)
 
 
 def histograms(pairs: Mapping[str, tuple[Sequence[Any], Sequence[float], Sequence[float]]], path: Path) -> Path:
-    """Distributions side by side: for each title, the bins' names, their shares in training and in the calls.
+    """Draw the distributions in training and in the calls side by side, for the first twelve quantities.
 
-    Of many titles the first twelve are drawn.
+    `pairs` maps each title to the names of the bins, their shares in training and their shares in the calls.
     """
     kept = list(pairs.items())[:PANES]
     across = min(ACROSS, max(len(kept), 1))
@@ -154,7 +154,7 @@ def histograms(pairs: Mapping[str, tuple[Sequence[Any], Sequence[float], Sequenc
 
 
 def sweep(trials: Sequence[Mapping[str, Any]], weights: Mapping[str, float], metric: str, path: Path) -> Path:
-    """The trials as lines over their parameters, the better the darker, and how much each parameter mattered."""
+    """Draw the trials as parallel coordinates, better ones darker, beside the importance of each parameter."""
     names = [name for name in trials[0]["config"] if len({str(trial["config"].get(name)) for trial in trials}) > 1]
     figure = Figure((WIDTH * 1.7, HEIGHT))
     left, right = figure.subplots(1, 2, width_ratios=(3, 1))
@@ -162,7 +162,7 @@ def sweep(trials: Sequence[Mapping[str, Any]], weights: Mapping[str, float], met
     columns.append(_places([trial["value"] for trial in trials]))
     for rank, heights in reversed(list(enumerate(zip(*columns, strict=True)))):
         shade = 1 - 0.8 * rank / len(trials)
-        # with marks, for where no parameter varies there is no line
+        # markers, because one column alone has no line
         left.plot(heights, color=BLUE if rank else ORANGE, alpha=shade, lw=1 if rank else 2.5, marker=".")
     left.set_xticks(range(len(columns)), [*names, _literal(metric)], rotation=20, ha="right", fontsize=8)
     count = f"{len(trials)} trials" if len(trials) > 1 else "1 trial"
@@ -176,7 +176,7 @@ def sweep(trials: Sequence[Mapping[str, Any]], weights: Mapping[str, float], met
 
 
 def _places(values: Sequence[Any]) -> list[float]:
-    """Values as heights from 0 to 1: numbers by size, on a logarithmic scale if they span it, others by rank."""
+    """Scale values to 0 to 1: numbers linearly, or by logarithm if they span a decade; other values by rank."""
     if not all(isinstance(value, int | float) for value in values):
         ranks = sorted({str(value) for value in values})
         return [ranks.index(str(value)) / max(len(ranks) - 1, 1) for value in values]
@@ -204,7 +204,7 @@ def _short(name: Any, most: int = 24) -> str:
 
 
 def _literal(name: Any) -> str:
-    """A name of the user's own as it stands: between two dollars matplotlib would read mathematics, or fail to."""
+    """Escape dollar signs, between which matplotlib would parse mathematics."""
     return str(name).replace("$", r"\$")
 
 
@@ -212,7 +212,7 @@ def _save(figure: Figure, path: Path) -> Path:
     for axes in figure.axes:
         axes.spines[["top", "right"]].set_visible(False)
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph")  # a box for a character is no news to a terminal
+        warnings.filterwarnings("ignore", "Glyph")  # a missing glyph is drawn as a box
         figure.tight_layout()
         figure.savefig(path, dpi=DPI)
     return path

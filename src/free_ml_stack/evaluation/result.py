@@ -1,4 +1,4 @@
-"""What an evaluation says of a model on one split: numbers, pictures, and tables."""
+"""The result of evaluating a model on one split: metrics, pictures and tables."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -6,16 +6,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-Rows = tuple[Sequence[str], Sequence[Sequence[Any]]]  # the names of the columns, and the rows
+Rows = tuple[Sequence[str], Sequence[Sequence[Any]]]  # column names, rows
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Hold what was measured of a model on one split.
+    """Hold the metrics, pictures and tables of a model on one split.
 
-    `metrics` are finite numbers by the Hub's ids of metrics; the first is the headline, which commands, card, sweep and
-    report show. `pictures` are functions that draw a PNG file at the path they are given, by title. `tables` are
-    (columns, rows) by name.
+    `metrics` maps the Hub's metric ids to finite numbers; the first one is the headline, shown by commands, model card,
+    sweep and report. `pictures` maps titles to functions that write a PNG file to the given path. `tables` maps names
+    to (columns, rows).
     """
 
     metrics: Mapping[str, float]
@@ -23,13 +23,13 @@ class Evaluation:
     tables: Mapping[str, Rows] = field(default_factory=dict)
 
     def with_table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> "Evaluation":
-        """Return this evaluation with another table; an array of uint8 (h, w) or (h, w, 3) in a cell is a picture."""
+        """Return a copy with one more table. A uint8 array (h, w) or (h, w, 3) in a cell is shown as an image."""
         return replace(self, tables={**self.tables, name: (columns, rows)})
 
     def with_bars(self, name: str, quantity: str, values: Mapping[str, float]) -> "Evaluation":
-        """Return this evaluation with a number for each of some names, as a picture of the first 30 and as a table.
+        """Return a copy with a bar chart of the first 30 `values` and a table of all of them.
 
-        `name` is that of both, in words joined by _; `quantity` says what the numbers are.
+        `name` is the snake_case name of both; `quantity` labels the numbers.
         """
         title = metric_title(name)
         drawn = partial(_draw_bars, dict(values), quantity, title)
@@ -39,24 +39,24 @@ class Evaluation:
 
 
 def headline(split: str, metrics: Mapping[str, float]) -> tuple[str, str]:
-    """The first of some metrics as a title, with the split it was measured on, and its value."""
+    """Format the first metric: its title with the name of the split, and its value with four decimals."""
     name = next(iter(metrics))
     title = metric_title(name)
     return f"{split} {title if title.isupper() else title.lower()}", f"{metrics[name]:.4f}"
 
 
 def metric_title(name: str) -> str:
-    """Spell a metric's id for people: `log_loss` is Log loss, `f1` is F1, `rmse` is RMSE."""
+    """Convert a metric id to a title: `log_loss` to Log loss, `f1` to F1, `rmse` to RMSE."""
     return name.upper() if len(name) <= 4 else name.replace("_", " ").capitalize()
 
 
-def illustrated(pictures: Mapping[str, str], tables: Mapping[str, Any]) -> dict[str, Any]:
-    """The tables that have a picture of their name, by its title; `pictures` are files by title."""
+def tables_with_pictures(pictures: Mapping[str, str], tables: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the tables whose name matches the file name of a picture, by the picture's title."""
     named = {title: file.rpartition(".")[0] for title, file in pictures.items()}
     return {title: tables[name] for title, name in named.items() if name in tables}
 
 
 def _draw_bars(values: Mapping[str, float], quantity: str, title: str, path: Path) -> Path:
-    from free_ml_stack.evaluation import plots  # matplotlib, which a server does without
+    from free_ml_stack.evaluation import plots  # imports matplotlib, which servers do not need
 
     return plots.bars(values, quantity, title, path)

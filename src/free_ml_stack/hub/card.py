@@ -12,7 +12,7 @@ import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from free_ml_stack.errors import StackError
-from free_ml_stack.evaluation.result import illustrated, metric_title
+from free_ml_stack.evaluation.result import metric_title, tables_with_pictures
 
 if TYPE_CHECKING:
     from free_ml_stack.project.science import Science
@@ -36,7 +36,7 @@ def card(
         metadata(settings, science, result),
         template_str=files(__package__).joinpath("model_card.md").read_text(encoding="utf-8"),
         **{"url": "", "parameters": 0, "pictures": {}, "tables": {}, **result},
-        illustrated=illustrated(result.get("pictures", {}), result.get("tables", {})),
+        tables_with_pictures=tables_with_pictures(result.get("pictures", {}), result.get("tables", {})),
         on_the_hub=hasattr(getattr(science.model, model, None), "from_pretrained"),
         escape=escape_markdown,
         metric_title=metric_title,

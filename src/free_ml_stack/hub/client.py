@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from free_ml_stack.console import watched
+from free_ml_stack.console import is_terminal
 from free_ml_stack.credentials.surroundings import surroundings
 from free_ml_stack.errors import StackError, first_line
 from free_ml_stack.storage import retry
@@ -37,7 +37,7 @@ def client() -> "HfApi":
     from huggingface_hub import HfApi
     from huggingface_hub.utils.tqdm import disable_progress_bars
 
-    if not watched():
+    if not is_terminal():
         disable_progress_bars()
     return HfApi()
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from free_ml_stack.console import shown
+from free_ml_stack.console import display_path
 from free_ml_stack.errors import StackError
 from free_ml_stack.hub.client import (
     UNKNOWN_KEY,
@@ -73,7 +73,7 @@ def publish(settings: "Settings", folder: Path, public: bool = False, trouble: s
             url, version = upload(client(), repository, folder, f"Publish {folder.name}", public)
         except StackError as error:
             raise UnpublishedError(
-                f"{error}. Model and card are in {shown(folder)}; `{settings.command} publish` goes on"
+                f"{error}. Model and card are in {display_path(folder)}; `{settings.command} publish` goes on"
             ) from None
     return Published(folder, place(settings.storage, target, settings), url, version)
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from fsspec import AbstractFileSystem, filesystem
 
-from free_ml_stack.console import shown
+from free_ml_stack.console import display_path
 from free_ml_stack.errors import NoServiceError, StackError
 from free_ml_stack.storage.local import local_store
 from free_ml_stack.storage.rooted import RootedFileSystem
@@ -82,7 +82,7 @@ def place(url: str, path: str, settings: "Settings") -> str:
     named = f"{url}/{path}"
     if not service or connected(service, settings):
         return named
-    return f"{named} (without a key: {shown(embedded_folder(service, segments, settings) / path)})"
+    return f"{named} (without a key: {display_path(embedded_folder(service, segments, settings) / path)})"
 
 
 def embedded_folder(service: str, segments: list[str], settings: "Settings") -> Path:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from free_ml_stack.console import say, shown
+from free_ml_stack.console import display_path, say
 from free_ml_stack.errors import StackError
 from free_ml_stack.evaluation import plots as pictures
 from free_ml_stack.storage.documents import as_json
@@ -217,9 +217,9 @@ def conclude(plan: Sweep, trials: list[dict[str, Any]], settings: "Settings", fo
     ordered, table = good + failed, folder / TABLE
     table.write_bytes(as_json(ordered))
     if not good:
-        raise StackError(f"no trial has ended well; see the messages above, and {shown(table)}")
+        raise StackError(f"no trial has ended well; see the messages above, and {display_path(table)}")
     if failed:
-        say(f"{len(failed)} of {len(trials)} trials failed; {shown(table)} says why.")
+        say(f"{len(failed)} of {len(trials)} trials failed; {display_path(table)} says why.")
     best = good[0]
     (folder / BEST).write_bytes(as_json(best["config"]))
     flat = [{**trial, "config": _flat(trial["config"], plan.parameters)} for trial in good]

@@ -14,7 +14,7 @@ from multiprocessing.connection import Connection, wait
 from typing import Any
 
 from free_ml_stack.errors import PreemptedError, StackError
-from free_ml_stack.processes import shorten_sockets
+from free_ml_stack.processes import shorten_socket_paths
 from free_ml_stack.sweeps.command import Call, call, is_own, own_arguments, variables
 from free_ml_stack.sweeps.job import Job, Task
 from free_ml_stack.sweeps.search_space import is_number, measured
@@ -123,7 +123,7 @@ class Workers:
 
     def __init__(self, task: Task, count: int, seconds: float = 0.0) -> None:
         self.task, self.seconds = task, seconds or math.inf
-        shorten_sockets()
+        shorten_socket_paths()
         methods = multiprocessing.get_all_start_methods()
         # A server that has torch imported once forks workers in milliseconds; Windows has none.
         self.context: Any = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")

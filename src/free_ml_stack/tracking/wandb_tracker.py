@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from free_ml_stack import git
-from free_ml_stack.console import say, shown
+from free_ml_stack.console import display_path, say
 from free_ml_stack.errors import first_line
 from free_ml_stack.tracking.tracker import PREEMPTED, RunStoppedError, Tracker, Values
 
@@ -214,7 +214,8 @@ class WandbTracker(Tracker):
         if self.online and not self.failure:
             return f"W&B: {self.url}"
         why = f"{self.failure}; all of it is kept here" if self.online else "offline"
-        return f"W&B: {why}. `{self.command} sync` sends it; `wandb leet {shown(self.folder / 'wandb')}` shows it here."
+        folder = display_path(self.folder / "wandb")
+        return f"W&B: {why}. `{self.command} sync` sends it; `wandb leet {folder}` shows it here."
 
     def _end_polling(self) -> None:
         """End the client's threads of a run that was not finished: without the service they print a traceback."""

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
-from free_ml_stack.console import say, shown
+from free_ml_stack.console import display_path, say
 from free_ml_stack.errors import PreemptedError, StackError
 from free_ml_stack.hub.pretrained import start
 from free_ml_stack.training.process import Process
@@ -213,7 +213,7 @@ class Checkpoints:
                 continue
             told = told or time.monotonic()
             if time.monotonic() - told > GRACE:
-                say(f"The store has not taken the last checkpoint yet; it is in {shown(self.folder)}.")
+                say(f"The store has not taken the last checkpoint yet; it is in {display_path(self.folder)}.")
                 return False
         return True
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from free_ml_stack.data import dataset
-from free_ml_stack.errors import StackError, in_a_line
+from free_ml_stack.errors import StackError, one_line
 from free_ml_stack.evaluation.drift import reference
 from free_ml_stack.hub.card import card, edited_sections, merge_sections, read_card
 from free_ml_stack.project.settings import FILE
@@ -146,7 +146,7 @@ def _call(function: Callable[..., Any], inputs: Any, predictor: Any) -> Any:
         return function(inputs, predictor)
     except Exception as error:
         raise StackError(
-            f"predict.py fails on examples of the data set, as a caller sends them: {in_a_line(error)}; "
+            f"predict.py fails on examples of the data set, as a caller sends them: {one_line(error)}; "
             "let `example` of data.py leave out what JSON lacks, or let predict.py take null for it"
         ) from error
 

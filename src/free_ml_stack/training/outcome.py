@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from free_ml_stack.console import say
-from free_ml_stack.errors import in_a_line
+from free_ml_stack.errors import one_line
 from free_ml_stack.evaluation import Evaluation
 from free_ml_stack.storage.atomic import replace
 from free_ml_stack.storage.documents import as_json
@@ -58,7 +58,7 @@ def show(run: Run, evaluation: Evaluation) -> None:
         try:
             draw(path)
         except Exception as error:  # whatever a drawing of the project raises, the run is whole without it
-            say(f"The picture {title} was left out: {in_a_line(error)}")
+            say(f"The picture {title} was left out: {one_line(error)}")
             continue
         pictures[title] = path.name
         run.picture(path.stem, path)

@@ -22,7 +22,7 @@ from free_ml_stack.console import say
 from free_ml_stack.data import dataset
 from free_ml_stack.errors import PreemptedError, StackError
 from free_ml_stack.hub import pretrained
-from free_ml_stack.processes import end_signals
+from free_ml_stack.processes import termination_signals
 from free_ml_stack.project.flags import read, read_json
 from free_ml_stack.storage.atomic import replace
 from free_ml_stack.storage.stores import open_store
@@ -198,7 +198,7 @@ def stoppable(checkpoints: Checkpoints) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = {number: signal.signal(number, stop) for number in end_signals()}
+    before = {number: signal.signal(number, stop) for number in termination_signals()}
     try:
         yield
     finally:

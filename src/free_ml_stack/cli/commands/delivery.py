@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from free_ml_stack.cli.command import say_next, whole
 from free_ml_stack.cli.info import published_models
-from free_ml_stack.console import say, shown, table
+from free_ml_stack.console import display_path, say, table
 from free_ml_stack.errors import StackError
 from free_ml_stack.project.flags import read_json
 from free_ml_stack.project.settings import Settings
@@ -42,7 +42,7 @@ def publish(science: "Science", settings: Settings, args: Namespace) -> int:
     published = hub.publish(settings, folder, args.public, trouble or silence)
     tracked = lineage.published(settings, folder, {"run": run.name, "url": published.url})
     say(
-        f"Model and card are in {shown(published.folder)}, and in {published.stored}.",
+        f"Model and card are in {display_path(published.folder)}, and in {published.stored}.",
         *filter(None, [tracked]),
     )
     say(f"Published at {published.url} as {published.version}." if published.url else not_yet)
@@ -118,7 +118,7 @@ def _deploy_elsewhere(science: "Science", settings: Settings, args: Namespace) -
     hosted = to_space(science, settings, model, args.bump, args.space)
     say(f"The {hosted.rung} Space {hosted.page} answers at {hosted.url}")
     if hosted.calls:
-        say(f"Its key is in {shown(settings.private / RECORD)}. To call it from Python:", hosted.calls)
+        say(f"Its key is in {display_path(settings.private / RECORD)}. To call it from Python:", hosted.calls)
     return 0
 
 
@@ -148,7 +148,7 @@ def serve(science: "Science", settings: Settings, args: Namespace) -> int:
     record = settings.private / RECORD
 
     def announce(text: str) -> None:
-        say(text, f"The key is in {shown(record)}. Stop with Ctrl-C.")
+        say(text, f"The key is in {display_path(record)}. Stop with Ctrl-C.")
 
     server.serve(app, keys=keys, host=args.host, port=args.port, workers=args.workers, record=record, say=announce)
     return 0
@@ -202,7 +202,7 @@ def say_monitoring(seen: "Monitoring") -> None:
     )
     say(
         f"Drift: {seen.drift['verdict']}.",
-        *(f"Picture: {shown(path)}" for path in seen.pictures.values()),
+        *(f"Picture: {display_path(path)}" for path in seen.pictures.values()),
         seen.tracked,
     )
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from free_ml_stack.cli.command import say_next, seconds, whole
-from free_ml_stack.console import say, shown, table
+from free_ml_stack.console import display_path, say, table
 from free_ml_stack.errors import PreemptedError, StackError
 from free_ml_stack.project.settings import Settings
 
@@ -92,7 +92,7 @@ def train(science: "Science", settings: Settings, args: Namespace) -> int:
         score = " ".join(headline("Test", result["test"]))
         say(f"{score}; {result['steps']} steps in {result['seconds']:.1f} s.")
         say(
-            f"Run {result['run']} is in {shown(settings.runs / result['run'])}.",
+            f"Run {result['run']} is in {display_path(settings.runs / result['run'])}.",
             *filter(None, [result["tracked"]]),
         )
         if not settings.wandb_sweep:  # after a trial comes the next one
@@ -109,13 +109,13 @@ def sweep(science: "Science", settings: Settings, args: Namespace) -> int:
     found = sweeps.sweep(science, settings, args.file or settings.root / "sweep.yaml", options)
     say(
         table(found.rows(), found.header()),
-        f"Pictures and trials are in {shown(found.folder)}.",
+        f"Pictures and trials are in {display_path(found.folder)}.",
         found.tracked,
     )
-    say(f"Best: {found.metric} {found.best_value:.4f}, written to {shown(found.best_config)}.")
+    say(f"Best: {found.metric} {found.best_value:.4f}, written to {display_path(found.best_config)}.")
     if not is_own(found.plan, science.package):  # what another program takes is nothing to `train` with
         return 0
-    return say_next(settings, f"train --config {shown(found.best_config)}", "publish")
+    return say_next(settings, f"train --config {display_path(found.best_config)}", "publish")
 
 
 def add_sweep_arguments(parser: ArgumentParser, science: "Science") -> None:

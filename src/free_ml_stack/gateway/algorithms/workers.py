@@ -17,7 +17,7 @@ import orjson
 from free_ml_stack.deployment.answering import Output
 from free_ml_stack.deployment.worker import Frames, frame, receive_soon, report_check, work
 from free_ml_stack.errors import StackError
-from free_ml_stack.processes import shorten_sockets
+from free_ml_stack.processes import shorten_socket_paths
 from free_ml_stack.project.science import Predictor
 
 METHOD = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
@@ -191,7 +191,7 @@ def launch(target: Callable[..., None], connection: Any, predictor: Predictor | 
     process = context.Process(target=target, args=(connection, given, str(folder)), daemon=True)
     with STARTING, without_main():
         if METHOD == "forkserver":
-            shorten_sockets()
+            shorten_socket_paths()
             multiprocessing.set_forkserver_preload(PRELOADED)
         process.start()
     return process
