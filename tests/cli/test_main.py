@@ -14,7 +14,7 @@ import projects
 import pytest
 
 EARLY = {
-    "train": "no data yet: run `skeleton data`",
+    "train": "no data set in the store; run `skeleton data`",
     "publish": "no trained model yet: run `skeleton train`",
     "deploy": "no trained model yet: run `skeleton train`",
     "predict": "no trained model yet: run `skeleton train`",

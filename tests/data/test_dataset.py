@@ -1,4 +1,4 @@
-"""A data set whose manifest is out of order: one line that names it. Its local copy is made anew, or by many at once."""
+"""Damaged manifests and local copies of the data set, and concurrent decoding."""
 
 import json
 import threading
@@ -57,7 +57,7 @@ def entry(**changed):
         json.dumps({"files": {"train.parquet": None}}),
     ],
 )
-def test_a_manifest_that_is_none_is_told_and_mended_by_writing_again(store, tmp_path, text):
+def test_an_invalid_manifest_is_reported_and_replaced_by_a_new_ingest(store, tmp_path, text):
     store.pipe_file("data/manifest.json", text.encode("latin-1"))
     with pytest.raises(DamagedError, match=r"data: manifest\.json is not a manifest; fetch or make it again"):
         dataset.read(store, tmp_path / "cache", "digits")
@@ -66,17 +66,17 @@ def test_a_manifest_that_is_none_is_told_and_mended_by_writing_again(store, tmp_
     assert splits["train"]["label"].tolist() == [0, 1, 2, 3]
 
 
-def test_a_data_set_without_a_split_is_told(store, tmp_path):
+def test_a_missing_split_is_reported(store, tmp_path):
     content = json.loads(store.cat_file("data/manifest.json"))
     for split in ("test", "validation"):
         del content["files"][f"{split}.parquet"]
     store.pipe_file("data/manifest.json", json.dumps(content).encode())
-    with pytest.raises(StackError, match="the data set has no test, validation: run `digits data`"):
+    with pytest.raises(StackError, match="the data set lacks the split test, validation; run `digits data`"):
         dataset.read(store, tmp_path / "cache", "digits")
 
 
 @pytest.mark.parametrize("size", [None, 0, 10, 130])
-def test_a_local_copy_that_is_damaged_is_made_again(store, tmp_path, size):
+def test_a_damaged_local_copy_is_decoded_again(store, tmp_path, size):
     dataset.read(store, tmp_path / "cache", "digits")
     for path in (tmp_path / "cache").rglob("0.npy"):
         path.write_bytes(path.read_bytes()[:size]) if size is not None else path.unlink()
@@ -84,7 +84,7 @@ def test_a_local_copy_that_is_damaged_is_made_again(store, tmp_path, size):
     assert splits["train"]["label"].tolist() == [0, 1, 2, 3]
 
 
-def test_trials_that_begin_together_make_one_copy(tmp_path):
+def test_concurrent_readers_share_one_local_copy(tmp_path):
     labels = np.arange(50_000)
     store = local_store(tmp_path / "store")
     write(store, tmp_path, label=labels, image=np.ones((50_000, 8)))

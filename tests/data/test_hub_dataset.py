@@ -1,4 +1,4 @@
-"""Data sets go to the Hub with a card, and come from it as a stream of Parquet."""
+"""Publishing of data sets to the Hub, and streaming from it."""
 
 import json
 import subprocess
@@ -17,7 +17,7 @@ from huggingface_hub import DatasetCardData
 from services.hub_faults import Fault
 from services.hub_server import Hub, serving
 
-from free_ml_stack.data.hub_dataset import licensed
+from free_ml_stack.data.hub_dataset import license_of
 from free_ml_stack.data.source import split_of
 
 
@@ -50,7 +50,7 @@ def parquet(table: pa.Table) -> bytes:
 
 
 @pytest.mark.slow
-def test_a_data_set_goes_to_the_hub_and_comes_back_the_same(hub: Hub, project: Path, tmp_path: Path) -> None:
+def test_a_data_set_round_trips_through_the_hub(hub: Hub, project: Path, tmp_path: Path) -> None:
     assert f"Published at {hub.url}/datasets/me/digits as v0.1.0" in run(
         project, hub, "data", "--publish", "hf://datasets/me/digits"
     )
@@ -86,12 +86,12 @@ def test_a_data_set_goes_to_the_hub_and_comes_back_the_same(hub: Hub, project: P
     calls = len(hub.calls)
     marks = {path: path.stat().st_mtime_ns for path in (other / ".stack").rglob("*.parquet")}
     run(other, hub, "data", "--from", "hf://datasets/me/digits")
-    assert len(hub.calls) == calls + 1  # which revision it is now; what is here already is not fetched
+    assert len(hub.calls) == calls + 1  # resolves the revision; local files are not fetched again
     assert {path: path.stat().st_mtime_ns for path in marks} == marks
 
 
 @pytest.mark.slow
-def test_data_of_others_keep_their_license_and_say_where_they_are_from(hub: Hub, project: Path) -> None:
+def test_a_copy_keeps_the_license_and_names_its_source(hub: Hub, project: Path) -> None:
     text = "---\nlicense: other\nlicense_name: theirs\nlicense_link: LICENSE\n---\n# Theirs\n"
     commit = hub.put("dataset", "you/theirs", {**shards_of(), "README.md": text.encode()})
     run(project, hub, "data", "--from", "hf://datasets/you/theirs", "--publish", "hf://datasets/me/copy")
@@ -107,8 +107,8 @@ def test_data_of_others_keep_their_license_and_say_where_they_are_from(hub: Hub,
     assert words in hub.files("dataset", "me/copy")["README.md"].decode()
 
 
-def test_a_license_is_told_in_one_id() -> None:
-    """As the Hub's cards have it: one id, a list of them, a name of its own, or none."""
+def test_a_license_is_reduced_to_one_id() -> None:
+    """A card has one license id, a list of ids, a custom license, or none."""
     for said, expected in (
         ({"license": "mit"}, {"license": "mit"}),
         ({"license": ["mit"]}, {"license": "mit"}),
@@ -126,8 +126,8 @@ def test_a_license_is_told_in_one_id() -> None:
             {"license": "other", "license_name": "own", "license_link": "https://own/"},
         ),
     ):
-        assert licensed(DatasetCardData(**said), "https://hub/you/") == expected
-    assert licensed(None, "") == {"license": "unknown"}
+        assert license_of(DatasetCardData(**said), "https://hub/you/") == expected
+    assert license_of(None, "") == {"license": "unknown"}
 
 
 LISTS = {
@@ -169,7 +169,7 @@ def shards_of(**columns: Any) -> dict[str, bytes]:
     return {f"data/{split}-00000-of-00001.parquet": parquet(table) for split in ("train", "val", "test")}
 
 
-def test_what_can_not_be_trained_on_is_told_in_one_line(hub: Hub, tmp_path: Path) -> None:
+def test_unusable_hub_data_sets_give_one_line_errors(hub: Hub, tmp_path: Path) -> None:
     ragged, text = pa.array([[1], [1, 2]]), pa.array(["a", "b"])
     damaged = {**shards_of(), "data/test-00000-of-00001.parquet": b"PAR1 and no more"}
     twice = {**shards_of(), "more/train-0.parquet": parquet(pa.table(LISTS))}
@@ -187,20 +187,20 @@ def test_what_can_not_be_trained_on_is_told_in_one_line(hub: Hub, tmp_path: Path
         hub.put("dataset", f"you/{name}", files)
     expected = {
         "hf://datasets/you/lists": '"image": {"type": "uint8", "shape": [2, 2], "least": 1, "most": 8}',
-        "hf://datasets/you/ragged": "column image has lists of 2 lengths",
-        "hf://datasets/you/text": "column label must be numbers",
-        "hf://datasets/you/empty": "Rows without label: 3, left out.",
-        "hf://datasets/you/split": "validation would have no rows; nothing was changed",
-        "hf://datasets/you/shapes": "has no column",
-        "hf://datasets/you/damaged": "data/test-00000-of-00001.parquet is no whole file of Parquet",
-        "hf://datasets/you/twice": "has several data sets, in data, more; name the folder of one",
+        "hf://datasets/you/ragged": "column image has lists of 2 different lengths",
+        "hf://datasets/you/text": "column label must hold numbers",
+        "hf://datasets/you/empty": "Dropped 3 rows without a value of label.",
+        "hf://datasets/you/split": "no rows for validation; provide more rows",
+        "hf://datasets/you/shapes": "lacks the column",
+        "hf://datasets/you/damaged": "data/test-00000-of-00001.parquet is not a complete Parquet file",
+        "hf://datasets/you/twice": "has several data sets, in data, more; append the folder of one",
         "hf://datasets/you/twice/data": '{"train": 2, "validation": 2, "test": 2}',
-        "hf://datasets/you/nothing": "is not on the Hub",
-        "hf://datasets/you/lists@v9": "is not on the Hub",
+        "hf://datasets/you/nothing": "not found on the Hub",
+        "hf://datasets/you/lists@v9": "not found on the Hub",
         "hf://you/lists": "expected hf://datasets/USER/NAME",
     }
     lines = fetch(tmp_path, hub, *expected)
-    del lines[list(expected).index("hf://datasets/you/empty") + 1]  # what came of the rows that are left
+    del lines[list(expected).index("hf://datasets/you/empty") + 1]  # the data set of the remaining rows
     assert len(lines) == len(expected) + 1
     for line, words in zip(lines, expected.values(), strict=False):
         assert words in line
@@ -216,8 +216,8 @@ def test_a_file_belongs_to_the_split_that_its_path_names_last() -> None:
         assert split_of(path) == expected
 
 
-def test_a_revision_may_be_one_of_the_hubs_own(hub: Hub, tmp_path: Path) -> None:
-    """Where the Hub itself keeps what it has converted to Parquet."""
+def test_a_revision_can_be_a_ref_of_the_hub(hub: Hub, tmp_path: Path) -> None:
+    """The Hub stores its own Parquet conversions under refs/convert/parquet."""
     made = hub.put("dataset", "you/converted", shards_of())
     repo = hub.repo("dataset", "you/converted")
     repo.branches["refs/convert/parquet"] = made.oid
@@ -226,19 +226,19 @@ def test_a_revision_may_be_one_of_the_hubs_own(hub: Hub, tmp_path: Path) -> None
 
 
 @pytest.mark.slow
-def test_what_can_not_be_fetched_whole_leaves_the_data_as_they_were(hub: Hub, project: Path, tmp_path: Path) -> None:
+def test_a_failed_fetch_leaves_the_store_unchanged(hub: Hub, project: Path, tmp_path: Path) -> None:
     files = shards_of()
     hub.put("dataset", "you/half", {**files, "data/test-00000-of-00001.parquet": b"PAR1 and no more"})
     before = stored(project)
     printed = run(project, hub, "data", "--from", "hf://datasets/you/half", code=1)
-    assert "is no whole file of Parquet" in printed
+    assert "is not a complete Parquet file" in printed
     assert "Exception ignored" not in printed
     assert stored(project) == before
 
 
 @pytest.mark.slow
-def test_a_key_that_may_not_read_is_told_so(hub: Hub, tmp_path: Path) -> None:
-    """Wherever the Hub refuses it: of the data set, its listing or a file; and a key that nobody has as that."""
+def test_a_key_without_read_access_is_reported(hub: Hub, tmp_path: Path) -> None:
+    """A key is rejected for the data set, its listing or a file; an unknown key is reported as such."""
     hub.put("dataset", "you/gated", shards_of())
     for match in ("GET /api/datasets/you/gated", "/tree/", "/resolve/"):
         hub.app.faults = [Fault(403, match=match)]
@@ -250,7 +250,7 @@ def test_a_key_that_may_not_read_is_told_so(hub: Hub, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_folder_of_the_client_that_is_none_is_named(hub: Hub, project: Path, tmp_path: Path) -> None:
+def test_an_unusable_hf_home_is_named_in_the_error(hub: Hub, project: Path, tmp_path: Path) -> None:
     home = tmp_path / "home"
     home.write_text("")
     hub.put("model", "you/model", {"model.safetensors": b"any"})
@@ -266,24 +266,24 @@ def test_a_folder_of_the_client_that_is_none_is_named(hub: Hub, project: Path, t
 
 @pytest.mark.slow
 def test_memory_does_not_grow_with_the_data(hub: Hub, tmp_path: Path) -> None:
-    """Four times the data (bench/hub_data.py has 10 GB of it) in the same memory."""
+    """Four times the data take the same memory (bench/hub_data.py streams 10 GB)."""
     rng, peaks = np.random.default_rng(0), []
     for name, shards in (("small", 2), ("large", 8)):
         files = {}
         for number in range(shards):
-            images = rng.integers(0, 256, (4096, 64, 64), dtype=np.uint8)  # 16 MB that do not compress
+            images = rng.integers(0, 256, (4096, 64, 64), dtype=np.uint8)  # 16 MB, incompressible
             pixels = pa.FixedShapeTensorArray.from_numpy_ndarray(images)
             table = pa.table({"image": pixels, "label": pa.array(range(len(images)))})
             files[f"train-{number}.parquet"] = parquet(table)
         files |= {f"{split}-0.parquet": parquet(table.slice(0, 8)) for split in ("validation", "test")}
         hub.put("dataset", f"you/{name}", files)
         peaks.append(int(fetch(tmp_path / name, hub, f"hf://datasets/you/{name}")[-1]))
-    assert peaks[1] - peaks[0] < 60_000  # kB; the data grew by 100,000, and a busy allocator keeps some
+    assert peaks[1] - peaks[0] < 60_000  # kB; the data grow by 100,000, and the allocator may retain some
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [6])
-def test_a_hub_that_fails_is_told_and_later_it_goes_on(hub: Hub, project: Path, tmp_path: Path, number: int) -> None:
+def test_publishing_can_be_repeated_after_a_hub_failure(hub: Hub, project: Path, tmp_path: Path, number: int) -> None:
     name = f"hf://datasets/me/digits-{number}"
     hub.app.faults = [Fault(403, at=range(number, 10**6))]
     try:

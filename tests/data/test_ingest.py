@@ -1,4 +1,4 @@
-"""Own data by one flag: folders of images, tables in three formats, splits that lack, values that are missing."""
+"""Ingestion of own data: folders of images, tables in three formats, missing splits and missing values."""
 
 import io
 import json
@@ -15,7 +15,7 @@ from skeleton import data as images
 
 from free_ml_stack.data import dataset
 from free_ml_stack.data.ingest import ingest
-from free_ml_stack.data.source import Source, from_columns, from_place
+from free_ml_stack.data.source import Source, from_columns, from_path
 from free_ml_stack.errors import StackError
 from free_ml_stack.storage.local import local_store
 
@@ -32,7 +32,7 @@ TABLE = {
 
 
 class Tables:
-    """A project that takes any table: texts as categories, but for a note."""
+    """A project that takes any table: texts are categories, except the column `note`."""
 
     TARGET = "price"
 
@@ -67,8 +67,8 @@ def table(folder: Path, kind: str) -> Path:
 
 
 @pytest.mark.parametrize("kind", ["parquet", "csv", "jsonl"])
-def test_a_table_comes_in_three_formats(tmp_path: Path, kind: str) -> None:
-    splits, facts = load(from_place(str(table(tmp_path, kind))), tmp_path)
+def test_tables_are_read_from_three_formats(tmp_path: Path, kind: str) -> None:
+    splits, facts = load(from_path(str(table(tmp_path, kind))), tmp_path)
     columns = facts["columns"]
     assert sum(facts["rows"].values()) == ROWS
     assert (facts["target"], columns["price"]["most"]) == ("price", 59000.0)
@@ -87,10 +87,10 @@ def test_a_table_comes_in_three_formats(tmp_path: Path, kind: str) -> None:
         assert str(row["built"][0])[:10] == TABLE["built"][i]
 
 
-def test_a_column_whose_type_shows_late_is_read_as_what_it_is(tmp_path: Path) -> None:
+def test_a_column_type_is_widened_for_late_values(tmp_path: Path) -> None:
     lines = [f"{i},{i},{i}" for i in range(200_000)] + ["1.5,x,7"]
     (tmp_path / "late.csv").write_text("a,b,price\n" + "\n".join(lines))
-    _, facts = load(from_place(str(tmp_path / "late.csv")), tmp_path)
+    _, facts = load(from_path(str(tmp_path / "late.csv")), tmp_path)
     assert facts["columns"]["a"]["type"] == "float64"
     assert facts["columns"]["b"]["type"] == "category"
     assert facts["columns"]["price"]["type"] == "int64"
@@ -114,7 +114,7 @@ def folder_of_images(folder: Path, *splits: str) -> Path:
 
 @pytest.mark.parametrize("splits", [("",), ("train", "test"), ("training", "val", "test")])
 def test_images_in_a_folder_for_each_class(tmp_path: Path, splits: tuple[str, ...]) -> None:
-    found, facts = load(from_place(str(folder_of_images(tmp_path / "pets", *splits))), tmp_path, images)
+    found, facts = load(from_path(str(folder_of_images(tmp_path / "pets", *splits))), tmp_path, images)
     assert facts["columns"] == {"image": {"type": "bytes"}, "label": {"type": "category", "categories": ["cat", "dög"]}}
     assert sum(facts["rows"].values()) == 20 * len(splits)
     assert min(facts["rows"].values()) > 0
@@ -125,39 +125,39 @@ def test_images_in_a_folder_for_each_class(tmp_path: Path, splits: tuple[str, ..
         assert set(facts["rows"].values()) == {20}
 
 
-def test_a_file_that_is_no_image_is_named(tmp_path: Path) -> None:
+def test_the_error_names_a_file_that_is_not_an_image(tmp_path: Path) -> None:
     folder_of_images(tmp_path / "pets", "")
     (tmp_path / "pets" / "read me.txt").write_text("about pets")
     (tmp_path / "pets" / "cat" / ".hidden").write_text("")
     (tmp_path / "pets" / "cat" / "notes.txt").write_text("about cats")
     with pytest.raises(StackError, match=r"train, .*cat/notes\.txt: expected an image \("):
-        load(from_place(str(tmp_path / "pets")), tmp_path, images)
+        load(from_path(str(tmp_path / "pets")), tmp_path, images)
 
 
-def test_a_table_of_paths_brings_the_files(tmp_path: Path) -> None:
+def test_files_are_read_from_a_table_of_paths(tmp_path: Path) -> None:
     folder_of_images(tmp_path / "pets", "all")
     lines = [f"all/{name}/{i}.{'PNG' if i % 2 else 'jpg'},{name}" for name in ("cat", "dög") for i in range(10)]
     (tmp_path / "pets" / "list.csv").write_text("file,animal\n" + "\n".join(lines), encoding="utf-8")
-    splits, facts = load(from_place(str(tmp_path / "pets" / "list.csv")), tmp_path, images, "animal")
+    splits, facts = load(from_path(str(tmp_path / "pets" / "list.csv")), tmp_path, images, "animal")
     assert facts["target"] == "label"
     assert splits["train"]["image"][0].startswith((b"\xff\xd8", b"\x89PNG"))
     (tmp_path / "pets" / "list.csv").write_text("file,animal\nall/cat/77.jpg,cat\n")
-    with pytest.raises(StackError, match=r"column file names the file .*77\.jpg, which can't be read"):
-        load(from_place(str(tmp_path / "pets" / "list.csv")), tmp_path, images, "animal")
+    with pytest.raises(StackError, match=r"column file: can't read the file .*77\.jpg"):
+        load(from_path(str(tmp_path / "pets" / "list.csv")), tmp_path, images, "animal")
 
 
 def source(**columns: Any) -> Source:
     return Source(lambda: {"train": from_columns(columns)}, {"name": "given"})
 
 
-def test_what_can_not_be_used_is_refused_before_anything_changes(tmp_path: Path) -> None:
+def test_unusable_data_raise_an_error_and_leave_the_store_unchanged(tmp_path: Path) -> None:
     good = source(city=["a", "b"] * 30, price=np.arange(60.0))
     load(good, tmp_path)
     before = stored(tmp_path)
     torn = picture(30, 30, 1)[:300]
     for given, science, words in (
-        (source(city=["a"] * 60), Tables, "no column price; name the target with --target COLUMN, one of city"),
-        (source(price=np.zeros(0)), Tables, "train and validation and test would have no rows"),
+        (source(city=["a"] * 60), Tables, "no column price; set the target with --target COLUMN, one of city"),
+        (source(price=np.zeros(0)), Tables, "no rows for train, validation, test"),
         (
             source(image=[picture(9, 9, 1), torn] * 20, label=["a", "b"] * 20),
             images,
@@ -167,44 +167,44 @@ def test_what_can_not_be_used_is_refused_before_anything_changes(tmp_path: Path)
         (
             source(image=np.zeros((40, 8, 8), np.uint8), label=np.arange(40)),
             images,
-            "has 40 values in 40 rows, too many",
+            "has 40 distinct values in 40 rows, too many",
         ),
-        (source(image=np.array([1j] * 40), price=np.ones(40)), Tables, "column image can't be kept: "),
+        (source(image=np.array([1j] * 40), price=np.ones(40)), Tables, "can't convert column image to Arrow: "),
     ):
-        with pytest.raises(StackError, match=words) as told:
+        with pytest.raises(StackError, match=words) as caught:
             load(given, tmp_path, science)
-        assert "\n" not in str(told.value)
+        assert "\n" not in str(caught.value)
         assert stored(tmp_path) == before
     rows = from_columns({"city": ["a"], "price": [1.0]})
     for other, words in (
-        ({"town": ["a"], "price": [1.0]}, "test has no column city, which train has"),
-        ({"city": [2.5], "price": [1.0]}, "column city is text in train and number in test"),
+        ({"town": ["a"], "price": [1.0]}, "test lacks the column city, which is in train"),
+        ({"city": [2.5], "price": [1.0]}, "column city has kind text in train and number in test"),
     ):
         splits = {"train": rows, "validation": rows, "test": from_columns(other)}
         with pytest.raises(StackError, match=words):
             load(Source(lambda splits=splits: splits, {}), tmp_path)
 
 
-def test_rare_and_absent_classes_are_a_warning(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_rare_and_absent_classes_give_warnings(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     labels = ["often"] * 990 + ["rare"] * 6 + ["once"]
     load(source(image=np.zeros((997, 2, 2), np.uint8), label=labels), tmp_path, images)
-    told = capsys.readouterr().out
-    assert "warning: validation has no row of once" in told
-    assert "warning: fewer than 1 in 100 rows of train are once, rare" in told
+    printed = capsys.readouterr().out
+    assert "warning: validation has no row of once" in printed
+    assert "warning: fewer than 1 in 100 rows of train are once, rare" in printed
 
 
-def test_rows_without_a_target_are_left_out_and_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_rows_without_a_target_are_dropped_and_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     prices = [None if i % 10 == 0 else float(i) for i in range(60)]
     _, facts = load(source(city=["a", None, "b"] * 20, price=prices), tmp_path)
     assert sum(facts["rows"].values()) == 54
-    assert "Rows without price: 6, left out." in capsys.readouterr().out
+    assert "Dropped 6 rows without a value of price." in capsys.readouterr().out
     assert facts["columns"]["city"]["missing"] == 18
 
 
-def test_a_target_that_is_not_a_number_is_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_nan_target_counts_as_missing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     prices = pa.array([float("nan") if i % 10 == 0 else float(i) for i in range(60)], from_pandas=False)
     splits, facts = load(source(area=list(range(60)), price=prices), tmp_path)
-    assert "Rows without price: 6, left out." in capsys.readouterr().out
+    assert "Dropped 6 rows without a value of price." in capsys.readouterr().out
     assert sum(facts["rows"].values()) == 54
     assert all(np.isfinite(split["price"]).all() for split in splits.values())
 
@@ -212,7 +212,7 @@ def test_a_target_that_is_not_a_number_is_none(tmp_path: Path, capsys: pytest.Ca
 def test_times_of_day_are_dates_and_durations_numbers(tmp_path: Path) -> None:
     opened = "".join(f"{hour:02}:30,{hour}\n" for hour in range(24))
     (tmp_path / "shops.csv").write_text("open,price\n" + opened)
-    splits, facts = load(from_place(str(tmp_path / "shops.csv")), tmp_path)
+    splits, facts = load(from_path(str(tmp_path / "shops.csv")), tmp_path)
     assert facts["columns"]["open"]["type"] == "date"
     for split in splits.values():
         assert [str(moment)[:16] for moment in split["open"]] == [f"1970-01-01T{int(x):02}:30" for x in split["price"]]
@@ -222,7 +222,7 @@ def test_times_of_day_are_dates_and_durations_numbers(tmp_path: Path) -> None:
         assert (split["wait"] == 1_500_000 * split["price"]).all()
 
 
-def test_a_project_may_draw_its_splits_itself(tmp_path: Path) -> None:
+def test_a_project_can_define_its_own_splits(tmp_path: Path) -> None:
     class ByTime(Tables):
         @staticmethod
         def split(columns: Any, seed: int) -> dict[str, Any]:
@@ -235,9 +235,9 @@ def test_a_project_may_draw_its_splits_itself(tmp_path: Path) -> None:
     assert max(splits["validation"]["year"]) < min(splits["test"]["year"])
 
 
-def test_the_same_data_give_the_same_bytes(tmp_path: Path) -> None:
+def test_ingest_is_reproducible_byte_for_byte(tmp_path: Path) -> None:
     made = []
     for name in ("one", "other"):
-        load(from_place(str(table(tmp_path, "csv"))), tmp_path / name)
+        load(from_path(str(table(tmp_path, "csv"))), tmp_path / name)
         made.append(stored(tmp_path / name))
     assert made[0] == made[1]

@@ -1,4 +1,4 @@
-"""Batches: in order, from seed and number alone, whatever the process; prepared in the background where it pays."""
+"""Batches depend on seed and batch number only; batches of texts and bytes are prepared in background threads."""
 
 import threading
 from pathlib import Path
@@ -23,7 +23,7 @@ def cells(folder: Path, values: list[bytes | None], text: bool = False) -> Cells
 
 
 @pytest.mark.parametrize("values", [[b"a", None, b"", b"bcd", None], [None, b"x"], [None], [b""]])
-def test_texts_and_bytes_come_back_with_what_is_missing(tmp_path: Path, values: list[bytes | None]) -> None:
+def test_cells_return_texts_bytes_and_missing_values(tmp_path: Path, values: list[bytes | None]) -> None:
     column = cells(tmp_path, values)
     assert list(column) == values
     assert column[:2] == values[:2]
@@ -33,7 +33,7 @@ def test_texts_and_bytes_come_back_with_what_is_missing(tmp_path: Path, values: 
         column[len(values)]
 
 
-def test_a_part_of_a_split_is_read_like_all_of_it(tmp_path: Path) -> None:
+def test_a_slice_of_a_split_supports_take(tmp_path: Path) -> None:
     whole = Split({"a": cells(tmp_path, [b"a", None, b"bc"]), "b": np.arange(3)}, {})
     part = Split({name: column[:2] for name, column in whole.items()}, {})
     for split in (whole, part):
@@ -56,7 +56,7 @@ def content(split: Split, **options: Any) -> list[tuple[list[float], list[float]
 
 
 @pytest.mark.parametrize("variable", [False, True])
-def test_batches_are_those_of_their_number_wherever_it_starts(tmp_path: Path, variable: bool) -> None:
+def test_batches_depend_on_seed_and_number_only(tmp_path: Path, variable: bool) -> None:
     values = [bytes(i) for i in range(18)]
     split = Split({"a": cells(tmp_path, values) if variable else np.arange(18)}, {})
     whole = content(split, seed=(1, 2))
@@ -70,7 +70,7 @@ def test_batches_are_those_of_their_number_wherever_it_starts(tmp_path: Path, va
         assert (other[0], other[1]) == (batch[0][1::2], batch[1][1::2])
 
 
-def test_encoded_rows_are_prepared_ahead_and_a_failure_is_told(tmp_path: Path) -> None:
+def test_encoded_rows_are_prepared_in_threads_and_errors_propagate(tmp_path: Path) -> None:
     split = Split({"a": cells(tmp_path, [b"x"] * 40)}, {})
     seen: list[str] = []
 

@@ -296,4 +296,4 @@ def test_an_unknown_parameter_is_refused_by_name(project: Path) -> None:
 def test_no_data_yet(tmp_path: Path) -> None:
     (tmp_path / "stack.toml").write_text('project = "p"\n')
     (tmp_path / "sweep.yaml").write_text(GRID)
-    assert "no data yet: run `p data`" in projects.run(tmp_path, "sweep", code=1)
+    assert "no data set in the store; run `p data`" in projects.run(tmp_path, "sweep", code=1)

@@ -1,8 +1,8 @@
-"""Columns of a data set: how each kind of value stands in Arrow, in the manifest, and as an array.
+"""Columns of a data set: the representation of each kind of value in Arrow, in the manifest, and as an array.
 
-A kind is number (integers, floats, truth values, durations in microseconds), tensor (numbers of one shape), category,
-text, bytes or date (or a time of day, of the first of 1970). In the Parquet files a category is the value itself; as an
-array it is a place in the manifest's sorted `categories`.
+A kind is number (integers, floats, booleans, durations in microseconds), tensor (numbers of one shape), category,
+text, bytes or date (also a time of day, on 1970-01-01). Parquet files store the value of a category; an array stores
+its index in the manifest's sorted `categories`.
 """
 
 from collections import Counter
@@ -17,13 +17,13 @@ from numpy.typing import NDArray
 from free_ml_stack.errors import StackError
 
 Facts = Mapping[str, Any]
-MOST = 1000  # categories of a column that is no target; rarer values count as missing
-VARIABLE = ("text", "bytes")  # what has no fixed size
+MAX_CATEGORIES = 1000  # of a column that is not the target; rarer values count as missing
+VARIABLE = ("text", "bytes")  # kinds without a fixed size
 ONE_DIMENSION = 1
 
 
 def from_array(values: Any) -> pa.Array:
-    """An array (rows, …), a list, or a column of Arrow or pandas, as a column."""
+    """Convert an array (rows, …), a list, or a column of Arrow or pandas to an Arrow array."""
     if isinstance(values, np.ndarray) and values.ndim > ONE_DIMENSION:
         return pa.FixedShapeTensorArray.from_numpy_ndarray(np.ascontiguousarray(values))
     if isinstance(values, pa.ChunkedArray):
@@ -31,10 +31,10 @@ def from_array(values: Any) -> pa.Array:
     return values if isinstance(values, pa.Array) else pa.array(values, from_pandas=True)
 
 
-def normal(column: pa.Array, name: str, names: Sequence[str] = ()) -> pa.Array:
-    """A column as it is kept, whatever form a source gives it; `names` are those of its classes, for whole numbers.
+def to_storage_type(column: pa.Array, name: str, names: Sequence[str] = ()) -> pa.Array:
+    """Convert a column of a source to the type it is stored in; `names` are the class names of an integer column.
 
-    Raises StackError for what no kind is for.
+    Raises StackError for a type that no kind represents.
     """
     kind = column.type
     if names:
@@ -42,38 +42,38 @@ def normal(column: pa.Array, name: str, names: Sequence[str] = ()) -> pa.Array:
     if isinstance(column, pa.ExtensionArray):
         return column
     if pa.types.is_dictionary(kind):
-        return normal(column.dictionary_decode(), name)
-    if pa.types.is_struct(kind) and {field.name for field in kind} >= {"bytes"}:  # the Hub's images and sounds
-        return normal(column.field("bytes"), name)
+        return to_storage_type(column.dictionary_decode(), name)
+    if pa.types.is_struct(kind) and {field.name for field in kind} >= {"bytes"}:  # the Hub's Image and Audio features
+        return to_storage_type(column.field("bytes"), name)
     if pa.types.is_boolean(kind):
         return column.cast(pa.uint8())
     if pa.types.is_decimal(kind) or pa.types.is_null(kind) or pa.types.is_float16(kind):
         return column.cast(pa.float64())
-    if pa.types.is_time(kind):  # of the first day of 1970
+    if pa.types.is_time(kind):  # on 1970-01-01
         return column.cast(pa.time64("us"), safe=False).cast(pa.int64()).cast(pa.timestamp("us"))
     if pa.types.is_duration(kind):
         return column.cast(pa.duration("us"), safe=False).cast(pa.int64())
     if _is_list(kind):
         return _tensors(column, name)
-    for found, kept in ((_is_text, pa.string()), (_is_bytes, pa.binary()), (_is_date, pa.timestamp("us"))):
-        if found(kind):
-            return column.cast(kept, safe=False)
+    for matches, stored in ((_is_text, pa.string()), (_is_bytes, pa.binary()), (_is_date, pa.timestamp("us"))):
+        if matches(kind):
+            return column.cast(stored, safe=False)
     if pa.types.is_integer(kind) or pa.types.is_floating(kind):
         return column
-    raise StackError(f"{name} is {kind}; it must be numbers, lists of numbers, text, bytes or dates")
+    raise StackError(f"{name} has type {kind}; expected numbers, lists of numbers, text, bytes or dates")
 
 
 def _named(column: pa.Array, name: str, names: Sequence[str]) -> pa.Array:
-    """The names of numbered classes; -1 is missing, as in test splits of the Hub without answers."""
+    """Replace class numbers by class names; -1 is missing, as in the Hub's test splits without labels."""
     numbers = pc.fill_null(column.cast(pa.int64()), -1)
     if (most := pc.max(numbers).as_py() or 0) >= len(names):
-        raise StackError(f"{name} has the class {most}, and {len(names)} names of classes")
+        raise StackError(f"{name} has class {most}, but only {len(names)} class names")
     known = pa.array(range(len(names)), pa.int64())
     return pc.take(pa.array(names, pa.string()), pc.index_in(numbers, known))
 
 
 def kind_of(kind: pa.DataType) -> str:
-    """The kind of a column that is in normal form."""
+    """Return the kind of a column of a storage type."""
     if isinstance(kind, pa.BaseExtensionType):
         return "tensor"
     for found, word in ((_is_text, "text"), (_is_bytes, "bytes"), (_is_date, "date")):
@@ -83,7 +83,7 @@ def kind_of(kind: pa.DataType) -> str:
 
 
 def cast(column: pa.Array, kind: str, name: str) -> pa.Array:
-    """Convert a column in normal form to the kind that the project asks for. Raises StackError if that fails."""
+    """Convert a column of a storage type to the kind that the project expects. Raises StackError if it can't."""
     found = kind_of(column.type)
     if found == kind or (kind == "category" and found in ("text", "number")):
         return column
@@ -93,12 +93,12 @@ def cast(column: pa.Array, kind: str, name: str) -> pa.Array:
         try:
             return column.cast(pa.float64())
         except pa.ArrowInvalid as error:
-            raise StackError(f"{name} must be numbers: {error}") from None
-    raise StackError(f"{name} is {found}, and must be {kind}")
+            raise StackError(f"{name} must hold numbers: {error}") from None
+    raise StackError(f"{name} has kind {found}, expected {kind}")
 
 
 class Description:
-    """What the manifest says of a column, gathered while it is written."""
+    """The manifest entry of a column, computed while its rows are written."""
 
     def __init__(self, kind: str, target: bool) -> None:
         self.kind, self.target = kind, target
@@ -108,7 +108,7 @@ class Description:
         self.counts: dict[str, Counter[Any]] = {}
 
     def add(self, column: pa.Array, split: str) -> None:
-        """Count the values of some rows of a split."""
+        """Add the values of a batch of rows of a split."""
         self.type = column.type
         self.missing += column.null_count
         if self.kind in ("number", "tensor"):
@@ -122,11 +122,11 @@ class Description:
             self.counts.setdefault(split, Counter()).update(dict(zip(values, counts, strict=True)))
 
     def facts(self) -> dict[str, Any]:
-        """The entry of the manifest."""
+        """Return the entry for the manifest."""
         missing = {"missing": self.missing} if self.missing else {}
         if self.kind == "category":
             total: Counter[Any] = sum(self.counts.values(), Counter())
-            kept = total if self.target else dict(total.most_common(MOST))
+            kept = total if self.target else dict(total.most_common(MAX_CATEGORIES))
             return {"type": "category", "categories": sorted(kept), **missing}
         if self.kind in ("number", "tensor"):
             assert self.type is not None
@@ -139,10 +139,10 @@ class Description:
 
 
 def to_array(column: pa.Array, facts: Facts) -> NDArray[Any]:
-    """A column of fixed size as an array (rows, …).
+    """Convert a column of fixed size to an array (rows, …).
 
-    A category becomes its place among the sorted categories, and -1 where it is missing or none of them; a number that
-    is missing NaN, in a column of floats; a date microseconds since 1970, and NaT.
+    A category becomes its index among the sorted categories, or -1 if it is missing or unknown. A column of numbers
+    with missing values becomes floats with NaN. A date becomes datetime64 in microseconds, or NaT.
     """
     if facts["type"] == "category":
         known = pa.array(facts["categories"])
@@ -159,14 +159,14 @@ def to_array(column: pa.Array, facts: Facts) -> NDArray[Any]:
 
 
 def check_target(name: str, described: Description, rows: Mapping[str, int], warn: Callable[[str], None]) -> None:
-    """Refuse a target that is no set of classes, and warn of classes that are rare or not in every split."""
+    """Raise StackError for a target with too many classes; warn about classes that are rare or missing in a split."""
     if described.kind != "category":
         return
     classes = described.facts()["categories"]
     if len(classes) * 2 > sum(rows.values()):
         raise StackError(
-            f"column {name} has {len(classes)} values in {sum(rows.values())} rows, too many for classes; "
-            "name another with --target COLUMN"
+            f"column {name} has {len(classes)} distinct values in {sum(rows.values())} rows, too many for a target "
+            "with classes; choose another column with --target COLUMN"
         )
     for split, count in rows.items():
         counts = described.counts.get(split, Counter())
@@ -182,21 +182,21 @@ def _listed(values: Sequence[str], most: int = 5) -> str:
 
 
 def _tensors(column: pa.Array, name: str) -> pa.Array:
-    """Lists of numbers of one length, at any depth, as tensors."""
+    """Convert nested lists of numbers, of equal lengths at each depth, to tensors."""
     return from_array(_dense(column, name))
 
 
 def _dense(column: pa.Array, name: str) -> NDArray[Any]:
     if column.null_count:
-        raise StackError(f"{name} has empty values among its lists")
+        raise StackError(f"{name} has missing values among its lists")
     if not _is_list(column.type):
         if not (pa.types.is_integer(column.type) or pa.types.is_floating(column.type)):
-            raise StackError(f"{name} has lists of {column.type}; only lists of numbers can be kept")
+            raise StackError(f"{name} has lists of {column.type}; expected lists of numbers")
         values: NDArray[Any] = column.to_numpy(zero_copy_only=False)
         return values
     lengths = pc.unique(pc.list_value_length(column)).to_pylist()
     if len(lengths) != 1:
-        raise StackError(f"{name} has lists of {len(lengths)} lengths; they must be equal")
+        raise StackError(f"{name} has lists of {len(lengths)} different lengths; expected equal lengths")
     inner = _dense(column.flatten(), name)
     return inner.reshape(len(column), lengths[0], *inner.shape[1:])
 

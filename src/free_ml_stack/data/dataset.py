@@ -1,4 +1,4 @@
-"""The data set in the store, as Parquet with a manifest, and its memory-mapped copy for training."""
+"""The data set in the store (Parquet with a manifest), and its memory-mapped copy for training."""
 
 import hashlib
 import json
@@ -28,41 +28,41 @@ if TYPE_CHECKING:
 
 FOLDER = "data"
 VERIFIED = "verified.json"
-ROWS = 512  # rows decoded at once
+ROWS = 512  # decoded at once
 SPLITS = ("train", "validation", "test")
 
 
 def read(store: AbstractFileSystem, cache: Path, command: str) -> tuple[dict[str, Split], dict[str, Any]]:
-    """All splits of the store's data set, memory-mapped, and its manifest.
+    """Read all splits of the store's data set, memory-mapped, and its manifest.
 
-    Each Parquet file is decoded once, some rows at a time, into a folder of `cache`. Raises StackError where there is
-    no data yet, and DamagedError naming a file that is not the one in the manifest.
+    Each Parquet file is decoded once, in batches of rows, into a folder of `cache`. Raises StackError if the store has
+    no data set, and DamagedError for a file that does not match the manifest.
     """
-    source = in_store(store)
+    source = data_folder(store)
     if not source.exists(MANIFEST):
-        raise StackError(f"no data yet: run `{command} data`")
+        raise StackError(f"no data set in the store; run `{command} data`")
     content = read_manifest(source)
     if not isinstance(content.get("columns"), dict):
         raise DamagedError(f"{FOLDER}: {MANIFEST} does not describe the columns; run `{command} data`")
     if absent := set(SPLITS) - {Path(name).stem for name in content["files"]}:
-        raise StackError(f"the data set has no {', '.join(sorted(absent))}: run `{command} data`")
+        raise StackError(f"the data set lacks the split {', '.join(sorted(absent))}; run `{command} data`")
     folders = {name: cache / _sum([entry["sha256"], content["columns"]]) for name, entry in content["files"].items()}
-    if not _seen(source, content, cache) or not all(_usable(folder, content) for folder in folders.values()):
+    if not _is_verified(source, content, cache) or not all(_usable(folder, content) for folder in folders.values()):
         verify(source)
         for name, folder in folders.items():
             _decode(source, name, folder, content)
-        _remember(source, content, cache)
+        _record_verified(source, content, cache)
     return {Path(name).stem: _open(folder, content) for name, folder in folders.items()}, content
 
 
-def put(target: AbstractFileSystem, content: Mapping[str, Any], folder: Path) -> None:
-    """Copy the files of a data set from a folder into the store, and its manifest last, unless they are there.
+def write_to_store(target: AbstractFileSystem, content: Mapping[str, Any], folder: Path) -> None:
+    """Copy a data set from a folder into the store, its manifest last, unless the store already holds it.
 
-    What was there stays until all have come.
+    The previous files are replaced only after all new ones are uploaded.
     """
-    if _whole(target, content):
+    if _is_stored(target, content):
         return
-    with innermost(target).transaction:
+    with root_filesystem(target).transaction:
         for name in content["files"]:
             with (folder / name).open("rb") as file, target.open(name, "wb") as there:
                 shutil.copyfileobj(file, there, CHUNK)
@@ -70,44 +70,44 @@ def put(target: AbstractFileSystem, content: Mapping[str, Any], folder: Path) ->
 
 
 def examples(science: "Science", split: Split, rows: Iterable[int]) -> list[Any]:
-    """What callers send for some rows of a split."""
+    """Return the inputs that callers would send for some rows of a split."""
     return [science.data.example(split, row) for row in rows]
 
 
 def fingerprint(content: Mapping[str, Any]) -> str:
-    """One checksum for a data set: of its files' checksums, in the order of their names."""
+    """Compute one SHA-256 for a data set from its files' checksums, in order of the file names."""
     sums = [content["files"][name]["sha256"] for name in sorted(content["files"])]
     return hashlib.sha256("".join(sums).encode()).hexdigest()
 
 
-def in_store(store: AbstractFileSystem) -> AbstractFileSystem:
-    """The part of a store that holds the data set."""
+def data_folder(store: AbstractFileSystem) -> AbstractFileSystem:
+    """Return the folder of a store that holds the data set, as a file system."""
     store.makedirs(FOLDER, exist_ok=True)
     return DirFileSystem(FOLDER, fs=store)
 
 
-def innermost(store: AbstractFileSystem) -> AbstractFileSystem:
-    """The file system of which a store is a folder: the one that knows transactions."""
-    return innermost(store.fs) if isinstance(store, DirFileSystem) else store
+def root_filesystem(store: AbstractFileSystem) -> AbstractFileSystem:
+    """Return the file system below all folders of a store: the one that supports transactions."""
+    return root_filesystem(store.fs) if isinstance(store, DirFileSystem) else store
 
 
-def _whole(store: AbstractFileSystem, content: Mapping[str, Any]) -> bool:
-    """Whether the store holds exactly this data set, every byte of it."""
+def _is_stored(store: AbstractFileSystem, content: Mapping[str, Any]) -> bool:
+    """Return whether the store holds exactly this data set, by checksums."""
     try:
         return bool(verify(store) == json.loads(json.dumps(content)))
     except DamagedError:
         return False
 
 
-def _seen(source: AbstractFileSystem, content: Mapping[str, Any], cache: Path) -> bool:
-    """Whether the store's files are those that were verified last, by their marks (time, size or ETag)."""
+def _is_verified(source: AbstractFileSystem, content: Mapping[str, Any], cache: Path) -> bool:
+    """Return whether the store's files are unchanged since they were verified, by time, size or ETag."""
     record = cache / VERIFIED
     if not record.exists() or not all(source.exists(name) for name in content["files"]):
         return False
     return bool(json.loads(record.read_text(encoding="utf-8")) == _marks(source, content))
 
 
-def _remember(source: AbstractFileSystem, content: Mapping[str, Any], cache: Path) -> None:
+def _record_verified(source: AbstractFileSystem, content: Mapping[str, Any], cache: Path) -> None:
     replace(cache / VERIFIED, json.dumps(_marks(source, content)).encode())
 
 
@@ -116,9 +116,9 @@ def _marks(source: AbstractFileSystem, content: Mapping[str, Any]) -> dict[str, 
 
 
 def _decode(source: AbstractFileSystem, name: str, folder: Path, content: Mapping[str, Any]) -> None:
-    """Write the columns of one Parquet file as arrays, some rows at a time, under another name until all are there.
+    """Write the columns of one Parquet file as arrays, in batches of rows, to a temporary folder that is then renamed.
 
-    Trials that begin together come here together; the first one's copy is everybody's.
+    Trials that start at the same time all decode the file; the first copy to be renamed is used by all.
     """
     if _usable(folder, content):
         return
@@ -131,7 +131,7 @@ def _decode(source: AbstractFileSystem, name: str, folder: Path, content: Mappin
         try:
             made.rename(folder)
         except OSError:
-            if not _usable(folder, content):  # what is there is damaged
+            if not _usable(folder, content):  # the existing copy is damaged
                 shutil.rmtree(folder)
                 made.rename(folder)
 
@@ -161,7 +161,7 @@ def _write_columns(parquet: pq.ParquetFile, folder: Path, described: Mapping[str
 
 
 def _append(file: Any, column: pa.Array) -> NDArray[np.int64]:
-    """Write texts or bytes one after the other; where each ends, and the complement of that where it is missing."""
+    """Append texts or bytes to a file; return the end offset of each, as its complement (~) if the value is missing."""
     ends, at = np.zeros(len(column), np.int64), file.tell()
     for row, value in enumerate(column.cast(pa.binary()).to_pylist()):
         at += file.write(value or b"")
@@ -170,7 +170,7 @@ def _append(file: Any, column: pa.Array) -> NDArray[np.int64]:
 
 
 def _usable(folder: Path, content: Mapping[str, Any]) -> bool:
-    """Whether a decoded copy is there and whole, as far as its files' heads and sizes tell."""
+    """Return whether a decoded copy exists and is complete, by the headers and sizes of its files."""
     try:
         return bool(_open(folder, content))
     except (OSError, ValueError, EOFError):
@@ -181,13 +181,13 @@ def _open(folder: Path, content: Mapping[str, Any]) -> Split:
     columns: dict[str, Any] = {}
     for name, path in _paths(folder, content["columns"]).items():
         kind = content["columns"][name]["type"]
-        # Copy-on-write: torch wants memory it may write to, and the file must stay as it is.
+        # Copy-on-write: torch requires writable memory, and the file must not change.
         columns[name] = Cells(path, kind == "text") if kind in VARIABLE else np.asarray(np.load(path, mmap_mode="c"))
     return Split(columns, content)
 
 
 def _paths(folder: Path, described: Mapping[str, Any]) -> dict[str, Path]:
-    """The file of each column; numbered, for a name may hold what no file's may."""
+    """Return the file of each column, numbered because a column name may not be a valid file name."""
     kinds = {name: "cells" if facts["type"] in VARIABLE else "npy" for name, facts in described.items()}
     return {name: folder / f"{number}.{kind}" for number, (name, kind) in enumerate(kinds.items())}
 

@@ -1,4 +1,4 @@
-"""Data sets on the Hugging Face Hub: read as a stream of Parquet, published with a card."""
+"""Data sets on the Hugging Face Hub: streaming of their files, and publishing with a card."""
 
 import json
 import os
@@ -29,92 +29,92 @@ SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_
 
 
 def from_hub(url: str) -> Source:
-    """A data set on the Hub, `hf://datasets/USER/NAME[@REVISION][/FOLDER]`, at the commit that it means now.
+    """Open a data set on the Hub, `hf://datasets/USER/NAME[@REVISION][/FOLDER]`, pinned to its current commit.
 
-    Its Parquet files, else its CSV or JSON Lines files, pass through as a stream, so memory does not grow with them.
+    Its Parquet files, or else its CSV or JSON Lines files, are streamed, so that memory does not grow with their size.
     Raises StackError.
     """
     repository, revision, folder = parts(url)
     api = hub_client.client()
     info = hub_client.with_retries(
-        lambda: known(url, lambda: api.dataset_info(repository.id, revision=revision or None))
+        lambda: checked(url, lambda: api.dataset_info(repository.id, revision=revision or None))
     )
     pinned = f"{SCHEME}{repository.id}@{info.sha}{f'/{folder}' if folder else ''}"
-    terms = licensed(info.card_data, f"{api.endpoint}/datasets/{repository.id}/blob/{info.sha}/")
+    terms = license_of(info.card_data, f"{api.endpoint}/datasets/{repository.id}/blob/{info.sha}/")
     facts = {"name": repository.id, "source": pinned, "license": terms}
 
     def opened() -> dict[str, Rows]:
         files = filesystem("hf", endpoint=api.endpoint, skip_instance_cache=True)
         shards = hub_client.with_retries(lambda: shards_of(pinned, files))
-        return {split: asking(lambda paths=paths: from_files(files, paths)) for split, paths in shards.items()}  # type: ignore[misc]
+        return {split: with_hub_errors(lambda paths=paths: from_files(files, paths)) for split, paths in shards.items()}  # type: ignore[misc]
 
-    return Source(opened, facts, lasting=True)
+    return Source(opened, facts, immutable=True)
 
 
 def parts(url: str) -> tuple[Repository, str, str]:
-    """The repository, revision and folder of a URL; StackError for one that names no data set on the Hub."""
+    """Parse the repository, revision and folder of a URL. Raises StackError if it is not a data set on the Hub."""
     found = re.fullmatch(
         r"hf://datasets/([\w.-]+/[\w.-]+)(?:@(refs/(?:convert|pr)/[\w.-]+|[\w.-]+))?(?:/(.+?))?/?", url
     )
     if not found:
-        raise StackError(f"expected hf://datasets/USER/NAME, with @REVISION and a folder if need be; got {url!r}")
+        raise StackError(f"expected hf://datasets/USER/NAME, optionally with @REVISION and /FOLDER, got {url!r}")
     return Repository(found[1], "dataset"), found[2] or "", found[3] or ""
 
 
-def known(url: str, work: Any) -> Any:
-    """What the Hub answers; StackError where it does not know the data set."""
+def checked(url: str, work: Any) -> Any:
+    """Return the result of a request to the Hub. Raises StackError if the data set does not exist."""
     from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 
     try:
         return work()
     except (RepositoryNotFoundError, RevisionNotFoundError):
-        raise StackError(f"{url} is not on the Hub, or this account may not read it") from None
+        raise StackError(f"{url} not found on the Hub or not readable; check the URL and the token") from None
 
 
-def licensed(front: Any, page: str) -> dict[str, str]:
-    """What a card says of its data's license, as another's card says it; a link that is relative is so to `page`."""
-    said = front.to_dict() if front else {}
-    named = said.get("license") or "unknown"
+def license_of(front: Any, page: str) -> dict[str, str]:
+    """Return the license entries for a copy's card, from the original's front matter. Links are relative to `page`."""
+    entries = front.to_dict() if front else {}
+    named = entries.get("license") or "unknown"
     ids = [str(one) for one in named] if isinstance(named, list) else [str(named)]
     if len(ids) == 1 and ids != ["other"]:
         return {"license": ids[0]}
-    link = urljoin(page, str(said.get("license_link") or hub.CARD))
-    name = str(said.get("license_name") or " and ".join(ids))
+    link = urljoin(page, str(entries.get("license_link") or hub.CARD))
+    name = str(entries.get("license_name") or " and ".join(ids))
     return {"license": "other", "license_name": name, "license_link": link}
 
 
 def shards_of(pinned: str, files: AbstractFileSystem) -> dict[str, list[str]]:
-    """The files of each split, in order; StackError where there are none, or those of several data sets."""
+    """List the files of each split, sorted. Raises StackError if there are none, or if they form several data sets."""
     root = pinned.removeprefix("hf://")
     paths = sorted(files.find(root))
     kinds = [suffix for suffix in TABLES if any(path.lower().endswith(suffix) for path in paths)]
     if not kinds:
-        raise StackError(f"{pinned} has no files that end in {', '.join(TABLES)}")
+        raise StackError(f"{pinned} has no files with the suffix {', '.join(TABLES)}")
     names = {path: path.removeprefix(root).strip("/") for path in paths if path.lower().endswith(kinds[0])}
     found = by_split(names)
     for shards in found.values():
         places = {split_of(f"/{names[path]}")[1].strip("/") for path in shards}
         if len(places) > 1:
             several = ", ".join(sorted(place or "its root" for place in places))
-            raise StackError(f"{pinned} has several data sets, in {several}; name the folder of one at its end")
+            raise StackError(f"{pinned} has several data sets, in {several}; append the folder of one to the URL")
     return found
 
 
-def asking(opened: Callable[[], Rows]) -> Rows:
-    """Rows whose reading says what the Hub refuses. Raises StackError."""
+def with_hub_errors(opened: Callable[[], Rows]) -> Rows:
+    """Open rows that raise StackError for HTTP errors of the Hub, also while they are read."""
 
     def read(names: Sequence[str]) -> Batches:
-        with refusals():
+        with hub_errors():
             yield from rows.read(names)
 
-    with refusals():
+    with hub_errors():
         rows = opened()
     return Rows(rows.types, read)
 
 
 @contextmanager
-def refusals() -> Iterator[None]:
-    """Say what the Hub refuses; its client has tried again before, and rows may have gone on since."""
+def hub_errors() -> Iterator[None]:
+    """Convert HTTP errors of the Hub to StackError. There is no retry, because rows may already be consumed."""
     from huggingface_hub.errors import HfHubHTTPError
 
     try:
@@ -124,11 +124,11 @@ def refusals() -> Iterator[None]:
 
 
 def publish(url: str, store: AbstractFileSystem, task: str, title: str, public: bool = False) -> tuple[str, str]:
-    """Bring the store's data set to the Hub in one commit, with a card; returns its page and version.
+    """Publish the store's data set on the Hub in one commit, with a card; return the page's URL and the version.
 
-    Raises StackError. `task` is the Hub's id of what it is for.
+    `task` is the Hub's task id. Raises StackError.
     """
-    repository, source = repository_of(url), dataset.in_store(store)
+    repository, source = repository_of(url), dataset.data_folder(store)
     facts = verify(source)
     kept, trouble = hub.user_sections(repository)
     if trouble:
@@ -144,15 +144,15 @@ def publish(url: str, store: AbstractFileSystem, task: str, title: str, public: 
 
 
 def repository_of(url: str) -> Repository:
-    """The repository that a data set is published as. Raises StackError."""
+    """Return the repository to publish a data set to. Raises StackError for a URL with a folder."""
     repository, _, folder = parts(url)
     if folder:
-        raise StackError(f"{url}: a data set is published as a whole repository, hf://datasets/USER/NAME")
+        raise StackError(f"{url}: can't publish to a folder; expected hf://datasets/USER/NAME")
     return repository
 
 
 def link(source: AbstractFileSystem, name: str, path: Path) -> None:
-    """A file of the store as a local one, without a copy where it is local already."""
+    """Create a local file with the content of one in the store, as a hard link if both are on the same disk."""
     if isinstance(source.fs, DirFileSystem) and isinstance(source.fs.fs, LocalFileSystem):
         try:
             os.link(source.fs.fs._strip_protocol(source.fs._join(source._join(name))), path)
@@ -163,7 +163,7 @@ def link(source: AbstractFileSystem, name: str, path: Path) -> None:
 
 
 def card(facts: Mapping[str, Any], task: str, title: str, kept: Mapping[str, str]) -> str:
-    """The card of a data set, from its manifest."""
+    """Return the card of a data set, generated from its manifest."""
     from huggingface_hub import DatasetCard, DatasetCardData
 
     terms = facts.get("license", {"license": ""})
@@ -182,7 +182,7 @@ def card(facts: Mapping[str, Any], task: str, title: str, kept: Mapping[str, str
     classes = escape_markdown(", ".join(map(str, target.get("categories", ()))))
     what = f"with the classes {classes}" if classes else f"of {escape_markdown(facts['target'])}"
     intended = f"{task.replace('-', ' ').capitalize()} {what}."
-    limits = "What the source says of how the examples were chosen and labelled holds here too; nothing was added."
+    limits = "The examples were selected and labelled by the source, whose documented limits apply here too."
     made = DatasetCard.from_template(
         front,
         template_str=resources(__package__).joinpath("dataset_card.md").read_text(encoding="utf-8"),

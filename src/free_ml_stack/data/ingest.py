@@ -1,4 +1,4 @@
-"""A data set on its way into the store: arranged as the project reads it, split, checked, and only then put there."""
+"""Ingestion of a data set: select and convert the columns, draw the splits, check the rows, write to the store."""
 
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from free_ml_stack.console import say
 from free_ml_stack.data import columns as col
-from free_ml_stack.data.dataset import SPLITS, in_store, put
+from free_ml_stack.data.dataset import SPLITS, data_folder, write_to_store
 from free_ml_stack.data.source import Rows, Source
 from free_ml_stack.errors import StackError
 from free_ml_stack.storage.checksums import sum_of
@@ -25,42 +25,42 @@ if TYPE_CHECKING:
     from free_ml_stack.project.science import Data
 
 FRACTIONS = {"train": 0.7, "validation": 0.15, "test": 0.15}
-GROUP_ROWS, GROUP_BYTES = 8192, 16 << 20  # of a row group at most: what is in memory at once
-LEFT_OUT = ""
+GROUP_ROWS, GROUP_BYTES = 8192, 16 << 20  # maximum of a row group, which is held in memory
+DROPPED = ""
 
 
 class Plan(NamedTuple):
-    """How the columns of a source become those of the data set (source column, kind), and the name of the target."""
+    """Map each column of the data set to (column of the source, kind), and name the target column."""
 
     columns: Mapping[str, tuple[str, str]]
     target: str
 
     @property
     def source(self) -> str:
-        """The source's name of the target."""
+        """Return the name of the target column in the source."""
         return self.columns[self.target][0]
 
 
 def ingest(
     store: "AbstractFileSystem", source: Source, data: "Data", target: str, seed: int, scratch: Path
 ) -> dict[str, Any]:
-    """Write a data set to the store's `data/`, one Parquet file a split and a manifest, and return the manifest.
+    """Write a data set to the store's `data/`, as one Parquet file per split and a manifest; return the manifest.
 
-    A split that the source lacks is drawn from its training split, by `seed`. The rows pass a few at a time through
-    files in `scratch`; what is in the store stays as it was until all are written and checked. Raises StackError.
+    Splits that the source lacks are drawn from its training split with `seed`. Rows are processed in batches through
+    files in `scratch`; the store is not changed until all rows are written and checked. Raises StackError.
     """
-    if found := present(store, source, target):
+    if found := stored_manifest(store, source, target):
         return found
-    plan = arranged(source, data, target)
+    plan = make_plan(source, data, target)
     kinds = {name: col.Description(kind, name == plan.target) for name, (_, kind) in plan.columns.items()}
     scratch.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=scratch, prefix=".data-") as folder:
-        files = _written(source, data, plan, seed, Path(folder), kinds)
+        files = _write_splits(source, data, plan, seed, Path(folder), kinds)
         rows = {name: file.rows for name, file in files.items()}
         described = kinds[plan.target]
         col.check_target(plan.source, described, rows, lambda line: say(f"warning: {line}"))
         if empty := [name for name in SPLITS if not rows[name]]:
-            raise StackError(f"{' and '.join(empty)} would have no rows; nothing was changed")
+            raise StackError(f"no rows for {', '.join(empty)}; provide more rows (the store was not changed)")
         content: dict[str, Any] = {
             **source.facts,
             **({"split_seed": seed} if set(source.splits) != set(SPLITS) else {}),
@@ -70,74 +70,74 @@ def ingest(
             "columns": {name: one.facts() for name, one in kinds.items()},
             "files": {f"{name}.parquet": file.facts() for name, file in files.items()},
         }
-        put(in_store(store), content, Path(folder))
+        write_to_store(data_folder(store), content, Path(folder))
     return content
 
 
-def present(store: "AbstractFileSystem", source: Source, target: str) -> dict[str, Any] | None:
-    """The manifest of what is in the store, if that is all of this data set and its source never changes."""
-    if not source.lasting:
+def stored_manifest(store: "AbstractFileSystem", source: Source, target: str) -> dict[str, Any] | None:
+    """Return the manifest in the store if it is of this data set, complete, and its source is immutable."""
+    if not source.immutable:
         return None
     try:
-        content = verify(in_store(store))
+        content = verify(data_folder(store))
     except DamagedError:
         return None
     same = content.get("source") == source.facts["source"] and content.get("asked", "") == target
     return content if same else None
 
 
-def arranged(source: Source, data: "Data", target: str) -> Plan:
-    """How the project wants the columns of a source. Raises StackError where a split or the target lacks one."""
+def make_plan(source: Source, data: "Data", target: str) -> Plan:
+    """Select the columns of a source for the project. Raises StackError if a column or the split train is missing."""
     found = {
         split: {name: col.kind_of(kind) for name, kind in rows.types.items()} for split, rows in source.splits.items()
     }
     if "train" not in found:
-        raise StackError(f"the source has no rows to train on: {', '.join(found) or 'nothing'} alone")
+        raise StackError(f"the source has no training split, only {', '.join(found) or 'no rows'}")
     columns = found["train"]
     wanted = target or (data.TARGET if data.TARGET in columns else source.target or data.TARGET)
     if wanted not in columns:
-        raise StackError(f"no column {wanted}; name the target with --target COLUMN, one of {', '.join(columns)}")
+        raise StackError(f"no column {wanted}; set the target with --target COLUMN, one of {', '.join(columns)}")
     chosen = data.arrange(columns, wanted)
     for split, others in found.items():
         for name, _ in chosen.values():
             if name not in others:
-                raise StackError(f"{split} has no column {name}, which train has")
+                raise StackError(f"{split} lacks the column {name}, which is in train")
             if others[name] != columns[name]:
-                raise StackError(f"column {name} is {columns[name]} in train and {others[name]} in {split}")
+                raise StackError(f"column {name} has kind {columns[name]} in train and {others[name]} in {split}")
     [name] = [name for name, (column, _) in chosen.items() if column == wanted]
     return Plan(chosen, name)
 
 
-def _written(
+def _write_splits(
     source: Source, data: "Data", plan: Plan, seed: int, folder: Path, kinds: Mapping[str, col.Description]
 ) -> dict[str, "_File"]:
-    """Write the rows of each split to its file."""
+    """Write the rows of each split to its Parquet file."""
     missing = [name for name in SPLITS if name not in source.splits]
-    left_out = 0
+    dropped = 0
     with ExitStack() as ends:
         files = {name: ends.enter_context(_File(folder / f"{name}.parquet")) for name in SPLITS}
         for split, rows in source.splits.items():
-            places = _places(rows, data, plan, seed, split, missing if split == "train" else [])
-            left_out += int((places == LEFT_OUT).sum())
+            places = _assign_splits(rows, data, plan, seed, split, missing if split == "train" else [])
+            dropped += int((places == DROPPED).sum())
             start = 0
             for batch in _batches(rows, plan, source.folder):
                 count = len(next(iter(batch.values())))
                 _check(data, batch, split, rows, start)
                 here = places[start : start + count]
                 start += count
-                for name in np.unique(here[here != LEFT_OUT]):
+                for name in np.unique(here[here != DROPPED]):
                     mask = pa.array(here == name)
                     part = {key: column.filter(mask) for key, column in batch.items()}
                     for key, column in part.items():
                         kinds[key].add(column, name)
                     files[name].add(part)
-    if left_out:
-        say(f"Rows without {plan.source}: {left_out}, left out.")
+    if dropped:
+        say(f"Dropped {dropped} rows without a value of {plan.source}.")
     return files
 
 
 def _batches(rows: Rows, plan: Plan, folder: Path | None) -> Iterator[dict[str, pa.Array]]:
-    """The rows of a split as the project wants them."""
+    """Read the rows of a split with the columns and kinds of the plan."""
     wanted = list(dict.fromkeys(column for column, _ in plan.columns.values()))
     for batch in rows.read(wanted):
         yield {
@@ -156,39 +156,41 @@ def _file(path: Path, name: str) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise StackError(f"{name} names the file {path}, which can't be read ({error.strerror})") from None
+        raise StackError(f"{name}: can't read the file {path} ({error.strerror})") from None
 
 
 def _check(data: "Data", batch: Mapping[str, pa.Array], split: str, rows: Rows, start: int) -> None:
-    """Let the project look at some rows; what it refuses is named by its row. Raises StackError."""
+    """Run the project's check on a batch of rows. Raises StackError with the row that fails."""
     check = getattr(data, "check", None)
     if check is None:
         return
     values = {name: _plain(column) for name, column in batch.items()}
     try:
         check(values)
-    except ValueError as all_of_them:
+    except ValueError as batch_error:
         for row in range(len(next(iter(values.values())))):
             try:
                 check({name: column[row : row + 1] for name, column in values.items()})
             except ValueError as error:
                 raise StackError(f"{split}, {rows.name(start + row)}: {error}") from None
-        raise StackError(f"{split}, {rows.name(start)} and later: {all_of_them}") from None
+        raise StackError(f"{split}, {rows.name(start)} and later: {batch_error}") from None
 
 
 def _plain(column: pa.Array) -> Any:
-    """A column as an array, or as a list of what is no number."""
+    """Convert a column to an array, or to a list if its values are not numbers."""
     if isinstance(column, pa.FixedShapeTensorArray):
         return column.to_numpy_ndarray()
     return column.to_numpy(zero_copy_only=False) if col.kind_of(column.type) == "number" else column.to_pylist()
 
 
-def _places(rows: Rows, data: "Data", plan: Plan, seed: int, split: str, missing: Sequence[str]) -> NDArray[np.str_]:
-    """The split that each row goes to: its own, one that is missing, or none where it has no target."""
+def _assign_splits(
+    rows: Rows, data: "Data", plan: Plan, seed: int, split: str, missing: Sequence[str]
+) -> NDArray[np.str_]:
+    """Assign each row to a split: its own, or one that the source lacks. Rows without a target are dropped."""
     parts = [batch[plan.source] for batch in rows.read([plan.source])]
     target = pa.chunked_array(parts, rows.types[plan.source])
     there = ~np.asarray(target.is_null(nan_is_null=True))
-    places: NDArray[np.str_] = np.where(there, split, LEFT_OUT).astype("<U10")
+    places: NDArray[np.str_] = np.where(there, split, DROPPED).astype("<U10")
     if not missing:
         return places
     kept = np.flatnonzero(there)
@@ -197,14 +199,14 @@ def _places(rows: Rows, data: "Data", plan: Plan, seed: int, split: str, missing
         chosen = given(_Columns(rows, plan, kept), seed)
     else:
         values = target.to_numpy()[kept] if plan.columns[plan.target][1] == "category" else np.zeros(len(kept), int)
-        chosen = drawn(values, seed)
+        chosen = stratified_split(values, seed)
     for name in missing:
         places[kept[chosen[name]]] = name
     return places
 
 
-def drawn(values: NDArray[Any], seed: int) -> dict[str, NDArray[np.intp]]:
-    """The rows of each split: disjoint, each with every value in the same share, chosen by `seed`."""
+def stratified_split(values: NDArray[Any], seed: int) -> dict[str, NDArray[np.intp]]:
+    """Draw disjoint rows for each split with `seed`, stratified by value."""
     rng = np.random.default_rng(seed)
     rows: dict[str, list[NDArray[np.intp]]] = {name: [] for name in FRACTIONS}
     _, codes = np.unique(values.astype(str) if values.dtype == object else values, return_inverse=True)
@@ -217,7 +219,7 @@ def drawn(values: NDArray[Any], seed: int) -> dict[str, NDArray[np.intp]]:
 
 
 class _Columns(Mapping[str, Any]):
-    """The columns of some rows of a source, each read when it is asked for."""
+    """Columns of selected rows of a source, each read on access."""
 
     def __init__(self, rows: Rows, plan: Plan, kept: NDArray[np.intp]) -> None:
         self.rows, self.plan, self.kept = rows, plan, kept
@@ -235,7 +237,7 @@ class _Columns(Mapping[str, Any]):
 
 
 class _File:
-    """A Parquet file that is written a row group at a time, and summed up on the way."""
+    """A Parquet file that is written one row group at a time."""
 
     def __init__(self, path: Path) -> None:
         self.path, self.rows = path, 0
@@ -246,10 +248,10 @@ class _File:
         return self
 
     def add(self, columns: Mapping[str, pa.Array]) -> None:
-        """Write some rows, together with others that come."""
+        """Add rows; they are buffered until a row group is full."""
         table = pa.table(dict(columns))
         if self.waiting and table.schema != self.waiting[0].schema:
-            raise StackError(f"the rows of {self.path.stem} differ in the type or shape of a column")
+            raise StackError(f"the rows of {self.path.stem} have columns of different types or shapes")
         self.waiting.append(table)
         self.rows += table.num_rows
         waiting = sum(one.num_rows for one in self.waiting), sum(one.nbytes for one in self.waiting)
@@ -262,7 +264,7 @@ class _File:
         table = pa.concat_tables(self.waiting)
         self.writer = self.writer or pq.ParquetWriter(self.path, table.schema, compression="zstd")
         if table.schema != self.writer.schema:
-            raise StackError(f"the rows of {self.path.stem} differ in the type or shape of a column")
+            raise StackError(f"the rows of {self.path.stem} have columns of different types or shapes")
         self.writer.write_table(table, row_group_size=GROUP_ROWS)
         self.waiting = []
 
@@ -273,6 +275,6 @@ class _File:
             self.writer.close()
 
     def facts(self) -> dict[str, Any]:
-        """The entry of the manifest: checksum and size."""
+        """Return the checksum and size for the manifest."""
         with self.path.open("rb") as file:
             return {"sha256": sum_of(file, "sha-256").hex(), "size": self.path.stat().st_size}

@@ -1,4 +1,4 @@
-"""Where a data set comes from: arrays, or files, as splits that are read some rows at a time."""
+"""Sources of data sets: arrays or files, as splits that are read in batches of rows."""
 
 import json
 import re
@@ -20,19 +20,19 @@ from fsspec.implementations.local import LocalFileSystem
 from free_ml_stack.data import columns as col
 from free_ml_stack.errors import StackError, first_line
 
-# The Hub's own words for splits (huggingface.co/docs/hub/datasets-file-names-and-splits).
+# Keywords of splits on the Hub (huggingface.co/docs/hub/datasets-file-names-and-splits).
 WORDS = {
     "train": "train|training",
     "validation": "validation|valid|val|dev",
     "test": "test|testing|eval|evaluation",
 }
-ROWS = 1024  # in memory at once
-FILES = 64  # files read at once
-BUFFER = 4 << 20  # bytes read ahead in a column
-BLOCK = 4 << 20  # bytes of text parsed at once
+ROWS = 1024  # per batch
+FILES = 64  # per batch
+BUFFER = 4 << 20  # bytes read ahead per column
+BLOCK = 4 << 20  # bytes of text per batch
 NAMES = {"parquet": "Parquet", "csv": "CSV", "json": "JSON Lines"}
 TABLES = {".parquet": "parquet", ".csv": "csv", ".tsv": "csv", ".jsonl": "json", ".ndjson": "json"}
-FILE, FOLDER = "file", "folder"  # the columns of files in folders
+FILE, FOLDER = "file", "folder"  # columns of a folder of files
 COLUMN = re.compile(r"In CSV column #(\d+)")
 
 Batches = Iterator[dict[str, pa.Array]]
@@ -40,9 +40,9 @@ Batches = Iterator[dict[str, pa.Array]]
 
 @dataclass(frozen=True)
 class Rows:
-    """The rows of one split: the Arrow type of each column, and how to read some columns of them, in normal form.
+    """The rows of one split: the storage type of each column, and a function that reads columns in batches.
 
-    `name` says of a row, counted from 0, what a person knows it by.
+    `name` returns the display name of a row, counted from 0, for messages.
     """
 
     types: Mapping[str, pa.DataType]
@@ -52,32 +52,32 @@ class Rows:
 
 @dataclass(frozen=True)
 class Source:
-    """A data set before it is in the store, opened when its splits are asked for.
+    """A data set outside the store, opened when `splits` is first accessed.
 
-    `facts` (name, source, license) go into the manifest; `lasting` says that what they name never changes. `folder` is
-    what paths in the columns are relative to, `target` the column to predict where none is told.
+    `facts` (name, source, license) are copied to the manifest. `immutable` means that the data at that source never
+    change. Paths in columns are relative to `folder`. `target` is the default column to predict.
     """
 
     opened: Callable[[], Mapping[str, Rows]]
     facts: Mapping[str, Any]
     folder: Path | None = None
-    lasting: bool = False
+    immutable: bool = False
     target: str = ""
 
     @cached_property
     def splits(self) -> Mapping[str, Rows]:
-        """The rows of each split that there is, by its name."""
+        """Return the rows of each split by its name."""
         return self.opened()
 
 
 def from_columns(data: Any) -> Rows:
-    """The rows of arrays by name, of a pandas data frame or of an Arrow table."""
+    """Create rows from arrays by name, a pandas data frame or an Arrow table."""
     made: dict[str, pa.Array] = {}
     for name in data if isinstance(data, Mapping) else (data := pa.table(data)).column_names:
         try:
-            made[name] = col.normal(col.from_array(data[name]), f"column {name}")
+            made[name] = col.to_storage_type(col.from_array(data[name]), f"column {name}")
         except pa.ArrowException as error:
-            raise StackError(f"column {name} can't be kept: {first_line(error)}") from None
+            raise StackError(f"can't convert column {name} to Arrow: {first_line(error)}") from None
     table = pa.table(made)
 
     def read(names: Sequence[str]) -> Batches:
@@ -87,8 +87,8 @@ def from_columns(data: Any) -> Rows:
     return Rows({name: column.type for name, column in made.items()}, read)
 
 
-def from_place(place: str) -> Source:
-    """Files in a folder for each class, or a CSV, JSON Lines or Parquet file or a folder of them. Raises StackError."""
+def from_path(place: str) -> Source:
+    """Open a folder with one subfolder per class, or CSV, JSON Lines or Parquet files. Raises StackError."""
     path = Path(place).expanduser()
     if not path.exists():
         raise StackError(f"--from {place}: no such file or folder")
@@ -105,14 +105,14 @@ def from_place(place: str) -> Source:
         return Source(lambda: {split: from_files(local, paths) for split, paths in shards.items()}, facts, root)
     if filed:
         return Source(lambda: _by_folder(path, filed), facts, target=FOLDER)
-    raise StackError(f"--from {place}: expected one folder of files for each class, or a {', '.join(TABLES)} file")
+    raise StackError(f"--from {place}: expected a folder with one subfolder per class, or a {', '.join(TABLES)} file")
 
 
 def by_split(names: Mapping[str, str]) -> dict[str, list[str]]:
-    """Files by the split that their path names, all of them `train` where none does; `names` gives path -> where."""
+    """Group paths by the split that their name contains; all are `train` if none does. `names` maps paths to names."""
     found: dict[str, list[str]] = {}
-    for path, where in sorted(names.items()):
-        found.setdefault(split_of(f"/{where}")[0], []).append(path)
+    for path, name in sorted(names.items()):
+        found.setdefault(split_of(f"/{name}")[0], []).append(path)
     if set(found) == {""}:
         return {"train": found[""]}
     found.pop("", None)
@@ -120,7 +120,7 @@ def by_split(names: Mapping[str, str]) -> dict[str, list[str]]:
 
 
 def split_of(path: str) -> tuple[str, str]:
-    """The split that a path names last, and the folder in which it does; empty where it names none."""
+    """Return the last split keyword in a path and the folder that contains it, or empty strings."""
     named = [
         (match.start(), split)
         for split, words in WORDS.items()
@@ -131,7 +131,7 @@ def split_of(path: str) -> tuple[str, str]:
 
 
 def _by_folder(root: Path, files: Sequence[Path]) -> dict[str, Rows]:
-    """Files with the names of their folders, which may be below others that name splits."""
+    """Create rows from files and the names of their folders, which may be inside folders named after splits."""
     found: dict[str, list[tuple[Path, str]]] = {}
     for path in files:
         folders = path.relative_to(root).parts[:-1]
@@ -141,7 +141,7 @@ def _by_folder(root: Path, files: Sequence[Path]) -> dict[str, Rows]:
 
 
 def _encoded(files: Sequence[tuple[Path, str]]) -> Rows:
-    """The rows of files: their bytes, and the names of their folders."""
+    """Create rows of the content of files and the names of their folders."""
 
     def read(names: Sequence[str]) -> Batches:
         for start in range(0, len(files), FILES):
@@ -156,7 +156,7 @@ def _encoded(files: Sequence[tuple[Path, str]]) -> Rows:
 
 
 def from_files(files: AbstractFileSystem, paths: Sequence[str]) -> Rows:
-    """The rows of Parquet, CSV or JSON Lines files that have the same columns. Raises StackError."""
+    """Create rows from Parquet, CSV or JSON Lines files with the same columns. Raises StackError."""
     kind = TABLES[PurePosixPath(paths[0]).suffix.lower()]
     opened = {"parquet": _parquet, "csv": _csv, "json": _json}[kind](files, paths)
 
@@ -164,9 +164,9 @@ def from_files(files: AbstractFileSystem, paths: Sequence[str]) -> Rows:
         for path in paths:
             try:
                 for batch in opened.batches(path, list(names)):
-                    yield {name: _normal(batch, name, path, opened) for name in names}
+                    yield {name: _read_column(batch, name, path, opened) for name in names}
             except pa.ArrowException as error:
-                raise StackError(f"{path} is no whole file of {NAMES[kind]} ({first_line(error)})") from None
+                raise StackError(f"{path} is not a complete {NAMES[kind]} file ({first_line(error)})") from None
 
     first = next(read(opened.names), None)
     if first is None:
@@ -176,17 +176,17 @@ def from_files(files: AbstractFileSystem, paths: Sequence[str]) -> Rows:
 
 @dataclass(frozen=True)
 class Opened:
-    """How files of one format are read: the columns of the first, the names of classes, and batches of a file."""
+    """Reader of files of one format: column names of the first file, batches of a file, and class names by column."""
 
     names: list[str]
     batches: Callable[[str, list[str]], Iterator[pa.RecordBatch]]
     classes: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
 
-def _normal(batch: pa.RecordBatch, name: str, path: str, opened: Opened) -> pa.Array:
+def _read_column(batch: pa.RecordBatch, name: str, path: str, opened: Opened) -> pa.Array:
     if name not in batch.schema.names:
-        raise StackError(f"{path} has no column {name}; all files of a split must have the same columns")
-    return col.normal(batch.column(name), f"{path}: column {name}", opened.classes.get(name, ()))
+        raise StackError(f"{path} lacks the column {name}; all files of a split must have the same columns")
+    return col.to_storage_type(batch.column(name), f"{path}: column {name}", opened.classes.get(name, ()))
 
 
 def _parquet(files: AbstractFileSystem, paths: Sequence[str]) -> Opened:
@@ -202,12 +202,12 @@ def _parquet(files: AbstractFileSystem, paths: Sequence[str]) -> Opened:
         with files.open(paths[0], "rb") as file, closing(pq.ParquetFile(file)) as parquet:
             schema = parquet.schema_arrow
     except pa.ArrowException as error:
-        raise StackError(f"{paths[0]} is no whole file of Parquet ({first_line(error)})") from None
+        raise StackError(f"{paths[0]} is not a complete Parquet file ({first_line(error)})") from None
     return Opened(schema.names, batches, _classes(schema.metadata or {}))
 
 
 def _classes(metadata: Mapping[bytes, bytes]) -> dict[str, Sequence[str]]:
-    """The names of classes that the Hub's data sets keep in a file (`ClassLabel`), by column."""
+    """Return the class names by column, from the Hub's `ClassLabel` features in the file's metadata."""
     features = json.loads(metadata.get(b"huggingface", b"{}")).get("info", {}).get("features", {})
     return {name: one["names"] for name, one in features.items() if isinstance(one, dict) and one.get("names")}
 
@@ -234,7 +234,7 @@ def _csv(files: AbstractFileSystem, paths: Sequence[str]) -> Opened:
 def _widen(
     read: Callable[[], Iterator[pa.RecordBatch]], types: dict[str, pa.DataType], names: Sequence[str], path: str
 ) -> None:
-    """Read a file of text until each column has a type that all of its values have: numbers, else text."""
+    """Read a CSV file repeatedly, widening column types (int64, float64, string) until all values fit."""
     while True:
         try:
             for batch in read():
@@ -250,15 +250,15 @@ def _widen(
 
 
 def _json(files: AbstractFileSystem, paths: Sequence[str]) -> Opened:
-    where = pa.fs.PyFileSystem(pa.fs.FSSpecHandler(files))
+    filesystem = pa.fs.PyFileSystem(pa.fs.FSSpecHandler(files))
 
     def batches(path: str, names: list[str]) -> Iterator[pa.RecordBatch]:
-        data = pads.dataset([path], format="json", filesystem=where)
+        data = pads.dataset([path], format="json", filesystem=filesystem)
         there = [name for name in names if name in data.schema.names] or None
         yield from data.to_batches(columns=there, batch_size=ROWS, batch_readahead=1, use_threads=False)
 
     try:
-        names = pads.dataset([paths[0]], format="json", filesystem=where).schema.names
+        names = pads.dataset([paths[0]], format="json", filesystem=filesystem).schema.names
     except pa.ArrowException as error:
-        raise StackError(f"{paths[0]} is no whole file of JSON Lines ({first_line(error)})") from None
+        raise StackError(f"{paths[0]} is not a complete JSON Lines file ({first_line(error)})") from None
     return Opened(names, batches)

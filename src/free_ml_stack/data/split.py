@@ -1,4 +1,4 @@
-"""One split of a data set, as training reads it: memory-mapped, a batch at a time, prepared in the background."""
+"""A split of the data set for training: memory-mapped columns, and batches prepared in background threads."""
 
 import mmap
 import os
@@ -15,20 +15,20 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-DRAWS = 16  # random numbers of each row
-FORGET = 64 << 20  # bytes read of a file, after which its pages may leave this process's memory
+DRAWS = 16  # random numbers per row
+RELEASE_BYTES = 64 << 20  # bytes read before the pages of a file are released
 THREADS = 4
 
 
 class Process(Protocol):
-    """One of those that train together."""
+    """A process of distributed training."""
 
     @property
     def device(self) -> "torch.device":
-        """Where its tensors are."""
+        """Return the device of its tensors."""
 
     def mine(self, rows: Any) -> Any:
-        """Its share of some rows."""
+        """Return its share of some rows."""
 
 
 Columns = Mapping[str, Any]
@@ -36,7 +36,7 @@ Prepare = Callable[[Columns, NDArray[np.float32] | None], Mapping[str, Any]]
 
 
 class Cells(Sequence[Any]):
-    """A column of texts or bytes: one file of all of them, memory-mapped, and where each ends. None where missing."""
+    """A memory-mapped column of texts or bytes: one file of all values, one of their ends. Missing values are None."""
 
     def __init__(self, path: Path, text: bool) -> None:
         self.text = text
@@ -51,25 +51,25 @@ class Cells(Sequence[Any]):
         return len(self.ends)
 
     def __getitem__(self, row: Any) -> Any:
-        """The value of a row, or the list of them of a slice or of many rows."""
+        """Return the value of a row, or a list of values for a slice or an array of rows."""
         if isinstance(row, slice):
             return [self[one] for one in range(*row.indices(len(self)))]
         if not isinstance(row, int | np.integer):
             return [self[int(one)] for one in row]
         at = range(len(self))[int(row)]
         end = int(self.ends[at])
-        if end < 0:  # missing: the complement of where it would be
+        if end < 0:  # missing: the complement of its offset
             return None
         before = int(self.ends[at - 1]) if at else 0
         start = before if before >= 0 else ~before
         value = self.bytes[start:end]
-        self._forget(len(value))
+        self._release_pages(len(value))
         return value.decode() if self.text else value
 
-    def _forget(self, count: int) -> None:
-        """Give pages back that were read: counted as this process's, they would look like a leak."""
+    def _release_pages(self, count: int) -> None:
+        """Release pages that were read: they count as this process's memory and look like a leak."""
         self.read += count
-        if self.read > FORGET and isinstance(self.bytes, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
+        if self.read > RELEASE_BYTES and isinstance(self.bytes, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
             self.read = 0
             self.bytes.madvise(mmap.MADV_DONTNEED)
 
@@ -77,9 +77,9 @@ class Cells(Sequence[Any]):
 class Split(Mapping[str, Any]):
     """Map the columns of one split of the data set, by name.
 
-    A number, tensor or category is an array (rows, …), memory-mapped: read it, never write to it. A category is a place
-    among `facts["columns"][name]["categories"]`, -1 where it is missing. A date is datetime64 in microseconds. A text
-    or encoded file is a sequence of str or bytes. `facts` is the manifest.
+    A number, tensor or category is a memory-mapped array (rows, …); don't write to it. A category is an index into
+    `facts["columns"][name]["categories"]`, or -1 if missing. A date is datetime64 in microseconds. A text or encoded
+    file is a sequence of str or bytes. `facts` is the manifest.
     """
 
     def __init__(self, columns: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
@@ -100,12 +100,12 @@ class Split(Mapping[str, Any]):
         return len(next(iter(self.columns.values())))
 
     def categories(self, name: str) -> list[Any]:
-        """Return the sorted values of a category, each at the place that stands for it in the column."""
+        """Return the sorted values of a category; the column holds indices into this list."""
         found: list[Any] = self.facts["columns"][name]["categories"]
         return found
 
     def take(self, rows: Any) -> dict[str, Any]:
-        """Gather some rows: of each column an array (len(rows), …), or a list of texts or bytes."""
+        """Gather rows: an array (len(rows), …) of each column, or a list of texts or bytes."""
         chosen = np.asarray(rows)
         return {
             name: [column[row] for row in chosen] if isinstance(column, list) else column[chosen]
@@ -121,12 +121,12 @@ class Split(Mapping[str, Any]):
         seed: Sequence[int] = (),
         first: int = 0,
     ) -> "Iterator[dict[str, Tensor]]":
-        """Prepare `rows`, `size` at a time from batch number `first` on, and move them to the process's device.
+        """Iterate over batches of `size` `rows`, starting at batch number `first`, on the device of `process`.
 
-        `prepare(columns, draws)` gets what `take` gives and returns arrays or tensors by name. `draws` (rows, 16) are
-        uniform in [0, 1), drawn from `seed` and the batch's number alone, whatever the process; None without `seed`.
-        Of many processes each gets its share. Where a column is text or bytes, threads prepare the next batches
-        meanwhile; `prepare` must be safe in them.
+        `prepare(columns, draws)` receives the result of `take` and returns arrays or tensors by name. `draws` (rows,
+        16) are uniform in [0, 1) and depend on `seed` and the batch number only, not on the process; None without
+        `seed`. With several processes, each one receives its share of every batch. If a column is text or bytes,
+        threads prepare the next batches in the background, so `prepare` must be thread-safe.
         """
         chosen = np.asarray(rows)
 
@@ -144,7 +144,7 @@ class Split(Mapping[str, Any]):
 
 
 def _ahead(work: Callable[[int], Mapping[str, Any]], numbers: range) -> Iterator[Mapping[str, Any]]:
-    """Do the next few pieces of work in threads, in order."""
+    """Compute the next few results in threads; yield them in order."""
     threads = min(THREADS, os.cpu_count() or 1)
     waiting: deque[Future[Mapping[str, Any]]] = deque()
     with ThreadPoolExecutor(threads, "prepare") as pool:

@@ -44,7 +44,7 @@ def _source(science: "Science", place: str) -> "Source":
 
         return from_hub(place)
     if place:
-        return source.from_place(place)
+        return source.from_path(place)
     data = science.data
     facts = {"name": data.NAME, "source": data.SOURCE, "license": {"license": data.LICENSE}}
     return source.Source(lambda: {"train": source.from_columns(data.fetch())}, facts)
