@@ -64,7 +64,7 @@ def main() -> None:
         assert Training(project, *train).end(3600) == 0
         disturbed = time.perf_counter() - started
         printed = (project / "printed.txt").read_text()
-        unread = printed.count("using the one before it")
+        unread = printed.count("using the previous one")
         for name in ("model/model.safetensors", "metrics.jsonl"):
             one, other = (run / "runs" / "one" / name for run in (whole, project))
             assert one.read_bytes() == other.read_bytes(), name

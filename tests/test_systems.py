@@ -17,7 +17,7 @@ import free_ml_stack
 from free_ml_stack.errors import StackError
 from free_ml_stack.gateway.serve import open_port, serve
 from free_ml_stack.storage import atomic
-from free_ml_stack.training.run import stoppable
+from free_ml_stack.training.run import stop_after_checkpoint
 
 SOURCE = Path(free_ml_stack.__file__).parent
 
@@ -56,7 +56,7 @@ def test_a_port_is_not_shared_where_the_usual_option_shares_it(monkeypatch: pyte
 def test_training_ends_with_a_checkpoint_at_the_signal_that_windows_has(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(signal, "SIGBREAK", signal.SIGUSR1, raising=False)
     checkpoints = SimpleNamespace(stopping=False)
-    with stoppable(checkpoints):  # type: ignore[arg-type]
+    with stop_after_checkpoint(checkpoints):  # type: ignore[arg-type]
         os.kill(os.getpid(), signal.SIGUSR1)
         assert checkpoints.stopping
     assert signal.getsignal(signal.SIGUSR1) == signal.SIG_DFL

@@ -15,9 +15,9 @@ import pytest
 
 EARLY = {
     "train": "no data set in the store; run `skeleton data`",
-    "publish": "no trained model yet: run `skeleton train`",
-    "deploy": "no trained model yet: run `skeleton train`",
-    "predict": "no trained model yet: run `skeleton train`",
+    "publish": "no trained model; run `skeleton train`",
+    "deploy": "no trained model; run `skeleton train`",
+    "predict": "no trained model; run `skeleton train`",
     "monitor": "nothing is deployed yet: run `skeleton deploy`",
 }
 

@@ -29,7 +29,7 @@ def test_the_model_published_last_is_taken_whatever_run_is_the_latest(tmp_path: 
 
 def test_what_is_not_published_is_told_with_its_command(tmp_path: Path) -> None:
     settings = Settings(project="digits", root=tmp_path)
-    with pytest.raises(StackError, match="no trained model yet: run `digits train`"):
+    with pytest.raises(StackError, match="no trained model; run `digits train`"):
         published_model(settings, "")
     run = settings.runs / "first" / "result.json"
     run.parent.mkdir(parents=True)

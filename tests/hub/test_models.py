@@ -196,7 +196,7 @@ def test_a_run_goes_on_without_what_it_started_from(project: Project) -> None:
     project.run(*begin)
     shutil.rmtree(project.folder / ".cache" / "huggingface", ignore_errors=True)
     gone = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_TOKEN": "", "HF_HOME": str(project.folder / "elsewhere")}
-    assert "Going on after step" in project.run("train", "--run", "begun", **gone)
+    assert "Resuming after step" in project.run("train", "--run", "begun", **gone)
 
 
 REFUSED = """

@@ -319,7 +319,7 @@ def test_other_parameters_make_another_run_and_the_same_go_on(
     assert one != other
     assert "Going on" not in capsys.readouterr().out
     assert project.train("first", seed=1, epochs=1) == other
-    assert "Going on after step 19." in capsys.readouterr().out
+    assert "Resuming after step 19." in capsys.readouterr().out
     project.split("test", 8)
     assert project.model(one)
     project("data", "--seed", "1")

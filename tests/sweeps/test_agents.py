@@ -129,7 +129,7 @@ def test_a_sweep_that_is_interrupted_goes_on_with_the_same_trial(project: Path, 
     printed, complaint = again.communicate(timeout=280)
     assert again.returncode == 0, printed + complaint
     assert "--trials 7: the sweep at W&B goes on with the number that it was made with." in printed
-    assert "Going on after step" in printed
+    assert "Resuming after step" in printed
     assert len(service.store.sweeps) == 1
     assert run.state == "finished"
     steps = [row["step"] for row in run.history if "loss" in row]

@@ -192,7 +192,7 @@ def test_killed_anywhere_it_ends_with_the_same_bytes(own: tuple[str, Path], tmp_
         process = start(other, ["-c", KILLED, package(own[0]), str(steps), "train", *LONG])
         process.communicate(timeout=300)
         assert process.returncode == -signal.SIGKILL
-    assert "Going on after step 119" in run(other, own[0], "train", *LONG)
+    assert "Resuming after step 119" in run(other, own[0], "train", *LONG)
     for name in ("model/trees.txt", "model/config.json", "metrics.jsonl"):
         assert (whole / "runs/one" / name).read_bytes() == (other / "runs/one" / name).read_bytes()
 

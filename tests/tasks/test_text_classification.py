@@ -227,7 +227,7 @@ def test_killed_in_the_middle_it_ends_with_the_same_bytes(folder: Path, bert: Pa
     killed.communicate(timeout=300)
     assert killed.returncode == -signal.SIGKILL
     assert not (folder / "runs" / "killed" / "result.json").exists()
-    assert "Going on after step" in run(folder, "train", "--run", "killed")
+    assert "Resuming after step" in run(folder, "train", "--run", "killed")
     for name in ("model/model.safetensors", "metrics.jsonl"):
         one, other = (folder / "runs" / run_id / name for run_id in ("whole", "killed"))
         assert one.read_bytes() == other.read_bytes(), name

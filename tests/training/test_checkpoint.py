@@ -1,4 +1,4 @@
-"""Saves on a disk that fails or loses power at any call, and to a store that fails, is slow or is full."""
+"""Checkpoints on a disk that fails or loses power at any call, and in a store that fails, is slow or is full."""
 
 import errno
 import json
@@ -20,7 +20,7 @@ from free_ml_stack.errors import PreemptedError, StackError
 from free_ml_stack.storage.atomic import replace
 from free_ml_stack.training import checkpoint
 from free_ml_stack.training.checkpoint import Checkpoints
-from free_ml_stack.training.snapshot import read, serialized
+from free_ml_stack.training.snapshot import read, serialize
 
 CONFIG = {"lr": 0.1, "epochs": 3}
 SURVIVES = {"nothing": (lambda: False, lambda: False), "names": (lambda: True, lambda: False)} | {
@@ -29,7 +29,7 @@ SURVIVES = {"nothing": (lambda: False, lambda: False), "names": (lambda: True, l
 
 
 class Weights:
-    """A part whose state tells at which step it was saved."""
+    """A part whose state is the step at which it was saved."""
 
     def __init__(self) -> None:
         self.tensor = torch.zeros(1000)
@@ -42,7 +42,7 @@ class Weights:
 
 
 class Lines:
-    """A record of the steps done, in memory."""
+    """A metrics record in memory, of the completed steps."""
 
     def __init__(self) -> None:
         self.steps: list[int] = []
@@ -55,7 +55,7 @@ class Lines:
 
 
 class Run:
-    """A run in `folder` that may save."""
+    """A run in `folder` that can save checkpoints."""
 
     def __init__(self, folder: Path, store: Any = None, **options: Any) -> None:
         self.record = Lines()
@@ -68,7 +68,7 @@ class Run:
         assert self.record.steps == list(range(1, self.at.step + 1))
 
     def save(self, step: int) -> None:
-        """Train up to `step` and save, and wait for the disk."""
+        """Train up to `step`, save, and wait until the checkpoint is on disk."""
         self.record.steps += range(self.at.step + 1, step + 1)
         self.at.step = step
         self.weights.tensor.fill_(step)
@@ -79,7 +79,7 @@ class Run:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A run's folder with checkpoints of steps 1 and 2."""
+    """The folder of a run with checkpoints of steps 1 and 2."""
     run = Run(tmp_path / "disk" / "run")
     run.save(1)
     run.save(2)
@@ -87,7 +87,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def calls(folder: Path) -> int:
-    """How many calls a save makes."""
+    """The number of system calls of one save."""
     with pytest.MonkeyPatch.context() as patch:
         run = Run(folder)
         disk = SickDisk(folder, patch)
@@ -98,13 +98,13 @@ def calls(folder: Path) -> int:
 
 
 def fresh(folder: Path) -> Path:
-    """The run's folder before a save."""
+    """The folder of the run before the save."""
     copy = folder.with_name(f"{folder.name}-copy")
     shutil.rmtree(copy, ignore_errors=True)
     return Path(shutil.copytree(folder, copy))
 
 
-def test_seconds_of_training_are_added_up_over_restarts(folder: Path) -> None:
+def test_training_seconds_are_summed_over_restarts(folder: Path) -> None:
     run = Run(folder)
     run.checkpoints.spent = 100.0
     run.save(3)
@@ -114,7 +114,7 @@ def test_seconds_of_training_are_added_up_over_restarts(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("error", [errno.ENOSPC, errno.EIO])
-def test_a_disk_that_fails_at_any_call_leaves_a_checkpoint(
+def test_a_disk_failure_at_any_call_leaves_a_complete_checkpoint(
     folder: Path, capsys: pytest.CaptureFixture[str], error: int
 ) -> None:
     count = calls(fresh(folder))
@@ -126,15 +126,15 @@ def test_a_disk_that_fails_at_any_call_leaves_a_checkpoint(
             SickDisk(sick, patch, at, OSError(error, os.strerror(error)))
             run.save(3)
         assert Run(fresh(sick)).at.step in (2, 3)
-        run.save(4)  # the disk is well again, and the run has never stopped
+        run.save(4)  # the disk works again, and the run has continued
         run.checkpoints.finish()
         assert Run(sick).at.step == 4
         assert not list((sick / "checkpoints").glob(".*"))
-    assert capsys.readouterr().out.count("training goes on") > 10
+    assert capsys.readouterr().out.count("training continues") > 10
 
 
 @pytest.mark.parametrize("survives", SURVIVES)
-def test_a_power_cut_at_any_call_leaves_a_checkpoint(folder: Path, tmp_path: Path, survives: str) -> None:
+def test_a_power_failure_at_any_call_leaves_a_complete_checkpoint(folder: Path, tmp_path: Path, survives: str) -> None:
     seen = set()
     for at in range(calls(fresh(folder))):
         sick = fresh(folder)
@@ -153,8 +153,8 @@ def test_a_power_cut_at_any_call_leaves_a_checkpoint(folder: Path, tmp_path: Pat
     assert seen == {2, 3}
 
 
-def test_a_saved_checkpoint_survives_a_power_cut(tmp_path: Path) -> None:
-    """Also the first one, whose folders are new as well."""
+def test_a_saved_checkpoint_survives_a_power_failure(tmp_path: Path) -> None:
+    """This includes the first checkpoint, whose folders are new too."""
     root = tmp_path / "project"
     root.mkdir()
     with pytest.MonkeyPatch.context() as patch:
@@ -164,7 +164,7 @@ def test_a_saved_checkpoint_survives_a_power_cut(tmp_path: Path) -> None:
     assert Run(tmp_path / "after" / "runs" / "one").at.step == 1
 
 
-def test_a_file_is_replaced_whole(tmp_path: Path) -> None:
+def test_a_file_is_replaced_atomically(tmp_path: Path) -> None:
     root = tmp_path / "disk"
     root.mkdir()
     replace(root / "file", b"old")
@@ -178,8 +178,8 @@ def test_a_file_is_replaced_whole(tmp_path: Path) -> None:
         (root / "file").write_bytes(b"old")
 
 
-def test_temporary_files_elsewhere_do_not_matter(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As on Colab, where /tmp is a disk and the project may be on Drive."""
+def test_checkpoints_do_not_depend_on_the_temporary_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On Colab, for example, /tmp is a local disk while the project may be on Drive."""
     other = Path("/dev/shm")
     monkeypatch.setenv("TMPDIR", str(other))
     monkeypatch.setattr(tempfile, "tempdir", None)
@@ -190,7 +190,7 @@ def test_temporary_files_elsewhere_do_not_matter(folder: Path, monkeypatch: pyte
 
 
 class Store(LocalFileSystem):  # type: ignore[misc]
-    """A folder as store, whose uploads wait for `open_again`, and fail with `error` while there is one."""
+    """A store in a folder whose uploads wait for `open_again`, and fail with `error` while it is set."""
 
     cachable = False
 
@@ -212,7 +212,7 @@ def stored(folder: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "full"), StackError("no"), RuntimeError("of a client")])
-def test_a_store_that_fails_is_told_once_and_gets_the_next_one(
+def test_a_store_failure_is_reported_once_and_the_next_upload_is_tried(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], error: Exception
 ) -> None:
     store = Store()
@@ -224,11 +224,11 @@ def test_a_store_that_fails_is_told_once_and_gets_the_next_one(
         run.checkpoints.sending.result()
     store.error = None
     run.checkpoints.finish()
-    assert capsys.readouterr().out.count("The store did not take a checkpoint") == 1
+    assert capsys.readouterr().out.count("Uploading a checkpoint failed") == 1
     assert stored(tmp_path / "store") == ["step-000000003"]
 
 
-def test_a_slow_store_holds_up_neither_steps_nor_saves(tmp_path: Path) -> None:
+def test_a_slow_store_delays_neither_steps_nor_saves(tmp_path: Path) -> None:
     store = Store()
     run = Run(tmp_path / "run", DirFileSystem(str(tmp_path / "store"), fs=store))
     store.open_again.clear()
@@ -241,7 +241,7 @@ def test_a_slow_store_holds_up_neither_steps_nor_saves(tmp_path: Path) -> None:
     assert stored(tmp_path / "store")[-1] == "step-000000004"
 
 
-def test_told_to_stop_it_does_not_wait_for_ever_for_a_store(
+def test_a_stop_signal_limits_the_wait_for_the_store(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(checkpoint, "GRACE", 0.2)
@@ -254,14 +254,14 @@ def test_told_to_stop_it_does_not_wait_for_ever_for_a_store(
     with pytest.raises(PreemptedError, match="stopped after step 1$"):
         run.checkpoints.step()
     assert stored(tmp_path / "run" / "checkpoints") == ["step-000000001"]
-    assert "The store has not taken the last checkpoint yet" in capsys.readouterr().out
+    assert "Upload of the last checkpoint timed out" in capsys.readouterr().out
     store.open_again.set()
     assert run.checkpoints.sending is not None
     run.checkpoints.sending.result()
 
 
-def test_stopped_without_a_checkpoint_it_says_so(tmp_path: Path) -> None:
-    (tmp_path / "checkpoints").touch()  # where the folder should be
+def test_stopping_without_a_checkpoint_is_reported(tmp_path: Path) -> None:
+    (tmp_path / "checkpoints").touch()  # a file in place of the folder
     run = Run(tmp_path)
     run.at.step = 1
     run.checkpoints.stopping = True
@@ -269,7 +269,7 @@ def test_stopped_without_a_checkpoint_it_says_so(tmp_path: Path) -> None:
         run.checkpoints.step()
 
 
-def test_a_store_that_fails_does_not_keep_it_from_the_checkpoint_on_disk(
+def test_training_resumes_from_disk_if_the_store_fails(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     class Gone(Store):
@@ -278,27 +278,27 @@ def test_a_store_that_fails_does_not_keep_it_from_the_checkpoint_on_disk(
 
     run = Run(folder, DirFileSystem(str(tmp_path / "store"), fs=Gone()))
     assert run.at.step == 2
-    assert "The store can't be asked for a newer checkpoint (nobody answers)" in capsys.readouterr().out
-    with pytest.raises(OSError, match="nobody answers"):  # it may have some: no start from nothing
+    assert "Can't read checkpoints from the store (nobody answers)" in capsys.readouterr().out
+    with pytest.raises(OSError, match="nobody answers"):  # it may have checkpoints, so the run must not start anew
         Run(tmp_path / "elsewhere", DirFileSystem(str(tmp_path / "store"), fs=Gone()))
 
 
-def test_a_full_disk_does_not_keep_it_from_the_checkpoint_in_the_store(folder: Path, tmp_path: Path) -> None:
+def test_training_resumes_from_the_store_if_the_disk_is_full(folder: Path, tmp_path: Path) -> None:
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
-    (elsewhere / "checkpoints").touch()  # nothing can be written below it
+    (elsewhere / "checkpoints").touch()  # a file in place of the folder
     store = DirFileSystem(str(folder / "checkpoints"), fs=Store())
     assert Run(elsewhere, store).at.step == 2
 
 
-def test_a_changed_configuration_is_refused_by_name(folder: Path) -> None:
-    with pytest.raises(StackError, match=r"lr was 0\.1 when this run started and is 0\.2 now"):
+def test_a_changed_configuration_names_the_field(folder: Path) -> None:
+    with pytest.raises(StackError, match=r"lr was 0\.1 when this run started, but is 0\.2 now"):
         Run(folder, config={**CONFIG, "lr": 0.2})
     with pytest.raises(StackError, match="momentum was None"):
         Run(folder, config={**CONFIG, "momentum": 0.9})
 
 
-def test_it_writes_the_format_of_safetensors(tmp_path: Path) -> None:
+def test_tensors_are_written_in_the_safetensors_format(tmp_path: Path) -> None:
     tensors = {
         "half": torch.arange(3, dtype=torch.bfloat16),
         "scalar": torch.tensor(1.5, dtype=torch.float64),
@@ -308,7 +308,7 @@ def test_it_writes_the_format_of_safetensors(tmp_path: Path) -> None:
         "ints": torch.arange(6).reshape(2, 3),
     }
     ours, theirs = tmp_path / "ours", tmp_path / "theirs"
-    ours.write_bytes(b"".join(bytes(piece) for piece in serialized(tensors)))
+    ours.write_bytes(b"".join(bytes(piece) for piece in serialize(tensors)))
     save_file(tensors, theirs)
     assert ours.read_bytes() == theirs.read_bytes()
     assert {name: value.tolist() for name, value in load_file(ours).items()} == {
@@ -316,7 +316,7 @@ def test_it_writes_the_format_of_safetensors(tmp_path: Path) -> None:
     }
 
 
-def test_the_last_ones_are_kept(folder: Path) -> None:
+def test_the_latest_checkpoints_are_kept(folder: Path) -> None:
     run = Run(folder)
     for step in (3, 4, 5):
         run.save(step)

@@ -1,4 +1,4 @@
-"""Results first: what fails to be drawn costs its picture; what is published is what the run was trained on."""
+"""Results of a run: failing pictures are skipped, and a model is published with its own data set only."""
 
 import json
 import shutil
@@ -16,7 +16,7 @@ from free_ml_stack.tracking.tracker import Tracker
 from free_ml_stack.training import outcome
 
 
-def test_a_picture_that_fails_costs_the_picture(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_failing_picture_is_skipped(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = Run("first", tmp_path, Tracker())
     run.log(1, loss=2.0, validation_loss=1.0)
 
@@ -25,22 +25,22 @@ def test_a_picture_that_fails_costs_the_picture(tmp_path: Path, capsys: pytest.C
 
     found = Evaluation({"rmse": 1.0}, {"Bad one": fails, "Good one": lambda path: path.write_bytes(b"PNG")})
     pixels = np.zeros((8, 8), np.uint8)
-    outcome.show(run, found.with_table("worst", ("image", "error"), [[pixels, 0.5]]))
+    outcome.draw_outcome(run, found.with_table("worst", ("image", "error"), [[pixels, 0.5]]))
     run.finish()
     kept = json.loads((tmp_path / "evaluation.json").read_text())
     assert kept["pictures"] == {"Learning curves": "learning_curves.png", "Good one": "good_one.png"}
     assert kept["tables"]["worst"] == {"columns": ["image", "error"], "rows": [["pictures/worst_0.png", 0.5]]}
     assert (tmp_path / "pictures" / "worst_0.png").read_bytes().startswith(b"\x89PNG")
-    assert capsys.readouterr().out == "The picture Bad one was left out: RuntimeError: no such font\n"
+    assert capsys.readouterr().out == "Skipped the picture Bad one: RuntimeError: no such font\n"
 
 
 @pytest.mark.slow
-def test_a_model_is_not_published_with_other_data_than_it_was_trained_on(data: Path, tmp_path: Path) -> None:
+def test_publish_requires_the_data_set_of_the_run(data: Path, tmp_path: Path) -> None:
     folder = projects.make(tmp_path / "project", data)
     projects.run(folder, "train", "--epochs", "1", "--name", "first")
     projects.run(folder, "data", "--seed", "1")
     printed = projects.run(folder, "publish", code=1)
-    assert "is not the one that run first was trained on: train again" in printed
+    assert "differs from the one that run first was trained on; train again" in printed
     assert not list(folder.glob("models/*"))
     projects.run(folder, "data")
     assert "Model and card are in models/first" in projects.run(folder, "publish")
@@ -74,7 +74,7 @@ def test_a_missing_value_is_null_from_publish_to_the_gateway(data: Path, tmp_pat
     own = {"PYTHONPATH": str(package.parent)}
     projects.run(folder, "train", "--epochs", "1", "--name", "first", **own)
     refused = projects.run(folder, "publish", code=1, **own)
-    assert "predict.py fails on examples of the data set, as a caller sends them: ValueError" in refused
+    assert "predict.py failed on examples of the data set: ValueError" in refused
     with (package / "predict.py").open("a") as file:
         file.write(TAKES_NULL)
     projects.run(folder, "publish", **own)
@@ -90,7 +90,7 @@ def test_a_missing_value_is_null_from_publish_to_the_gateway(data: Path, tmp_pat
 
 
 @pytest.mark.slow
-def test_the_list_of_versions_says_which_one_is_live(data: Path, tmp_path: Path) -> None:
+def test_deploy_list_shows_the_live_version(data: Path, tmp_path: Path) -> None:
     folder = projects.make(tmp_path / "project", data)
     projects.run(folder, "train", "--epochs", "1", "--name", "first")
     for words in (("publish",), ("deploy",), ("deploy",), ("deploy", "--rollback")):

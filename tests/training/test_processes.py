@@ -1,4 +1,4 @@
-"""Several processes that train together: the same curve, one writer, and a way back from any kill."""
+"""Distributed training: the same curve as one process, one writer, and recovery from killed processes."""
 
 import json
 import os
@@ -26,7 +26,7 @@ WHOLE_RUN = 4 * 19  # steps
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A project whose run one process has trained."""
+    """A project with a run trained by one process."""
     folder = projects.make(tmp_path_factory.mktemp("alone"))
     assert Training(folder, *TRAIN).end() == 0
     return folder
@@ -34,7 +34,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def pair(alone: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A project whose run two processes have trained."""
+    """A project with a run trained by two processes."""
     folder = new(alone, tmp_path_factory.mktemp("pair") / "project")
     assert [training.end() for training in together(folder, *TRAIN)] == [0, 0]
     return folder
@@ -52,9 +52,9 @@ def new(alone: Path, folder: Path) -> Path:
 
 
 def together(folder: Path, *arguments: str, size: int = 2, blows: Mapping[int, Blow] | None = None) -> list[Training]:
-    """Processes that are told of each other by the variables that torchrun sets, as by any launcher.
+    """Processes of one run, started with the environment variables that torchrun sets.
 
-    Some of them, by rank, are struck.
+    Those in `blows`, by rank, are killed.
     """
     blows = blows or {}
     with socket.socket() as free:
@@ -71,13 +71,13 @@ def together(folder: Path, *arguments: str, size: int = 2, blows: Mapping[int, B
 
 
 def curve(folder: Path) -> list[dict[str, float]]:
-    """The record of a run; StackError of the run is shown where it has none."""
+    """The metrics record of a run; the test fails with the run's output if there is none."""
     assert (folder / "runs" / NAME / "result.json").exists(), (folder / "printed.txt").read_text()
     return [json.loads(line) for line in (folder / "runs" / NAME / "metrics.jsonl").read_text().splitlines()]
 
 
 def same(one: Path, other: Path) -> bool:
-    """Whether two runs have the same curve to 1e-5, step by step."""
+    """Whether two runs have the same curve, within 1e-5 at every step."""
     pairs = list(zip(curve(one), curve(other), strict=True))
     return all(a.keys() == b.keys() and all(abs(a[key] - b[key]) < 1e-5 for key in a) for a, b in pairs)
 
@@ -101,7 +101,7 @@ def test_two_processes_give_the_curve_of_one(alone: Path, pair: Path) -> None:
     assert [line["step"] for line in curve(pair) if "loss" in line] == list(range(1, WHOLE_RUN + 1))
 
 
-def test_one_of_them_writes_and_says_how_many_there_are(pair: Path) -> None:
+def test_only_the_first_process_writes_and_reports(pair: Path) -> None:
     printed = (pair / "printed.txt").read_text()
     assert printed.count(f"Run {NAME}: 2 processes on cpu.") == 1
     assert printed.count("Test accuracy") == 1
@@ -111,17 +111,17 @@ def test_one_of_them_writes_and_says_how_many_there_are(pair: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_run_goes_on_with_another_number_of_processes(alone: Path, project: Path) -> None:
+def test_a_run_resumes_with_another_number_of_processes(alone: Path, project: Path) -> None:
     for size, ends in ((2, [-signal.SIGKILL, 1]), (1, [-signal.SIGKILL])):
         trainings = together(project, *TRAIN, size=size, blows={0: Blow("checkpoint", nth=4)})
         assert [training.end() for training in trainings] == ends
     assert [training.end() for training in together(project, *TRAIN)] == [0, 0]
-    assert (project / "printed.txt").read_text().count("Going on after step") == 2
+    assert (project / "printed.txt").read_text().count("Resuming after step") == 2
     assert same(alone, project)
 
 
 @pytest.mark.slow
-def test_told_to_stop_they_stop_at_the_same_step(pair: Path, project: Path) -> None:
+def test_all_processes_stop_at_the_same_step(pair: Path, project: Path) -> None:
     one = {1: Blow("step", nth=30, number=signal.SIGTERM)}
     trainings = together(project, *TRAIN, blows=one)
     assert [training.end() for training in trainings] == [75, 75]
@@ -132,41 +132,41 @@ def test_told_to_stop_they_stop_at_the_same_step(pair: Path, project: Path) -> N
     ).read_bytes()
 
 
-def test_a_batch_that_cannot_be_shared_is_refused(project: Path) -> None:
+def test_a_batch_size_must_be_a_multiple_of_the_processes(project: Path) -> None:
     trainings = together(project, "train", "--batch-size", "63")
     assert [training.end() for training in trainings] == [1, 1]
-    assert "batch_size: must be a multiple of the 2 processes, is 63" in trainings[0].printed()
+    assert "batch_size: expected a multiple of the 2 processes, got 63" in trainings[0].printed()
 
 
 @pytest.mark.slow
-def test_nobody_waits_where_the_dead_have_listened(pair: Path, project: Path) -> None:
-    """torchrun's store outlives a restart: a process that is early finds the address of one that was killed."""
+def test_addresses_of_killed_processes_are_not_used(pair: Path, project: Path) -> None:
+    """torchrun's store survives a restart, so a process that starts early finds the address of a killed one."""
     store = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     with socket.create_server(("127.0.0.1", 0)) as dead:
         store.set(PORT, str(dead.getsockname()[1]))
     place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port), "WORLD_SIZE": "2"}
     place |= {"TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RESTART_COUNT": "1"}
     early = Training(project, *TRAIN, **place, RANK="1", LOCAL_RANK="1")
-    early.process.join(5)  # it comes long before the other, and does not give up
+    early.process.join(5)  # it starts long before the other, and keeps trying
     first = Training(project, *TRAIN, **place, RANK="0", LOCAL_RANK="0")
     assert [first.end(), early.end()] == [0, 0], first.printed()
     assert same(pair, project)
 
 
 @pytest.mark.slow
-def test_a_process_that_is_left_alone_says_so_in_a_line(project: Path) -> None:
+def test_the_death_of_another_process_is_reported_in_one_line(project: Path) -> None:
     trainings = together(project, *TRAIN, blows={1: Blow("step", nth=30)})
     assert [training.end() for training in trainings] == [1, -signal.SIGKILL]
     printed = trainings[0].printed()
-    assert "another process of this run is gone; start them again" in printed
+    assert "another process of this run died; start all of them again" in printed
     assert "Traceback" not in printed
 
 
 @pytest.mark.slow
-def test_a_killed_worker_is_back_with_the_same_weights(pair: Path, project: Path) -> None:
+def test_torchrun_restarts_a_killed_process_with_the_same_weights(pair: Path, project: Path) -> None:
     command = ("torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--max-restarts", "1")
     process = subprocess.Popen(
-        [sys.executable, "-m", *command, "-m", "skeleton", "train", *CURVE[:-2]],  # the run has no name
+        [sys.executable, "-m", *command, "-m", "skeleton", "train", *CURVE[:-2]],  # the run has no --name
         cwd=project,
         env=projects.environment(project),
         stdout=subprocess.PIPE,
@@ -178,7 +178,7 @@ def test_a_killed_worker_is_back_with_the_same_weights(pair: Path, project: Path
     os.kill(int(workers[-1]), signal.SIGKILL)
     printed, complaint = process.communicate(timeout=120)
     assert process.returncode == 0, complaint
-    assert "Going on after step" in printed
+    assert "Resuming after step" in printed
     [result] = project.glob("runs/*/result.json")
     assert (result.parent / "model" / "model.safetensors").read_bytes() == (
         pair / "runs" / NAME / "model" / "model.safetensors"

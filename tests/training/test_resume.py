@@ -1,4 +1,4 @@
-"""Training that is killed at any moment, and started again until it is done, ends as if it never had been."""
+"""Training that is killed and resumed gives the same result as uninterrupted training."""
 
 import json
 import random
@@ -19,7 +19,7 @@ TRAIN = ("train", "--epochs", "6", "--checkpoint-steps", "7", "--checkpoint-seco
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A project whose run was never stopped."""
+    """A project with an uninterrupted run."""
     folder = projects.make(tmp_path_factory.mktemp("whole"))
     assert Training(folder, *TRAIN).end() == 0
     return folder
@@ -34,33 +34,33 @@ def project(whole: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def stopped(whole: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A project whose run was killed in the middle."""
+    """A project with a run that was killed halfway."""
     folder = projects.make(tmp_path_factory.mktemp("stopped") / "project", whole)
     shutil.rmtree(next((folder / ".stack" / "data").glob("*/*/checkpoints")))
-    # uploads follow one another: what the store has is whole, as what is on disk
+    # uploads are sequential, so the checkpoints in the store are complete
     training = Training(folder, *TRAIN, blow=Blow("upload", nth=4))
     assert training.end() == -signal.SIGKILL
     return folder
 
 
 def results(folder: Path) -> tuple[bytes, bytes]:
-    """The weights and the record of a project's run."""
+    """The weights and the metrics record of a project's run."""
     run = folder / "runs" / NAME
     assert (run / "result.json").exists(), (folder / "printed.txt").read_text()
     return (run / "model" / "model.safetensors").read_bytes(), (run / "metrics.jsonl").read_bytes()
 
 
 def finish(folder: Path) -> str:
-    """Start the run of a project again until it is done; what was printed."""
+    """Restart the run of a project until it is finished; return the output."""
     training = Training(folder, *TRAIN)
     assert training.end() == 0, training.printed()
     return training.printed()
 
 
 @pytest.mark.slow
-def test_twenty_kills_change_nothing(whole: Path, project: Path) -> None:
+def test_twenty_kills_do_not_change_the_result(whole: Path, project: Path) -> None:
     chance = random.Random(0)
-    for moment in [*MOMENTS[:4] * 4, *MOMENTS[4:] * 4]:  # the last of them is when the model is written
+    for moment in [*MOMENTS[:4] * 4, *MOMENTS[4:] * 4]:  # the last one is while the model is written
         training = Training(project, *TRAIN, blow=Blow(moment, chance.choice((0, chance.uniform(0, 0.005)))))
         assert training.end() == -signal.SIGKILL
     finish(project)
@@ -69,7 +69,7 @@ def test_twenty_kills_change_nothing(whole: Path, project: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_told_to_stop_it_says_how_to_go_on(whole: Path, project: Path, number: signal.Signals) -> None:
+def test_a_stopped_run_prints_the_command_to_resume(whole: Path, project: Path, number: signal.Signals) -> None:
     training = Training(project, *TRAIN, blow=Blow("step", nth=50, number=number))
     assert training.end() == 75
     assert f"train --run {NAME}" in training.printed()
@@ -78,16 +78,16 @@ def test_told_to_stop_it_says_how_to_go_on(whole: Path, project: Path, number: s
     assert results(project) == results(whole)
 
 
-def test_another_machine_goes_on_from_the_store(whole: Path, stopped: Path, tmp_path: Path) -> None:
-    other = projects.make(tmp_path / "other", stopped)  # the store comes along, the runs do not
-    assert "Going on after step" in finish(other)
+def test_another_machine_resumes_from_the_store(whole: Path, stopped: Path, tmp_path: Path) -> None:
+    other = projects.make(tmp_path / "other", stopped)  # with the store but without the runs
+    assert "Resuming after step" in finish(other)
     assert results(other) == results(whole)
 
 
-def test_a_changed_configuration_is_refused_by_name(stopped: Path) -> None:
+def test_a_changed_configuration_names_the_field(stopped: Path) -> None:
     training = Training(stopped, "train", "--run", NAME, "--lr", "0.1")
     assert training.end() == 1
-    assert "lr was 0.006 when this run started and is 0.1 now" in training.printed()
+    assert "lr was 0.006 when this run started, but is 0.1 now" in training.printed()
     nobody = Training(stopped, "train", "--run", "nobody")
     assert nobody.end() == 1
     assert "no run nobody" in nobody.printed()
@@ -95,7 +95,7 @@ def test_a_changed_configuration_is_refused_by_name(stopped: Path) -> None:
 
 @pytest.mark.parametrize("file", ["state.safetensors", "state.json", "sums.json", "metrics.jsonl"])
 @pytest.mark.parametrize("place", ["disk", "store"])
-def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(
+def test_a_damaged_checkpoint_is_reported_and_the_previous_one_used(
     whole: Path, stopped: Path, tmp_path: Path, file: str, place: str
 ) -> None:
     project = tmp_path / "project"
@@ -107,13 +107,13 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(
     shutil.rmtree(other)
     newest = max(folder.glob("step-*"))
     content = bytearray((newest / file).read_bytes())
-    content[-2] ^= 1  # tampered with; below it is torn
+    content[-2] ^= 1  # one changed bit; the next case truncates the file
     (newest / file).write_bytes(content if file == "state.safetensors" else content[: len(content) // 2])
     with pytest.raises(DamagedCheckpointError, match=newest.name):
         read(newest)
     printed = finish(project)
     assert f"checkpoint {newest.name}" in printed
-    assert "Going on after step" in printed
+    assert "Resuming after step" in printed
     assert results(project) == results(whole)
 
 

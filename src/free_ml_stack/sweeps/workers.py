@@ -97,7 +97,7 @@ def perform(task: Task, job: Job, reporter: Reporter) -> None:
         run_elsewhere(task, job, called, reporter)
         return
     from free_ml_stack.project.arguments import parse_train
-    from free_ml_stack.training.run import configured, train
+    from free_ml_stack.training.run import config_from_args, train
 
     with contextlib.redirect_stderr(io.StringIO()) as complaint:
         try:
@@ -105,7 +105,7 @@ def perform(task: Task, job: Job, reporter: Reporter) -> None:
         except SystemExit:
             raise StackError(complaint.getvalue().strip().split("\n")[-1]) from None
     with variables(called.variables):
-        config = configured(task.science, task.settings, args)
+        config = config_from_args(task.science, task.settings, args)
         train(task.science, config, task.settings, job.run, task.trials, reporter)
 
 

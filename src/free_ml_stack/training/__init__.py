@@ -1,4 +1,4 @@
-"""What a training loop is written with."""
+"""Classes used by the training loop of a project."""
 
 from free_ml_stack.data.split import Split
 from free_ml_stack.tracking.run import Run

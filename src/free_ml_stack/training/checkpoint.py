@@ -1,4 +1,4 @@
-"""Checkpoints in the background, and training that goes on from them as if never stopped."""
+"""Checkpoints saved in the background, and exact resumption of training from them."""
 
 import json
 import shutil
@@ -22,26 +22,26 @@ from free_ml_stack.training.snapshot import (
     STATE,
     TENSORS,
     DamagedCheckpointError,
-    check,
-    clear,
-    parsed,
-    serialized,
-    whole,
+    parse,
+    read_files,
+    remove_incomplete,
+    serialize,
+    verify,
     write,
 )
-from free_ml_stack.training.state import copied, generators, joined, restore_generators, split
+from free_ml_stack.training.state import copy_tensors, flatten, generator_states, restore_generators, unflatten
 
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
 
-TOGETHER = 8  # steps after which processes that train together ask each other whether to stop
-GRACE = 15.0  # seconds that a store has when told to stop: who stops a machine waits for 30
+STOP_CHECK_STEPS = 8  # steps between two checks of all processes for a stop signal
+GRACE = 15.0  # seconds to wait for the store after a stop signal; preempted machines get 30
 
-Found = tuple[str, dict[str, bytes]]  # a checkpoint's name and its files
+Found = tuple[str, dict[str, bytes]]  # name and files of a checkpoint
 
 
 class Stateful(Protocol):
-    """Anything with a state: modules, optimizers, schedules, scalers."""
+    """An object with a state: module, optimizer, scheduler, scaler."""
 
     def state_dict(self) -> dict[str, Any]: ...
 
@@ -49,7 +49,7 @@ class Stateful(Protocol):
 
 
 class Log(Protocol):
-    """A record that grows with training and must end where the checkpoint does."""
+    """The metrics record of a run, which is truncated to the checkpoint on resumption."""
 
     def content(self) -> bytes: ...
 
@@ -58,7 +58,7 @@ class Log(Protocol):
 
 @dataclass
 class Position:
-    """Where training is: `epoch` and `batch` are the next ones, `step` counts the steps done."""
+    """The position of training: the next `epoch` and `batch`, from 0, and the number of completed steps."""
 
     epoch: int = 0
     batch: int = 0
@@ -68,10 +68,10 @@ class Position:
 
 
 class Checkpoints:
-    """The checkpoints of one run: the newest few on disk, and copied to a store, both in the background.
+    """Save the checkpoints of one run, in the background: the latest few on disk, with copies in a store.
 
-    Each holds the parts as they are, those that did best, the random generators, and the record so far. A disk or
-    a store that fails, is full or is slow costs checkpoints, never the run.
+    A checkpoint holds the current and the best states of the parts, the random generators, and the metrics record. A
+    disk or store that fails, is full or is slow loses checkpoints but never stops the run.
     """
 
     def __init__(
@@ -88,7 +88,7 @@ class Checkpoints:
         weights: Callable[[str], Mapping[str, torch.Tensor]] | None = None,
     ) -> None:
         self.folder, self.log, self.config = folder, log, dict(config)
-        self.fresh = fresh  # whether there can't be any yet, so that no store needs to be asked
+        self.fresh = fresh  # a new run: the store is not searched
         self.weights = weights
         self.seconds, self.steps, self.keep, self.store = seconds, steps, keep, store
         self.process = process or Process(torch.device("cpu"))
@@ -97,58 +97,58 @@ class Checkpoints:
         self.best_states: dict[str, Any] = {}
         self.stopping = False
         self.started = self.saved_at = time.monotonic()
-        self.spent = 0.0  # seconds of training before this process
+        self.spent = 0.0  # seconds of training before the last restart
         self.buffers: dict[str, torch.Tensor] = {}
         self.writer = ThreadPoolExecutor(1, "checkpoint")
         self.writing: Future[None] | None = None
         self.sending: Future[None] | None = None
-        self.written = self.sent = ""  # the newest name on disk, and the one that the store has or is being given
+        self.written = self.sent = ""  # latest name on disk; in the store or being uploaded
         self.warned: set[str] = set()
 
     def resume(self, **parts: Stateful) -> Position:
-        """Restore `parts`, and the random generators, from the newest whole checkpoint.
+        """Restore `parts` and the random generators from the latest complete checkpoint; return the position.
 
-        A part is anything with `state_dict` and `load_state_dict`: a model, an optimizer, a schedule, a scaler. The
-        first process reads the checkpoint, from disk or from the store, and hands it to the others. Returns the
-        position to continue from, which the loop updates: `epoch` and `batch` are the next ones, from 0; `step` counts
-        the steps done.
+        A part is any object with `state_dict` and `load_state_dict`: a model, an optimizer, a scheduler, a scaler. The
+        first process reads the checkpoint from disk or from the store and broadcasts it. The loop updates the returned
+        position: the next `epoch` and `batch`, from 0, and the number of completed steps.
+
         Raises StackError, naming the field, if the run was started with another configuration.
         """
         self.parts = parts
-        found = self.process.agree(self._newest() if self.process.first and not self.fresh else None)
+        found = self.process.agree(self._latest() if self.process.first and not self.fresh else None)
         if found is None:
             self.log.restore(b"")
             return self.at
-        state, tensors, record = parsed(*found)
-        same(state["config"], self.config)
+        state, tensors, record = parse(*found)
+        check_same_config(state["config"], self.config)
         self.at = Position(**state["at"])
         self.spent = state["spent"]
         for name, part in self.parts.items():
-            part.load_state_dict(joined(state["parts"][name], tensors))
-        self.best_states = joined(state["best"], tensors)
-        restore_generators(joined(state["random"], tensors))
+            part.load_state_dict(unflatten(state["parts"][name], tensors))
+        self.best_states = unflatten(state["best"], tensors)
+        restore_generators(unflatten(state["random"], tensors))
         self.log.restore(record)
         if self.process.first:
-            say(f"Going on after step {self.at.step}.")
+            say(f"Resuming after step {self.at.step}.")
         return self.at
 
     def load_pretrained(self, model: torch.nn.Module, place: str) -> None:
-        """Start `model` from weights that exist; do nothing for an empty `place`.
+        """Initialize `model` with pretrained weights; do nothing if `place` is empty.
 
         `place` is hf://USER/NAME[@REVISION], a run or published model of this project, a folder, or a .safetensors
-        file. A tensor is taken where the model has one of the same name, or of that name after one prefix, and of the
-        same shape; those that are not taken are listed. Raises StackError where there are no weights or none fits.
+        file. A tensor is loaded if its name, with or without one common prefix, and its shape match; the others are
+        listed. Raises StackError if there are no weights or none match.
         """
         if place and self.weights:
             say(start(model, self.weights(place), place))
 
     def step(self) -> None:
-        """Save a checkpoint if one is due; call it after every optimizer step.
+        """Save a checkpoint if one is due; call this after every optimizer step.
 
-        One is due `checkpoint_seconds` after the last, or each `checkpoint_steps` steps. Raises PreemptedError, with a
-        checkpoint written, once SIGTERM or SIGINT was received; in a run of many processes all of them raise it.
+        One is due every `checkpoint_seconds` seconds and every `checkpoint_steps` steps. After SIGTERM or SIGINT, saves
+        a checkpoint and raises PreemptedError, in all processes of the run.
         """
-        if self._told_to_stop():
+        if self._stop_requested():
             self.finish()
             lost = self.process.first and self.written != self._name()
             raise PreemptedError(f"stopped after step {self.at.step}{', without a checkpoint' if lost else ''}")
@@ -157,22 +157,22 @@ class Checkpoints:
             self.save()
 
     def elapsed(self) -> float:
-        """Return the seconds of training so far, those before a restart included."""
+        """Return the seconds of training so far, including those before restarts."""
         return self.spent + time.monotonic() - self.started
 
     def mark_best(self, name: str) -> None:
-        """Keep a copy of the state of part `name` as the best so far; every later checkpoint holds it."""
-        self.best_states[name] = copied(self.parts[name].state_dict())
+        """Copy the state of part `name` as the best one so far; later checkpoints contain it."""
+        self.best_states[name] = copy_tensors(self.parts[name].state_dict())
 
     def best(self, name: str) -> dict[str, Any]:
-        """Return the state that part `name` had when `mark_best` was called last. Raises StackError if it never was."""
+        """Return the state of part `name` at the last `mark_best`. Raises StackError if there was none."""
         if name not in self.best_states:
-            raise StackError("training diverged: no validation loss was finite; try a lower learning rate")
+            raise StackError("training diverged: no epoch had a finite validation loss; try a lower learning rate")
         found: dict[str, Any] = self.best_states[name]
         return found
 
     def save(self) -> None:
-        """Stage this moment and write it in the background; left out while the last one is still being written."""
+        """Copy the current state and write it in the background; skipped if the previous write has not finished."""
         if not self.process.first or (self.writing and not self.writing.done()):
             return
         tensors: dict[str, torch.Tensor] = {}
@@ -180,9 +180,9 @@ class Checkpoints:
             "at": asdict(self.at),
             "spent": self.elapsed(),
             "config": self.config,
-            "parts": {name: split(part.state_dict(), tensors, name) for name, part in self.parts.items()},
-            "best": split(self.best_states, tensors, "best"),
-            "random": split(generators(), tensors, "random"),
+            "parts": {name: flatten(part.state_dict(), tensors, name) for name, part in self.parts.items()},
+            "best": flatten(self.best_states, tensors, "best"),
+            "random": flatten(generator_states(), tensors, "random"),
         }
         self._stage(tensors)
         files = {STATE: json.dumps(state).encode(), LOG: self.log.content()}
@@ -190,41 +190,41 @@ class Checkpoints:
         self.writing = self.writer.submit(self._write, self._name(), files, set(tensors))
 
     def finish(self) -> None:
-        """Write a checkpoint of this moment and wait until disk and store have it; call it after the last step.
+        """Save a final checkpoint and wait until it is on disk and in the store; call this after the last step.
 
-        After SIGTERM it waits 15 seconds at most for the store: the disk has it, and the store an older one.
+        After SIGTERM, waits at most 15 seconds for the store, which may then hold an older checkpoint than the disk.
         """
         if self.writing:
             self.writing.result()
         self.save()
         self.writer.shutdown()
-        if self._sent_in_time() and self.written != self.sent:
+        if self._wait_for_upload() and self.written != self.sent:
             self._send(self.written)
-            self._sent_in_time()
+            self._wait_for_upload()
 
     def _name(self) -> str:
         return f"step-{self.at.step:09d}"
 
-    def _sent_in_time(self) -> bool:
-        """Wait for the upload that is under way; whether it has ended."""
-        told: float | None = None
+    def _wait_for_upload(self) -> bool:
+        """Wait for the current upload, after a stop signal for GRACE seconds; return whether it has finished."""
+        since: float | None = None
         while self.sending and wait([self.sending], timeout=0.1).not_done:
             if not self.stopping:
                 continue
-            told = told or time.monotonic()
-            if time.monotonic() - told > GRACE:
-                say(f"The store has not taken the last checkpoint yet; it is in {display_path(self.folder)}.")
+            since = since or time.monotonic()
+            if time.monotonic() - since > GRACE:
+                say(f"Upload of the last checkpoint timed out; it is on disk in {display_path(self.folder)}.")
                 return False
         return True
 
-    def _told_to_stop(self) -> bool:
-        """Whether a signal came; to processes that train together it may come at different steps."""
+    def _stop_requested(self) -> bool:
+        """Return whether to stop; several processes agree on the step, as signals may arrive at different ones."""
         if self.process.size == 1:
             return self.stopping
-        return self.at.step % TOGETHER == 0 and self.process.any(self.stopping)
+        return self.at.step % STOP_CHECK_STEPS == 0 and self.process.any(self.stopping)
 
     def _stage(self, tensors: Mapping[str, torch.Tensor]) -> None:
-        """Copy the tensors into buffers that are used again, so that training may go on meanwhile."""
+        """Copy the tensors into reusable buffers, so that training can continue during the write."""
         for name, tensor in tensors.items():
             buffer = self.buffers.get(name)
             if buffer is None or buffer.shape != tensor.shape or buffer.dtype != tensor.dtype:
@@ -233,7 +233,7 @@ class Checkpoints:
             buffer.copy_(tensor.detach())
 
     def _write(self, name: str, files: dict[str, bytes], tensors: set[str]) -> None:
-        staged = {TENSORS: serialized({key: self.buffers[key] for key in tensors})}
+        staged = {TENSORS: serialize({key: self.buffers[key] for key in tensors})}
         try:
             write(self.folder / name, {**staged, **files})
             self.written = name
@@ -241,16 +241,16 @@ class Checkpoints:
                 if old.name != self.sent or not self.sending or self.sending.done():
                     shutil.rmtree(old)
         except OSError as error:
-            self._warn("A checkpoint could not be written", error)
+            self._warn("Writing a checkpoint failed", error)
             return
         if not self.sending or self.sending.done():
             self._send(name)
 
     def _send(self, name: str) -> None:
-        """Begin to copy a checkpoint to the store; while that lasts, newer ones stay on disk alone."""
+        """Start the upload of a checkpoint; newer ones stay on disk only until it finishes."""
         if self.store is not None:
             self.sending = Future()
-            # A daemon: a store that hangs does not keep a program that has ended.
+            # A daemon thread, so that a store that hangs does not block the exit of the program.
             threading.Thread(target=self._upload, args=(name, self.sending), daemon=True).start()
         self.sent = name
 
@@ -259,68 +259,68 @@ class Checkpoints:
         try:
             for file in FILES:
                 self.store.put_file(str(self.folder / name / file), f"{name}/{file}")
-            for old in self._stored()[: -self.keep]:
+            for old in self._stored_names()[: -self.keep]:
                 self.store.rm(old, recursive=True)
-        except Exception as error:  # each kind of store has errors of its own, and none may end the run
+        except Exception as error:  # every file system has its own errors, and none may stop the run
             self.sent = ""
-            self._warn("The store did not take a checkpoint", error)
+            self._warn("Uploading a checkpoint failed", error)
         finally:
             sending.set_result(None)
 
     def _warn(self, what: str, error: Exception) -> None:
         if what not in self.warned:
-            say(f"{what} ({error}); training goes on, and the next one is tried.")
+            say(f"{what} ({error}); training continues, and the next checkpoint is tried.")
         self.warned.add(what)
 
-    def _newest(self) -> Found | None:
-        """The newest whole checkpoint, from disk or the store; damaged ones are named and, on disk, removed."""
-        clear(self.folder)
-        local = self._newest_here()
+    def _latest(self) -> Found | None:
+        """Return the latest complete checkpoint, from disk or the store; report damaged ones and delete local ones."""
+        remove_incomplete(self.folder)
+        local = self._latest_local()
         try:
-            return self._newest_stored(local[0] if local else "") or local
-        except Exception as error:  # each kind of store has errors of its own
+            return self._latest_stored(local[0] if local else "") or local
+        except Exception as error:  # every file system has its own errors
             if not local:
                 raise
-            say(f"The store can't be asked for a newer checkpoint ({error}); using the one on disk.")
+            say(f"Can't read checkpoints from the store ({error}); using the one on disk.")
             return local
 
-    def _newest_here(self) -> Found | None:
+    def _latest_local(self) -> Found | None:
         for folder in reversed(self._folders()):
             try:
-                return folder.name, whole(folder)
+                return folder.name, read_files(folder)
             except DamagedCheckpointError as error:
-                say(f"{error}; using the one before it")
+                say(f"{error}; using the previous one")
                 shutil.rmtree(folder, ignore_errors=True)
         return None
 
-    def _newest_stored(self, local: str) -> Found | None:
-        """The newest whole checkpoint of the store, now on disk too; None if there is none newer than `local`."""
-        for name in reversed(self._stored()):
+    def _latest_stored(self, local: str) -> Found | None:
+        """Download the latest complete checkpoint of the store; return None if none is newer than `local`."""
+        for name in reversed(self._stored_names()):
             if name <= local:
                 break
             try:
-                files = self._fetched(name)
+                files = self._fetch(name)
             except DamagedCheckpointError as error:
-                say(f"{error} in the store; using the one before it")
+                say(f"{error} in the store; using the previous one")
                 continue
             try:
                 write(self.folder / name, files)
             except OSError as error:
-                self._warn("A checkpoint could not be written", error)
+                self._warn("Writing a checkpoint failed", error)
             return name, files
         return None
 
-    def _fetched(self, name: str) -> dict[str, bytes]:
-        """The files of a checkpoint in the store; DamagedCheckpointError if they are not what was written."""
+    def _fetch(self, name: str) -> dict[str, bytes]:
+        """Return the files of a checkpoint in the store. Raises DamagedCheckpointError for missing or changed files."""
         assert self.store is not None
         try:
             files: dict[str, bytes] = {file: self.store.cat_file(f"{name}/{file}") for file in FILES}
         except FileNotFoundError:
-            raise DamagedCheckpointError(f"checkpoint {name} is not whole") from None
-        check(name, files)
+            raise DamagedCheckpointError(f"checkpoint {name} is incomplete") from None
+        verify(name, files)
         return files
 
-    def _stored(self) -> list[str]:
+    def _stored_names(self) -> list[str]:
         if self.store is None or not self.store.exists(""):
             return []
         names = (path.rstrip("/").rpartition("/")[2] for path in self.store.ls("", detail=False))
@@ -330,11 +330,11 @@ class Checkpoints:
         return sorted(self.folder.glob("step-*[0-9]"))
 
 
-def same(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    """Raise StackError, naming the field, where a run was started with another configuration."""
+def check_same_config(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Raise StackError, naming the field, if two configurations of a run differ."""
     for name in now.keys() | before.keys():
         if now.get(name) != before.get(name):
             raise StackError(
-                f"{name} was {before.get(name)!r} when this run started and is {now.get(name)!r} now; "
-                "set it back to resume, or start a new run"
+                f"{name} was {before.get(name)!r} when this run started, but is {now.get(name)!r} now; "
+                "restore the value to resume, or start a new run"
             )

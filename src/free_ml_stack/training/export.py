@@ -1,4 +1,4 @@
-"""The model folder: everything that a reader, the Hub and the gateway need of a trained model."""
+"""The model folder: weights, ONNX export, card, metrics and sample of a trained model."""
 
 import json
 import shutil
@@ -27,30 +27,33 @@ if TYPE_CHECKING:
 
 ONNX, CARD = "model.onnx", "README.md"
 TOLERANCE = 1e-4
-REFERENCE = 5000  # training examples at most that say what normal calls look like
-CALLS = 64  # made at once
-ROWS = 100  # test examples on which the exported model is held against the trained one
+REFERENCE_ROWS = 5000  # maximum number of training examples in the drift reference
+BATCH = 64  # examples per call of apply_batch
+ROWS = 100  # test examples for the comparison of the exported with the trained model
 
 
 def export(science: "Science", settings: "Settings", run: Path, kept: Mapping[str, str] | None = None) -> Path:
-    """Make the model folder of a finished run, `models/<run>`, and return it.
+    """Create the model folder of a finished run, `models/<run>`, and return its path.
 
-    Sections of its card, of the card before it or of `kept` that a person edited are kept, in this order, but what is
-    edited in `kept` since comes before what is not. Raises StackError if the exported model does not answer as the
-    trained one does.
+    Edited sections of the card are preserved: from this folder's card, else the previous model's, else `kept` (the
+    Hub's card); a section edited in `kept` since takes precedence over an unedited one.
+
+    Raises StackError if the exported model's outputs differ from the trained model's.
     """
     result = json.loads((run / RESULT).read_text(encoding="utf-8"))
     folder = settings.models / run.name
     splits, facts = dataset.read(open_store(settings.storage, settings), settings.private / "cache", settings.command)
     if dataset.fingerprint(facts) != result["data"]["sha256"]:
         raise StackError(
-            f"the data set in {settings.storage} is not the one that run {run.name} was trained on: "
-            f"train again, or write that data set again with `{settings.command} data`"
+            f"the data set in {settings.storage} differs from the one that run {run.name} was trained on; "
+            f"train again, or restore that data set with `{settings.command} data`"
         )
     folder.mkdir(parents=True, exist_ok=True)
     config, model = science.config(**result["config"]), science.model.load(run / MODEL)
     written = merge_sections(kept_sections(settings.models, folder), kept or {})
-    shutil.copytree(run / MODEL, folder, dirs_exist_ok=True)  # a card among it, of the Hub's client, is no card
+    shutil.copytree(
+        run / MODEL, folder, dirs_exist_ok=True
+    )  # may contain a README.md of the Hub's client; overwritten below
     judged = json.loads((run / EVALUATION).read_text(encoding="utf-8"))
     card(settings, science, {**result, **judged}, type(model).__name__, written).save(folder / CARD)
     for name in judged["pictures"].values():
@@ -60,26 +63,26 @@ def export(science: "Science", settings: "Settings", run: Path, kept: Mapping[st
     _json(folder / RESULT, result)
     predictor = science.predict.load(folder)
     [sample] = as_sent(dataset.examples(science, splits["test"], [0]))
-    _json(folder / "sample.json", {"input": sample, "output": _call(science.predict.apply, sample, predictor)})
-    _json(folder / "reference.json", reference(watched(science, splits["train"], predictor)))
-    origins(settings, folder)
+    _json(folder / "sample.json", {"input": sample, "output": _call_predict(science.predict.apply, sample, predictor)})
+    _json(folder / "reference.json", reference(watch_examples(science, splits["train"], predictor)))
+    write_origins(settings, folder)
     write_manifest(folder)
     return folder
 
 
-def watched(science: "Science", split: "Split", predictor: Any) -> list[Mapping[str, Any]]:
-    """What `watch` names of calls with rows of a split; a few at a time, for inputs may be large."""
-    rows = np.linspace(0, split.rows - 1, min(split.rows, REFERENCE)).astype(int)
+def watch_examples(science: "Science", split: "Split", predictor: Any) -> list[Mapping[str, Any]]:
+    """Return the results of `watch` for evenly spaced rows of a split, computed in batches to limit memory."""
+    rows = np.linspace(0, split.rows - 1, min(split.rows, REFERENCE_ROWS)).astype(int)
     found: list[Mapping[str, Any]] = []
-    for start in range(0, len(rows), CALLS):
-        calls = as_sent(dataset.examples(science, split, rows[start : start + CALLS].tolist()))
-        answers = _call(science.predict.apply_batch, calls, predictor)
+    for start in range(0, len(rows), BATCH):
+        calls = as_sent(dataset.examples(science, split, rows[start : start + BATCH].tolist()))
+        answers = _call_predict(science.predict.apply_batch, calls, predictor)
         found += [science.predict.watch(*pair, predictor) for pair in zip(calls, answers, strict=True)]
     return found
 
 
 def kept_sections(models: Path, folder: Path) -> dict[str, str]:
-    """The sections that a person wrote into a folder's card, else into the latest card of another."""
+    """Return the edited sections of a folder's card, completed by those of the other models' cards, latest first."""
     cards = sorted(models.glob(f"*/{CARD}"), key=lambda path: (path.parent == folder, path.stat().st_mtime))
     found: dict[str, str] = {}
     for path in cards:
@@ -87,8 +90,8 @@ def kept_sections(models: Path, folder: Path) -> dict[str, str]:
     return found
 
 
-def origins(settings: "Settings", folder: Path) -> None:
-    """What the model was made with: the packages as they are installed, the settings, the license."""
+def write_origins(settings: "Settings", folder: Path) -> None:
+    """Write what the model was built with: versions of installed packages, settings, license."""
     lines = "\n".join(provenance.requirements(settings.project))
     (folder / "requirements.txt").write_text(f"{lines}\n", encoding="utf-8")
     for name in (FILE, "LICENSE"):
@@ -97,7 +100,7 @@ def origins(settings: "Settings", folder: Path) -> None:
 
 
 def write_onnx(science: "Science", config: Any, model: Any, split: "Split", path: Path) -> None:
-    """Export a model to ONNX as model.py says, and compare what the two answer to a hundred rows, to 1e-4."""
+    """Export a model to ONNX, with model.py's `export` if it has one. Raises StackError if outputs differ by 1e-4."""
     columns = split.take(range(min(ROWS, split.rows)))
     given = science.model.inputs(science.data.prepare(config, split.facts, columns, None))
     own = getattr(science.model, "export", None)
@@ -108,22 +111,24 @@ def write_onnx(science: "Science", config: Any, model: Any, split: "Split", path
     answers = session.run(list(expected), {one.name: given[one.name] for one in session.get_inputs()})
     for name, answer in zip(expected, answers, strict=True):
         differences, most = np.abs(answer - expected[name]), np.abs(expected[name]).max()
-        if not (differences <= TOLERANCE * max(most, 1)).all():  # sums of float32 are as exact as their largest parts
+        if not (
+            differences <= TOLERANCE * max(most, 1)
+        ).all():  # relative to the largest output, because of float32 rounding
             difference = float(differences.max())
             raise StackError(f"the exported model differs from the trained one by {difference:.1e} in {name}")
 
 
 def _export_module(science: "Science", model: Any, given: Mapping[str, Any], path: Path) -> dict[str, Any]:
-    """Export what `served` makes of a torch module; returns what it answers, by output."""
+    """Export the module returned by `served`; return its outputs by name."""
     import torch
     from torch.jit._trace import TracerWarning
 
     module, inputs = science.model.served(model).eval(), science.model.INPUTS
     tensors = [torch.from_numpy(given[name]) for name in inputs]
     with warnings.catch_warnings(), torch.no_grad():
-        # The newer exporter takes 13 s for a small model and needs two more packages; this one takes 0.1 s.
+        # The dynamo exporter takes 13 s for a small model and needs two more packages; this one takes 0.1 s.
         warnings.filterwarnings("ignore", category=DeprecationWarning)
-        # It warns of each check of a shape, and of each index; what it exports is compared with the model.
+        # Tracing warns about each shape check and index; the exported model is compared with the original anyway.
         warnings.filterwarnings("ignore", category=TracerWarning)
         warnings.filterwarnings("ignore", "Exporting aten::index operator")
         torch.onnx.export(
@@ -140,14 +145,14 @@ def _export_module(science: "Science", model: Any, given: Mapping[str, Any], pat
     return {name: answer.numpy() for name, answer in zip(science.model.OUTPUTS, answers, strict=True)}
 
 
-def _call(function: Callable[..., Any], inputs: Any, predictor: Any) -> Any:
-    """What a function of predict.py answers to examples of the data set, as a caller sends them."""
+def _call_predict(function: Callable[..., Any], inputs: Any, predictor: Any) -> Any:
+    """Call a function of predict.py on examples in the form that a caller sends. Raises StackError if it fails."""
     try:
         return function(inputs, predictor)
     except Exception as error:
         raise StackError(
-            f"predict.py fails on examples of the data set, as a caller sends them: {one_line(error)}; "
-            "let `example` of data.py leave out what JSON lacks, or let predict.py take null for it"
+            f"predict.py failed on examples of the data set: {one_line(error)}; make predict.py accept null for NaN, "
+            "or make `example` in data.py omit values that JSON lacks"
         ) from error
 
 

@@ -1,4 +1,4 @@
-"""What comes of a training run: first weights and metrics, then pictures and tables, which may fail."""
+"""Results of a training run: weights and metrics first, then pictures and tables, which may fail."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -20,35 +20,35 @@ if TYPE_CHECKING:
 
 RESULT, MODEL, EVALUATION = "result.json", "model", "evaluation.json"
 PICTURES = "pictures"
-JUDGED = ("validation", "test")  # the splits that a trained model is evaluated on
+EVALUATED = ("validation", "test")  # splits
 
 
-def keep(
+def save_outcome(
     science: "Science", config: Any, model: Any, splits: Mapping[str, "Split"], run: Run, facts: Mapping[str, Any]
 ) -> tuple[dict[str, Any], Evaluation]:
-    """Write the model, evaluate it, and write the result; returns it, and the evaluation of the test split."""
+    """Save the model, evaluate it and write the result; return the result and the evaluation of the test split."""
     (run.folder / MODEL).mkdir(exist_ok=True)
     science.model.save(model, run.folder / MODEL)
     try:
-        found: dict[str, Evaluation] = {name: science.train.evaluate(config, model, splits[name]) for name in JUDGED}
+        found: dict[str, Evaluation] = {name: science.train.evaluate(config, model, splits[name]) for name in EVALUATED}
     except Exception:
-        say(f"The model of {run.id} is kept; evaluating it failed. Correct that, then `train --run {run.id}`.")
+        say(f"Evaluation failed; the model of {run.id} is saved. Correct the error, then run `train --run {run.id}`.")
         raise
     scores = {name: dict(evaluation.metrics) for name, evaluation in found.items()}
     result = {
         **facts,
         **scores,
-        "url": getattr(run.tracker, "url", ""),
-    }  # the run's page, for its model's card
-    _remember(run, {}, {})  # until they are drawn: whoever stops training before that has a run to publish
+        "url": getattr(run.tracker, "url", ""),  # the run's page, for the model card
+    }
+    _write_evaluation(run, {}, {})  # a run that is interrupted before the pictures are drawn can be published
     replace(run.folder / RESULT, as_json(result))
-    run.summary(**{f"{split}_{name}": value for split in JUDGED for name, value in scores[split].items()})
+    run.summary(**{f"{split}_{name}": value for split in EVALUATED for name, value in scores[split].items()})
     return result, found["test"]
 
 
-def show(run: Run, evaluation: Evaluation) -> None:
-    """Draw the pictures and tables of a run, and tell its tracker of them; a picture that fails is left out."""
-    from free_ml_stack.evaluation import plots  # matplotlib, which a trial does without
+def draw_outcome(run: Run, evaluation: Evaluation) -> None:
+    """Write the pictures and tables of a run and log them to its tracker; a picture that fails is skipped."""
+    from free_ml_stack.evaluation import plots  # imports matplotlib, which trials do not need
 
     drawings = {"Learning curves": lambda path: plots.learning_curves(run.folder / METRICS, path)}
     pictures = {}
@@ -57,38 +57,38 @@ def show(run: Run, evaluation: Evaluation) -> None:
         path.parent.mkdir(exist_ok=True)
         try:
             draw(path)
-        except Exception as error:  # whatever a drawing of the project raises, the run is whole without it
-            say(f"The picture {title} was left out: {one_line(error)}")
+        except Exception as error:  # project code; the run is valid without this picture
+            say(f"Skipped the picture {title}: {one_line(error)}")
             continue
         pictures[title] = path.name
         run.picture(path.stem, path)
-    tables = {name: _drawn(run.folder, name, *table) for name, table in evaluation.tables.items()}
+    tables = {name: _with_images(run.folder, name, *table) for name, table in evaluation.tables.items()}
     for name, (columns, rows) in tables.items():
         run.table(name, columns, rows)
     plain = {
         name: {"columns": list(columns), "rows": [[_plain(run.folder, cell) for cell in row] for row in rows]}
         for name, (columns, rows) in tables.items()
     }
-    _remember(run, pictures, plain)
+    _write_evaluation(run, pictures, plain)
 
 
-def _remember(run: Run, pictures: Mapping[str, str], tables: Mapping[str, Any]) -> None:
+def _write_evaluation(run: Run, pictures: Mapping[str, str], tables: Mapping[str, Any]) -> None:
     content = {"pictures": pictures, "tables": tables}
     replace(run.folder / EVALUATION, as_json(content))
 
 
 def slug(title: str) -> str:
-    """A title as the name of a file."""
+    """Convert a title to a file name."""
     return re.sub(r"[^a-z0-9]+", "_", title.lower()).strip("_") or "picture"
 
 
-def _drawn(
+def _with_images(
     folder: Path, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]
 ) -> tuple[Sequence[str], list[list[Any]]]:
-    """A table whose arrays are PNG files in the run's folder."""
+    """Write the arrays in a table's cells as PNG files in the run's folder; return the table with their paths."""
     made = [
         [
-            _png(cell, folder / PICTURES / f"{slug(name)}_{number}.png") if isinstance(cell, np.ndarray) else cell
+            _write_png(cell, folder / PICTURES / f"{slug(name)}_{number}.png") if isinstance(cell, np.ndarray) else cell
             for cell in row
         ]
         for number, row in enumerate(rows)
@@ -96,8 +96,8 @@ def _drawn(
     return columns, made
 
 
-def _png(pixels: "np.ndarray[Any, Any]", path: Path) -> Path:
-    """Pixels (h, w) or (h, w, 3) of uint8 as a PNG, large enough to be seen."""
+def _write_png(pixels: "np.ndarray[Any, Any]", path: Path) -> Path:
+    """Write uint8 pixels (h, w) or (h, w, 3) as a PNG, enlarged to at least 64 pixels."""
     from PIL import Image
 
     path.parent.mkdir(exist_ok=True)

@@ -1,4 +1,4 @@
-"""This process's place among the processes of one training run, and its device."""
+"""Distributed training: rank, device and collective operations of this process."""
 
 import socket
 import time
@@ -21,17 +21,17 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 PORT = "port of the first process"
-MEETING, CONNECTING, PAUSE = 300, 5, 0.05  # seconds: for all to come, for a connection, before another look
-# Never freed: torch would wait for the group's threads while it holds the lock that they may be waiting for (seen in
-# one of 40 runs whose other process was killed), and neither would go on.
-_left: list[object] = []
+RENDEZVOUS, CONNECT, POLL = 300, 5, 0.05  # seconds: timeout for all processes, for a connection, between attempts
+# Process groups are never freed: torch can deadlock when it joins their threads (in 1 of 40 runs whose other process
+# was killed).
+_process_groups: list[object] = []
 
 
 @dataclass(frozen=True)
 class Process:
-    """Describe this process among those that train together: `rank` of `size`, with its `device`.
+    """Describe this process in distributed training: its `rank` among `size` processes, and its `device`.
 
-    torchrun sets both; `rank` 0 writes files and reports. Alone, `size` is 1.
+    torchrun sets rank and size. Rank 0 writes files and reports. Without torchrun, `size` is 1.
     """
 
     device: torch.device
@@ -44,13 +44,13 @@ class Process:
 
     @property
     def first(self) -> bool:
-        """Whether this is the process that writes and reports."""
+        """Return whether this process has rank 0, which writes files and reports."""
         return self.rank == 0
 
     def number_format(self, name: str) -> torch.dtype:
-        """Return the dtype of the forward pass: `auto`, `float32`, `bfloat16` or `float16`.
+        """Return the dtype of the forward pass for `auto`, `float32`, `bfloat16` or `float16`.
 
-        `auto` is bfloat16 on a GPU that computes in it, else float32.
+        `auto` is bfloat16 on a GPU with native support for it, otherwise float32.
         """
         if name == "auto":
             fast = self.device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
@@ -59,7 +59,7 @@ class Process:
         return kind
 
     def parallel(self, model: torch.nn.Module) -> torch.nn.Module:
-        """Return `model` as one whose gradients are averaged over all processes; alone, `model` itself."""
+        """Wrap `model` in DistributedDataParallel; return `model` itself if there is only one process."""
         if self.size == 1:
             return model
         from torch.nn.parallel import DistributedDataParallel
@@ -67,33 +67,33 @@ class Process:
         return DistributedDataParallel(model, gradient_as_bucket_view=True, find_unused_parameters=True)
 
     def mine(self, rows: Any) -> Any:
-        """Return this process's share of `rows` (n, …), an array or a tensor: every `size`-th from `rank` on."""
+        """Return this process's share of `rows` (n, …), an array or tensor: every `size`-th row, starting at `rank`."""
         return rows[self.rank :: self.size]
 
     def agree(self, value: T) -> T:
-        """Return the first process's value on each of them, once all have called this."""
+        """Broadcast the first process's value; all processes must call this."""
         values = [value]
         if self.size > 1:
             distributed.broadcast_object_list(values)
         return values[0]
 
     def first_then_all(self, work: Callable[[], T]) -> T:
-        """What `work` returns: done by one process of each machine, then by the others, who find its files."""
+        """Run `work` in one process of each machine, then in the others, which reuse its files; return the result."""
         result = work() if self.local_rank == 0 else None
         self.agree("")
         return work() if result is None else result
 
     def any(self, mine: bool) -> bool:
-        """Return, on each process, whether `mine` is true on any of them."""
+        """Return whether `mine` is true in any process."""
         return bool(self.total(torch.tensor(float(mine), device=self.device)).item())
 
-    def lost(self, error: BaseException) -> bool:
-        """Whether an error tells that another process is gone; gloo's have no type of their own."""
-        told = isinstance(error, distributed.DistError) or "gloo/" in str(error)
-        return self.size > 1 and isinstance(error, RuntimeError) and told
+    def is_peer_failure(self, error: BaseException) -> bool:
+        """Return whether an error means that another process has died; gloo raises plain RuntimeError."""
+        communication = isinstance(error, distributed.DistError) or "gloo/" in str(error)
+        return self.size > 1 and isinstance(error, RuntimeError) and communication
 
     def total(self, values: torch.Tensor) -> torch.Tensor:
-        """Return the sum of `values` over all processes, on each of them; `values` itself is overwritten."""
+        """Sum `values` over all processes, in place; return them."""
         if self.size > 1:
             distributed.all_reduce(values)
         return values
@@ -101,9 +101,9 @@ class Process:
 
 @contextmanager
 def join(settings: "Settings", device: str, threads: int) -> Iterator[Process]:
-    """Take this process's place as the launcher's variables give it (torchrun sets them), and leave in the end.
+    """Join the process group that torchrun's environment variables describe, and leave it at the end.
 
-    `device` is auto, cpu, cuda or mps; `threads` are CPU threads, 0 for torch's choice.
+    `device` is auto, cpu, cuda or mps; `threads` is the number of CPU threads, 0 for torch's default.
     """
     if threads:
         torch.set_num_threads(threads)
@@ -111,24 +111,24 @@ def join(settings: "Settings", device: str, threads: int) -> Iterator[Process]:
     if settings.world_size == 1:
         yield Process(chosen)
         return
-    store = meet(settings)
+    store = rendezvous_store(settings)
     backend = "nccl" if chosen.type == "cuda" else "gloo"
     distributed.init_process_group(backend, store=store, rank=settings.rank, world_size=settings.world_size)
-    _left.append(distributed.group.WORLD)
+    _process_groups.append(distributed.group.WORLD)
     try:
         yield Process(chosen, settings.rank, settings.world_size, settings.local_rank)
     finally:
         distributed.destroy_process_group()
 
 
-def meet(settings: "Settings") -> "Store":
-    """The store in which the processes tell each other where they listen; one of their own where torchrun has one.
+def rendezvous_store(settings: "Settings") -> "Store":
+    """Return the store for the rendezvous of the processes; under torchrun, a new one for each restart.
 
-    torchrun keeps its store over a restart, and in it where the processes listened that are dead by now. So the first
-    process opens a new one and leaves only its port there; to an old port nobody answers, and it is read again.
-    Raises StackError where the first process does not come.
+    torchrun's store survives a restart together with the addresses of processes that have died. Therefore the first
+    process opens a store of its own and publishes only its port in torchrun's; a port that refuses connections is
+    read again. Raises StackError if the first process is not reachable in time.
     """
-    from torch._C._distributed_c10d import TCPStore  # where its types are told
+    from torch._C._distributed_c10d import TCPStore  # the typed import
     from torch.distributed.rendezvous import rendezvous
 
     shared: Store = next(rendezvous("env://"))[0]
@@ -138,25 +138,27 @@ def meet(settings: "Settings") -> "Store":
         own = TCPStore(settings.master, 0, is_master=True, wait_for_workers=False)
         shared.set(PORT, str(own.port))
         return own
-    end = time.monotonic() + MEETING
+    end = time.monotonic() + RENDEZVOUS
     while time.monotonic() < end:
         port = int(shared.get(PORT))
         try:
-            socket.create_connection((settings.master, port), timeout=CONNECTING).close()  # refused at once by the dead
-            found = TCPStore(settings.master, port, timeout=timedelta(seconds=CONNECTING))
+            socket.create_connection(
+                (settings.master, port), timeout=CONNECT
+            ).close()  # fails immediately if the process has died
+            found = TCPStore(settings.master, port, timeout=timedelta(seconds=CONNECT))
         except (OSError, distributed.DistError):
-            time.sleep(PAUSE)
+            time.sleep(POLL)
             continue
-        found.set_timeout(timedelta(seconds=MEETING))
+        found.set_timeout(timedelta(seconds=RENDEZVOUS))
         return found
-    raise StackError(f"the first process does not answer at {settings.master} after {MEETING} seconds")
+    raise StackError(f"no answer from the first process at {settings.master} after {RENDEZVOUS} seconds")
 
 
 def choose_device(name: str, local_rank: int = 0) -> torch.device:
-    """The device that `name` means here; StackError if this machine has none such."""
-    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    """Return the torch device for `name`. Raises StackError if this machine does not have it."""
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if name == "auto":
-        name = next(kind for kind in there if there[kind])
-    if not there[name]:
-        raise StackError(f"device {name}: not on this machine; use --device cpu or auto")
+        name = next(kind for kind in available if available[kind])
+        if not available[name]:
+            raise StackError(f"device {name} is not available on this machine; use --device cpu or auto")
     return torch.device(name, local_rank) if name == "cuda" else torch.device(name)

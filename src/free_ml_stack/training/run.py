@@ -1,4 +1,4 @@
-"""One training run from data to weights: opens what the loop needs, and keeps what comes of it."""
+"""One training run: sets up data, tracking and checkpoints for the loop, and saves its results."""
 
 import argparse
 import dataclasses
@@ -31,7 +31,7 @@ from free_ml_stack.tracking.opening import open_run
 from free_ml_stack.tracking.run import FACTS, NoRecord, Run
 from free_ml_stack.tracking.tracker import PREEMPTED, RunStoppedError, Tracker
 from free_ml_stack.training import outcome
-from free_ml_stack.training.checkpoint import Checkpoints, same
+from free_ml_stack.training.checkpoint import Checkpoints, check_same_config
 from free_ml_stack.training.outcome import MODEL, RESULT
 from free_ml_stack.training.process import Process, join
 from free_ml_stack.training.snapshot import STATE
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 CONFIG, LATEST = "config.json", "latest"
 DATA = "data.json"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-RESUME = PREEMPTED  # EX_TEMPFAIL of sysexits.h: start me again
+RESUME = PREEMPTED  # EX_TEMPFAIL of sysexits.h: the run can be resumed
 
 
 def train(
@@ -57,16 +57,16 @@ def train(
 ) -> dict[str, Any]:
     """Train with `config` and return the run's result, as written to `<folder>/<run>/result.json`.
 
-    `run_id` names a run to go on with; without it a new one starts. `folder` is where runs are kept,
-    `tracker` follows the run instead of the configured one. Raises PreemptedError after SIGTERM or Ctrl-C, and
-    RunStoppedError where the tracker ends the run.
+    `run_id` is the run to resume; without it, a new run starts. `folder` and `tracker` override the configured folder
+    of runs and tracker, for trials of a sweep. Raises PreemptedError after SIGTERM or Ctrl-C, and RunStoppedError if
+    the tracker stops the run.
     """
     runs = folder or settings.runs
     store, fresh = open_store(settings.storage, settings), not (run_id or settings.restarts)
     with join(settings, config.device, config.threads) as process:
         batch = getattr(config, "batch_size", process.size)
         if batch % process.size:
-            raise StackError(f"batch_size: must be a multiple of the {process.size} processes, is {batch}")
+            raise StackError(f"batch_size: expected a multiple of the {process.size} processes, got {batch}")
         run_id = process.agree(run_id or (_new_run(runs, settings) if process.first else ""))
         splits, facts = process.first_then_all(
             lambda: dataset.read(store, settings.private / "cache", settings.command)
@@ -76,7 +76,7 @@ def train(
         values = asdict(config)
         started = {**values, "data": dataset.fingerprint(facts)}
         if process.first:
-            _refuse_other(runs, run_id, started)
+            _check_run(runs, run_id, started)
         if process.first and folder is None:
             say(f"Run {run_id}: {process}.")
         run = _open(settings, runs / run_id, started, process, tracker)
@@ -109,12 +109,12 @@ def train(
             "machine": provenance.machine(str(process.device)),
         }
         if process.first:
-            result, judged = outcome.keep(science, config, model, splits, run, result)
-            if folder is None and not settings.wandb_sweep:  # a trial is not what is published next
-                # before W&B is waited for: who stops that wait has a trained model all the same
+            result, judged = outcome.save_outcome(science, config, model, splits, run, result)
+            if folder is None and not settings.wandb_sweep:  # trials are not published
+                # before waiting for W&B, so that an interrupt of the wait does not lose the model
                 replace(runs / LATEST, run_id.encode())
-            if folder is None:  # nobody looks at the pictures of a trial
-                outcome.show(run, judged)
+            if folder is None:  # trials have no pictures
+                outcome.draw_outcome(run, judged)
             if run.tracked:
                 saved = sorted(path for path in (run.folder / MODEL).rglob("*") if path.is_file())
                 lineage.trained(run, [*saved, run.folder / CONFIG, run.folder / RESULT])
@@ -123,32 +123,32 @@ def train(
 
 
 def _size(model: Any) -> dict[str, int]:
-    """How many parameters a model has, for one of torch's."""
+    """Return the number of parameters of a torch module; nothing for other models."""
     found = getattr(model, "parameters", None)
     return {"parameters": sum(parameter.numel() for parameter in found())} if found else {}
 
 
-def failed_early(settings: "Settings", run_id: str) -> None:
-    """Tell the tracker of a trial that failed before it was opened: its sweep would wait for it."""
+def report_early_failure(settings: "Settings", run_id: str) -> None:
+    """Report a trial that failed before its run was opened to the tracker; the sweep would wait for it otherwise."""
     if not (settings.runs / run_id / CONFIG).exists():
         open_run(settings, run_id, "train", settings.runs / run_id, {}).finish(exit_code=1)
 
 
-def _refuse_other(runs: Path, run_id: str, config: Mapping[str, Any]) -> None:
-    """Raise StackError for an id that is no name of a folder, or of a run that was started with another configuration.
+def _check_run(runs: Path, run_id: str, config: Mapping[str, Any]) -> None:
+    """Raise StackError for an invalid run id, or for a run that was started with another configuration.
 
-    Before anything of it is opened: a run that is refused stays as it was.
+    Called before anything is opened, so that a rejected run is not changed.
     """
     if not NAME.fullmatch(run_id) or run_id == LATEST:
-        raise StackError(f"run {run_id!r}: a name is letters, digits, -, _ and . only, and not {LATEST!r}")
+        raise StackError(f"run {run_id!r}: expected letters, digits, -, _ and . only, and not {LATEST!r}")
     if (path := runs / run_id / CONFIG).exists():
-        same(read_json(path), config)
+        check_same_config(read_json(path), config)
 
 
 def _open(
     settings: "Settings", folder: Path, config: Mapping[str, Any], process: Process, tracker: Tracker | None
 ) -> Run:
-    """The run's record and tracker; of the processes that train together only the first has them."""
+    """Open the run's record and tracker, in the first process only."""
     if not process.first:
         return Run(folder.name, folder, Tracker(), NoRecord())
     run = open_run(settings, folder.name, "train", folder, config, tracker)
@@ -165,9 +165,9 @@ def _fit(
     process: Process,
     command: str,
 ) -> Any:
-    """Run the loop; whatever ends it, the run is ended too."""
+    """Run the training loop; finish the run however the loop ends."""
     try:
-        with stoppable(checkpoints):
+        with stop_after_checkpoint(checkpoints):
             return science.train.fit(config, splits, run, checkpoints, process)
     except RunStoppedError:
         run.finish()
@@ -175,22 +175,22 @@ def _fit(
     except PreemptedError as stop:
         if run.tracker.over():
             run.finish()
-            raise RunStoppedError("the sweep has stopped this trial") from None
+            raise RunStoppedError("the sweep stopped this trial") from None
         run.finish(exit_code=RESUME)
-        raise PreemptedError(f"{stop}. Go on with: `{command} train --run {run.id}`") from None
+        raise PreemptedError(f"{stop}. Resume with `{command} train --run {run.id}`") from None
     except BaseException as error:
         run.finish(exit_code=1)
-        if process.lost(error):
+        if process.is_peer_failure(error):
             raise StackError(
-                "another process of this run is gone; start them again to go on from the last checkpoint "
-                "(torchrun does with --max-restarts)"
+                "another process of this run died; start all of them again to resume from the last checkpoint "
+                "(torchrun --max-restarts does this)"
             ) from None
         raise
 
 
 @contextmanager
-def stoppable(checkpoints: Checkpoints) -> Iterator[None]:
-    """Let SIGTERM and Ctrl-C end training after a step and a checkpoint, instead of at once."""
+def stop_after_checkpoint(checkpoints: Checkpoints) -> Iterator[None]:
+    """Make SIGTERM and Ctrl-C stop training after the current step and a checkpoint, instead of immediately."""
 
     def stop(*_: object) -> None:
         checkpoints.stopping = True
@@ -207,7 +207,7 @@ def stoppable(checkpoints: Checkpoints) -> Iterator[None]:
 
 
 def saved_config(settings: "Settings", run_id: str) -> dict[str, Any]:
-    """The configuration that a run was started with, here or on another machine; StackError without such a run."""
+    """Return the configuration of a run from disk or from the store. Raises StackError if there is no such run."""
     path = settings.runs / run_id / CONFIG
     if path.exists():
         config = read_json(path)
@@ -215,28 +215,28 @@ def saved_config(settings: "Settings", run_id: str) -> dict[str, Any]:
         return config
     store = open_store(settings.storage, settings)
     kept = f"checkpoints/{run_id}"
-    steps = store.ls(kept, detail=False) if store.isdir(kept) else []  # no pattern: the id is as the user wrote it
+    steps = store.ls(kept, detail=False) if store.isdir(kept) else []  # no glob: the id may contain wildcards
     for step in sorted(steps, reverse=True):
-        with suppress(ValueError, FileNotFoundError):  # torn: the one before it says the same
+        with suppress(ValueError, FileNotFoundError):  # damaged: the previous one has the same configuration
             found: dict[str, Any] = json.loads(store.cat_file(f"{step}/{STATE}"))["config"]
             found.pop("data", None)
             return found
-    raise StackError(f"no run {run_id} here or in {settings.storage}; leave --run out to start a new one")
+    raise StackError(f"no run {run_id} on disk or in {settings.storage}; omit --run to start a new one")
 
 
 def find_run(settings: "Settings", run_id: str = "") -> Path:
-    """The folder of a finished run, the latest by default; StackError if there is none."""
+    """Return the folder of a finished run, the latest by default. Raises StackError if there is none."""
     latest = settings.runs / LATEST
     if not run_id and not latest.exists():
-        raise StackError(f"no trained model yet: run `{settings.command} train`")
+        raise StackError(f"no trained model; run `{settings.command} train`")
     folder = settings.runs / (run_id or latest.read_text(encoding="utf-8"))
     if not (folder / RESULT).exists():
-        raise StackError(f"{folder.name} is no finished run; see {settings.runs}")
+        raise StackError(f"{folder.name} is not a finished run; see {settings.runs}")
     return folder
 
 
 def _new_run(runs: Path, settings: "Settings") -> str:
-    """The id of a new run; of the one that the processes were at before their launcher started them again."""
+    """Return the id of a new run; after a restart by torchrun, the id of the run before it."""
     runs.mkdir(parents=True, exist_ok=True)
     note = runs / f".launched-{os.getppid()}"
     if settings.restarts and note.exists():
@@ -248,15 +248,15 @@ def _new_run(runs: Path, settings: "Settings") -> str:
 
 
 def new_id() -> str:
-    """An id for a run: when it started, and four characters of chance."""
+    """Return a run id: the current time and four random characters."""
     return time.strftime("%Y%m%d-%H%M%S-") + secrets.token_hex(2)
 
 
-def configured(science: "Science", settings: "Settings", args: argparse.Namespace) -> Any:
-    """The configuration that the arguments of `train` ask for."""
+def config_from_args(science: "Science", settings: "Settings", args: argparse.Namespace) -> Any:
+    """Return the configuration from the arguments of `train`: the resumed run's, a file's, then flags."""
     layers = [saved_config(settings, args.run)] if args.run else []
     given = read_json(args.config) if args.config else {}
-    if settings.wandb_run:  # an agent that goes on with a trial hands back all that W&B knows of it
+    if settings.wandb_run:  # W&B's agent also passes the fields that this library added
         given = {name: value for name, value in given.items() if name not in FACTS and name[:1] != "_"}
     layers += [given]
     names = {field.name for field in dataclasses.fields(science.config)}

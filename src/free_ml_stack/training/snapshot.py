@@ -1,4 +1,4 @@
-"""One checkpoint as a folder on disk: it appears whole or not at all, and tells when it is not what was written."""
+"""A checkpoint as a folder on disk: written atomically, and verified by checksums when read."""
 
 import hashlib
 import json
@@ -15,27 +15,27 @@ from free_ml_stack.errors import StackError
 from free_ml_stack.storage.atomic import Content, fsync_directory, write_synced
 
 STATE, TENSORS, SUMS, LOG = "state.json", "state.safetensors", "sums.json", "metrics.jsonl"
-FILES = (TENSORS, STATE, LOG, SUMS)  # the sums last: a folder without them is no checkpoint
+FILES = (TENSORS, STATE, LOG, SUMS)  # checksums last: without them a checkpoint is incomplete
 KINDS = {kind: name for name, kind in _TYPES.items()}
-SCRATCH = ".step-"  # how the names of folders in the making begin
+SCRATCH = ".step-"  # prefix of temporary folders
 
 
 class DamagedCheckpointError(StackError):
-    """A checkpoint whose files are not those that were written."""
+    """Report a checkpoint whose files are missing or do not match their checksums."""
 
 
 def write(folder: Path, files: Mapping[str, Content]) -> None:
-    """Write a checkpoint under a temporary name beside its own, sync it, then rename it.
+    """Write a checkpoint to a temporary folder, fsync it, then rename it.
 
-    Sums are made unless they are among `files`. A crash at any moment, of the power too, leaves no folder or the
-    whole one. Raises OSError, with nothing left behind, where the disk is full or sick.
+    Checksums are computed unless `files` contains them. A crash or power failure at any moment leaves either no folder
+    or the complete one. Raises OSError, leaving nothing behind, if the disk is full or fails.
     """
     if folder.exists():
         return
     parent = folder.parent
     if not parent.exists():
         parent.mkdir(parents=True)
-        for above in parent.parents[:3]:  # the run's folder, that of all runs, the project
+        for above in parent.parents[:3]:  # the run's folder, the folder of all runs, the project
             fsync_directory(above)
     scratch = parent / f"{SCRATCH}{os.getpid()}"
     shutil.rmtree(scratch, ignore_errors=True)
@@ -52,20 +52,22 @@ def write(folder: Path, files: Mapping[str, Content]) -> None:
     fsync_directory(parent)
 
 
-def clear(folder: Path) -> None:
-    """Remove what processes that were killed had in the making."""
+def remove_incomplete(folder: Path) -> None:
+    """Remove temporary folders of processes that were killed."""
     for scratch in folder.glob(f"{SCRATCH}*"):
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def serialized(tensors: Mapping[str, torch.Tensor]) -> Iterable[memoryview | bytes]:
-    """Contiguous CPU tensors in the format of safetensors, piece by piece: without a copy of them all.
+def serialize(tensors: Mapping[str, torch.Tensor]) -> Iterable[memoryview | bytes]:
+    """Serialize contiguous CPU tensors in the safetensors format, piece by piece, without copying them.
 
     Source: https://github.com/huggingface/safetensors#format
     """
     header: dict[str, Any] = {}
     end = 0
-    ordered = sorted(tensors.items(), key=lambda item: (-item[1].element_size(), item[0]))  # aligned
+    ordered = sorted(
+        tensors.items(), key=lambda item: (-item[1].element_size(), item[0])
+    )  # aligned to the element size
     for name, tensor in ordered:
         header[name] = {"dtype": KINDS[tensor.dtype], "shape": list(tensor.shape)}
         header[name]["data_offsets"] = [end, end := end + tensor.nbytes]
@@ -77,32 +79,32 @@ def serialized(tensors: Mapping[str, torch.Tensor]) -> Iterable[memoryview | byt
 
 
 def read(folder: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor], bytes]:
-    """State, tensors and record of a checkpoint; DamagedCheckpointError if a file is missing, torn or changed."""
-    return parsed(folder.name, whole(folder))
+    """Read state, tensors and metrics of a checkpoint. Raises DamagedCheckpointError for missing or changed files."""
+    return parse(folder.name, read_files(folder))
 
 
-def whole(folder: Path) -> dict[str, bytes]:
-    """The files of a checkpoint, each with the sum that was written; DamagedCheckpointError otherwise."""
+def read_files(folder: Path) -> dict[str, bytes]:
+    """Read and verify the files of a checkpoint. Raises DamagedCheckpointError for missing or changed files."""
     try:
         files = {name: (folder / name).read_bytes() for name in FILES}
     except OSError as error:
-        raise DamagedCheckpointError(f"checkpoint {folder.name} is not whole ({error.strerror})") from None
-    check(folder.name, files)
+        raise DamagedCheckpointError(f"checkpoint {folder.name} is incomplete ({error.strerror})") from None
+    verify(folder.name, files)
     return files
 
 
-def check(name: str, files: Mapping[str, bytes]) -> None:
-    """Raise DamagedCheckpointError unless the files have the sums that were written with them."""
+def verify(name: str, files: Mapping[str, bytes]) -> None:
+    """Raise DamagedCheckpointError if a file does not match its checksum."""
     try:
         sums = json.loads(files[SUMS])
     except ValueError:
-        raise DamagedCheckpointError(f"checkpoint {name}: {SUMS} is not what was written") from None
+        raise DamagedCheckpointError(f"checkpoint {name}: {SUMS} is damaged") from None
     for file in FILES[:-1]:
         if not isinstance(sums, dict) or hashlib.sha256(files[file]).hexdigest() != sums.get(file):
-            raise DamagedCheckpointError(f"checkpoint {name}: {file} is not what was written")
+            raise DamagedCheckpointError(f"checkpoint {name}: checksum mismatch for {file}")
 
 
-def parsed(name: str, files: Mapping[str, bytes]) -> tuple[dict[str, Any], dict[str, torch.Tensor], bytes]:
-    """What the files of a whole checkpoint say."""
+def parse(name: str, files: Mapping[str, bytes]) -> tuple[dict[str, Any], dict[str, torch.Tensor], bytes]:
+    """Parse the files of a complete checkpoint to state, tensors and metrics."""
     state: dict[str, Any] = json.loads(files[STATE])
     return state, load(files[TENSORS]), files[LOG]

@@ -1,4 +1,4 @@
-"""The state of training as JSON and tensors, without pickle."""
+"""Conversion of the training state to JSON and tensors, without pickle."""
 
 import random
 from collections.abc import Mapping
@@ -8,43 +8,43 @@ import numpy as np
 import torch
 
 
-def split(tree: Any, tensors: dict[str, torch.Tensor], name: str) -> Any:
-    """`tree` as JSON, its tensors moved to `tensors` under their path in it."""
+def flatten(tree: Any, tensors: dict[str, torch.Tensor], name: str) -> Any:
+    """Convert `tree` to JSON; add its tensors to `tensors`, under their path in the tree."""
     if isinstance(tree, torch.Tensor):
         tensors[name] = tree
         return {"tensor": name}
-    if isinstance(tree, dict):  # as pairs: an optimizer's keys are numbers
-        return {"items": [[key, split(value, tensors, f"{name}/{key}")] for key, value in tree.items()]}
+    if isinstance(tree, dict):  # as pairs, because keys of optimizer states are integers
+        return {"items": [[key, flatten(value, tensors, f"{name}/{key}")] for key, value in tree.items()]}
     if isinstance(tree, list | tuple):
         kind = "list" if isinstance(tree, list) else "tuple"
-        return {kind: [split(value, tensors, f"{name}/{i}") for i, value in enumerate(tree)]}
+        return {kind: [flatten(value, tensors, f"{name}/{i}") for i, value in enumerate(tree)]}
     return tree
 
 
-def copied(tree: Any) -> Any:
-    """A state whose tensors are copies."""
+def copy_tensors(tree: Any) -> Any:
+    """Copy a state and its tensors."""
     if isinstance(tree, torch.Tensor):
         return tree.detach().clone()
     if isinstance(tree, dict):
-        return {key: copied(value) for key, value in tree.items()}
-    return type(tree)(map(copied, tree)) if isinstance(tree, list | tuple) else tree
+        return {key: copy_tensors(value) for key, value in tree.items()}
+    return type(tree)(map(copy_tensors, tree)) if isinstance(tree, list | tuple) else tree
 
 
-def joined(tree: Any, tensors: Mapping[str, torch.Tensor]) -> Any:
-    """What `split` took apart."""
+def unflatten(tree: Any, tensors: Mapping[str, torch.Tensor]) -> Any:
+    """Reverse `flatten`."""
     if not isinstance(tree, dict):
         return tree
     [(kind, value)] = tree.items()
     if kind == "tensor":
         return tensors[value]
     if kind == "items":
-        return {key: joined(item, tensors) for key, item in value}
-    items = [joined(item, tensors) for item in value]
+        return {key: unflatten(item, tensors) for key, item in value}
+    items = [unflatten(item, tensors) for item in value]
     return tuple(items) if kind == "tuple" else items
 
 
-def generators() -> dict[str, Any]:
-    """The states of all random generators that training draws from."""
+def generator_states() -> dict[str, Any]:
+    """Return the states of all random generators used in training."""
     kind, keys, *rest = np.random.get_state(legacy=True)
     return {
         "python": random.getstate(),

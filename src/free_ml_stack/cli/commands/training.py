@@ -74,7 +74,7 @@ def train(science: "Science", settings: Settings, args: Namespace) -> int:
 
     run = args.run or args.name or settings.wandb_run  # an agent of W&B has named its trial
     try:
-        result = training.train(science, training.configured(science, settings, args), settings, run)
+        result = training.train(science, training.config_from_args(science, settings, args), settings, run)
     except PreemptedError as stop:
         if settings.rank == 0:
             say(str(stop))
@@ -84,7 +84,7 @@ def train(science: "Science", settings: Settings, args: Namespace) -> int:
         return 0
     except (StackError, OSError):
         if settings.wandb_run and settings.rank == 0:
-            training.failed_early(settings, run)
+            training.report_early_failure(settings, run)
         raise
     if settings.rank == 0:
         from free_ml_stack.evaluation.result import headline
