@@ -1,4 +1,4 @@
-"""Sweeps at Weights & Biases: made, run by its real agents, and fetched back."""
+"""Sweeps at Weights & Biases, run by its real agents."""
 
 import json
 import signal
@@ -39,7 +39,7 @@ def project(data: Path, tmp_path: Path) -> Path:
 
 
 @pytest.mark.slow
-def test_a_sweep_is_run_by_agents_and_its_best_comes_back(project: Path, service: Wandb) -> None:
+def test_agents_run_a_sweep_and_its_best_configuration_is_written(project: Path, service: Wandb) -> None:
     printed = projects.run(project, "sweep", **account(project, service))
     [sweep] = service.store.sweeps.values()
     runs = [service.store.run(name) for name in sweep.runs]
@@ -54,22 +54,22 @@ def test_a_sweep_is_run_by_agents_and_its_best_comes_back(project: Path, service
     table = json.loads((folder / "trials.json").read_text())
     assert [trial["state"] for trial in table] == ["finished", "finished", "failed", "failed"]
     assert "2 of 4 trials failed" in printed
-    assert "Next: `skeleton sweep`" not in printed  # what a trial that is trained by hand would say
+    assert "Next: `skeleton sweep`" not in printed  # printed by `train` only
     assert service.store.run(table[0]["run"]).summary["validation_accuracy"] == table[0]["value"]
     assert (folder / "sweep.png").read_bytes().startswith(b"\x89PNG")
-    assert not (project / "runs" / "latest").exists()  # a trial is not what is published next
+    assert not (project / "runs" / "latest").exists()  # trials are not published
     [told] = [run for run in service.store.runs.values() if run.facts.get("jobType") == "sweep"]
     assert told.summary["trials"] == 4
 
-    # Started again, it makes another sweep, for this one is over; an agent that joins it has nothing to do.
+    # A second call creates a new sweep, because this one is finished; an agent that joins the first has nothing to do.
     again = projects.run(project, "sweep", "--join", "me/skeleton/sweep0", "--agents", "1", **account(project, service))
     assert "Best: validation_accuracy" in again
     assert len(service.store.runs) == 4 + 2
 
 
 @pytest.mark.slow
-def test_a_finished_sweep_that_is_started_again_keeps_its_trials_and_its_best(project: Path, service: Wandb) -> None:
-    """W&B makes another sweep of the file, whose trials end worse."""
+def test_repeating_a_finished_sweep_keeps_its_earlier_trials(project: Path, service: Wandb) -> None:
+    """W&B creates another sweep of the same file, with worse trials."""
     text = SWEEP.replace("method: grid", "method: random\nrun_cap: 1").replace("[0.1, 2.0]", "[0.1]")
     text = text.replace("{values: [0.00001, 0.006]}", "{min: 0.005, max: 0.006}")
     (project / "sweep.yaml").write_text(text)
@@ -77,7 +77,7 @@ def test_a_finished_sweep_that_is_started_again_keeps_its_trials_and_its_best(pr
     folder = next(project.glob("runs/sweep-????????"))
     best = (folder / "best.json").read_bytes()
     table = json.loads((folder / "trials.json").read_text())
-    table[0]["value"] = 1.5  # what no second trial reaches
+    table[0]["value"] = 1.5  # better than any other trial
     (folder / "trials.json").write_text(json.dumps(table))
     printed = projects.run(project, "sweep", "--agents", "1", **account(project, service))
     assert len(service.store.sweeps) == 2
@@ -89,8 +89,8 @@ def test_a_finished_sweep_that_is_started_again_keeps_its_trials_and_its_best(pr
 
 
 @pytest.mark.slow
-def test_a_trial_that_the_sweep_stops_is_not_begun_again(project: Path, service: Wandb) -> None:
-    """The agent hands the order on as a SIGTERM, which elsewhere means: go on later."""
+def test_a_trial_stopped_by_the_sweep_is_not_restarted(project: Path, service: Wandb) -> None:
+    """The agent forwards the stop as SIGTERM, which otherwise means preemption."""
     text = SWEEP.replace("[0.1, 2.0]", "[0.1]").replace("[0.00001, 0.006]", "[0.006]")
     (project / "sweep.yaml").write_text(text.replace("epochs: {value: 1}", "epochs: {value: 100000}"))
     process = projects.start(project, "sweep", "--agents", "1", **account(project, service))
@@ -105,7 +105,7 @@ def test_a_trial_that_the_sweep_stops_is_not_begun_again(project: Path, service:
 
 
 @pytest.mark.slow
-def test_a_sweep_that_is_interrupted_goes_on_with_the_same_trial(project: Path, service: Wandb) -> None:
+def test_an_interrupted_sweep_resumes_the_same_trial(project: Path, service: Wandb) -> None:
     text = SWEEP.replace("[0.1, 2.0]", "[0.1]").replace("[0.00001, 0.006]", "[0.006]")
     (project / "sweep.yaml").write_text(
         text.replace("epochs: {value: 1}", "epochs: {value: 100000}\n  patience: {value: 0}")
@@ -115,8 +115,8 @@ def test_a_sweep_that_is_interrupted_goes_on_with_the_same_trial(project: Path, 
     until(lambda: any(run.history for run in service.store.runs.values()))
     process.send_signal(signal.SIGINT)
     assert process.stdout
-    assert any(line.startswith("Stopping: each trial writes its checkpoint") for line in process.stdout)
-    process.send_signal(signal.SIGINT)  # of somebody impatient: the agents would be left behind
+    assert any(line.startswith("Stopping: waiting up to a minute") for line in process.stdout)
+    process.send_signal(signal.SIGINT)  # a second Ctrl-C must not orphan the agents
     printed, complaint = process.communicate(timeout=280)
     assert process.returncode == 130, printed + complaint
     run = service.store.run("sweep0-run0")
@@ -125,10 +125,10 @@ def test_a_sweep_that_is_interrupted_goes_on_with_the_same_trial(project: Path, 
     before = len(run.history)
     again = projects.start(project, "sweep", "--agents", "1", "--trials", "7", **account(project, service))
     until(lambda: len(run.history) > before)
-    run.stopped = True  # it would train for long
+    run.stopped = True  # otherwise it trains for a long time
     printed, complaint = again.communicate(timeout=280)
     assert again.returncode == 0, printed + complaint
-    assert "--trials 7: the sweep at W&B goes on with the number that it was made with." in printed
+    assert "--trials 7 ignored: the number of trials of an existing sweep at W&B is fixed." in printed
     assert "Resuming after step" in printed
     assert len(service.store.sweeps) == 1
     assert run.state == "finished"
@@ -138,18 +138,18 @@ def test_a_sweep_that_is_interrupted_goes_on_with_the_same_trial(project: Path, 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("operation", ["UpsertSweep", "CreateAgent"])
-def test_where_wandb_makes_no_sweep_it_is_run_here(project: Path, service: Wandb, operation: str) -> None:
+def test_the_sweep_runs_locally_if_wandb_does_not_create_it(project: Path, service: Wandb, operation: str) -> None:
     (project / "sweep.yaml").write_text(SWEEP.replace("[0.1, 2.0]", "[0.1]"))
     service.faults.append(Fault(403, match=operation))
     printed = projects.run(project, "sweep", **account(project, service))
-    assert "The sweep goes on here." in printed
+    assert "Continuing the sweep on this machine" in printed
     folder = next(project.glob("runs/sweep-????????"))
     assert json.loads((folder / "best.json").read_text())["lr"] == 0.006
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("operation", ["GetSweep", "graphql/Runs"])
-def test_where_wandb_does_not_tell_of_its_trials_the_sweep_goes_on_here(
+def test_the_sweep_continues_locally_if_wandb_does_not_return_its_trials(
     project: Path, service: Wandb, operation: str
 ) -> None:
     (project / "sweep.yaml").write_text(SWEEP.replace("[0.00001, 0.006]", "[0.006]").replace(", 2.0", ""))
@@ -158,22 +158,22 @@ def test_where_wandb_does_not_tell_of_its_trials_the_sweep_goes_on_here(
     service.faults.append(Fault("reset", match=operation))
     printed, complaint = process.communicate(timeout=280)
     assert process.returncode == 0, printed + complaint
-    assert "The sweep goes on here." in printed
+    assert "Continuing the sweep on this machine" in printed
     assert "Best: validation_accuracy" in printed
 
 
 @pytest.mark.slow
-def test_where_each_trial_fails_a_table_says_why(project: Path, service: Wandb) -> None:
+def test_failures_of_all_trials_are_listed_in_a_table(project: Path, service: Wandb) -> None:
     (project / "sweep.yaml").write_text(SWEEP.replace("[0.1, 2.0]", "[2.0]"))
     printed = projects.run(project, "sweep", code=1, **account(project, service))
     table = next(project.glob("runs/sweep-????????/trials.json"))
-    assert f"error: no trial has ended well; see the messages above, and {table.relative_to(project)}" in printed
+    assert f"error: all trials failed; see the messages above and {table.relative_to(project)}" in printed
     assert [trial["error"] for trial in json.loads(table.read_text())] == ["failed at W&B"] * 2
 
 
 @pytest.mark.slow
-def test_where_wandb_is_gone_between_two_trials_the_sweep_goes_on_here(project: Path, service: Wandb) -> None:
-    """Its own agent would wait for it as long as it takes."""
+def test_the_sweep_continues_locally_if_wandb_becomes_unreachable(project: Path, service: Wandb) -> None:
+    """W&B's own agent would retry forever."""
     (project / "sweep.yaml").write_text(SWEEP.replace("[0.1, 2.0]", "[0.1]"))
     hasty = account(project, service, WANDB_INIT_TIMEOUT="5", STACK_PATIENCE="0.2")
     process = projects.start(project, "sweep", "--agents", "1", **hasty)
@@ -181,13 +181,13 @@ def test_where_wandb_is_gone_between_two_trials_the_sweep_goes_on_here(project: 
     [sweep] = service.store.sweeps.values()
     sweep.state = "PAUSED"
     assert process.stdout
-    assert any("W&B gives the agents no trial; the sweep may be paused." in line for line in process.stdout)
+    assert any("Waiting for W&B to assign a trial; the sweep may be paused." in line for line in process.stdout)
     until(lambda: service.store.run("sweep0-run0").state == "finished")
     service.faults.append(Fault("reset"))
     printed, complaint = process.communicate(timeout=280)
     assert process.returncode == 0, printed + complaint
-    assert "W&B: does not answer any more. The sweep goes on here." in printed
-    assert "Trials that W&B's agents have run here: 1." in printed
+    assert "W&B: no longer reachable. Continuing the sweep on this machine" in printed
+    assert "Trials of W&B's agents on this machine, included in the sweep: 1." in printed
     assert "Traceback" not in printed + complaint
     folder = next(project.glob("runs/sweep-????????"))
     assert json.loads((folder / "best.json").read_text())["lr"] == 0.006
@@ -197,30 +197,30 @@ def test_where_wandb_is_gone_between_two_trials_the_sweep_goes_on_here(project: 
 
 
 @pytest.mark.slow
-def test_a_sweep_that_is_deleted_at_wandb_goes_on_here_with_the_trials_it_had(project: Path, service: Wandb) -> None:
+def test_a_sweep_deleted_at_wandb_continues_locally_with_its_trials(project: Path, service: Wandb) -> None:
     (project / "sweep.yaml").write_text(SWEEP.replace("[0.00001, 0.006]", "[0.006]").replace(", 2.0", ""))
     process = projects.start(project, "sweep", "--agents", "1", **account(project, service))
     until(lambda: any(sweep.state == "FINISHED" for sweep in service.store.sweeps.values()))
     service.store.sweeps.clear()
     printed, complaint = process.communicate(timeout=280)
     assert process.returncode == 0, printed + complaint
-    assert "W&B: the sweep me/skeleton/sweep0 is there no more. The sweep goes on here." in printed
-    assert "Trials that W&B's agents have run here: 1." in printed
+    assert "W&B: sweep me/skeleton/sweep0 was deleted. Continuing the sweep on this machine" in printed
+    assert "Trials of W&B's agents on this machine, included in the sweep: 1." in printed
     assert "Best: validation_accuracy" in printed
 
 
-def test_to_join_needs_a_key(project: Path) -> None:
-    assert "--join needs a key for W&B that works" in projects.run(project, "sweep", "--join", "me/p/s", code=1)
+def test_join_requires_a_valid_key(project: Path) -> None:
+    assert "--join requires a valid W&B key" in projects.run(project, "sweep", "--join", "me/p/s", code=1)
 
 
 @pytest.mark.parametrize("place", ["nosuch", "http://host/me/p/sweeps/s", "a/b/c/d"])
-def test_what_names_no_sweep_is_told_how_it_is_named(project: Path, service: Wandb, place: str) -> None:
+def test_join_rejects_an_invalid_sweep_path(project: Path, service: Wandb, place: str) -> None:
     printed = projects.run(project, "sweep", "--join", place, code=1, **account(project, service))
-    assert f"--join {place}: name the sweep as ENTITY/PROJECT/ID" in printed
+    assert f"--join {place}: expected ENTITY/PROJECT/ID" in printed
 
 
 @pytest.mark.slow
-def test_a_sweep_file_says_where_its_sweep_is_made(project: Path, service: Wandb) -> None:
+def test_a_sweep_file_sets_entity_and_project(project: Path, service: Wandb) -> None:
     (project / "sweep.yaml").write_text(
         "entity: team\nproject: other\nname: Süß 🚀\n" + SWEEP.replace("[0.1, 2.0]", "[0.1]")
     )
@@ -229,18 +229,18 @@ def test_a_sweep_file_says_where_its_sweep_is_made(project: Path, service: Wandb
 
 
 @pytest.mark.slow
-def test_a_sweep_that_is_not_there_is_told(project: Path, service: Wandb) -> None:
+def test_join_reports_an_unknown_sweep(project: Path, service: Wandb) -> None:
     printed = projects.run(project, "sweep", "--join", "me/p/nosuch", code=1, **account(project, service))
-    assert "W&B has no sweep me/p/nosuch" in printed
+    assert "sweep me/p/nosuch not found at W&B" in printed
 
 
 @pytest.mark.slow
-def test_a_trial_that_wandb_did_not_take_is_sent_before_it_is_judged(project: Path, service: Wandb) -> None:
+def test_a_trial_that_failed_to_upload_is_uploaded_before_the_results_are_read(project: Path, service: Wandb) -> None:
     (project / "sweep.yaml").write_text(SWEEP.replace("[0.1, 2.0]", "[0.1]"))
     service.faults.append(Fault(403, at=[1, 3], match="RunResumeStatus"))
     printed = projects.run(project, "sweep", "--agents", "1", **account(project, service))
     assert "Tracked offline" in printed
-    assert "The sweep goes on here." in printed  # for W&B did not take the trial the second time either
+    assert "Continuing the sweep on this machine" in printed  # because the second upload of the trial failed too
     settings = project / "stack.toml"
     settings.write_text(settings.read_text().replace('"skeleton"', '"other"'))
     printed = projects.run(project, "sweep", "--join", "me/skeleton/sweep0", **account(project, service))

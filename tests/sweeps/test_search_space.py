@@ -1,4 +1,4 @@
-"""sweep.yaml: what it may hold, what each distribution gives, and what is refused with its line."""
+"""Parsing of sweep.yaml, sampling from each distribution, and error messages with their line."""
 
 import math
 import re
@@ -10,7 +10,7 @@ import pytest
 from scipy import stats
 
 from free_ml_stack.errors import StackError
-from free_ml_stack.sweeps.search_space import Hyperband, Sweep, measured
+from free_ml_stack.sweeps.search_space import Hyperband, Sweep, metric_value
 from free_ml_stack.sweeps.sweep_file import read_sweep
 
 HEAD = "method: random\nmetric: {name: loss}\nparameters:\n"
@@ -65,7 +65,7 @@ def test_a_quantized_distribution_gives_multiples(tmp_path: Path, spec: str, ste
     assert len(set(found)) > 2
 
 
-def test_whole_numbers_values_and_probabilities(tmp_path: Path) -> None:
+def test_integers_values_and_probabilities_are_sampled(tmp_path: Path) -> None:
     assert set(draws(tmp_path, "min: 1, max: 4")) == {1, 2, 3, 4}
     assert set(map(str, draws(tmp_path, "values: [1, relu, null, [1, 2]]"))) == {
         "1",
@@ -78,7 +78,7 @@ def test_whole_numbers_values_and_probabilities(tmp_path: Path) -> None:
     assert set(draws(tmp_path, "value: 5")) == {5}
 
 
-def test_nested_parameters_arrive_nested(tmp_path: Path) -> None:
+def test_nested_parameters_give_nested_configurations(tmp_path: Path) -> None:
     plan = sweep(tmp_path, HEAD + "  a:\n    parameters:\n      b: {value: 1}\n      c: {values: [2]}\n")
     assert plan.suggest(optuna.create_study().ask()) == {"a": {"b": 1, "c": 2}}
 
@@ -93,42 +93,42 @@ def test_a_grid_is_the_exact_product(tmp_path: Path) -> None:
 WRONG = {
     "method: random\nmetric: {name: loss}\nparametrs:\n  x: {value: 1}\n": (3, "did you mean 'parameters'"),
     "method: guess\nparameters:\n  x: {value: 1}\n": (1, "expected one of grid, random, bayes"),
-    HEAD + "  x: {min: 3.0, max: 1.0}\n": (4, "must be less than max"),
-    HEAD + "  x: {min: 1, max: 2.0}\n": (4, "write both as 1 or both as 1.0"),
-    HEAD + "  x:\n    values: [1, 2]\n    probabilities: [0.5, 0.6]\n": (6, "must sum to 1"),
+    HEAD + "  x: {min: 3.0, max: 1.0}\n": (4, ") must be less than max ("),
+    HEAD + "  x: {min: 1, max: 2.0}\n": (4, "must both be integers or both be floats"),
+    HEAD + "  x:\n    values: [1, 2]\n    probabilities: [0.5, 0.6]\n": (6, "sum to 1"),
     HEAD + "  x:\n    distribution: log_uniform_values\n    min: 1e-3\n    max: 1.0\n": (6, "write 0.001"),
     HEAD + "  x: {values: [1e-3, 1e-2]}\n": (4, "write 0.001"),
     HEAD + "  x: {distribution: unifrom, min: 0, max: 1}\n": (4, "did you mean 'uniform'"),
     HEAD + "  x: {distribution: log_uniform_values, min: 0, max: 1}\n": (4, "must be above 0"),
     HEAD + "  x: {distribution: q_uniform, min: 0, max: 1, q: 0}\n": (4, "must be above 0"),
-    HEAD + "  x: 3\n": (4, "expected a table"),
-    HEAD + "  x: {values: []}\n": (4, "one value or more"),
-    HEAD + "  a:\n    parameters:\n      b: {min: 2, max: 1}\n": (6, "must be less than max"),
+    HEAD + "  x: 3\n": (4, "expected a mapping"),
+    HEAD + "  x: {values: []}\n": (4, "at least one value"),
+    HEAD + "  a:\n    parameters:\n      b: {min: 2, max: 1}\n": (6, ") must be less than max ("),
     "method: random\nmetric: {name: loss, gaol: minimize}\nparameters: {x: {value: 1}}\n": (
         2,
         "did you mean 'goal'",
     ),
-    "method: random\nparameters: {x: {value: 1}}\n": (1, "needs a name"),
+    "method: random\nparameters: {x: {value: 1}}\n": (1, "name is required"),
     "method: grid\nmetric: {name: l}\nparameters:\n  x: {distribution: normal}\n": (4, "use values"),
     HEAD + "  x: {value: 1}\nearly_terminate: {type: hyperband, eta: 3}\n": (
         5,
         "min_iter, or max_iter and s",
     ),
-    HEAD + "  x: {value: 1}\nrun_cap: 0\n": (5, "above 0"),
+    HEAD + "  x: {value: 1}\nrun_cap: 0\n": (5, "positive integer"),
     "method: [\n": (2, "expected the node content"),
-    HEAD + "  x: {value: 1}\n\trun_cap: 2\n": (5, "indented by spaces"),
+    HEAD + "  x: {value: 1}\n\trun_cap: 2\n": (5, "indented with spaces"),
     HEAD + "  x: {distribution: uniform, min: 0, max: .inf}\n": (4, "expected a finite number, got inf"),
     HEAD + "  x: {distribution: normal, mu: .nan}\n": (4, "expected a finite number, got nan"),
     HEAD + "  x: {min: -1.0e+308, max: 1.0e+308}\n": (4, "too far apart"),
     HEAD + "  x: {distribution: log_uniform, min: 1, max: 1000}\n": (4, "use log_uniform_values"),
-    HEAD + "  x: {distribution: q_log_normal, sigma: 500}\n": (4, "lower them"),
+    HEAD + "  x: {distribution: q_log_normal, sigma: 500}\n": (4, "reduce them"),
     HEAD + "  x: {distribution: [uniform], min: 0, max: 1}\n": (4, "did you mean 'uniform'"),
-    HEAD + "  x: {values: [1, 2], probabilities: 0.5}\n": (4, "a number for each of values"),
-    HEAD + "  x: {values: [2026-01-01]}\n": (4, "a date to YAML: write it in quotes"),
-    HEAD + "  yes: {value: 1}\n": (3, "True is no parameter's name"),
-    HEAD + "  x: {value: 1}\nname: 2026-01-01\n": (5, "write it in quotes"),
+    HEAD + "  x: {values: [1, 2], probabilities: 0.5}\n": (4, "one number per value"),
+    HEAD + "  x: {values: [2026-01-01]}\n": (4, "YAML reads 2026-01-01 as a date; add quotes"),
+    HEAD + "  yes: {value: 1}\n": (3, "invalid parameter name True"),
+    HEAD + "  x: {value: 1}\nname: 2026-01-01\n": (5, "add quotes"),
     HEAD + "  x: {value: 1}\ncommand: [python, 2026-01-01]\n": (5, "expected a list of words"),
-    HEAD + "  x: {value: 1}\nearly_terminate: []\n": (5, "needs type: hyperband"),
+    HEAD + "  x: {value: 1}\nearly_terminate: []\n": (5, "expected type: hyperband"),
     HEAD + "  x: {value: 1}\nearly_terminate: {type: hyperband, min_iter: .inf}\n": (5, "finite number"),
     HEAD + "  x: {value: 1}\nearly_terminate: {type: hyperband, min_iter: 1, strict: maybe}\n": (
         5,
@@ -138,16 +138,16 @@ WRONG = {
     HEAD.replace("loss", "loss, target: 1e-3") + "  x: {value: 1}\n": (2, "write 0.001"),
     HEAD + "  a.b: {value: 1}\n  a:\n    parameters:\n      b: {value: 2}\n": (
         4,
-        "a.b is the name of two parameters",
+        "duplicate parameter a.b",
     ),
-    HEAD + "  x: &x {value: [*x]}\n": (0, "an alias stand inside of its own anchor"),
-    HEAD + f"  x: {{value: {'[' * 3000}{']' * 3000}}}\n": (0, "nested without end"),
-    HEAD.replace("random", "grid") + "  x: {min: 1, max: 1_000_000_000_000}\n": (3, "a grid of 1e+12 points"),
+    HEAD + "  x: &x {value: [*x]}\n": (0, "recursive YAML alias"),
+    HEAD + f"  x: {{value: {'[' * 3000}{']' * 3000}}}\n": (0, "nesting too deep"),
+    HEAD.replace("random", "grid") + "  x: {min: 1, max: 1_000_000_000_000}\n": (3, "the grid has 1e+12 points"),
     HEAD.replace("random", "grid") + "  x: {distribution: q_uniform, min: 0, max: 1.0e+300, q: 1.0e-300}\n": (
         3,
-        "a grid of inf points",
+        "the grid has inf points",
     ),
-    HEAD + "  x: {value: 1}\ncontroller: {type: local}\n": (5, "no controller is run here"),
+    HEAD + "  x: {value: 1}\ncontroller: {type: local}\n": (5, "local controllers are not supported"),
     "method: grid\nmetric: {name: l}\nparameters:\n  a:\n    parameters:\n      b: {min: 0.0, max: 1.0}\n": (
         6,
         "use values",
@@ -156,7 +156,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize("text", WRONG)
-def test_a_wrong_file_is_refused_with_line_and_remedy(tmp_path: Path, text: str) -> None:
+def test_an_invalid_file_is_reported_with_line_and_remedy(tmp_path: Path, text: str) -> None:
     line, words = WRONG[text]
     with pytest.raises(StackError, match=re.escape(words)) as raised:
         sweep(tmp_path, text)
@@ -165,17 +165,17 @@ def test_a_wrong_file_is_refused_with_line_and_remedy(tmp_path: Path, text: str)
         assert str(raised.value).startswith(f"sweep.yaml:{line}: ")
 
 
-def test_hyperband_stops_whoever_is_not_among_the_best_at_a_band(tmp_path: Path) -> None:
+def test_hyperband_stops_trials_that_are_not_among_the_best_at_a_band(tmp_path: Path) -> None:
     text = HEAD + "  x: {value: 1}\nearly_terminate: {type: hyperband, min_iter: 2, eta: 2}\n"
     band = sweep(tmp_path, text).early
     assert band == Hyperband(band.bands, 2, True) if band else False
     assert band.bands[:3] == (2, 4, 8)
     others = [[9.0, 1.0], [9.0, 2.0], [9.0, 3.0], [9.0, 4.0]]
     assert [band.stops(history, others) for history in others] == [False, False, False, True]
-    assert not band.stops([9.0], others)  # before the first band nobody stops
+    assert not band.stops([9.0], others)  # no trial stops before the first band
 
 
-def test_hyperband_by_its_last_iteration(tmp_path: Path) -> None:
+def test_hyperband_accepts_max_iter_and_s(tmp_path: Path) -> None:
     text = HEAD + "  x: {value: 1}\nearly_terminate: {type: hyperband, max_iter: 27, s: 2}\n"
     plan = sweep(tmp_path, text)
     assert plan.early
@@ -187,17 +187,17 @@ def test_hyperband_by_its_last_iteration(tmp_path: Path) -> None:
     [
         ("min_iter: 1, eta: 1000000000", (1, 10**9)),
         ("max_iter: 27, s: 1.0e+30", (1, 3, 9)),
-        ("min_iter: 4, max_iter: 8, s: 1, eta: 2", (4,)),  # as W&B, which looks for max_iter first
+        ("min_iter: 4, max_iter: 8, s: 1, eta: 2", (4,)),  # max_iter takes precedence, as in W&B
     ],
 )
-def test_bands_end_where_no_trial_comes(tmp_path: Path, keys: str, bands: tuple[int, ...]) -> None:
+def test_the_number_of_bands_is_limited(tmp_path: Path, keys: str, bands: tuple[int, ...]) -> None:
     early = sweep(tmp_path, HEAD + f"  x: {{value: 1}}\nearly_terminate: {{type: hyperband, {keys}}}\n").early
     assert early
     assert early.bands == bands
 
 
-def test_a_metric_may_have_a_point_in_its_name_or_be_nested() -> None:
-    assert [measured({"a.b": 1}, "a.b"), measured({"a": {"b": 2}}, "a.b"), measured({"a": 3}, "a.b")] == [
+def test_a_metric_name_can_contain_a_dot_or_be_nested() -> None:
+    assert [metric_value({"a.b": 1}, "a.b"), metric_value({"a": {"b": 2}}, "a.b"), metric_value({"a": 3}, "a.b")] == [
         1,
         2,
         None,

@@ -1,4 +1,4 @@
-"""The trials of a sweep that several processes share: none lost, none twice, whoever dies."""
+"""Trials shared by several processes: each one runs exactly once, even if processes die."""
 
 import threading
 import time
@@ -11,17 +11,17 @@ from optuna.trial import TrialState
 from free_ml_stack.errors import StackError
 from free_ml_stack.sweeps import trials
 from free_ml_stack.sweeps.sweep_file import parse_sweep
-from free_ml_stack.sweeps.trials import LEASE, Trials, lock_of, open_storage, open_study
+from free_ml_stack.sweeps.trials import LEASE, Trials, ask_lock, open_storage, open_study
 
 GRID = "method: grid\nmetric: {name: loss}\nparameters: {x: {values: [0, 1, 2, 3, 4, 5, 6, 7]}}\n"
 BAYES = "method: bayes\nmetric: {name: loss}\nparameters: {x: {min: 0.0, max: 1.0}}\n"
 
 
 def shared(place: str, text: str = GRID, sampler: str = "tpe") -> Trials:
-    """One of the processes' views on the trials that are kept at a place."""
+    """The trials of a storage, as seen by one process."""
     plan = parse_sweep(text, "sweep.yaml")
     storage = open_storage(place, Path("nowhere"), "s")
-    return Trials(plan, open_study(plan, storage, "s", sampler), lock_of(place))
+    return Trials(plan, open_study(plan, storage, "s", sampler), ask_lock(place))
 
 
 def states(crew: Trials) -> list[TrialState]:
@@ -30,7 +30,7 @@ def states(crew: Trials) -> list[TrialState]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["folder", pytest.param("database", marks=pytest.mark.slow)])
-def test_many_at_once_take_each_point_once(tmp_path: Path, kind: str) -> None:
+def test_concurrent_processes_run_each_point_once(tmp_path: Path, kind: str) -> None:
     place = str(tmp_path) if kind == "folder" else f"sqlite:///{tmp_path / 'trials.db'}"
     crews = [shared(place) for _ in range(4)]
     taken: list[int] = []
@@ -51,7 +51,7 @@ def test_many_at_once_take_each_point_once(tmp_path: Path, kind: str) -> None:
     assert TrialState.RUNNING not in states(crews[0])
 
 
-def test_no_more_than_the_limit_are_begun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_more_trials_than_the_limit_are_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     one = shared(str(tmp_path), BAYES)
     monkeypatch.setattr(trials, "WORKER_ID", "elsewhere:1")
     other = shared(str(tmp_path), BAYES)
@@ -63,7 +63,7 @@ def test_no_more_than_the_limit_are_begun(tmp_path: Path, monkeypatch: pytest.Mo
     assert len(one.ended()) == 1
 
 
-def test_a_trial_of_another_machine_is_taken_when_its_lease_is_over(
+def test_a_trial_of_another_machine_is_requeued_when_its_lease_expires(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(trials, "WORKER_ID", "elsewhere:1")
@@ -78,9 +78,9 @@ def test_a_trial_of_another_machine_is_taken_when_its_lease_is_over(
     heir.reclaim()
     assert states(heir) == [TrialState.FAIL, TrialState.WAITING]
     again = heir.next(1)
-    assert again and (again.config, again.run) == (job.config, job.run)  # it goes on from its checkpoint
+    assert again and (again.config, again.run) == (job.config, job.run)  # resumes from its checkpoint
     heir.end(again.trial, 0.25, stopped=False)
-    dead.end(job.trial, 0.5, stopped=False)  # it was only slow: the result comes too late, and does not count
+    dead.end(job.trial, 0.5, stopped=False)  # a slow process: its late result is ignored
     assert [trial.value for trial in heir.ended()] == [0.25]
 
 
@@ -94,16 +94,16 @@ def test_a_lease_is_renewed_while_a_trial_runs(tmp_path: Path) -> None:
     assert crew.running()[0].user_attrs["until"] > time.time() + LEASE / 2
 
 
-def test_a_trial_without_an_owner_is_the_dead_ones(tmp_path: Path) -> None:
-    """Killed between asking for a trial and putting a name to it."""
+def test_a_trial_without_an_owner_is_requeued(tmp_path: Path) -> None:
+    """The process was killed between asking for a trial and recording its owner."""
     crew = shared(str(tmp_path), BAYES)
     crew.study.ask()
     crew.reclaim()
     assert states(crew) == [TrialState.FAIL, TrialState.WAITING]
 
 
-def test_a_point_that_was_lost_on_the_way_is_queued_again(tmp_path: Path) -> None:
-    """Killed between taking a dead process's trial and queueing it anew."""
+def test_a_lost_point_of_the_grid_is_queued_again(tmp_path: Path) -> None:
+    """The process was killed between failing a dead process's trial and requeueing it."""
     crew = shared(str(tmp_path))
     job = crew.next(8)
     assert job
@@ -115,21 +115,21 @@ def test_a_point_that_was_lost_on_the_way_is_queued_again(tmp_path: Path) -> Non
     assert sorted(seen) == list(range(8))
 
 
-def test_a_trial_whose_process_dies_again_and_again_is_given_up(tmp_path: Path) -> None:
+def test_a_trial_whose_process_dies_repeatedly_fails(tmp_path: Path) -> None:
     crew = shared(str(tmp_path), BAYES)
     runs = set()
     for last in (False, False, True):
         job = crew.next(1)
         assert job
         runs.add(job.run)
-        assert crew.again(job.trial) is not last
+        assert crew.retry(job.trial) is not last
     assert len(runs) == 1
     crew.fail(job.trial, "it died")
     assert [trial.user_attrs["error"] for trial in crew.ended()] == ["it died"]
     assert crew.next(1) is None
 
 
-def test_a_journal_whose_last_line_is_torn_is_read(tmp_path: Path) -> None:
+def test_a_journal_with_an_incomplete_last_line_is_read(tmp_path: Path) -> None:
     crew = shared(str(tmp_path), BAYES)
     job = crew.next(1)
     assert job
@@ -141,19 +141,19 @@ def test_a_journal_whose_last_line_is_torn_is_read(tmp_path: Path) -> None:
     assert again.next(2)
 
 
-def test_gp_is_a_choice(tmp_path: Path) -> None:
+def test_gp_is_an_available_sampler(tmp_path: Path) -> None:
     assert isinstance(shared(str(tmp_path), BAYES, "gp").study.sampler, optuna.samplers.GPSampler)
     assert isinstance(shared(str(tmp_path), BAYES).study.sampler, optuna.samplers.TPESampler)
 
 
 @pytest.mark.parametrize("place", ["nosuch://host/db", "sqlite:////proc/none/trials.db"])
-def test_a_place_that_is_none_is_told_in_a_line(place: str) -> None:
+def test_an_invalid_study_gives_a_one_line_error(place: str) -> None:
     with pytest.raises(StackError, match="--study") as raised:
         shared(place)
     assert "\n" not in str(raised.value)
 
 
-def test_a_value_that_is_no_number_counts_for_no_band(tmp_path: Path) -> None:
+def test_a_nan_value_is_ignored_for_bands(tmp_path: Path) -> None:
     crew = shared(str(tmp_path), BAYES + "early_terminate: {type: hyperband, min_iter: 1, eta: 4}\n")
     jobs = [crew.next(9) for _ in range(3)]
     orders = [crew.report(job.trial, value) for job, value in zip(jobs, (float("nan"), 1.0, 2.0), strict=True) if job]
@@ -162,7 +162,7 @@ def test_a_value_that_is_no_number_counts_for_no_band(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("text", [GRID, BAYES])
 @pytest.mark.parametrize("sampler", ["tpe", "gp"])
-def test_a_trial_that_was_run_elsewhere_counts_once(tmp_path: Path, text: str, sampler: str) -> None:
+def test_an_adopted_trial_counts_once(tmp_path: Path, text: str, sampler: str) -> None:
     crew = shared(str(tmp_path), text, sampler)
     assert crew.adopt("a-run", {"x": 0}, [0.5, 0.25], 0.25)
     assert not crew.adopt("a-run", {"x": 0}, [0.5, 0.25], 0.25)
@@ -175,7 +175,7 @@ def test_a_trial_that_was_run_elsewhere_counts_once(tmp_path: Path, text: str, s
 
 
 @pytest.mark.parametrize("text", [GRID, BAYES])
-def test_failures_count_no_more_once_called_again_where_no_trial_went_well(tmp_path: Path, text: str) -> None:
+def test_failures_are_reset_by_a_new_call_if_no_trial_succeeded(tmp_path: Path, text: str) -> None:
     crew = shared(str(tmp_path), text)
     for _ in range(2):
         job = crew.next(8)
@@ -183,7 +183,7 @@ def test_failures_count_no_more_once_called_again_where_no_trial_went_well(tmp_p
         crew.fail(job.trial, "no such file")
     assert len(crew.ended()) == 2
     again = shared(str(tmp_path), text)
-    again.begin_anew()
+    again.reset_failures()
     assert not again.ended()
     for _ in range(8):
         job = again.next(8)
@@ -195,5 +195,5 @@ def test_failures_count_no_more_once_called_again_where_no_trial_went_well(tmp_p
     job = again.next(9)
     if job:
         again.fail(job.trial, "diverged")
-        again.begin_anew()
+        again.reset_failures()
         assert len(again.ended()) == 9

@@ -19,7 +19,7 @@ from services.wandb_store import Run
 from tracking_service import account, wandb_service
 
 from free_ml_stack.project.settings import Settings
-from free_ml_stack.sweeps.agents import Place, send_rest
+from free_ml_stack.sweeps.agents import WandbSweep, upload_unsent
 from free_ml_stack.tracking.sync import LOCK
 
 PROGRAM = """
@@ -259,7 +259,7 @@ def test_logging_does_not_wait_for_the_service(project: Path, service: Wandb) ->
 def test_a_sweep_waits_for_a_sync_that_is_sending(tmp_path: Path) -> None:
     settings = Settings(root=tmp_path)
     settings.runs.mkdir()
-    sweep = Thread(target=send_rest, args=(settings, Place("me/project/sweep", "")))
+    sweep = Thread(target=upload_unsent, args=(settings, WandbSweep("me/project/sweep", "")))
     with FileLock(settings.runs / LOCK):
         sweep.start()
         sweep.join(0.2)

@@ -37,7 +37,7 @@ def from_hub(url: str) -> Source:
     repository, revision, folder = parts(url)
     api = hub_client.client()
     info = hub_client.with_retries(
-        lambda: checked(url, lambda: api.dataset_info(repository.id, revision=revision or None))
+        lambda: require_data_set(url, lambda: api.dataset_info(repository.id, revision=revision or None))
     )
     pinned = f"{SCHEME}{repository.id}@{info.sha}{f'/{folder}' if folder else ''}"
     terms = license_of(info.card_data, f"{api.endpoint}/datasets/{repository.id}/blob/{info.sha}/")
@@ -61,7 +61,7 @@ def parts(url: str) -> tuple[Repository, str, str]:
     return Repository(found[1], "dataset"), found[2] or "", found[3] or ""
 
 
-def checked(url: str, work: Any) -> Any:
+def require_data_set(url: str, work: Any) -> Any:
     """Return the result of a request to the Hub. Raises StackError if the data set does not exist."""
     from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 

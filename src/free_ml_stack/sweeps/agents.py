@@ -1,4 +1,4 @@
-"""A sweep at Weights & Biases: made through its own client, run by its own agents, and what they found fetched back."""
+"""Sweeps at Weights & Biases: created with its client, run by its agents, and their results fetched."""
 
 import json
 import os
@@ -20,8 +20,8 @@ from filelock import FileLock
 from free_ml_stack.console import say
 from free_ml_stack.errors import StackError, first_line
 from free_ml_stack.storage.atomic import replace
-from free_ml_stack.sweeps.command import default
-from free_ml_stack.sweeps.search_space import Sweep, is_number, looked_up, measured, nested
+from free_ml_stack.sweeps.command import default_command
+from free_ml_stack.sweeps.search_space import Sweep, is_number, lookup, metric_value, nest
 from free_ml_stack.tracking.opening import answers
 from free_ml_stack.tracking.sync import LOCK, Kept, runs, send_each
 from free_ml_stack.tracking.wandb_tracker import LAST, end_service
@@ -30,55 +30,55 @@ if TYPE_CHECKING:
     from free_ml_stack.project.settings import Settings
 
 RECORD = "wandb.json"
-UNDER_WAY = ("running", "pending", "preempting", "preempted")
-NOISE = re.compile(r"wandb: (?!ERROR)|\t|.* - wandb\.wandb_agent - INFO - ")  # of an agent, about itself
+ACTIVE_STATES = ("running", "pending", "preempting", "preempted")
+AGENT_LOG = re.compile(r"wandb: (?!ERROR)|\t|.* - wandb\.wandb_agent - INFO - ")  # log lines of the agent itself
 NUMBER = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+")
-PATH = re.compile(r"[^/\s]+/[^/]+/[^/\s]+")  # of a sweep
-OVER = ("FINISHED", "CANCELED", "CANCELLED", "STOPPED")
-PATIENCE = 60  # seconds that a trial gets to write its checkpoint when the sweep is stopped
-FIRST_FAILURES = 3  # trials that may all fail in the beginning before an agent gives up
-STARTS, ENDS = "INFO - Agent starting run", "INFO - Cleaning up finished run"  # what an agent says of a trial
-GONE = 60  # seconds, times `patience`, without an answer while no trial runs, after which W&B is given up
-LOOK = 10  # seconds, times `patience`, between two looks
+PATH = re.compile(r"[^/\s]+/[^/]+/[^/\s]+")  # ENTITY/PROJECT/ID of a sweep
+FINAL_STATES = ("FINISHED", "CANCELED", "CANCELLED", "STOPPED")
+PATIENCE = 60  # seconds for a trial to write its checkpoint when the sweep is stopped
+FIRST_FAILURES = 3  # failed trials at the beginning after which an agent gives up
+STARTS, ENDS = "INFO - Agent starting run", "INFO - Cleaning up finished run"  # log lines of an agent
+GONE = 60  # seconds, times `patience`, without an answer while no trial runs, before falling back to a local sweep
+POLL = 10  # seconds, times `patience`, between two checks
 
 
-class Place(NamedTuple):
-    """A sweep at W&B: its `entity/project/id`, and its page."""
+class WandbSweep(NamedTuple):
+    """A sweep at W&B: its `entity/project/id` and the URL of its page."""
 
     path: str
     url: str
 
 
-def make(settings: "Settings", plan: Sweep, package: str, folder: Path, wanted: int, cap: int) -> Place:
-    """The sweep of this file at W&B: as it was made before, unless it is over; else a new one.
+def find_or_create(settings: "Settings", plan: Sweep, package: str, folder: Path, wanted: int, cap: int) -> WandbSweep:
+    """Return the sweep of this file at W&B: the existing one unless it is finished, otherwise a new one.
 
-    That has as many trials as are `wanted`, else as the file says, else `cap`; 0 is no number.
+    A new sweep has `wanted` trials, else the file's run_cap, else `cap`; 0 means unset.
 
-    Raises ConnectionError where W&B does not make it.
+    Raises ConnectionError if W&B does not create it.
     """
     record = folder / RECORD
-    with asking_wandb() as wandb:
+    with wandb_client() as wandb:
         path = str(json.loads(record.read_text(encoding="utf-8"))["path"]) if record.exists() else ""
-        found = at_wandb(wandb, path) if path else None
-        if not found or found.state in OVER:
+        found = get_sweep(wandb, path) if path else None
+        if not found or found.state in FINAL_STATES:
             content = dict(plan.whole)
-            content.setdefault("command", list(default(plan.program, package)))
+            content.setdefault("command", list(default_command(plan.program, package)))
             if wanted or cap:
                 content["run_cap"] = wanted or cap
             entity = plan.whole.get("entity") or settings.wandb_entity
             entity = entity or wandb.Api(timeout=LAST).default_entity
             project = plan.whole.get("project") or settings.wandb_project or settings.project
-            with redirect_stdout(StringIO()):  # it would name the address, which is told in a moment
+            with redirect_stdout(StringIO()):  # suppress the URL, which is printed later
                 path = f"{entity}/{project}/{wandb.sweep(content, entity=entity, project=project)}"
             replace(record, json.dumps({"path": path}).encode())
             found = wandb.Api(timeout=LAST).sweep(path)
         elif wanted and found.config.get("run_cap") != wanted:
-            say(f"--trials {wanted}: the sweep at W&B goes on with the number that it was made with.")
-        return Place(path, str(found.url))
+            say(f"--trials {wanted} ignored: the number of trials of an existing sweep at W&B is fixed.")
+        return WandbSweep(path, str(found.url))
 
 
-def at_wandb(wandb: Any, path: str) -> Any:
-    """A sweep, as W&B's public interface gives it; None where there is none that the key may see."""
+def get_sweep(wandb: Any, path: str) -> Any:
+    """Return a sweep from W&B's public API; None if there is no such sweep or the key may not see it."""
     try:
         return wandb.Api(timeout=LAST).sweep(path)
     except (ValueError, wandb.Error) as error:
@@ -87,20 +87,20 @@ def at_wandb(wandb: Any, path: str) -> Any:
         return None
 
 
-def definition(path: str) -> tuple[Place, str]:
-    """A sweep at W&B, and its sweep file. Raises StackError where there is none, ConnectionError."""
+def read_definition(path: str) -> tuple[WandbSweep, str]:
+    """Return a sweep at W&B and its sweep file. Raises StackError if it is not found, and ConnectionError."""
     if not PATH.fullmatch(path):
-        raise StackError(f"--join {path}: name the sweep as ENTITY/PROJECT/ID")
-    with asking_wandb() as wandb:
-        found = at_wandb(wandb, path)
+        raise StackError(f"--join {path}: expected ENTITY/PROJECT/ID of a sweep")
+    with wandb_client() as wandb:
+        found = get_sweep(wandb, path)
         if not found:
-            raise StackError(f"W&B has no sweep {path} that this key may see; name it as ENTITY/PROJECT/ID")
+            raise StackError(f"sweep {path} not found at W&B with this key; expected ENTITY/PROJECT/ID")
         text = yaml.safe_dump(_with_numbers(dict(found.config)))
-        return Place(path, str(found.url)), text
+        return WandbSweep(path, str(found.url)), text
 
 
 def _with_numbers(tree: Any) -> Any:
-    """A sweep file as it was meant: the client reads JSON as YAML, to which 1e-05 is text."""
+    """Restore the numbers of a sweep file: the client parses JSON as YAML, in which 1e-05 is a string."""
     if isinstance(tree, dict):
         return {name: _with_numbers(value) for name, value in tree.items()}
     if isinstance(tree, list):
@@ -109,8 +109,8 @@ def _with_numbers(tree: Any) -> Any:
 
 
 @contextmanager
-def asking_wandb() -> Iterator[Any]:
-    """W&B's client, silent; what goes wrong there is a ConnectionError, and its service process is ended."""
+def wandb_client() -> Iterator[Any]:
+    """Provide W&B's client, silenced; convert its errors to ConnectionError and end its service process."""
     import wandb
 
     try:
@@ -118,19 +118,19 @@ def asking_wandb() -> Iterator[Any]:
         yield wandb
     except StackError:
         raise
-    except Exception as error:  # of many kinds, few of them its own Error
+    except Exception as error:  # the client raises many types besides its own Error
         raise ConnectionError(first_line(error)) from error
     finally:
         end_service()
 
 
 class Agent:
-    """One of W&B's agents, in a process of its own."""
+    """One of W&B's agents, as a subprocess."""
 
     def __init__(self, settings: "Settings", path: str, folder: Path, mark: str) -> None:
         self.mark = mark
-        self.busy = False  # with a trial
-        self.ending = False  # as it was told to
+        self.busy = False  # runs a trial
+        self.ending = False  # is being terminated
         words = ("agent", "--forward-signals", "--term-timeout", str(PATIENCE), path)
         self.process = subprocess.Popen(
             [sys.executable, "-m", "wandb", *words],
@@ -141,21 +141,21 @@ class Agent:
             stderr=subprocess.STDOUT,
             encoding="utf-8",
             errors="replace",
-            start_new_session=True,  # Ctrl-C is ours to hand on, once
+            start_new_session=True,  # Ctrl-C is forwarded by this process, once
         )
         Thread(target=self._show, daemon=True).start()
 
     def _show(self) -> None:
-        """Print what it and its trials print, marked, lest a trial's error be taken for the sweep's."""
+        """Print its output and that of its trials, with a prefix that distinguishes it from the sweep's own."""
         for line in self.process.stdout or ():
             if STARTS in line or ENDS in line:
                 self.busy = STARTS in line
-            silent = self.ending and not self.busy  # how its client takes the end is nothing to who sweeps
-            if line.strip() and not silent and not NOISE.match(line):
+            silent = self.ending and not self.busy  # the client's traceback at termination
+            if line.strip() and not silent and not AGENT_LOG.match(line):
                 say(self.mark + line.rstrip())
 
     def end(self) -> None:
-        """Wait for its trial to write a checkpoint, having told it to."""
+        """Wait for the terminated agent, whose trial writes a checkpoint; kill it after PATIENCE seconds."""
         try:
             self.process.wait(PATIENCE + LAST)
         except subprocess.TimeoutExpired:
@@ -164,30 +164,30 @@ class Agent:
 
 
 def _environment(settings: "Settings", folder: Path) -> dict[str, str]:
-    """What an agent and its trials find in their environment."""
+    """Return the environment of an agent and its trials."""
     kept = {name: value for name, value in os.environ.items() if name != "WANDB_SERVICE"}
-    own = str(Path(sys.executable).parent)  # its `python`
+    own = str(Path(sys.executable).parent)  # so that `python` is this interpreter
     return kept | {
         "PATH": os.pathsep.join((own, os.environ.get("PATH", ""))),
         "PYTHONUNBUFFERED": "1",
         "WANDB_DIR": str(folder),
-        "STACK_STORAGE": settings.storage,  # whatever it was set by
-        "WANDB_AGENT_DISABLE_FLAPPING": "true",  # else three early failures would end it without a word
+        "STACK_STORAGE": settings.storage,  # also if it was set by a flag
+        "WANDB_AGENT_DISABLE_FLAPPING": "true",  # otherwise three early failures end the agent silently
         "WANDB_AGENT_MAX_INITIAL_FAILURES": str(FIRST_FAILURES),
     }
 
 
 def run_agents(settings: "Settings", path: str, folder: Path, count: int) -> list[int]:
-    """Run `count` of W&B's agents until the sweep is over; returns their exit codes. Stopped, it stops the trials.
+    """Run `count` of W&B's agents until the sweep is finished; return their exit codes. Interrupts stop the trials.
 
-    Raises ConnectionError where W&B is gone while none has a trial: its agents would wait for it without end.
+    Raises ConnectionError if W&B is unreachable while no trial runs; its agents would retry forever.
     """
     before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     agents: list[Agent] = []
     try:
         for number in range(count):
             agents.append(Agent(settings, path, folder, f"[{number + 1}] "))
-        _attend(settings, agents)
+        _wait_for_agents(settings, agents)
         return [agent.process.wait() for agent in agents]
     finally:
         _stop([agent for agent in agents if agent.process.poll() is None])
@@ -195,29 +195,29 @@ def run_agents(settings: "Settings", path: str, folder: Path, count: int) -> lis
 
 
 def _stop(agents: Sequence[Agent]) -> None:
-    """End agents with their trials, which write a checkpoint; a second Ctrl-C, which would leave both, is not heard."""
+    """Terminate agents and their trials, which save a checkpoint; ignore a second Ctrl-C, which would orphan them."""
     numbers = (signal.SIGINT, signal.SIGTERM)
-    heard = {number: signal.signal(number, signal.SIG_IGN) for number in numbers}
+    handlers = {number: signal.signal(number, signal.SIG_IGN) for number in numbers}
     if any(agent.busy for agent in agents):
-        say("Stopping: each trial writes its checkpoint first, which may take a minute.")
+        say("Stopping: waiting up to a minute for the trials to write their checkpoints.")
     for agent in agents:
         agent.ending = True
         agent.process.terminate()
     for agent in agents:
         agent.end()
-    for number, handler in heard.items():
+    for number, handler in handlers.items():
         signal.signal(number, handler)
 
 
-def _attend(settings: "Settings", agents: Sequence[Agent]) -> None:
-    """Return when all agents have ended. Raises ConnectionError if W&B does not answer while none has a trial."""
+def _wait_for_agents(settings: "Settings", agents: Sequence[Agent]) -> None:
+    """Wait until all agents have ended. Raises ConnectionError if W&B does not answer while no trial runs."""
     idle = answered = time.monotonic()
     gone = GONE * settings.patience
-    told = False
+    warned = False
     for agent in agents:
         while True:
             try:
-                agent.process.wait(LOOK * settings.patience)
+                agent.process.wait(POLL * settings.patience)
                 break
             except subprocess.TimeoutExpired:
                 now = time.monotonic()
@@ -225,67 +225,67 @@ def _attend(settings: "Settings", agents: Sequence[Agent]) -> None:
                     idle = answered = now
                 elif answers(settings):
                     answered = now
-                    if now - idle > gone and not told:
-                        say("W&B gives the agents no trial; the sweep may be paused. Ctrl-C ends the wait.")
-                        told = True
+                    if now - idle > gone and not warned:
+                        say("Waiting for W&B to assign a trial; the sweep may be paused. Press Ctrl-C to stop.")
+                        warned = True
                 elif now - answered > gone:
-                    raise ConnectionError("does not answer any more") from None
+                    raise ConnectionError("no longer reachable") from None
 
 
-def send_rest(settings: "Settings", place: Place) -> None:
-    """Send the trials that are whole here alone, for W&B failed on the way. Raises ConnectionError if it still does."""
+def upload_unsent(settings: "Settings", place: WandbSweep) -> None:
+    """Upload the trials that are complete only on this machine. Raises ConnectionError if W&B still fails."""
     with FileLock(settings.runs / LOCK):
-        unsent = [trial for trial in _kept(settings, place.path) if not (trial.sent or trial.running)]
+        unsent = [trial for trial in _local_runs(settings, place.path) if not (trial.sent or trial.running)]
         for name, seen in send_each(settings, unsent):
             say(f"{name}: {seen}")
 
 
-def _kept(settings: "Settings", path: str) -> list[Kept]:
-    """The trials of a sweep that were run on this machine."""
+def _local_runs(settings: "Settings", path: str) -> list[Kept]:
+    """Return the trials of a sweep that were run on this machine."""
     return [run for run in runs(settings.runs) if run.opened["sweep"] == path.rpartition("/")[2]]
 
 
-class Tried(NamedTuple):
-    """A trial that has ended well under an agent on this machine, as its own record tells."""
+class LocalTrial(NamedTuple):
+    """A trial that succeeded under an agent on this machine, from its own record."""
 
     run: str
     config: dict[str, Any]
     history: list[float]  # all values of the metric
-    value: float  # that counts
+    value: float  # the final one
 
 
-def tried(settings: "Settings", plan: Sweep, folder: Path) -> Iterator[Tried]:
-    """The trials with which a sweep goes on that W&B's agents have begun."""
+def local_trials(settings: "Settings", plan: Sweep, folder: Path) -> Iterator[LocalTrial]:
+    """Return the successful trials of W&B's agents on this machine, for a sweep that continues without W&B."""
     record = folder / RECORD
     if not record.exists():
         return
-    for trial in _kept(settings, str(json.loads(record.read_text(encoding="utf-8"))["path"])):
-        value = measured(trial.summary, plan.metric)
+    for trial in _local_runs(settings, str(json.loads(record.read_text(encoding="utf-8"))["path"])):
+        value = metric_value(trial.summary, plan.metric)
         if not trial.exit_code and is_number(value):
-            seen = [measured(row, plan.metric) for row in trial.rows]
+            seen = [metric_value(row, plan.metric) for row in trial.rows]
             config = _config(plan, trial.opened["config"])
-            yield Tried(trial.folder.name, config, [one for one in seen if is_number(one)], float(value))
+            yield LocalTrial(trial.folder.name, config, [one for one in seen if is_number(one)], float(value))
 
 
 def _config(plan: Sweep, whole: Any) -> dict[str, Any]:
-    """What a sweep chose of a run's configuration."""
-    return nested({one.path: looked_up(whole, one.path) for one in plan.parameters})
+    """Return the part of a run's configuration that the sweep chose."""
+    return nest({one.path: lookup(whole, one.path) for one in plan.parameters})
 
 
-def results(path: str, plan: Sweep) -> tuple[str, list[dict[str, Any]]]:
-    """The state of a sweep, and its trials that have ended. Raises ConnectionError."""
-    with asking_wandb() as wandb:
-        found = at_wandb(wandb, path)
+def fetch_trials(path: str, plan: Sweep) -> tuple[str, list[dict[str, Any]]]:
+    """Return the state of a sweep and its ended trials. Raises ConnectionError."""
+    with wandb_client() as wandb:
+        found = get_sweep(wandb, path)
         if not found:
-            raise ConnectionError(f"the sweep {path} is there no more")
+            raise ConnectionError(f"sweep {path} was deleted")
         ordered = sorted(found.runs, key=lambda run: str(run.created_at))
-        ended = [run for run in ordered if run.state not in UNDER_WAY]
-        return str(found.state), [entry(number, run, plan) for number, run in enumerate(ended)]
+        ended = [run for run in ordered if run.state not in ACTIVE_STATES]
+        return str(found.state), [table_row(number, run, plan) for number, run in enumerate(ended)]
 
 
-def entry(number: int, run: Any, plan: Sweep) -> dict[str, Any]:
-    """A run of a sweep, for the table."""
-    value = measured(run.summary, plan.metric)
+def table_row(number: int, run: Any, plan: Sweep) -> dict[str, Any]:
+    """Return a run of a sweep as an entry of the table."""
+    value = metric_value(run.summary, plan.metric)
     good = run.state == "finished" and is_number(value)
     error = "" if good else f"{run.state} at W&B" + ("" if run.state != "finished" else f", without {plan.metric}")
     return {
@@ -298,17 +298,19 @@ def entry(number: int, run: Any, plan: Sweep) -> dict[str, Any]:
     }
 
 
-def sweep_at_wandb(settings: "Settings", plan: Sweep, place: Place, folder: Path, agents: int) -> list[dict[str, Any]]:
-    """Run agents on a sweep at W&B, and return its trials. Raises ConnectionError where W&B is lost on the way."""
+def run_at_wandb(
+    settings: "Settings", plan: Sweep, place: WandbSweep, folder: Path, agents: int
+) -> list[dict[str, Any]]:
+    """Run agents on a sweep at W&B and return its trials. Raises ConnectionError if W&B becomes unreachable."""
     say(
         f"Sweep: {place.url}",
-        f"Another agent, on any machine with this project: `{settings.command} sweep --join {place.path}`",
+        f"To add agents on another machine with this project: `{settings.command} sweep --join {place.path}`",
     )
     codes = run_agents(settings, place.path, folder, agents)
-    send_rest(settings, place)
-    last, trials = results(place.path, plan)
+    upload_unsent(settings, place)
+    last, trials = fetch_trials(place.path, plan)
     if not trials and any(codes):
-        raise ConnectionError("the agents ended before a trial did")
-    if last not in OVER:
-        say(f"The agents have ended, the sweep has not: `{settings.command} sweep` goes on with it.")
+        raise ConnectionError("the agents exited before the first trial finished")
+    if last not in FINAL_STATES:
+        say(f"The agents exited before the sweep finished; run `{settings.command} sweep` to continue.")
     return trials

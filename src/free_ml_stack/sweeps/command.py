@@ -1,6 +1,6 @@
-"""The command of a trial: the words of a sweep file with their macros filled in, as W&B's agent does it.
+"""The command of a trial: the command of a sweep file with its macros expanded, as W&B's agent does.
 
-Source: `wandb/sdk/launch/sweeps/utils.py` and `wandb/wandb_agent.py` of the client; a test holds the two side by side.
+Source: `wandb/sdk/launch/sweeps/utils.py` and `wandb/wandb_agent.py` of the client; a test compares the results.
 """
 
 import json
@@ -23,39 +23,41 @@ ENV = "/usr/bin/env"
 
 
 @dataclass(frozen=True)
-class Call:
-    """How a trial is called: its words, and the variables that an agent of W&B would set for it."""
+class TrialCommand:
+    """The command line of a trial, and the environment variables that W&B's agent sets for it."""
 
     words: list[str]
     variables: dict[str, str]
 
 
-def call(plan: Sweep, sweep: str, run: str, config: Mapping[str, Any], package: str, folder: Path) -> Call:
-    """The call of the trial `run`; its configuration is written to `folder` in both forms that W&B knows.
+def trial_command(
+    plan: Sweep, sweep: str, run: str, config: Mapping[str, Any], package: str, folder: Path
+) -> TrialCommand:
+    """Return the command of the trial `run`; write its configuration to `folder` as W&B's JSON and YAML files.
 
-    Without a command, or a program of the user's own, it is the project's `train`.
+    If the sweep file names neither a command nor another program, this is the project's `train`.
     """
     folder.mkdir(parents=True, exist_ok=True)
     json_file, yaml_file = folder / f"config-{run}.json", folder / f"config-{run}.yaml"
     json_file.write_text(json.dumps(config), encoding="utf-8")
     wrapped = {"wandb_version": 1, **{name: {"value": value} for name, value in config.items()}}
     yaml_file.write_text(yaml.safe_dump(wrapped), encoding="utf-8")
-    words = filled(plan.command or default(plan.program, package), config, plan.program, json_file)
+    words = expand_macros(plan.command or default_command(plan.program, package), config, plan.program, json_file)
     variables = {"WANDB_RUN_ID": f"{sweep}-{run}", "WANDB_SWEEP_ID": sweep}
-    return Call(words, {**variables, "WANDB_SWEEP_PARAM_PATH": str(yaml_file)})
+    return TrialCommand(words, {**variables, "WANDB_SWEEP_PARAM_PATH": str(yaml_file)})
 
 
-def default(program: str, package: str) -> tuple[str, ...]:
-    """The command of a sweep file that has none."""
+def default_command(program: str, package: str) -> tuple[str, ...]:
+    """Return the default command, for a sweep file without one."""
     if program and not program.replace("\\", "/").endswith(f"{package}/train.py"):
         return DEFAULT
     return ("${env}", "${interpreter}", "-m", package, "train", "--config", "${args_json_file}")
 
 
-def filled(
+def expand_macros(
     command: Sequence[str], config: Mapping[str, Any], program: str, json_file: Path, platform: str = os.name
 ) -> list[str]:
-    """A command's words with its macros replaced; an unknown macro is nothing, as in W&B's agent."""
+    """Expand the macros of a command; unknown macros are removed, as in W&B's agent."""
     pairs = {name: f"{name}={value}" for name, value in config.items()}
     switches = [
         f"--{name}" if value is True else f"--{pairs[name]}" for name, value in config.items() if value is not False
@@ -80,22 +82,22 @@ def filled(
     return words
 
 
-def own_arguments(words: Sequence[str], package: str) -> list[str] | None:
-    """What a command hands to this project's `train`, None where it is another program."""
+def train_arguments(words: Sequence[str], package: str) -> list[str] | None:
+    """Return the arguments of a command for this project's `train`; None if it runs another program."""
     rest = list(words[1:] if words and Path(words[0]).name == "env" else words)
     python = bool(rest) and Path(rest[0]).name.startswith("python")
     return rest[4:] if python and rest[1:4] == ["-m", package, "train"] else None
 
 
-def is_own(plan: Sweep, package: str) -> bool:
-    """Whether a sweep's trials are runs of this project's `train`."""
-    words = filled(plan.command or default(plan.program, package), {}, plan.program, Path())
-    return own_arguments(words, package) is not None
+def runs_train(plan: Sweep, package: str) -> bool:
+    """Return whether the trials of a sweep run this project's `train`."""
+    words = expand_macros(plan.command or default_command(plan.program, package), {}, plan.program, Path())
+    return train_arguments(words, package) is not None
 
 
 @contextmanager
-def variables(given: Mapping[str, str]) -> Iterator[None]:
-    """A block in which the environment has these variables."""
+def environment_variables(given: Mapping[str, str]) -> Iterator[None]:
+    """Set environment variables for a block."""
     before = {name: os.environ.get(name) for name in given}
     os.environ.update(given)
     try:

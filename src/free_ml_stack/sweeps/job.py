@@ -1,4 +1,4 @@
-"""What a worker is given: a sweep's common part, and one trial."""
+"""The input of a worker: the common part of a sweep, and one trial."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Task:
-    """What all trials of a sweep have in common."""
+    """The common part of all trials of a sweep."""
 
     science: "Science"
     settings: "Settings"
@@ -22,13 +22,13 @@ class Task:
 
     @property
     def trials(self) -> Path:
-        """The folder of the trials."""
+        """Return the folder of the trials."""
         return self.folder / "trials"
 
 
 @dataclass(frozen=True)
 class Job:
-    """What a worker needs for a trial: its number, its configuration, and the name of its folder."""
+    """One trial: its number, its configuration and the name of its folder."""
 
     trial: int
     config: Mapping[str, Any]

@@ -1,4 +1,4 @@
-"""A trial that is a program of its own: started as an agent of W&B would, and its metric read from what it records."""
+"""Trials that run another program: started as W&B's agent does, with the metric read from what it logs."""
 
 import json
 import os
@@ -14,8 +14,8 @@ from free_ml_stack.errors import StackError
 from free_ml_stack.tracking.run import METRICS
 from free_ml_stack.tracking.tracker import Tracker
 
-POLL = 0.2  # seconds between two looks at a program's record
-GRACE = 10  # seconds in which a program that is told to end does so
+POLL = 0.2  # seconds between two reads of a program's record
+GRACE = 10  # seconds between SIGTERM and SIGKILL
 COLOUR = re.compile(r"\x1b\[[\d;]*m")
 RESULT = "result.json"
 SPLITS = ("validation", "test")
@@ -24,13 +24,14 @@ SPLITS = ("validation", "test")
 def run_program(
     words: list[str], environ: Mapping[str, str], root: Path, record: Path, scratch: Path, tracker: Tracker
 ) -> None:
-    """Run a trial's program in `root`, and hand on what it logs.
+    """Run a trial's program in `root`, and forward its metrics to `tracker`.
 
-    That is the lines of `record`/metrics.jsonl as they come, where it is a `train` of the project's, or else what its
-    own W&B client leaves in `scratch`. Raises StackError where it fails, and what `tracker` raises to stop it.
+    Metrics are the lines of `record`/metrics.jsonl while it runs, if it calls the project's `train`, or the summary
+    that its W&B client leaves in `scratch`. Raises StackError if the program fails, and the tracker's exception to
+    stop it.
     """
     scratch.mkdir(parents=True, exist_ok=True)
-    # offline whatever the user's own mode is, or its metric could not be read
+    # offline, whatever the user's mode, so that the metric can be read from disk
     given = {**os.environ, **environ, "WANDB_MODE": "offline", "WANDB_DIR": str(scratch)}
     printed = scratch / "printed.txt"
     with printed.open("wb") as output:
@@ -45,8 +46,8 @@ def run_program(
                 preexec_fn=_dying_with_us(),
             )
         except OSError as error:
-            raise StackError(f"{words[0]} can't be started: {error.strerror}") from None
-    # who ends this process ends the program
+            raise StackError(f"can't start {words[0]}: {error.strerror}") from None
+    # forward SIGTERM to the program
     before = signal.signal(signal.SIGTERM, lambda *_: process.terminate())
     try:
         rows = _follow(process, record / METRICS)
@@ -64,13 +65,13 @@ def run_program(
     if process.returncode:
         lines = COLOUR.sub("", printed.read_text(encoding="utf-8", errors="replace")).split("\n")
         own = [line for line in lines if line.strip() and not line.startswith("wandb:")]
-        last = own[-1] if own else "it printed nothing"
-        raise StackError(f"the program ended with code {process.returncode}; see {printed}. {last.strip()}")
+        last = own[-1] if own else "no output"
+        raise StackError(f"the program exited with code {process.returncode}: {last.strip()} (full output: {printed})")
     tracker.summary(_scores(record / RESULT) | _summary_at_wandb(scratch))
 
 
 def _dying_with_us() -> Callable[[], object] | None:
-    """What makes the kernel of Linux end a program with the worker that waits for it, however that ends."""
+    """Return a pre-exec function that makes Linux kill the program when its worker dies."""
     if sys.platform != "linux":
         return None
     import ctypes
@@ -80,14 +81,14 @@ def _dying_with_us() -> Callable[[], object] | None:
 
 
 def _follow(process: "subprocess.Popen[bytes]", path: Path) -> Iterator[dict[str, Any]]:
-    """The lines of a growing record, until its writer has ended."""
+    """Yield the lines of a growing file until its writer has exited."""
     place, ended = 0, False
     while not ended:
         try:
             process.wait(POLL)
             ended = True
         except subprocess.TimeoutExpired:
-            pass  # it is still at it
+            pass  # still running
         if not path.exists():
             continue
         with path.open("rb") as file:
@@ -99,13 +100,13 @@ def _follow(process: "subprocess.Popen[bytes]", path: Path) -> Iterator[dict[str
 
 
 def _scores(path: Path) -> dict[str, Any]:
-    """The final scores of a run of `train`."""
+    """Return the final metrics of a run of `train`."""
     result = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     return {f"{split}_{name}": value for split in SPLITS for name, value in result.get(split, {}).items()}
 
 
 def _summary_at_wandb(scratch: Path) -> dict[str, Any]:
-    """The summary that a program's own W&B client has left, as `wandb leet` reads it."""
+    """Return the summary that the program's W&B client wrote, as read by `wandb leet`."""
     runs = sorted(scratch.glob("wandb/offline-run-*"))
     if not runs:
         return {}

@@ -1,6 +1,6 @@
-"""What a sweep searches: its parameters with their distributions, and when its trials stop early.
+"""The search space of a sweep: parameters with their distributions, and early stopping.
 
-Source of names and meanings: https://docs.wandb.ai/guides/sweeps/sweep-config-keys and the schema in W&B's `sweeps`.
+Source: https://docs.wandb.ai/guides/sweeps/sweep-config-keys and the schema in W&B's `sweeps`.
 """
 
 import itertools
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Parameter:
-    """One parameter: its place in the configuration, its distribution, and that distribution's numbers."""
+    """A parameter: its path in the configuration, its distribution, and the distribution's arguments."""
 
     path: tuple[str, ...]
     distribution: str
@@ -24,11 +24,11 @@ class Parameter:
 
     @property
     def name(self) -> str:
-        """The place as text."""
+        """Return the path as dotted text."""
         return ".".join(self.path)
 
     def size(self) -> float:
-        """How many values a grid takes it through; infinity where no number is large enough."""
+        """Return the number of its values in a grid; infinity on overflow."""
         numbers = self.numbers
         if self.distribution == "int_uniform":
             return float(numbers["max"] - numbers["min"] + 1)
@@ -38,7 +38,7 @@ class Parameter:
         return 1 if self.distribution == "constant" else len(numbers["values"])
 
     def choices(self) -> Iterable[Any]:
-        """All values that a grid takes it through."""
+        """Return its values in a grid."""
         numbers = self.numbers
         if self.distribution == "constant":
             return [numbers["value"]]
@@ -49,11 +49,11 @@ class Parameter:
         return list(numbers["values"])
 
     def suggest(self, trial: "optuna.Trial") -> Any:
-        """The value that a trial of Optuna's takes."""
+        """Sample a value for a trial of Optuna."""
         numbers, kind = self.numbers, self.distribution
         if kind == "constant":
             return numbers["value"]
-        if kind == "categorical":  # by index: Optuna takes no lists or tables as choices
+        if kind == "categorical":  # by index, because Optuna does not accept lists or dicts as choices
             return numbers["values"][trial.suggest_categorical(self.name, list(range(len(numbers["values"]))))]
         if kind == "int_uniform":
             return trial.suggest_int(self.name, numbers["min"], numbers["max"])
@@ -64,14 +64,14 @@ class Parameter:
 
 @dataclass(frozen=True)
 class Hyperband:
-    """When trials stop early: at `bands` (counts of values of the metric), unless in the best 1/eta."""
+    """Hyperband early stopping: at each of `bands` (numbers of metric values), only the best 1/eta continue."""
 
     bands: tuple[int, ...]
     eta: float
     strict: bool
 
     def stops(self, history: list[float], others: list[list[float]]) -> bool:
-        """Whether a trial with these values so far (lower is better) stops; `others` are all trials', it included."""
+        """Return whether a trial stops, given its values (lower is better) and those of all trials, itself included."""
         passed = [band for band in self.bands if band <= len(history)]
         if not passed:
             return False
@@ -83,7 +83,7 @@ class Hyperband:
 
 @dataclass(frozen=True)
 class Sweep:
-    """What a sweep.yaml asks for."""
+    """The content of a sweep.yaml."""
 
     method: str
     metric: str
@@ -97,17 +97,17 @@ class Sweep:
     whole: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
     def grid(self) -> Iterator[dict[str, Any]]:
-        """All configurations of a grid, in a fixed order."""
+        """Yield all configurations of a grid, in a fixed order."""
         for values in itertools.product(*(parameter.choices() for parameter in self.parameters)):
-            yield nested(dict(zip([p.path for p in self.parameters], values, strict=True)))
+            yield nest(dict(zip([p.path for p in self.parameters], values, strict=True)))
 
     def suggest(self, trial: "optuna.Trial") -> dict[str, Any]:
-        """The configuration of a trial."""
-        return nested({parameter.path: parameter.suggest(trial) for parameter in self.parameters})
+        """Sample the configuration of a trial."""
+        return nest({parameter.path: parameter.suggest(trial) for parameter in self.parameters})
 
 
-def nested(flat: Mapping[tuple[str, ...], Any]) -> dict[str, Any]:
-    """A configuration from values by their places."""
+def nest(flat: Mapping[tuple[str, ...], Any]) -> dict[str, Any]:
+    """Build a nested configuration from values by path."""
     tree: dict[str, Any] = {}
     for path, value in flat.items():
         branch = tree
@@ -117,8 +117,8 @@ def nested(flat: Mapping[tuple[str, ...], Any]) -> dict[str, Any]:
     return tree
 
 
-def looked_up(table: Any, path: Iterable[str]) -> Any:
-    """What stands at a place of nested tables; None for nothing."""
+def lookup(table: Any, path: Iterable[str]) -> Any:
+    """Return the value at a path of nested dicts, or None."""
     for name in path:
         try:
             table = table[name]
@@ -127,18 +127,18 @@ def looked_up(table: Any, path: Iterable[str]) -> Any:
     return table
 
 
-def measured(table: Mapping[str, Any], metric: str) -> Any:
-    """The metric of a table of what was logged, by its name or, nested, by its place; None for nothing."""
-    return table[metric] if metric in table else looked_up(table, metric.split("."))
+def metric_value(table: Mapping[str, Any], metric: str) -> Any:
+    """Return the metric from logged values, by its name or, if nested, by its dotted path; None if missing."""
+    return table[metric] if metric in table else lookup(table, metric.split("."))
 
 
 def is_number(value: Any) -> bool:
-    """Whether a value counts as one of a metric: W&B leaves out what does not."""
+    """Return whether a value is a finite number; W&B ignores other values of a metric."""
     return isinstance(value, int | float) and math.isfinite(value)
 
 
 def _scale(kind: str, numbers: Mapping[str, Any]) -> tuple[float, float, Callable[[float], Any]]:
-    """The interval that is searched, and the function from it to the parameter's values."""
+    """Return the interval to sample from, and the function that maps it to the parameter's values."""
     kind = kind.removeprefix("q_")
     if kind == "uniform":
         return numbers["min"], numbers["max"], float
@@ -156,7 +156,7 @@ def _scale(kind: str, numbers: Mapping[str, Any]) -> tuple[float, float, Callabl
 
         return 0.0, 1.0, lambda u: float(beta.ppf(u, numbers["a"], numbers["b"]))
     normal = NormalDist(numbers["mu"], numbers["sigma"] or 1e-300)
-    tail = 1e-9  # the ends of the normal distribution are at infinity
+    tail = 1e-9  # cuts off the infinite tails of the normal distribution
     if kind == "log_normal":
         return tail, 1 - tail, lambda u: math.exp(normal.inv_cdf(u))
     return tail, 1 - tail, normal.inv_cdf

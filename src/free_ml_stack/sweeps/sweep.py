@@ -1,4 +1,4 @@
-"""A sweep: by W&B and its agents where a key works, else here, from the same sweep.yaml and to the same files."""
+"""Sweeps: run by W&B's agents if a key works, otherwise locally, from the same sweep.yaml to the same files."""
 
 import hashlib
 import json
@@ -11,7 +11,7 @@ from free_ml_stack.console import display_path, say
 from free_ml_stack.errors import StackError
 from free_ml_stack.evaluation import plots as pictures
 from free_ml_stack.storage.documents import as_json
-from free_ml_stack.sweeps.search_space import Parameter, Sweep, looked_up
+from free_ml_stack.sweeps.search_space import Parameter, Sweep, lookup
 from free_ml_stack.sweeps.sweep_file import parse_sweep, read_sweep
 from free_ml_stack.tracking.opening import open_run, reachable
 from free_ml_stack.tracking.trackio_tracker import require_trackio
@@ -23,27 +23,27 @@ if TYPE_CHECKING:
     from free_ml_stack.sweeps.workers import Workers
 
 BEST, TABLE = "best.json", "trials.json"
-CAP = 20  # trials of a random or bayes sweep whose file names no run_cap
-HOPELESS = 3  # trials that may fail before the first success
-PULSE = 1.0  # seconds between two looks at what the other machines do
+DEFAULT_RUN_CAP = 20  # trials of a random or bayes sweep without run_cap
+MAX_FIRST_FAILURES = 3  # failed trials after which a sweep without success is aborted
+POLL = 1.0  # seconds between two checks of the trials of other machines
 FAILED = "failed"
 
 
 @dataclass(frozen=True)
 class Options:
-    """What the command line says of a sweep besides its file."""
+    """Command-line options of a sweep."""
 
-    agents: int = 2  # trials at the same time
-    trials: int = 0  # instead of the file's run_cap
-    join: str = ""  # a sweep at W&B
-    study: str = ""  # where trials are kept: a database's URL, or a folder that machines share
+    agents: int = 2  # number of parallel trials
+    trials: int = 0  # overrides the file's run_cap
+    join: str = ""  # ENTITY/PROJECT/ID of a sweep at W&B
+    study: str = ""  # storage of the trials: a database URL, or a shared folder
     sampler: str = "tpe"
-    seconds: float = 0.0  # that a trial may take
+    seconds: float = 0.0  # time limit of a trial
 
 
 @dataclass(frozen=True)
-class Swept:
-    """What a sweep found: the best configuration and where all of it is kept."""
+class SweepResult:
+    """The result of a sweep: the best configuration, the trials and their folder."""
 
     metric: str
     best_value: float
@@ -54,11 +54,11 @@ class Swept:
     plan: Sweep
 
     def header(self) -> list[str]:
-        """The titles of the table."""
+        """Return the column titles of the table."""
         return ["trial", "state", self.metric, *(parameter.name for parameter in self.plan.parameters)]
 
     def rows(self, count: int = 10) -> list[list[object]]:
-        """The best trials, a row each."""
+        """Return the rows of the best trials."""
         return [
             [
                 trial["trial"],
@@ -70,26 +70,26 @@ class Swept:
         ]
 
 
-def sweep(science: "Science", settings: "Settings", file: Path, options: Options) -> Swept:
-    """Run the trials of a sweep file and keep the best configuration.
+def sweep(science: "Science", settings: "Settings", file: Path, options: Options) -> SweepResult:
+    """Run the trials of a sweep file and write the best configuration.
 
-    Started again with the same file, it goes on; trials whose process died are run again. Raises StackError for a
-    wrong file, or if every trial fails.
+    Continues an unfinished sweep of the same file, including trials whose process died. Raises StackError for an
+    invalid file, or if every trial fails.
     """
-    if settings.tracker == "trackio":  # told before the trials, which don't need it
+    if settings.tracker == "trackio":  # checked before the trials, which do not use it
         require_trackio()
     online = settings.tracker == "wandb" and settings.wandb_mode in ("", "online") and reachable(settings)
     if options.join:
         if not online:
-            raise StackError(f"--join needs a key for W&B that works; `{settings.command} doctor` says more")
+            raise StackError(f"--join requires a valid W&B key; run `{settings.command} doctor` for details")
         return join(settings, options)
-    from free_ml_stack.sweeps.command import is_own
+    from free_ml_stack.sweeps.command import runs_train
 
     plan = read_sweep(file)
     folder = sweep_folder(settings, file)
     folder.mkdir(parents=True, exist_ok=True)
-    if is_own(plan, science.package):  # that there is no data is told once, and not by each trial
-        from free_ml_stack.data import dataset  # which imports torch
+    if runs_train(plan, science.package):  # report a missing data set once, not in each trial
+        from free_ml_stack.data import dataset  # imports torch
         from free_ml_stack.storage.stores import open_store
 
         dataset.read(open_store(settings.storage, settings), settings.private / "cache", settings.command)
@@ -97,27 +97,27 @@ def sweep(science: "Science", settings: "Settings", file: Path, options: Options
     if online and not options.study:
         trials = sweep_online(science, settings, plan, folder, options)
     if trials is None:
-        trials = sweep_here(science, settings, plan, folder, options)
-    return conclude(plan, trials, settings, folder)
+        trials = sweep_locally(science, settings, plan, folder, options)
+    return write_results(plan, trials, settings, folder)
 
 
 def sweep_online(
     science: "Science", settings: "Settings", plan: Sweep, folder: Path, options: Options
 ) -> list[dict[str, Any]] | None:
-    """Run a sweep by W&B and its agents; returns its trials, None where W&B is lost on the way, which is said."""
+    """Run a sweep with W&B's agents; return its trials, or None, with a message, if W&B becomes unreachable."""
     from free_ml_stack.sweeps import agents
 
-    cap = 0 if plan.run_cap or plan.method == "grid" else CAP
+    cap = 0 if plan.run_cap or plan.method == "grid" else DEFAULT_RUN_CAP
     try:
-        place = agents.make(settings, plan, science.package, folder, options.trials, cap)
-        return with_earlier(folder, agents.sweep_at_wandb(settings, plan, place, folder, options.agents))
+        place = agents.find_or_create(settings, plan, science.package, folder, options.trials, cap)
+        return merge_earlier(folder, agents.run_at_wandb(settings, plan, place, folder, options.agents))
     except ConnectionError as error:
-        say(f"W&B: {error}. The sweep goes on here.")
+        say(f"W&B: {error}. Continuing the sweep on this machine without W&B.")
         return None
 
 
-def with_earlier(folder: Path, trials: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The trials of a sweep with those of the same file's sweeps before it, which W&B keeps apart once one is over."""
+def merge_earlier(folder: Path, trials: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Add the trials of earlier W&B sweeps of the same file, which W&B keeps separate once one is finished."""
     table = folder / TABLE
     known = {trial["run"] for trial in trials}
     before = json.loads(table.read_bytes()) if table.exists() else []
@@ -125,101 +125,101 @@ def with_earlier(folder: Path, trials: list[dict[str, Any]]) -> list[dict[str, A
     return [{**trial, "trial": number} for number, trial in enumerate([*earlier, *trials])]
 
 
-def join(settings: "Settings", options: Options) -> Swept:
-    """Run more agents on a sweep at W&B that was made here or elsewhere."""
+def join(settings: "Settings", options: Options) -> SweepResult:
+    """Run agents on an existing sweep at W&B."""
     from free_ml_stack.sweeps import agents
 
     try:
-        place, text = agents.definition(options.join)
+        place, text = agents.read_definition(options.join)
         plan = parse_sweep(text, options.join)
         folder = settings.runs / f"sweep-{options.join.rpartition('/')[2]}"
         folder.mkdir(parents=True, exist_ok=True)
-        trials = agents.sweep_at_wandb(settings, plan, place, folder, options.agents)
+        trials = agents.run_at_wandb(settings, plan, place, folder, options.agents)
     except ConnectionError as error:
-        raise StackError(f"W&B: {error}; run it again later") from None
-    return conclude(plan, trials, settings, folder)
+        raise StackError(f"W&B: {error}; try again later") from None
+    return write_results(plan, trials, settings, folder)
 
 
 def sweep_folder(settings: "Settings", file: Path) -> Path:
-    """Where the trials of a sweep file are kept: another file, or another content, is another sweep."""
+    """Return the folder of a sweep's trials, named after the content of its file."""
     return settings.runs / f"sweep-{hashlib.sha256(file.read_bytes()).hexdigest()[:8]}"
 
 
-def sweep_here(
+def sweep_locally(
     science: "Science", settings: "Settings", plan: Sweep, folder: Path, options: Options
 ) -> list[dict[str, Any]]:
-    """Run a sweep on this machine, and on all others that share its trials; returns them."""
-    from free_ml_stack.sweeps.agents import tried
+    """Run a sweep on this machine and all others that share its trials; return the trials."""
+    from free_ml_stack.sweeps.agents import local_trials
     from free_ml_stack.sweeps.job import Task
-    from free_ml_stack.sweeps.trials import Trials, entry, lock_of, open_storage, open_study
+    from free_ml_stack.sweeps.trials import Trials, ask_lock, open_storage, open_study, table_row
     from free_ml_stack.sweeps.workers import Workers
 
     storage = open_storage(options.study, folder, folder.name)
     study = open_study(plan, storage, folder.name, options.sampler)
-    trials = Trials(plan, study, lock_of(options.study))
-    trials.begin_anew()
-    if adopted := sum(trials.adopt(*trial) for trial in tried(settings, plan, folder)):
-        say(f"Trials that W&B's agents have run here: {adopted}. They count.")
-    limit = options.trials or plan.run_cap or len(trials.points) or CAP
+    trials = Trials(plan, study, ask_lock(options.study))
+    trials.reset_failures()
+    if adopted := sum(trials.adopt(*trial) for trial in local_trials(settings, plan, folder)):
+        say(f"Trials of W&B's agents on this machine, included in the sweep: {adopted}.")
+    limit = options.trials or plan.run_cap or len(trials.points) or DEFAULT_RUN_CAP
     limit = min(limit, len(trials.points) or limit)
     count = max(1, min(options.agents, limit))
-    with Workers(Task(science, settings, plan, folder), count, options.seconds) as crew:
-        run_trials(trials, crew, limit)
-    return [entry(trial) for trial in trials.ended()]
+    with Workers(Task(science, settings, plan, folder), count, options.seconds) as workers:
+        run_trials(trials, workers, limit)
+    return [table_row(trial) for trial in trials.ended()]
 
 
-def run_trials(trials: "Trials", crew: "Workers", limit: int) -> None:
-    """Keep the workers busy until `limit` trials have ended, here or elsewhere, or the target is met."""
+def run_trials(trials: "Trials", workers: "Workers", limit: int) -> None:
+    """Keep the workers busy until `limit` trials have ended, on any machine, or the target is reached."""
     failed = 0
     while True:
         trials.reclaim()
         ended, running = trials.ended(), trials.running()
-        wanted = 0 if on_target(trials.plan, ended) else limit - len(ended) - len(running)
-        for _ in range(min(wanted, len(crew.free))):
+        wanted = 0 if target_reached(trials.plan, ended) else limit - len(ended) - len(running)
+        for _ in range(min(wanted, len(workers.free))):
             if job := trials.next(limit):
-                crew.submit(job)
-        if not crew.busy and wanted <= 0 and not running:
+                workers.submit(job)
+        if not workers.busy and wanted <= 0 and not running:
             return
-        for number, what, value in crew.events(PULSE):
+        for number, what, value in workers.events(POLL):
             if what == "value":
-                crew.answer(number, trials.report(number, value))
+                workers.answer(number, trials.report(number, value))
             elif what in ("done", "stopped"):
                 trials.end(number, value, what == "stopped")
                 early = ", stopped early" if what == "stopped" else ""
                 say(f"Trial {number}: {trials.plan.metric} {value:.4f}{early}")
-            elif what == "died" and trials.again(number):
-                say(f"Trial {number}: {value}; it is begun again.")
+            elif what == "died" and trials.retry(number):
+                say(f"Trial {number}: {value}; retrying it.")
             else:
                 trials.fail(number, value)
                 failed += 1
                 say(f"Trial {number} failed: {value.strip().splitlines()[-1]}")
-                if failed >= HOPELESS and not any(trial.value is not None for trial in trials.ended()):
-                    raise StackError(f"the first {failed} trials all failed; mend this first: {value.strip()}")
+                if failed >= MAX_FIRST_FAILURES and not any(trial.value is not None for trial in trials.ended()):
+                    raise StackError(f"the first {failed} trials all failed; fix this error first: {value.strip()}")
         trials.renew()
 
 
-def on_target(plan: Sweep, ended: Sequence[Any]) -> bool:
-    """Whether a trial has reached the value that the sweep file names as its target."""
+def target_reached(plan: Sweep, ended: Sequence[Any]) -> bool:
+    """Return whether a trial has reached the target of the sweep file."""
     values: list[float] = [trial.value for trial in ended if trial.value is not None]
     if plan.target is None or not values:
         return False
     return min(values) <= plan.target if plan.goal == "minimize" else max(values) >= plan.target
 
 
-def conclude(plan: Sweep, trials: list[dict[str, Any]], settings: "Settings", folder: Path) -> Swept:
+def write_results(plan: Sweep, trials: list[dict[str, Any]], settings: "Settings", folder: Path) -> SweepResult:
     """Write the best configuration, the table and the picture of a sweep."""
     sign = 1 if plan.goal == "minimize" else -1
     if not trials:
-        raise StackError("the sweep is over without a trial")
+        raise StackError("the sweep finished without any trial")
     good = [trial for trial in trials if trial["state"] != FAILED]
     good.sort(key=lambda trial: (sign * trial["value"], trial["trial"]))
     failed = [trial for trial in trials if trial["state"] == FAILED]
     ordered, table = good + failed, folder / TABLE
     table.write_bytes(as_json(ordered))
     if not good:
-        raise StackError(f"no trial has ended well; see the messages above, and {display_path(table)}")
+        raise StackError(f"all trials failed; see the messages above and {display_path(table)}")
     if failed:
-        say(f"{len(failed)} of {len(trials)} trials failed; {display_path(table)} says why.")
+        say(f"{len(failed)} of {len(trials)} trials failed; see {display_path(table)} for the reasons.")
     best = good[0]
     (folder / BEST).write_bytes(as_json(best["config"]))
     flat = [{**trial, "config": _flat(trial["config"], plan.parameters)} for trial in good]
@@ -227,18 +227,17 @@ def conclude(plan: Sweep, trials: list[dict[str, Any]], settings: "Settings", fo
     run = open_run(settings, f"{folder.name}-{len(ordered)}", "sweep", folder, dict(plan.whole))
     run.picture("sweep", drawn)
     run.summary(trials=len(ordered), failed=len(failed), best=best["value"], best_config=best["config"])
-    return Swept(plan.metric, best["value"], folder / BEST, folder, ordered, run.finish(), plan)
+    return SweepResult(plan.metric, best["value"], folder / BEST, folder, ordered, run.finish(), plan)
 
 
 def importance(plan: Sweep, trials: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """How much each parameter mattered, 0 to 1; empty where there are too few trials to tell."""
+    """Compute the importance of each parameter, 0 to 1; empty if there are too few trials."""
     import optuna
     from optuna.distributions import CategoricalDistribution, FloatDistribution
     from optuna.trial import create_trial
 
     columns = {
-        parameter.name: [looked_up(trial["config"], parameter.path) for trial in trials]
-        for parameter in plan.parameters
+        parameter.name: [lookup(trial["config"], parameter.path) for trial in trials] for parameter in plan.parameters
     }
     columns = {name: column for name, column in columns.items() if len({str(value) for value in column}) > 1}
     if len(trials) < 4 or len({trial["value"] for trial in trials}) == 1 or not columns:
@@ -261,8 +260,8 @@ def importance(plan: Sweep, trials: Sequence[Mapping[str, Any]]) -> dict[str, fl
 
 
 def _flat(config: Mapping[str, Any], parameters: Sequence[Parameter]) -> dict[str, Any]:
-    """A configuration with a value for each parameter; it may be a table itself."""
-    return {parameter.name: looked_up(config, parameter.path) for parameter in parameters}
+    """Flatten a configuration to one value per parameter, which may itself be a dict."""
+    return {parameter.name: lookup(config, parameter.path) for parameter in parameters}
 
 
 def _short(value: Any) -> object:

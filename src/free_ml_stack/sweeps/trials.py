@@ -1,7 +1,7 @@
-"""The trials of a sweep without an account, on Optuna: kept where many processes, on many machines, may share them.
+"""Trials of a local sweep in an Optuna study, which processes on several machines can share.
 
-Optuna's journal tells nobody when a process has died. So each trial names its owner, who renews a lease; whose lease is
-over, or whose process on this machine is gone, loses the trial: it is run again, and goes on from its checkpoint.
+Optuna's journal does not detect dead processes. Therefore each trial records its owner, which renews a lease. A trial
+whose lease has expired, or whose process on this machine has died, is requeued and resumes from its checkpoint.
 """
 
 import os
@@ -25,40 +25,40 @@ from free_ml_stack.processes import alive
 from free_ml_stack.sweeps.job import Job
 from free_ml_stack.sweeps.search_space import Sweep, is_number
 
-LOCK = 5  # seconds after which a lock was left by a process that was killed
-LEASE, RENEWED = 90.0, 15.0  # seconds that a lease lasts, and after which it is renewed
-TRIES = 3  # times that a trial is begun whose process dies
+LOCK = 5  # seconds after which a lock is considered stale
+LEASE, RENEWED = 90.0, 15.0  # seconds: duration of a lease, interval of its renewal
+TRIES = 3  # maximum number of starts of a trial whose process dies
 HOST = socket.gethostname()
 WORKER_ID = f"{HOST}:{os.getpid()}"
 RUNNING, WAITING = TrialState.RUNNING, TrialState.WAITING
 COMPLETE, FAIL = TrialState.COMPLETE, TrialState.FAIL
-WORKER = "crew "  # begins what the study notes of each process that works on it
-MENDED = "mended"  # what it notes where all had failed: those before this number count no more
+WORKER_PREFIX = "worker "  # prefix of the study attribute of each process
+RESET = "reset"  # study attribute: failed trials before this number do not count
 
 
 class Note(StrEnum):
-    """What is noted of a trial."""
+    """Attributes of a trial."""
 
     CONFIG = "config"  # its configuration
-    RUN = "run"  # the name of its run
-    GRID = "grid"  # the number of its point of a grid
+    RUN = "run"  # name of its run
+    GRID = "grid"  # index of its point in a grid
     OWNER = "owner"  # the process that runs it
-    UNTIL = "until"  # the end of that process's lease
-    BEGUN = "begun"  # how often it was begun
-    STOPPED = "stopped"  # whether it was stopped early
-    ERROR = "error"  # what went wrong
-    SURPLUS = "surplus"  # whether it was one too many
+    UNTIL = "until"  # end of the owner's lease
+    BEGUN = "begun"  # number of starts
+    STOPPED = "stopped"  # set if it was stopped early
+    ERROR = "error"  # error message
+    SURPLUS = "surplus"  # set if it exceeds the limit, or duplicates a point of the grid
 
 
-KEPT = (Note.RUN, Note.GRID, Note.CONFIG, Note.BEGUN)  # when a trial is run again
+REQUEUED = (Note.RUN, Note.GRID, Note.CONFIG, Note.BEGUN)  # copied when a trial is requeued
 
 
 def open_storage(place: str, folder: Path, name: str) -> BaseStorage:
-    """Where trials are kept: a database by its URL, or a journal in a folder, by default the sweep's own."""
+    """Open the storage of trials: a database by URL, or a journal file in a folder, by default the sweep's own."""
     if "://" in place:
         try:
             return RDBStorage(place)
-        except Exception as error:  # of SQLAlchemy, of a driver that is missing, or of the database
+        except Exception as error:  # from SQLAlchemy, a missing driver, or the database
             raise StackError(f"--study {place.partition('://')[0]}://…: {first_line(error)}") from None
     journal = Path(place) / f"{name}.log" if place else folder / "journal.log"
     journal.parent.mkdir(parents=True, exist_ok=True)
@@ -68,7 +68,7 @@ def open_storage(place: str, folder: Path, name: str) -> BaseStorage:
 
 
 def _cut_torn_line(journal: Path, lock: JournalFileOpenLock) -> None:
-    """Cut off a last line that a crash has left torn: Optuna would refuse the whole journal."""
+    """Truncate an incomplete last line, left by a crash; Optuna would reject the whole journal."""
     if not journal.exists() or journal.read_bytes()[-1:] in (b"", b"\n"):
         return
     with locked(lock):
@@ -76,15 +76,15 @@ def _cut_torn_line(journal: Path, lock: JournalFileOpenLock) -> None:
         os.truncate(journal, text.rfind(b"\n") + 1)
 
 
-def lock_of(place: str) -> JournalFileOpenLock | None:
-    """The lock under which a trial is asked for: SQLite has none of its own that would keep two from the same one."""
+def ask_lock(place: str) -> JournalFileOpenLock | None:
+    """Return the lock for `study.ask` with SQLite, which would give the same trial to two processes."""
     path = place.removeprefix("sqlite:///")
     return JournalFileOpenLock(f"{path}.ask", grace_period=LOCK) if path != place else None
 
 
 @contextmanager
 def locked(lock: JournalFileOpenLock | None) -> Iterator[None]:
-    """A block that one process at a time is in."""
+    """Hold a lock for a block."""
     if lock is None:
         yield
         return
@@ -96,22 +96,22 @@ def locked(lock: JournalFileOpenLock | None) -> Iterator[None]:
 
 
 def open_study(plan: Sweep, storage: BaseStorage, name: str, sampler: str = "tpe") -> optuna.Study:
-    """The sweep's study, new or to go on with."""
+    """Create or load the study of a sweep."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     direction = StudyDirection.MINIMIZE if plan.goal == "minimize" else StudyDirection.MAXIMIZE
     study = optuna.create_study(study_name=name, storage=storage, direction=direction, load_if_exists=True)
-    study.set_user_attr(WORKER + WORKER_ID, time.time())
-    workers = sorted((at, name) for name, at in study.user_attrs.items() if name.startswith(WORKER))
-    # Another one after each restart and for each process, or the same suggestions would come again.
+    study.set_user_attr(WORKER_PREFIX + WORKER_ID, time.time())
+    workers = sorted((at, name) for name, at in study.user_attrs.items() if name.startswith(WORKER_PREFIX))
+    # A different seed after each restart and in each process, so that suggestions are not repeated.
     seed = len(study.get_trials(deepcopy=False)) + 1000 * workers.index(
-        (study.user_attrs[WORKER + WORKER_ID], WORKER + WORKER_ID)
+        (study.user_attrs[WORKER_PREFIX + WORKER_ID], WORKER_PREFIX + WORKER_ID)
     )
     study.sampler = sampler_of(plan, sampler, seed)
     return study
 
 
 def sampler_of(plan: Sweep, name: str, seed: int) -> optuna.samplers.BaseSampler:
-    """What suggests a sweep's values."""
+    """Return the sampler of a sweep."""
     if plan.method != "bayes":
         return optuna.samplers.RandomSampler(seed=seed)
     if name == "gp":
@@ -120,7 +120,7 @@ def sampler_of(plan: Sweep, name: str, seed: int) -> optuna.samplers.BaseSampler
 
 
 class Trials:
-    """A sweep's trials as one of the processes sees them that work on it."""
+    """The trials of a sweep, as seen by one of the processes that run them."""
 
     def __init__(self, plan: Sweep, study: optuna.Study, lock: JournalFileOpenLock | None = None) -> None:
         self.plan, self.study, self.lock = plan, study, lock
@@ -130,29 +130,29 @@ class Trials:
         self.renewed = time.monotonic()
 
     def all(self) -> list[FrozenTrial]:
-        """Every trial but those that were one too many, or whose failure is mended."""
-        mended = self.study.user_attrs.get(MENDED, 0)
+        """Return all trials except surplus ones and reset failures."""
+        reset = self.study.user_attrs.get(RESET, 0)
         return [
             trial
             for trial in self.study.get_trials(deepcopy=False)
-            if Note.SURPLUS not in trial.user_attrs and not (trial.number < mended and trial.state == FAIL)
+            if Note.SURPLUS not in trial.user_attrs and not (trial.number < reset and trial.state == FAIL)
         ]
 
     def ended(self) -> list[FrozenTrial]:
-        """The trials that count: those with a value, and those that failed by themselves."""
+        """Return the trials that count: those with a value, and those that failed with an error of their own."""
         return [trial for trial in self.all() if trial.state == COMPLETE or Note.ERROR in trial.user_attrs]
 
     def running(self) -> list[FrozenTrial]:
-        """The trials under way, here or elsewhere."""
+        """Return the running trials, on all machines."""
         return [trial for trial in self.all() if trial.state == RUNNING]
 
-    def begin_anew(self) -> None:
-        """Let failures count no more where no trial has gone well: whoever calls again has mended what was wrong."""
+    def reset_failures(self) -> None:
+        """Reset failed trials if none has succeeded, assuming that the cause was fixed before this call."""
         if self.ended() and not any(trial.state == COMPLETE for trial in self.all()):
-            self.study.set_user_attr(MENDED, len(self.study.get_trials(deepcopy=False)))
+            self.study.set_user_attr(RESET, len(self.study.get_trials(deepcopy=False)))
 
     def queue(self) -> None:
-        """Queue the points of the grid that are neither done, nor under way, nor queued."""
+        """Queue the points of the grid that are not finished, running or queued."""
         known = {
             trial.user_attrs.get(Note.GRID)
             for trial in self.all()
@@ -163,7 +163,7 @@ class Trials:
                 self.study.enqueue_trial({}, user_attrs={Note.GRID: index, Note.CONFIG: point})
 
     def next(self, limit: int) -> Job | None:
-        """The next trial; None where others have taken it, or all up to `limit`, in the same moment."""
+        """Return the next trial; None if other processes have taken it or reached `limit` at the same time."""
         if self.points and not any(trial.state == WAITING for trial in self.all()):
             self.queue()
         with locked(self.lock):
@@ -184,14 +184,14 @@ class Trials:
         return Job(trial.number, config, run)
 
     def _surplus(self, number: int, point: int | None, limit: int) -> bool:
-        """Whether others come before: as many as there are to be, or one with the same point of the grid."""
+        """Return whether earlier trials already reach the limit or include the same point of the grid."""
         before = [trial for trial in self.running() if trial.number < number] + self.ended()
         return len(before) >= limit or (
             bool(self.points) and (point is None or point in [trial.user_attrs.get(Note.GRID) for trial in before])
         )
 
     def report(self, number: int, value: float) -> str:
-        """Note a value of a running trial; the order to give: on or stop."""
+        """Record a value of a running trial; return "on" to continue or "stop"."""
         early = self.plan.early
         if early is None or not is_number(value):
             return "on"
@@ -199,7 +199,7 @@ class Trials:
         self.values[number] = step + 1
         try:
             self.mine[number].report(value, step)
-        except UpdateFinishedTrialError:  # the lease was over, and another has it now
+        except UpdateFinishedTrialError:  # the lease expired, and the trial was requeued
             return "stop"
         sign = 1 if self.plan.goal == "minimize" else -1
         histories = {
@@ -208,7 +208,7 @@ class Trials:
         return "stop" if early.stops(histories[number], list(histories.values())) else "on"
 
     def adopt(self, run: str, config: dict[str, Any], history: list[float], value: float) -> bool:
-        """Count a trial that was run elsewhere; False where it counts already. Optuna learns nothing from it."""
+        """Add a finished trial of W&B's agents, which the sampler ignores; return False if it is already present."""
         if any(trial.user_attrs.get(Note.RUN) == run for trial in self.all()):
             return False
         noted: dict[str, Any] = {Note.RUN: run, Note.CONFIG: config}
@@ -217,15 +217,15 @@ class Trials:
         return True
 
     def end(self, number: int, value: float, stopped: bool) -> None:
-        """A trial has ended with a value; it does not count where it has lost its lease."""
+        """End a trial with a value, which is ignored if its lease has expired."""
         self._end(number, {Note.STOPPED: True} if stopped else {}, COMPLETE, value)
 
     def fail(self, number: int, text: str) -> None:
-        """A trial has failed by itself."""
+        """End a trial with an error."""
         self._end(number, {Note.ERROR: text}, FAIL)
 
-    def again(self, number: int) -> bool:
-        """Put a trial back whose process died; False where that has happened too often."""
+    def retry(self, number: int) -> bool:
+        """Requeue a trial whose process died; return False after TRIES starts."""
         trial = self.mine[number]
         if trial.user_attrs[Note.BEGUN] >= TRIES:
             return False
@@ -244,11 +244,11 @@ class Trials:
         if self.points:
             self.queue()
         else:
-            kept: dict[str, Any] = {name: noted[name] for name in KEPT if name in noted}
+            kept: dict[str, Any] = {name: noted[name] for name in REQUEUED if name in noted}
             self.study.enqueue_trial(params, user_attrs=kept)
 
     def renew(self) -> None:
-        """Renew the leases of the trials that run here, now and then."""
+        """Renew the leases of this process's trials if RENEWED seconds have passed."""
         if time.monotonic() - self.renewed < RENEWED:
             return
         self.renewed = time.monotonic()
@@ -257,37 +257,37 @@ class Trials:
                 trial.set_user_attr(Note.UNTIL, time.time() + LEASE)
 
     def reclaim(self) -> None:
-        """Requeue the trials whose process has ended."""
+        """Requeue the trials whose process has died."""
         for trial in self.running():
             if trial.number in self.mine or not self._abandoned(trial):
                 continue
             try:
                 self.study.tell(trial.number, state=FAIL)
-            except (UpdateFinishedTrialError, ValueError):  # another was quicker
+            except (UpdateFinishedTrialError, ValueError):  # another process was faster
                 continue
             self._requeue(trial.params, trial.user_attrs)
 
     def _abandoned(self, trial: FrozenTrial) -> bool:
-        """Whether nobody runs a trial any more."""
+        """Return whether the process of a trial has died or its lease has expired."""
         owner = trial.user_attrs.get(Note.OWNER, "")
-        if owner and not _present(owner):
+        if owner and not _is_alive(owner):
             return True
         until = trial.user_attrs.get(
             Note.UNTIL, trial.datetime_start.timestamp() + LEASE if trial.datetime_start else 0
         )
-        workers = (name.removeprefix(WORKER) for name in self.study.user_attrs if name.startswith(WORKER))
+        workers = (name.removeprefix(WORKER_PREFIX) for name in self.study.user_attrs if name.startswith(WORKER_PREFIX))
         others = (worker for worker in workers if worker != WORKER_ID)
-        return bool(time.time() > until) or not (owner or any(map(_present, others)))
+        return bool(time.time() > until) or not (owner or any(map(_is_alive, others)))
 
 
-def _present(owner: str) -> bool:
-    """Whether a process is there; of one on another machine nobody knows."""
+def _is_alive(owner: str) -> bool:
+    """Return whether a process is alive; always true for another machine."""
     host, _, pid = owner.rpartition(":")
     return host != HOST or alive(int(pid))
 
 
-def entry(trial: FrozenTrial) -> dict[str, Any]:
-    """A trial that counts, for the table."""
+def table_row(trial: FrozenTrial) -> dict[str, Any]:
+    """Return a trial as an entry of the table."""
     noted = trial.user_attrs
     state = "failed" if trial.state == FAIL else "stopped" if noted.get(Note.STOPPED) else "finished"
     return {

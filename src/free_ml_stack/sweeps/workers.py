@@ -1,4 +1,4 @@
-"""Processes that run one trial after the other; a trial that dies takes nothing else with it."""
+"""Worker processes that run trials one after another, isolated from each other."""
 
 import contextlib
 import io
@@ -15,18 +15,18 @@ from typing import Any
 
 from free_ml_stack.errors import PreemptedError, StackError
 from free_ml_stack.processes import shorten_socket_paths
-from free_ml_stack.sweeps.command import Call, call, is_own, own_arguments, variables
+from free_ml_stack.sweeps.command import TrialCommand, environment_variables, runs_train, train_arguments, trial_command
 from free_ml_stack.sweeps.job import Job, Task
-from free_ml_stack.sweeps.search_space import is_number, measured
+from free_ml_stack.sweeps.search_space import is_number, metric_value
 from free_ml_stack.tracking.tracker import RunStoppedError, Tracker
 
-GRACE = 10  # seconds in which a trial that is told to end writes its checkpoint
-STARTS = 20  # attempts to start a worker, for whatever kills the others may kill it, too
-Event = tuple[int, str, Any]  # trial, what happened (value, done, stopped, failed, died), its value or text
+GRACE = 10  # seconds for a terminated trial to write its checkpoint
+STARTS = 20  # attempts to start a worker, because new ones may be killed as well
+Event = tuple[int, str, Any]  # trial; value, done, stopped, failed or died; value or message
 
 
 class Reporter(Tracker):
-    """The tracker of a trial: sends each value of the metric to the sweep, which may answer with stop."""
+    """The tracker of a trial, which sends each value of the metric to the sweep and receives whether to stop."""
 
     def __init__(self, connection: "Connection", trial: int, metric: str) -> None:
         self.connection, self.trial, self.metric = connection, trial, metric
@@ -34,7 +34,7 @@ class Reporter(Tracker):
         self.value: float | None = None
 
     def log(self, row: int, values: Mapping[str, float]) -> None:
-        """Report the metric if it is among `values`; raises RunStoppedError when told to."""
+        """Report the metric if it is among `values`. Raises RunStoppedError if the sweep stops the trial."""
         self.names |= set(values)
         if self.metric in values:
             self.value = values[self.metric]
@@ -43,41 +43,41 @@ class Reporter(Tracker):
                 raise RunStoppedError
 
     def summary(self, values: Mapping[str, Any]) -> None:
-        """Take the metric's final value where there is one."""
+        """Update the metric's final value if `values` has one."""
         self.names |= set(values)
-        if (value := measured(values, self.metric)) is not None:
+        if (value := metric_value(values, self.metric)) is not None:
             self.value = value
 
     def result(self) -> float:
-        """The trial's value; StackError if the metric never came, or is no number."""
+        """Return the value of the trial. Raises StackError if the metric was never logged or is not a number."""
         if self.value is None:
-            raise StackError(f"training logs no {self.metric!r}; it logs {', '.join(sorted(self.names))}")
-        if isinstance(self.value, Mapping):  # as `define_metric` leaves one that it is to sum up
+            raise StackError(f"metric {self.metric!r} was not logged; logged metrics: {', '.join(sorted(self.names))}")
+        if isinstance(self.value, Mapping):  # a summary made by W&B's `define_metric`
             places = ", ".join(f"{self.metric}.{name}" for name in self.value)
-            raise StackError(f"{self.metric} is a table in the end; name as the metric one of: {places}")
+            raise StackError(f"metric {self.metric} has several summary values; set the metric to one of {places}")
         if not is_number(self.value):
-            raise StackError(f"{self.metric} is {self.value} in the end")
+            raise StackError(f"the final value of {self.metric} is {self.value}")
         return float(self.value)
 
 
-def work(connection: "Connection", task: Task) -> None:
-    """The loop of a worker: take a job, run it, report, until the other side hangs up."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the sweep's to handle
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # one that raises may do so where Python can only print it
+def worker_loop(connection: "Connection", task: Task) -> None:
+    """Receive jobs, run them and report the results, until the connection is closed."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is handled by the sweep
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # the inherited handler could raise where it can't be caught
     connection.send(f"{task.science.package}.train" in sys.modules)
-    # the sweep is no more, or this process is told to end and has written its checkpoint
+    # the sweep has ended, or this process was terminated and has saved a checkpoint
     with suppress(EOFError, ConnectionError, PreemptedError):
         while True:
             job: Job = connection.recv()
-            what, value = outcome(task, job, Reporter(connection, job.trial, task.plan.metric))
+            what, value = run_job(task, job, Reporter(connection, job.trial, task.plan.metric))
             connection.send((job.trial, what, value))
 
 
-def outcome(task: Task, job: Job, reporter: Reporter) -> tuple[str, Any]:
-    """Run a trial; how it ended (done, stopped, failed), and its value or what went wrong."""
+def run_job(task: Task, job: Job, reporter: Reporter) -> tuple[str, Any]:
+    """Run a trial; return how it ended (done, stopped, failed) and its value or error message."""
     try:
         with suppress(RunStoppedError):
-            perform(task, job, reporter)
+            run_trial(task, job, reporter)
             return "done", reporter.result()
         return "stopped", reporter.result()
     except StackError as error:
@@ -88,13 +88,13 @@ def outcome(task: Task, job: Job, reporter: Reporter) -> tuple[str, Any]:
         return "failed", traceback.format_exc()
 
 
-def perform(task: Task, job: Job, reporter: Reporter) -> None:
-    """Run a trial as the sweep's command says: in this process where that is the project's own `train`."""
+def run_trial(task: Task, job: Job, reporter: Reporter) -> None:
+    """Run the command of a trial, in this process if it is the project's `train`."""
     sweep, package = task.folder.name, task.science.package
-    called = call(task.plan, sweep, job.run, job.config, package, task.trials)
-    arguments = own_arguments(called.words, package)
+    called = trial_command(task.plan, sweep, job.run, job.config, package, task.trials)
+    arguments = train_arguments(called.words, package)
     if arguments is None:
-        run_elsewhere(task, job, called, reporter)
+        run_external(task, job, called, reporter)
         return
     from free_ml_stack.project.arguments import parse_train
     from free_ml_stack.training.run import config_from_args, train
@@ -104,12 +104,12 @@ def perform(task: Task, job: Job, reporter: Reporter) -> None:
             args = parse_train(task.science, arguments)
         except SystemExit:
             raise StackError(complaint.getvalue().strip().split("\n")[-1]) from None
-    with variables(called.variables):
+    with environment_variables(called.variables):
         config = config_from_args(task.science, task.settings, args)
         train(task.science, config, task.settings, job.run, task.trials, reporter)
 
 
-def run_elsewhere(task: Task, job: Job, called: Call, reporter: Reporter) -> None:
+def run_external(task: Task, job: Job, called: TrialCommand, reporter: Reporter) -> None:
     """Run a trial whose command is another program."""
     from free_ml_stack.sweeps.program import run_program
 
@@ -119,19 +119,19 @@ def run_elsewhere(task: Task, job: Job, called: Call, reporter: Reporter) -> Non
 
 
 class Workers:
-    """A fixed number of workers; one that dies, or whose trial takes longer than `seconds`, is replaced."""
+    """A fixed number of worker processes; one that dies, or whose trial exceeds `seconds`, is replaced."""
 
     def __init__(self, task: Task, count: int, seconds: float = 0.0) -> None:
         self.task, self.seconds = task, seconds or math.inf
         shorten_socket_paths()
         methods = multiprocessing.get_all_start_methods()
-        # A server that has torch imported once forks workers in milliseconds; Windows has none.
+        # A fork server that has imported torch starts workers in milliseconds; Windows has none.
         self.context: Any = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
         package = task.science.package
-        self.preloads = "forkserver" in methods and is_own(task.plan, package)  # another program needs no torch
+        self.preloads = "forkserver" in methods and runs_train(task.plan, package)  # other programs do not need torch
         if self.preloads:
             self.context.set_forkserver_preload(
-                # an optimizer's first step would import the last in each worker: seconds
+                # the last would be imported by the first optimizer step of each worker, which takes seconds
                 [f"{package}.train", "free_ml_stack.training.run", "torch._dynamo"]
             )
         self.free = [self._start() for _ in range(count)]
@@ -144,7 +144,7 @@ class Workers:
         busy = [(connection, process) for connection, (process, _, _) in self.busy.items()]
         crew = [*self.free, *busy]
         for connection, process in crew:
-            process.terminate()  # training answers with a checkpoint, and then finds that nobody listens
+            process.terminate()  # training saves a checkpoint, then finds the connection closed
             connection.close()
         for process in [process for _, process in crew]:
             process.join(GRACE)
@@ -152,7 +152,7 @@ class Workers:
             process.join()
 
     def submit(self, job: Job) -> None:
-        """Give a job to a free worker; to the next one where that has died meanwhile."""
+        """Give a job to a free worker, or to the next one if that has died."""
         while True:
             connection, process = self.free.pop()
             try:
@@ -165,7 +165,7 @@ class Workers:
             return
 
     def events(self, seconds: float) -> Iterator[Event]:
-        """What has happened, as soon as something has; nothing after `seconds`."""
+        """Yield events as soon as there are any; return after `seconds` without one."""
         until = min((end for _, _, end in self.busy.values()), default=math.inf)
         for ready in wait(list(self.busy), max(0.0, min(seconds, until - time.monotonic()))):
             assert isinstance(ready, Connection)
@@ -181,16 +181,16 @@ class Workers:
             if time.monotonic() > end:
                 process.terminate()
                 self._replace(connection)
-                yield job.trial, "failed", f"it took more than {self.seconds:g} seconds"
+                yield job.trial, "failed", f"exceeded the time limit of {self.seconds:g} seconds"
 
     def answer(self, trial: int, order: str) -> None:
-        """Tell a trial that has reported a value to go on or to stop; one that has died meanwhile is told nothing."""
+        """Send "on" or "stop" to a trial that has reported a value; do nothing if it has died."""
         connection = next(connection for connection, (_, job, _) in self.busy.items() if job.trial == trial)
         with suppress(ConnectionError):
             connection.send(order)
 
     def _replace(self, connection: Connection) -> int | None:
-        """Start another worker in the place of one that ends; returns its exit code."""
+        """Replace a worker that is ending; return its exit code."""
         process = self.busy.pop(connection)[0]
         connection.close()
         process.join(GRACE)
@@ -203,7 +203,7 @@ class Workers:
     def _start(self) -> tuple[Connection, Any]:
         for _ in range(STARTS):
             here, there = self.context.Pipe()
-            process = self.context.Process(target=work, args=(there, self.task), daemon=True)
+            process = self.context.Process(target=worker_loop, args=(there, self.task), daemon=True)
             process.start()
             there.close()
             try:
@@ -213,6 +213,6 @@ class Workers:
                 here.close()
                 continue
             if self.preloads and not preloaded:
-                raise StackError("the workers could not import the training code; run `train` to see why")
+                raise StackError("workers can't import the training code; run `train` to see the error")
             return here, process
-        raise StackError(f"a worker can't be started (exit code {process.exitcode}); run `train` to see why")
+        raise StackError(f"can't start a worker (exit code {process.exitcode}); run `train` to see the error")

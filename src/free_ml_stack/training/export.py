@@ -51,9 +51,7 @@ def export(science: "Science", settings: "Settings", run: Path, kept: Mapping[st
     folder.mkdir(parents=True, exist_ok=True)
     config, model = science.config(**result["config"]), science.model.load(run / MODEL)
     written = merge_sections(kept_sections(settings.models, folder), kept or {})
-    shutil.copytree(
-        run / MODEL, folder, dirs_exist_ok=True
-    )  # may contain a README.md of the Hub's client; overwritten below
+    shutil.copytree(run / MODEL, folder, dirs_exist_ok=True)  # a README.md in it is overwritten below
     judged = json.loads((run / EVALUATION).read_text(encoding="utf-8"))
     card(settings, science, {**result, **judged}, type(model).__name__, written).save(folder / CARD)
     for name in judged["pictures"].values():

@@ -142,9 +142,8 @@ def rendezvous_store(settings: "Settings") -> "Store":
     while time.monotonic() < end:
         port = int(shared.get(PORT))
         try:
-            socket.create_connection(
-                (settings.master, port), timeout=CONNECT
-            ).close()  # fails immediately if the process has died
+            # fails immediately if the process has died
+            socket.create_connection((settings.master, port), timeout=CONNECT).close()
             found = TCPStore(settings.master, port, timeout=timedelta(seconds=CONNECT))
         except (OSError, distributed.DistError):
             time.sleep(POLL)

@@ -65,9 +65,7 @@ def serialize(tensors: Mapping[str, torch.Tensor]) -> Iterable[memoryview | byte
     """
     header: dict[str, Any] = {}
     end = 0
-    ordered = sorted(
-        tensors.items(), key=lambda item: (-item[1].element_size(), item[0])
-    )  # aligned to the element size
+    ordered = sorted(tensors.items(), key=lambda item: (-item[1].element_size(), item[0]))  # for alignment
     for name, tensor in ordered:
         header[name] = {"dtype": KINDS[tensor.dtype], "shape": list(tensor.shape)}
         header[name]["data_offsets"] = [end, end := end + tensor.nbytes]

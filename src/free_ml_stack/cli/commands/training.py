@@ -103,7 +103,7 @@ def train(science: "Science", settings: Settings, args: Namespace) -> int:
 def sweep(science: "Science", settings: Settings, args: Namespace) -> int:
     """Search for a better configuration, as sweep.yaml says: by W&B where a key works, else here."""
     from free_ml_stack.sweeps import sweep as sweeps
-    from free_ml_stack.sweeps.command import is_own
+    from free_ml_stack.sweeps.command import runs_train
 
     options = sweeps.Options(args.agents, args.trials, args.join, args.study, args.sampler, args.timeout)
     found = sweeps.sweep(science, settings, args.file or settings.root / "sweep.yaml", options)
@@ -113,7 +113,7 @@ def sweep(science: "Science", settings: Settings, args: Namespace) -> int:
         found.tracked,
     )
     say(f"Best: {found.metric} {found.best_value:.4f}, written to {display_path(found.best_config)}.")
-    if not is_own(found.plan, science.package):  # what another program takes is nothing to `train` with
+    if not runs_train(found.plan, science.package):  # what another program takes is nothing to `train` with
         return 0
     return say_next(settings, f"train --config {display_path(found.best_config)}", "publish")
 
