@@ -33,10 +33,13 @@ if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from services import ports
+from services.hub_buckets import Buckets, moment
 from services.hub_faults import Faulty, Protocol
+from services.hub_limits import Limits
 from services.hub_store import ATTRIBUTES, CREATED, Commit, Contents, Entry, Repo
 from services.hub_xet import Blocks
 
+EMPTY = "0" * 64  # Xet's hash of no bytes
 PAGE = (1000, 50)  # entries of a listing's page, plain and with more of each
 LARGE = 10 << 20  # bytes from which a file is not kept in git
 PRO = "hosting Gradio and Docker Spaces on free cpu-basic requires a PRO subscription"
@@ -109,18 +112,27 @@ class Hub:
         self.publishers: dict[str, str] = {}  # identity tokens of a CI, and the repository that trusts each
         self.repos: dict[tuple[str, str], Repo] = {}
         self.asked_for: list[dict[str, Any]] = []  # the bodies with which repositories were to be created
+        self.times: dict[str, float] = {}  # of commits, when
         self.sent = 0  # bytes of contents that arrived
         self.start: Callable[[Repo], str] = lambda repo: ""  # runs a Space; returns its address
         self.url = self.far = ""  # where it is, and where it sends who asks for a large file
         # The client remembers what a store of blocks has, by the store's address, also after its process has ended;
         # the port may have been another Hub's.
         self.store = f"/cas-{secrets.token_hex(8)}"
-        self.app = Faulty(Quoted(Starlette(routes=self._routes(), exception_handlers={RefusedError: refuse})))
+        self.buckets, self.hashes = Buckets(self), {EMPTY: self.contents.keep(b"", lfs=False).sha256}
+        routed = Starlette(routes=self._routes(), exception_handlers={RefusedError: refuse})
+        self.limits = Limits(Quoted(routed))
+        self.app = Faulty(self.limits)
 
     @property
     def calls(self) -> list[str]:
         """Every request so far, as `METHOD /path`."""
         return self.app.calls
+
+    @staticmethod
+    def refusing(status: int, message: str, code: str = "") -> RefusedError:
+        """An answer other than success, to raise."""
+        return RefusedError(status, message, code)
 
     def repo(self, kind: str, id: str) -> Repo:
         """A repository, for inspection."""
@@ -148,6 +160,9 @@ class Hub:
     def _routes(self) -> list[Route]:
         api = "/api/{kind}/{user}/{name}"
         routes = [
+            *self.buckets.routes(),
+            Route("/api/settings/repositories", self.repositories),  # client: list_user_repos, RepoStorageInfo
+            Route("/api/organizations/{user}/settings/repositories", self.repositories),  # client: the same
             Route("/api/whoami-v2", self.whoami),  # js: WhoAmI; docs: security-tokens
             Route("/oauth/token", self.exchange, methods=["POST"]),  # client: _oidc.exchange_oidc_token (RFC 8693)
             Route("/api/repos/create", self.create_repo, methods=["POST"]),  # client: create_repo; docs: api
@@ -179,6 +194,8 @@ class Hub:
             Route("/cdn/{sha256}", self.cdn),  # where the Hub sends who resolves a large file
             Route(self.store + "/v1/xorbs/default/{hash}", self.xorb, methods=["POST"]),  # docs: xet/api
             Route(self.store + "/v1/shards", self.shard, methods=["POST"]),  # docs: xet/api
+            Route(self.store + "/v1/reconstructions/{hash}", self.reconstruction),  # docs: xet/api, download-protocol
+            Route(self.store + "/xorbs/{hash}", self.stored_xorb),  # where a reconstruction sends who downloads
         ]
         for prefix in ("/{user}/{name}", "/{kind}/{user}/{name}"):
             batch = prefix + ".git/info/lfs/objects/batch"
@@ -396,7 +413,10 @@ class Hub:
             errors, _ = judged(self.contents.path(entry.sha256).read_text(encoding="utf-8"), repo.kind)
             if errors:
                 raise RefusedError(400, errors[0])
+        if told := self.limits.refused(f"{repo.kind} {repo.id}"):
+            raise RefusedError(429, told)
         made = repo.commit(header["summary"], changes, branch)
+        self.times[made.oid] = self.limits.clock()
         url = f"{self.url}/{'' if repo.kind == 'model' else repo.kind + 's/'}{repo.id}/commit/{made.oid}"
         return JSONResponse({"success": True, "commitOid": made.oid, "commitUrl": url})
 
@@ -413,17 +433,19 @@ class Hub:
     async def history(self, request: Request) -> Response:
         repo = self.asked(request)
         self.at(request, repo)
-        return JSONResponse(
+        return paged(
+            request,
             [
                 {
                     "id": commit.oid,
                     "title": commit.title,
                     "message": "",
-                    "date": CREATED,
+                    "date": moment(self.times[commit.oid] * 1000) if commit.oid in self.times else CREATED,
                     "authors": [{"user": "me"}],
                 }
                 for commit in repo.history(revision(request))
-            ]
+            ],
+            self.url,
         )
 
     async def refs(self, request: Request) -> Response:
@@ -484,6 +506,10 @@ class Hub:
 
     async def xet_token(self, request: Request) -> Response:
         self.asked(request, write=request.path_params["right"] == "write")
+        return self.connection()
+
+    def connection(self) -> Response:
+        """Where the storage of blocks is, and the token for it."""
         store = self.url + self.store
         told = {"casUrl": store, "accessToken": "xet_of_a_test", "exp": 4102444800}
         headers = {"X-Xet-Cas-Url": store, "X-Xet-Access-Token": "xet_of_a_test"}
@@ -502,9 +528,45 @@ class Hub:
 
     async def shard(self, request: Request) -> Response:
         self.xet(request)
-        for content in self.blocks.made(await request.body()):
-            self.contents.keep(content, lfs=True)
+        for xet, content in self.blocks.made(await request.body()):
+            self.hashes[xet] = self.contents.keep(content, lfs=True).sha256
         return JSONResponse({"result": 1})
+
+    async def reconstruction(self, request: Request) -> Response:
+        self.xet(request)
+        found = self.blocks.reconstruction(request.path_params["hash"], f"{self.url}{self.store}/xorbs")
+        return JSONResponse(found) if found else Response(status_code=404)
+
+    async def stored_xorb(self, request: Request) -> Response:
+        return FileResponse(self.blocks.folder / request.path_params["hash"])
+
+    async def repositories(self, request: Request) -> Response:
+        token = self.token(request)
+        if token is None:
+            raise RefusedError(401, "Invalid username or password.")
+        user = request.path_params.get("user", token.user)
+        found = [
+            (kind, repo.id, repo.private, sum(entry.size for entry in repo.head.tree.values()))
+            for (kind, _), repo in self.repos.items()
+        ]
+        found += [
+            ("bucket", bucket.id, bucket.private, self.buckets.told(bucket)["size"])
+            for bucket in self.buckets.all.values()
+        ]
+        return JSONResponse(
+            [
+                {
+                    "id": repo_id,
+                    "type": kind,
+                    "updatedAt": CREATED,
+                    "visibility": "private" if private else "public",
+                    "storage": size,
+                    "storagePercent": 0,
+                }
+                for kind, repo_id, private, size in found
+                if repo_id.startswith(f"{user}/")
+            ]
+        )
 
     async def resolve(self, request: Request) -> Response:
         repo = self.asked(request)
@@ -649,6 +711,7 @@ def serving(hub: Hub) -> Iterator[str]:
         finally:
             server.should_exit = server.force_exit = True
             thread.join()
+    assert not hub.limits.exceeded, hub.limits.exceeded
 
 
 @contextmanager

@@ -1,7 +1,8 @@
 """Xet's storage as the client uploads to it: blocks of compressed chunks ("xorbs"), and files made of their chunks.
 
 Layouts are those of the published protocol (huggingface.co/docs/xet: xorb, shard, reconstruction of files), and were
-held against what hf_xet sends. Downloads are plain HTTP: no answer of this Hub names a Xet hash.
+held against what hf_xet sends. Repositories are downloaded by plain HTTP, as no answer names a Xet hash of their files;
+those of buckets always have one.
 """
 
 import hashlib
@@ -9,6 +10,7 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 
@@ -50,10 +52,11 @@ def ungrouped(body: bytes) -> bytes:
     return bytes(made)
 
 
-def files(shard: bytes) -> Iterator[tuple[str, list[Part]]]:
-    """The files that a shard describes: their SHA-256 and their parts."""
+def files(shard: bytes) -> Iterator[tuple[str, str, list[Part]]]:
+    """The files that a shard describes: their Xet hash, their SHA-256 where it is told, and their parts."""
     at = HEADER
     while shard[at : at + 32] != BOOKEND:
+        name = words(shard[at : at + 32])
         flags, count = struct.unpack_from("<II", shard, at + 32)
         at += RECORD
         parts = []
@@ -63,7 +66,7 @@ def files(shard: bytes) -> Iterator[tuple[str, list[Part]]]:
         at += count * RECORD * (2 if flags & VERIFIED else 1)
         sha256 = words(shard[at : at + 32]) if flags & DESCRIBED else ""
         at += RECORD if flags & DESCRIBED else 0
-        yield sha256, parts
+        yield name, sha256, parts
 
 
 def words(raw: bytes) -> str:
@@ -77,6 +80,7 @@ class Blocks:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
+        self.files: dict[str, list[Part]] = {}  # by Xet hash
 
     def keep(self, name: str, xorb: bytes) -> bool:
         """Keep a block; whether it is new."""
@@ -84,13 +88,36 @@ class Blocks:
         (self.folder / name).write_bytes(xorb)
         return new
 
-    def made(self, shard: bytes) -> Iterator[bytes]:
-        """The contents of a shard's files. Raises ValueError for one that is not what its sum says."""
-        for sha256, parts in files(shard):
-            content = b"".join(
-                b"".join(list(chunks((self.folder / words(part.block)).read_bytes()))[part.start : part.end])
-                for part in parts
-            )
-            if hashlib.sha256(content).hexdigest() != sha256:
+    def made(self, shard: bytes) -> Iterator[tuple[str, bytes]]:
+        """The Xet hashes and contents of a shard's files. Raises ValueError for one that is not what its sum says."""
+        for name, sha256, parts in files(shard):
+            content = b"".join(b"".join(self.chunks(part)) for part in parts)
+            if sha256 and hashlib.sha256(content).hexdigest() != sha256:
                 raise ValueError(f"the parts of {sha256} make another file")
-            yield content
+            self.files[name] = parts
+            yield name, content
+
+    def chunks(self, part: Part) -> list[bytes]:
+        """The chunks of a part of a file."""
+        return list(chunks((self.folder / words(part.block)).read_bytes()))[part.start : part.end]
+
+    def reconstruction(self, name: str, url: str) -> dict[str, Any]:
+        """Of which chunks a file is made and where they are to be had below `url`; nothing for an unknown one."""
+        terms, places = [], {}
+        for part in self.files.get(name, []):
+            block = words(part.block)
+            size = sum(map(len, self.chunks(part)))
+            between = {"start": part.start, "end": part.end}
+            terms.append({"hash": block, "unpacked_length": size, "range": between})
+            ends = offsets((self.folder / block).read_bytes())
+            there = {"start": ends[part.start], "end": ends[part.end] - 1}
+            places.setdefault(block, []).append({"range": between, "url": f"{url}/{block}", "url_range": there})
+        return {"offset_into_first_range": 0, "terms": terms, "fetch_info": places} if terms else {}
+
+
+def offsets(xorb: bytes) -> list[int]:
+    """Where each chunk of a block begins, and where the last one ends."""
+    found = [0]
+    while found[-1] + 8 <= len(xorb) and xorb[found[-1]] == 0:
+        found.append(found[-1] + 8 + int.from_bytes(xorb[found[-1] + 1 : found[-1] + 4], "little"))
+    return found
