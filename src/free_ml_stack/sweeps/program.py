@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from free_ml_stack.errors import StackError
+from free_ml_stack.processes import OWN_GROUP, TERMINATE
 from free_ml_stack.tracking.run import METRICS
 from free_ml_stack.tracking.tracker import Tracker
 
@@ -44,18 +45,19 @@ def run_program(
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 preexec_fn=_dying_with_us(),
+                creationflags=OWN_GROUP,
             )
         except OSError as error:
             raise StackError(f"can't start {words[0]}: {error.strerror}") from None
     # forward SIGTERM to the program
-    before = signal.signal(signal.SIGTERM, lambda *_: process.terminate())
+    before = signal.signal(signal.SIGTERM, lambda *_: process.send_signal(TERMINATE))
     try:
         rows = _follow(process, record / METRICS)
         for number, row in enumerate(rows):
             tracker.log(number, row)
     finally:
         if process.poll() is None:
-            process.terminate()
+            process.send_signal(TERMINATE)
             try:
                 process.wait(GRACE)
             except subprocess.TimeoutExpired:

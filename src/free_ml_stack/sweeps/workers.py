@@ -6,12 +6,13 @@ import math
 import multiprocessing
 import signal
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from multiprocessing.connection import Connection, wait
-from typing import Any
+from typing import Any, NamedTuple
 
 from free_ml_stack.errors import PreemptedError, StackError
 from free_ml_stack.processes import shorten_socket_paths
@@ -60,10 +61,11 @@ class Reporter(Tracker):
         return float(self.value)
 
 
-def worker_loop(connection: "Connection", task: Task) -> None:
-    """Receive jobs, run them and report the results, until the connection is closed."""
+def worker_loop(connection: "Connection", alive: "Connection", task: Task) -> None:
+    """Receive jobs, run them and report the results, until a connection is closed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is handled by the sweep
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # the inherited handler could raise where it can't be caught
+    threading.Thread(target=terminate_when_closed, args=(alive,), daemon=True).start()
     connection.send(f"{task.science.package}.train" in sys.modules)
     # the sweep has ended, or this process was terminated and has saved a checkpoint
     with suppress(EOFError, ConnectionError, PreemptedError):
@@ -73,6 +75,13 @@ def worker_loop(connection: "Connection", task: Task) -> None:
             connection.send((job.trial, what, value))
 
 
+def terminate_when_closed(alive: "Connection") -> None:
+    """Raise SIGTERM in this process once the sweep closes a connection: on Windows no other process can."""
+    with suppress(EOFError, OSError):
+        alive.recv()
+    signal.raise_signal(signal.SIGTERM)
+
+
 def run_job(task: Task, job: Job, reporter: Reporter) -> tuple[str, Any]:
     """Run a trial; return how it ended (done, stopped, failed) and its value or error message."""
     try:
@@ -80,10 +89,10 @@ def run_job(task: Task, job: Job, reporter: Reporter) -> tuple[str, Any]:
             run_trial(task, job, reporter)
             return "done", reporter.result()
         return "stopped", reporter.result()
-    except StackError as error:
-        return "failed", str(error)
     except (EOFError, ConnectionError, PreemptedError):
         raise
+    except StackError as error:
+        return "failed", str(error)
     except Exception:
         return "failed", traceback.format_exc()
 
@@ -118,6 +127,14 @@ def run_external(task: Task, job: Job, called: TrialCommand, reporter: Reporter)
     run_program(called.words, called.variables, task.settings.root, record, scratch, reporter)
 
 
+class Worker(NamedTuple):
+    """A process, the connection for its jobs, and one that terminates it when closed."""
+
+    connection: Connection
+    process: Any
+    alive: Connection
+
+
 class Workers:
     """A fixed number of worker processes; one that dies, or whose trial exceeds `seconds`, is replaced."""
 
@@ -135,33 +152,31 @@ class Workers:
                 [f"{package}.train", "free_ml_stack.training.run", "torch._dynamo"]
             )
         self.free = [self._start() for _ in range(count)]
-        self.busy: dict[Connection, tuple[Any, Job, float]] = {}
+        self.busy: dict[Connection, tuple[Worker, Job, float]] = {}
 
     def __enter__(self) -> "Workers":
         return self
 
     def __exit__(self, *_: object) -> None:
-        busy = [(connection, process) for connection, (process, _, _) in self.busy.items()]
-        crew = [*self.free, *busy]
-        for connection, process in crew:
-            process.terminate()  # training saves a checkpoint, then finds the connection closed
-            connection.close()
-        for process in [process for _, process in crew]:
-            process.join(GRACE)
-            process.kill()
-            process.join()
+        workers = [*self.free, *(worker for worker, _, _ in self.busy.values())]
+        for worker in workers:
+            worker.alive.close()  # training saves a checkpoint, then finds the other connection closed
+            worker.connection.close()
+        for worker in workers:
+            _join(worker.process)
 
     def submit(self, job: Job) -> None:
         """Give a job to a free worker, or to the next one if that has died."""
         while True:
-            connection, process = self.free.pop()
+            worker = self.free.pop()
             try:
-                connection.send(job)
+                worker.connection.send(job)
             except ConnectionError:
-                process.join()
+                worker.alive.close()
+                worker.process.join()
                 self.free.append(self._start())
                 continue
-            self.busy[connection] = (process, job, time.monotonic() + self.seconds)
+            self.busy[worker.connection] = (worker, job, time.monotonic() + self.seconds)
             return
 
     def events(self, seconds: float) -> Iterator[Event]:
@@ -169,17 +184,16 @@ class Workers:
         until = min((end for _, _, end in self.busy.values()), default=math.inf)
         for ready in wait(list(self.busy), max(0.0, min(seconds, until - time.monotonic()))):
             assert isinstance(ready, Connection)
-            process, job, _ = self.busy[ready]
+            _, job, _ = self.busy[ready]
             try:
                 event: Event = ready.recv()
             except (EOFError, ConnectionError):
                 event = (job.trial, "died", f"the process died (exit code {self._replace(ready)})")
             if event[1] in ("done", "stopped", "failed"):
-                self.free.append((ready, self.busy.pop(ready)[0]))
+                self.free.append(self.busy.pop(ready)[0])
             yield event
-        for connection, (process, job, end) in list(self.busy.items()):
+        for connection, (_, job, end) in list(self.busy.items()):
             if time.monotonic() > end:
-                process.terminate()
                 self._replace(connection)
                 yield job.trial, "failed", f"exceeded the time limit of {self.seconds:g} seconds"
 
@@ -190,29 +204,38 @@ class Workers:
             connection.send(order)
 
     def _replace(self, connection: Connection) -> int | None:
-        """Replace a worker that is ending; return its exit code."""
-        process = self.busy.pop(connection)[0]
+        """Terminate a worker and start another; return the exit code."""
+        worker = self.busy.pop(connection)[0]
+        worker.alive.close()
         connection.close()
-        process.join(GRACE)
-        process.kill()
-        process.join()
+        _join(worker.process)
         self.free.append(self._start())
-        code: int | None = process.exitcode
+        code: int | None = worker.process.exitcode
         return code
 
-    def _start(self) -> tuple[Connection, Any]:
+    def _start(self) -> Worker:
         for _ in range(STARTS):
             here, there = self.context.Pipe()
-            process = self.context.Process(target=worker_loop, args=(there, self.task), daemon=True)
+            reader, alive = self.context.Pipe(duplex=False)
+            process = self.context.Process(target=worker_loop, args=(there, reader, self.task), daemon=True)
             process.start()
             there.close()
+            reader.close()
             try:
                 preloaded = here.recv()
             except (EOFError, ConnectionError):
                 process.join()
                 here.close()
+                alive.close()
                 continue
             if self.preloads and not preloaded:
                 raise StackError("workers can't import the training code; run `train` to see the error")
-            return here, process
+            return Worker(here, process, alive)
         raise StackError(f"can't start a worker (exit code {process.exitcode}); run `train` to see the error")
+
+
+def _join(process: Any) -> None:
+    """Wait for a process that was told to end; kill it after GRACE seconds."""
+    process.join(GRACE)
+    process.kill()
+    process.join()
