@@ -77,9 +77,7 @@ ODD = {
     "no home": Odd(variables={"HOME": ""}),
     "a home that is missing": Odd(variables={"HOME": "/nonexistent/home"}),
     "a home that is a file": Odd(variables={"HOME": "/etc/hostname"}),
-    "a home of another user": Odd(
-        variables={"HOME": "{tmp}/home"}, shell=UNREADABLE, before=with_an_unreadable_home
-    ),
+    "a home of another user": Odd(variables={"HOME": "{tmp}/home"}, shell=UNREADABLE, before=with_an_unreadable_home),
     "a proxy": Odd(variables={"HTTP_PROXY": NOWHERE, "HTTPS_PROXY": NOWHERE, "http_proxy": NOWHERE}),
     "a proxy for all": Odd(variables={"ALL_PROXY": "socks5://127.0.0.1:9", "all_proxy": "socks5://127.0.0.1:9"}),
     "a strict umask": Odd(shell="umask 077; exec {}"),
