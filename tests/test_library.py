@@ -21,6 +21,8 @@ from baking import SKELETON, TEMPLATE
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from free_ml_stack.version import __version__
+
 LIBRARY = TEMPLATE / "src" / "free_ml_stack"
 PUBLIC = {
     "free_ml_stack": {"StackError", "flag", "main"},
@@ -126,8 +128,8 @@ def test_the_wheel_holds_what_src_holds() -> None:
         f"{text}; extra == '{extra}'" for extra, texts in project["optional-dependencies"].items() for text in texts
     ]
     assert alike(metadata.get_all("Requires-Dist")) == alike([*project["dependencies"], *extras])
-    assert (metadata["Name"], metadata["Version"]) == (project["name"], project["version"])
-    assert f"-{project['version']}-" in WHEEL.name
+    assert (metadata["Name"], metadata["Version"]) == (project["name"], __version__)
+    assert f"-{__version__}-" in WHEEL.name
     points = configparser.ConfigParser()
     points.read_string(held[f"{info}/entry_points.txt"].decode())
     assert {name: dict(points[name]) for name in points.sections()} == project["entry-points"]

@@ -13,6 +13,7 @@ from free_ml_stack.console import open_streams
 from free_ml_stack.credentials.surroundings import surroundings
 from free_ml_stack.errors import StackError, is_external, one_line
 from free_ml_stack.project.settings import Settings, load
+from free_ml_stack.version import __version__
 
 if TYPE_CHECKING:
     from free_ml_stack.project.science import Science
@@ -57,6 +58,7 @@ def run(science: "Science", arguments: Sequence[str] | None = None) -> int:
 def parse(science: "Science", arguments: Sequence[str]) -> argparse.Namespace:
     """The parsed command line; only the command that it names gets its arguments, so that help is quick."""
     parser = argparse.ArgumentParser(prog=Path(sys.argv[0]).stem.replace("__main__", f"python -m {science.package}"))
+    parser.add_argument("--version", action="version", version=f"free-ml-stack {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name, command in all_commands().items():
         text = (command.run.__doc__ or "").strip()

@@ -16,10 +16,12 @@ from typing import Any
 
 import orjson
 
+from free_ml_stack.deployment.tensors import TensorModel, TensorRequest
 from free_ml_stack.errors import StackError
 from free_ml_stack.project.science import Predictor
 
 JSON = "application/json"
+METADATA, TENSORS = "tensors:metadata", "tensors:"  # between gateway and worker; the length of the JSON part follows
 JSON_OPTIONS = orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_NON_STR_KEYS
 SAMPLE, REFERENCE = "sample.json", "reference.json"
 TOLERANCE = 1e-5
@@ -31,6 +33,7 @@ KNOWN_ERRORS = {
 }  # fmt: skip
 
 Input = tuple[str, bytes, bool]  # content type, body, whether what is printed meanwhile is wanted
+Pair = tuple[Any, Any] | None  # input and answer of a call, None for tensors
 Output = tuple[str, Any, str | None]  # "json", "text", "binary", "error" or "unread"; its content; what was printed
 
 
@@ -50,22 +53,33 @@ class Loaded:
     model: Any
     sample: dict[str, Any] | None
     reference: dict[str, Any] | None
+    tensors: TensorModel
 
-    def answers(self, inputs: Sequence[Input]) -> tuple[list[Output], list[tuple[Any, Any]]]:
-        """The outputs of a batch, and the pairs of input and answer of those that are none of an error."""
+    def answers(self, inputs: Sequence[Input]) -> tuple[list[Output], list[Pair]]:
+        """Return the outputs of a batch, and a pair for each that is no error."""
         payloads: list[Any] = [_attempt(decode, *given[:2]) for given in inputs]
         results = self._run([given[2] for given in inputs], payloads)
         outputs = [_attempt_to_write(*result) for result in results]
         pairs = zip(payloads, results, outputs, strict=True)
-        return outputs, [(payload, result[0]) for payload, result, output in pairs if output[0] not in FAULTS]
+        return outputs, [
+            None if isinstance(payload, TensorRequest) else (payload, result[0])
+            for payload, result, output in pairs
+            if output[0] not in FAULTS
+        ]
 
     @property
     def watches(self) -> bool:
         """Whether the project says what monitoring notes of a call."""
         return hasattr(self.predictor, "watch") or hasattr(self.predictor, "watch_batch")
 
-    def watched(self, pairs: Sequence[tuple[Any, Any]]) -> list[Mapping[str, Any]]:
-        """What monitoring notes of answered calls; nothing where the project's function fails."""
+    def watched(self, pairs: Sequence[Pair]) -> list[Mapping[str, Any]]:
+        """Return what monitoring records of answered calls; nothing if the project's function fails."""
+        found = iter(self._watched([pair for pair in pairs if pair]))
+        return [next(found) if pair else {} for pair in pairs]
+
+    def _watched(self, pairs: Sequence[tuple[Any, Any]]) -> list[Mapping[str, Any]]:
+        if not pairs:
+            return []
         if batch := getattr(self.predictor, "watch_batch", None):
             with contextlib.suppress(Exception):  # of calls that do not go together: each by itself
                 found: list[Mapping[str, Any]] = batch(*map(list, zip(*pairs, strict=True)), self.model)
@@ -74,7 +88,8 @@ class Loaded:
 
     def _run(self, captures: list[bool], payloads: list[Any]) -> list[tuple[Any, str | None]]:
         batch = getattr(self.predictor, "apply_batch", None)
-        if batch and len(payloads) > 1 and not any(captures) and not any(isinstance(p, Exception) for p in payloads):
+        single = any(isinstance(payload, Exception | TensorRequest) for payload in payloads)
+        if batch and len(payloads) > 1 and not any(captures) and not single:
             with contextlib.suppress(Exception):  # one bad input must not fail the others: each again, alone
                 answers = batch(payloads, self.model)
                 if len(answers) == len(payloads):
@@ -84,6 +99,8 @@ class Loaded:
     def _alone(self, payload: Any, capture: bool) -> tuple[Any, str | None]:
         if isinstance(payload, Exception):
             return payload, None
+        if isinstance(payload, TensorRequest):
+            return _attempt(self.tensors.answer, payload), None
         with contextlib.redirect_stdout(io.StringIO()) if capture else contextlib.nullcontext() as printed:
             answer = _attempt(self.predictor.apply, payload, self.model)
         return answer, printed.getvalue() if printed else None
@@ -104,7 +121,13 @@ def load(predictor: Predictor | str, folder: Path) -> Loaded:
     if isinstance(predictor, str):
         predictor = import_module(predictor)
     assert not isinstance(predictor, str)
-    return Loaded(predictor, predictor.load(folder), read_json(folder / SAMPLE), read_json(folder / REFERENCE))
+    return Loaded(
+        predictor,
+        predictor.load(folder),
+        read_json(folder / SAMPLE),
+        read_json(folder / REFERENCE),
+        TensorModel(folder),
+    )
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
@@ -150,6 +173,8 @@ def close(one: Any, other: Any) -> bool:
 
 def decode(content_type: str, body: bytes) -> Any:
     """The input of a call: text, binary, or what JSON holds. Raises UnreadableError."""
+    if content_type.startswith(TENSORS):
+        return TensorRequest(body, None if content_type == METADATA else int(content_type.removeprefix(TENSORS)))
     if content_type != JSON:
         content_type = content_type.partition(";")[0].strip().lower()
     try:

@@ -21,7 +21,7 @@ from typing import Any
 
 import orjson
 
-from free_ml_stack.deployment.answering import JSON, JSON_OPTIONS, Loaded, check_sample, load
+from free_ml_stack.deployment.answering import JSON, JSON_OPTIONS, Loaded, Pair, check_sample, load
 from free_ml_stack.errors import StackError, one_line
 from free_ml_stack.project.science import Predictor
 
@@ -122,7 +122,7 @@ class Server:
 
     def __init__(self, connection: socket.socket, loaded: Loaded) -> None:
         self.connection, self.loaded = connection, loaded
-        self.pairs: list[tuple[Any, Any]] = []  # answered, and not described yet
+        self.pairs: list[Pair] = []  # answered, and not described yet
 
     def run(self) -> None:
         """Answer until the other side closes the connection."""

@@ -11,6 +11,7 @@ from fsspec import AbstractFileSystem
 
 from free_ml_stack.errors import StackError
 from free_ml_stack.gateway.algorithms.calls import Answer, CallError, Calls, Limits, failure
+from free_ml_stack.gateway.algorithms.inference import Inference
 from free_ml_stack.gateway.algorithms.management import Management
 from free_ml_stack.gateway.algorithms.models import Models
 from free_ml_stack.gateway.dashboard import Dashboard
@@ -73,6 +74,7 @@ class Gateway:
         self.user, self.keys = user, [key.encode() for key in keys]
         self.name, self.calls, self.management, self.data = name, calls, management, data
         self.models, self.memory = calls.models, Memory()
+        self.inference = Inference(calls)
         self.dashboard = Dashboard(calls.owner, name, calls.models, calls.log)
         self.ready = False
         self.starting: asyncio.Task[None] | None = None
@@ -188,6 +190,8 @@ class Gateway:
             return self.data
         if path == "/v1/insights" and (known or from_this_machine(request)):
             return self.dashboard.insights
+        if path == "/v2" or path.startswith("/v2/"):
+            return self.inference
         if path == "/":
             return self.dashboard
         if part := {"/healthz": self._health, "/readyz": self._readiness}.get(path):

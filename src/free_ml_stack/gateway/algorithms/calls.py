@@ -76,7 +76,7 @@ class Calls:
 
     async def __call__(self, request: Request) -> None:
         """Answer the call of `/v1/algo/<owner>/<name>[/<version>]`. Raises QueueFullError and DisconnectedError."""
-        call = self._new_call()
+        call = self.new_call()
         try:
             self._read_options(call, request.query)
             given = request.header(b"content-type"), await self._body(request)
@@ -115,13 +115,14 @@ class Calls:
         model = self.models.find(name, version)
         if model is None or owner != self.owner or model.full:
             return False
-        call, seconds = self._new_call(), self.limits.call_seconds
+        call, seconds = self.new_call(), self.limits.call_seconds
         deadline = asyncio.get_running_loop().time() + seconds
         conclude = partial(self._conclude, model, call=call, answer=answer)
         model.submit(Question(JSON, body, conclude, seconds, deadline), alone)
         return True
 
-    def _new_call(self) -> Call:
+    def new_call(self) -> Call:
+        """Return a call that begins now."""
         return Call(f"req-{self.run}{next(self.numbers):x}", time.perf_counter(), self.limits.call_seconds)
 
     def _read_options(self, call: Call, given: dict[str, str]) -> None:
@@ -150,16 +151,21 @@ class Calls:
     ) -> dict[str, Any] | None:
         """Answer a call that the model has dealt with. Returns the entry for the log, which the worker completes."""
         kind, content, printed = output
+        entry = self.log_call(model, output, call)
+        if kind in FAULTS:
+            error_type, message, trace = content
+            answer(failure(CallError(message, error_type, trace), call))
+        else:
+            answer(success(kind, content, call, printed))
+        return entry
+
+    def log_call(self, model: Model, output: Output, call: Call) -> dict[str, Any] | None:
+        """Log a call that failed; return the entry of one that did not, for the worker to complete."""
         version = model.build.version or model.build.hash
         entry = {"time": datetime.now(UTC), "version": version, "latency_ms": round(call.duration * 1000, 3)}
-        if kind not in FAULTS:
-            answer(success(kind, content, call, printed))
-            return entry
-        error_type, message, trace = content
-        if kind == "error":
-            self.log.record(model.algorithm, {**entry, "error": error_type})
-        answer(failure(CallError(message, error_type, trace), call))
-        return None
+        if output[0] == "error":
+            self.log.record(model.algorithm, {**entry, "error": output[1][0]})
+        return None if output[0] in FAULTS else entry
 
     def _answer_later(self, model: Model, given: tuple[str, bytes], call: Call, request: Request) -> Answer:
         if model.full:

@@ -1,0 +1,107 @@
+"""The Open Inference Protocol (version 2, REST), so that clients of Triton, KServe and MLServer work unmodified.
+
+A model is an algorithm, a version one of its versions; tensors are those of the ONNX graph in the model folder.
+"""
+
+from typing import Any
+
+import orjson
+
+from free_ml_stack.deployment.answering import FAULTS, JSON, METADATA, TENSORS, Output
+from free_ml_stack.errors import StackError
+from free_ml_stack.gateway.algorithms.calls import BINARY, Calls
+from free_ml_stack.gateway.algorithms.models import Model
+from free_ml_stack.gateway.http import HTTPError, Request
+from free_ml_stack.version import __version__
+
+HEADER = "inference-header-content-length"
+STATUS = {"InputError": 400, "TimeoutError": 504, "LoadingError": 503}
+
+
+class Inference:
+    """Answers `/v2/…` with the models of one owner. Health needs no key, as load balancers have none."""
+
+    def __init__(self, calls: Calls) -> None:
+        self.calls = calls
+
+    async def __call__(self, request: Request) -> None:
+        """Answer a request; errors are `{"error": message}`, as the protocol has them."""
+        try:
+            await self._answer(request)
+        except HTTPError as error:
+            await request.answer({"error": error.message}, error.status, **error.headers)
+
+    async def _answer(self, request: Request) -> None:
+        path = request.segments[1:]
+        if path in (["health", "live"], ["health", "ready"]):
+            await request.answer({path[1]: True})
+            return
+        if request.user is None:
+            raise HTTPError(401, "authorization required")
+        match (request.method, *path):
+            case ("GET",):
+                extensions = ["binary_tensor_data"]
+                await request.answer({"name": "free-ml-stack", "version": __version__, "extensions": extensions})
+            case (method, "models", name, *rest):
+                version = rest[1] if rest[:1] == ["versions"] and len(rest) > 1 else ""
+                action = rest[2:] if version else rest
+                await self._answer_model(request, method, (name, version), action)
+            case _:
+                raise HTTPError(404, f"no such address: {request.path}")
+
+    async def _answer_model(self, request: Request, method: str, asked: tuple[str, str], action: list[str]) -> None:
+        model = await self._model(*asked)
+        known = {"model_name": asked[0], "model_version": model.build.version}
+        match (method, *action):
+            case ("GET", "ready"):
+                await request.answer({"name": asked[0], "ready": True})
+            case ("GET",):
+                described = orjson.loads((await self._run(model, METADATA, b""))[4:])
+                published = self.calls.models.algorithms[asked[0]].published()
+                facts = {"name": asked[0], "platform": "onnxruntime_onnx"}
+                await request.answer({**facts, "versions": [build.version for build in published], **described})
+            case ("POST", "infer"):
+                await self._infer(request, model, known)
+            case (_, *rest) if rest in ([], ["ready"], ["infer"]):
+                raise HTTPError(405, f"{method} is not supported here")
+            case _:
+                raise HTTPError(404, f"no such address: {request.path}")
+
+    async def _model(self, name: str, version: str) -> Model:
+        try:
+            model = await self.calls.models.get(name, version)
+        except StackError as error:
+            raise HTTPError(503, str(error)) from error
+        if model is None:
+            raise HTTPError(404, f"model {name} {version}".rstrip() + " does not exist")
+        return model
+
+    async def _infer(self, request: Request, model: Model, known: dict[str, Any]) -> None:
+        if encoding := request.header(b"content-encoding"):
+            raise HTTPError(415, f"Content-Encoding {encoding} is not supported; send the body uncompressed")
+        body = await request.body(self.calls.limits.body_bytes, self.calls.limits.body_seconds)
+        length = request.header(HEADER.encode()) or str(len(body))
+        if not (length.isascii() and length.isdecimal() and len(length) < 20 and int(length) <= len(body)):
+            raise HTTPError(400, f"{HEADER} must be a number of at most {len(body)} bytes")
+        answer = await self._run(model, f"{TENSORS}{length}", body)
+        end = 4 + int.from_bytes(answer[:4], "little")
+        head = orjson.dumps(known)[:-1] + b"," + answer[5:end]
+        if end == len(answer):
+            await request.answer_bytes(200, head, JSON)
+        else:
+            await request.answer_bytes(200, head + answer[end:], BINARY, inference_header_content_length=str(len(head)))
+
+    async def _run(self, model: Model, content_type: str, body: bytes) -> bytes:
+        """Return what the model's process answers. Raises HTTPError."""
+        call, outputs = self.calls.new_call(), []
+
+        def deliver(output: Output) -> dict[str, Any] | None:
+            outputs.append(output)
+            return None if content_type == METADATA else self.calls.log_call(model, output, call)
+
+        await model.ask(content_type, body, False, call.timeout, deliver)
+        kind, content, _ = outputs[0]
+        if kind in FAULTS:
+            raise HTTPError(STATUS.get(content[0], 500), content[1])
+        answer: bytes = content
+        return answer
