@@ -36,7 +36,7 @@ MADE = {  # what a step leaves on this machine
 }
 NAMES = {"hub": r"\bHub\b|Hugging Face", "algorithmia": r"Algorithmia|127\.0\.0\.1:\d+"}
 REMEDY = r"`digits-online |run the same command again|run it again|new at "
-SENT = re.compile(r"`digits-online sync` sends it")
+SENT = re.compile(r"`digits-online sync` (later )?to upload")
 SENDS = re.compile(rf"{SENT.pattern}|`digits-online publish` goes on|goes there later, by `digits-online data`")
 CALLS = 270  # of a demo, to the deployed model
 ONCE: tuple[int | str, ...] = (500, "reset", 403, 429, "slow")
@@ -89,7 +89,7 @@ class World:
             for service, faulty in self.faulty.items():
                 self.calls[service, step] = list(faulty.calls)
             assert not wrong_at_services(self, step)
-            self.stored[step] = set(self.data_folder())
+            self.stored[step] = set(self.in_store())
 
     def cases(self, each: bool = True) -> Iterator[Case]:
         """A failure of each call; else of the first call of each operation of a step."""
@@ -129,7 +129,7 @@ class World:
             wrong.append(f"nothing says that it lacks: {lacking}")
         wrong += self._repair(*([case.step] if code else []), *(["sync"] if code or lacking else []))
         wrong += [f"after the repair: {lack}" for lack in wrong_at_services(self, case.step)]
-        if lost := self.stored[case.step] ^ set(self.data_folder()):
+        if lost := self.stored[case.step] ^ set(self.in_store()):
             wrong.append(f"the store differs in {sorted(lost)}")
         return [*wrong, printed] if wrong else []
 
@@ -156,7 +156,7 @@ class World:
 
     def _lacking(self) -> list[str]:
         """What the services do not have of a whole demo."""
-        lost = self.stored["monitor"] - set(self.data_folder())
+        lost = self.stored["monitor"] - set(self.in_store())
         return wrong_at_services(self, "monitor") + [f"the store has no {name}" for name in sorted(lost)]
 
     def _repair(self, *commands: str) -> Iterator[str]:
@@ -170,7 +170,7 @@ class World:
         """Whether all that a step makes on this machine is there."""
         return all(list((self.services.project).glob(name)) for name in MADE.get(step, ()))
 
-    def data_folder(self) -> list[str]:
+    def in_store(self) -> list[str]:
         """The files in Algorithmia's store, those of a deployment by its version; names of chance are made equal.
 
         Logs and checkpoints are left out, and what no version names: an attempt left it when the store failed.

@@ -193,7 +193,7 @@ def test_the_sweep_continues_locally_if_wandb_becomes_unreachable(project: Path,
     assert json.loads((folder / "best.json").read_text())["lr"] == 0.006
     points = [trial["config"]["lr"] for trial in json.loads((folder / "trials.json").read_text())]
     assert sorted(points) == [0.00001, 0.006]
-    assert "`skeleton sync` sends it" in printed
+    assert "Run `skeleton sync` to upload it" in printed
 
 
 @pytest.mark.slow
@@ -239,7 +239,7 @@ def test_a_trial_that_failed_to_upload_is_uploaded_before_the_results_are_read(p
     (project / "sweep.yaml").write_text(SWEEP.replace("[0.1, 2.0]", "[0.1]"))
     service.faults.append(Fault(403, at=[1, 3], match="RunResumeStatus"))
     printed = projects.run(project, "sweep", "--agents", "1", **account(project, service))
-    assert "Tracked offline" in printed
+    assert "Tracking offline" in printed
     assert "Continuing the sweep on this machine" in printed  # because the second upload of the trial failed too
     settings = project / "stack.toml"
     settings.write_text(settings.read_text().replace('"skeleton"', '"other"'))

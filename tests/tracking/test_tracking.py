@@ -1,4 +1,4 @@
-"""Tracking with the real client: online, offline, and with a service that fails on the way."""
+"""Tracking with the real client: online, offline, and with a service that fails."""
 
 import json
 import os
@@ -57,7 +57,7 @@ def start(project: Path, text: str, service: Wandb, **extra: str) -> forking.Run
 
 
 def track(project: Path, text: str, service: Wandb, **extra: str) -> str:
-    """What a program prints that tracks a run; nothing of the client is left when it has ended."""
+    """Run a program that tracks a run; return its output, and check that no process of the client is left."""
     process = start(project, text, service, **extra)
     printed, _ = process.communicate(timeout=120)
     assert process.returncode == 0, printed
@@ -66,25 +66,25 @@ def track(project: Path, text: str, service: Wandb, **extra: str) -> str:
 
 
 def services_of(pid: int) -> list[str]:
-    """The client's service processes that a process has started."""
+    """The client's service processes started by a process."""
     table = subprocess.run(["ps", "-eww", "-o", "args"], capture_output=True, text=True, check=True).stdout
     return [line for line in table.splitlines() if "wandb-core" in line and f"--pid {pid}" in line]
 
 
 def record(project: Path) -> list[dict[str, float]]:
-    """The run as it is on disk."""
+    """The rows of the run on disk."""
     return [json.loads(line) for line in (project / "runs/one/metrics.jsonl").read_text().splitlines()]
 
 
 def history(run: Run) -> list[dict[str, float]]:
-    """The run as W&B has it, without what W&B adds."""
+    """The rows of the run at W&B, without the fields that W&B adds."""
     return [
         {name: value for name, value in row.items() if not name.startswith("_")} for row in run.history if "loss" in row
     ]
 
 
 def sync(project: Path, service: Wandb, code: int = 0) -> str:
-    """What `sync` prints."""
+    """Run `sync` and return its output."""
     return projects.run(project, "sync", code=code, **account(project, service))
 
 
@@ -99,28 +99,28 @@ def test_a_run_is_the_same_at_wandb_and_on_disk(project: Path, service: Wandb) -
     assert "Nothing to send" in sync(project, service)
 
 
-def test_without_a_key_it_is_offline_without_a_word_to_anyone(project: Path, service: Wandb) -> None:
+def test_tracking_is_offline_without_a_key(project: Path, service: Wandb) -> None:
     printed = track(project, STEPS + END, service, WANDB_API_KEY="")
     assert not service.calls
-    assert printed.count("W&B: offline. `p sync` sends it") == 1
+    assert printed.count("W&B: offline. Run `p sync` to upload it") == 1
     assert len(record(project)) == 5
     assert list(project.glob("runs/one/wandb/offline-run-*/*.wandb"))
 
 
-def test_a_key_that_is_refused_is_told_once(project: Path, service: Wandb) -> None:
+def test_a_rejected_key_is_reported_once(project: Path, service: Wandb) -> None:
     service.refused.add(KEY)
     printed = track(project, STEPS + END, service)
-    assert printed.count("refuses the key. Tracked offline.") == 1
+    assert printed.count("refuses the key. Tracking offline.") == 1
     assert not service.store.runs
-    assert "no key for W&B that works" in sync(project, service, code=1)
+    assert "no valid W&B key" in sync(project, service, code=1)
 
 
-def test_an_older_name_of_offline_is_offline(project: Path, service: Wandb) -> None:
+def test_the_mode_dryrun_means_offline(project: Path, service: Wandb) -> None:
     assert "W&B: offline." in track(project, STEPS + END, service, WANDB_MODE="dryrun")
     assert not service.calls
 
 
-def test_the_names_of_the_client_win_over_the_file(project: Path, service: Wandb) -> None:
+def test_settings_of_the_client_override_the_file(project: Path, service: Wandb) -> None:
     track(project, STEPS + END, service, WANDB_PROJECT="other", WANDB_ENTITY="team")
     [run] = service.store.runs.values()
     assert (run.entity, run.project) == ("team", "other")
@@ -133,30 +133,30 @@ def test_the_names_of_the_client_win_over_the_file(project: Path, service: Wandb
         ({"WANDB_INIT_TIMEOUT": "long"}, "init_timeout: Input should be a valid number"),
     ],
 )
-def test_a_setting_that_the_client_refuses_stops_no_run(
+def test_an_invalid_client_setting_does_not_stop_a_run(
     project: Path, service: Wandb, wrong: dict[str, str], words: str
 ) -> None:
     printed = track(project, STEPS + END, service, **wrong)
     assert printed.count(words) == 1
     assert len(record(project)) == 5
     refused = projects.run(project, "sync", code=1, **account(project, service, **wrong))
-    assert "one was not sent" in refused and words in refused
+    assert "upload of one failed" in refused and words in refused
     sync(project, service)
     assert history(service.store.run("one")) == record(project)
 
 
-def test_a_service_that_does_not_answer_costs_five_seconds(project: Path, service: Wandb) -> None:
+def test_the_wait_for_an_unresponsive_service_is_limited(project: Path, service: Wandb) -> None:
     service.faults.append(Fault("slow", None, "Viewer", seconds=30))
     printed = track(project, STEPS + END, service)
-    assert "in time. Tracked offline." in printed
+    assert "in time. Tracking offline." in printed
     seconds = float(next(line for line in printed.splitlines() if line.startswith("opened")).split()[1])
-    assert seconds < 15  # the five, and the client's start on a busy machine
+    assert seconds < 15  # the timeout, plus the client's start on a busy machine
     service.faults.clear()
     sync(project, service)
     assert history(service.store.run("one")) == record(project)
 
 
-def test_what_was_offline_is_sent_later_and_once(project: Path, service: Wandb) -> None:
+def test_sync_uploads_offline_runs_once(project: Path, service: Wandb) -> None:
     track(project, STEPS + END, service, WANDB_API_KEY="")
     assert f"one: {service.url}/me/p/runs/one" in sync(project, service)
     run = service.store.run("one")
@@ -168,8 +168,8 @@ def test_what_was_offline_is_sent_later_and_once(project: Path, service: Wandb) 
 
 
 @pytest.mark.parametrize("older", [False, True])
-def test_what_was_offline_is_sent_after_the_project_has_moved(tmp_path: Path, service: Wandb, older: bool) -> None:
-    """Also with a record of an older version, whose paths are those of before."""
+def test_sync_uploads_runs_of_a_moved_project(tmp_path: Path, service: Wandb, older: bool) -> None:
+    """This includes records of older versions, which have absolute paths."""
     before, after = tmp_path / "before", tmp_path / "elsewhere/after"
     (before / "models/one").mkdir(parents=True)
     (before / "models/one/card.md").write_text("card")
@@ -188,20 +188,20 @@ def test_what_was_offline_is_sent_after_the_project_has_moved(tmp_path: Path, se
     assert "Nothing to send" in sync(after, service)
 
 
-def test_a_file_that_was_replaced_is_not_sent_for_the_one_before(project: Path, service: Wandb) -> None:
+def test_sync_skips_files_that_have_changed(project: Path, service: Wandb) -> None:
     (project / "card.md").write_text("first")
     (project / "other.md").write_text("same")
     keep = "".join(f"run.made('{name}', 'card', [settings.root / '{name}.md'], 'one')\n" for name in ("card", "other"))
     track(project, STEPS + keep + END, service, WANDB_API_KEY="")
     (project / "card.md").write_text("second")
     printed = sync(project, service)
-    assert "left out, for they are others by now: ../../card.md" in printed
+    assert "skipped files that have changed: ../../card.md" in printed
     assert [one.collection for one in service.store.artifacts.values()] == ["other"]
     assert history(service.store.run("one")) == record(project)
     assert "Nothing to send" in sync(project, service)
 
 
-FAULTS = [  # the call that fails, how, and from which one on
+FAULTS = [  # the call that fails, how, and from which call on
     ("graphql/UpsertBucket", 403, 1),
     ("graphql/UpsertBucket", 500, 1),
     ("graphql/RunResumeStatus", "html", 1),
@@ -215,15 +215,15 @@ FAULTS = [  # the call that fails, how, and from which one on
 
 
 @pytest.mark.parametrize(("call", "kind", "first"), FAULTS)
-def test_a_service_that_fails_on_the_way_stops_nothing(
+def test_a_service_failure_does_not_stop_a_run(
     project: Path, service: Wandb, call: str, kind: int | str, first: int
 ) -> None:
     service.faults += [Fault(kind, range(first, 10**6), call), Fault(500, None, "otel")]
     table = "run.table('worst', ['image'], [[1]])\n"
     printed = track(project, STEPS + table + END, service, WANDB_FINISH_TIMEOUT="3", WANDB_INIT_TIMEOUT="3")
-    assert "export" not in printed  # of the client's own telemetry
+    assert "export" not in printed  # errors of the client's telemetry
     assert len(record(project)) == 5
-    assert 1 <= printed.count("`p sync` sends it") <= 2
+    assert 1 <= printed.count("un `p sync` ") <= 2
     service.faults.clear()
     sync(project, service)
     assert history(service.store.run("one")) == record(project)
@@ -231,18 +231,18 @@ def test_a_service_that_fails_on_the_way_stops_nothing(
     assert "Nothing to send" in sync(project, service)
 
 
-def test_a_run_that_fails_on_the_way_leaves_no_thread_of_the_client(project: Path, service: Wandb) -> None:
-    """It would go on asking the service process, which has ended, and print a traceback."""
+def test_a_failed_run_leaves_no_thread_of_the_client(project: Path, service: Wandb) -> None:
+    """Such a thread polls the service process, which has exited, and prints a traceback."""
     text = STEPS + "run.uses('nothing', 'latest')\n" + END
     printed = track(project, text + "import threading\nprint('threads', threading.enumerate())\n", service)
     assert "not found in" in printed
     assert "NetStatThr" not in printed.partition("threads")[2]
 
 
-def test_a_run_that_is_not_sent_in_time_says_so(project: Path, service: Wandb) -> None:
+def test_an_upload_timeout_is_reported(project: Path, service: Wandb) -> None:
     service.faults.append(Fault("reset", None, "file_stream"))
     printed = track(project, STEPS + END, service, WANDB_FINISH_TIMEOUT="3")
-    assert "W&B: Timed out finishing run; all of it is kept here." in printed
+    assert "W&B: Timed out finishing run; the run is kept on disk." in printed
 
 
 def test_logging_does_not_wait_for_the_service(project: Path, service: Wandb) -> None:
@@ -268,17 +268,17 @@ def test_a_sweep_waits_for_a_sync_that_is_sending(tmp_path: Path) -> None:
     assert not sweep.is_alive()
 
 
-def test_two_that_send_at_once_send_nothing_twice(project: Path, service: Wandb) -> None:
+def test_concurrent_syncs_upload_each_run_once(project: Path, service: Wandb) -> None:
     track(project, STEPS + END, service, WANDB_API_KEY="")
     both = [projects.start(project, "sync", **account(project, service)) for _ in range(2)]
     printed = "".join(text for process in both for text in process.communicate(timeout=120))
     assert printed.count("/runs/one") == 1
-    assert any(words in printed for words in ("another `sync` is sending", "Nothing to send"))
+    assert any(words in printed for words in ("another `sync` is running", "Nothing to send"))
     lines = (project / "runs/one/tracked.jsonl").read_text().splitlines()
     assert sum('"sent"' in line for line in lines) == 1
 
 
-def test_a_run_that_can_not_be_sent_keeps_no_other_one(project: Path, service: Wandb) -> None:
+def test_a_failed_upload_does_not_block_other_runs(project: Path, service: Wandb) -> None:
     (project / "picture.png").write_bytes(b"")
     text = "run.picture('p', Path('picture.png').resolve())\n"
     track(project, STEPS + text + END, service, WANDB_API_KEY="")
@@ -288,19 +288,19 @@ def test_a_run_that_can_not_be_sent_keeps_no_other_one(project: Path, service: W
     told.write_text(told.read_text().replace('"id": "one"', '"id": "another"'))
     track(project, STEPS + END, service, WANDB_API_KEY="")
     printed = sync(project, service, code=1)
-    assert "another: was not sent whole" in printed
-    assert "1 of 2 runs were not sent whole" in printed
+    assert "another: upload incomplete" in printed
+    assert "1 of 2 uploads incomplete" in printed
     assert history(service.store.run("one")) == record(project)
 
 
-def test_a_metric_that_is_no_number_is_sent_as_it_is(project: Path, service: Wandb) -> None:
+def test_nan_metrics_are_uploaded_unchanged(project: Path, service: Wandb) -> None:
     track(project, "run.log(1, loss=float('nan'))\n" + END, service, WANDB_API_KEY="")
     sync(project, service)
     assert history(service.store.run("one")) == [{"step": 1, "loss": "NaN"}]
     assert "Nothing to send" in sync(project, service)
 
 
-def test_a_line_that_a_crash_has_torn_spoils_nothing(project: Path, service: Wandb) -> None:
+def test_an_incomplete_last_line_is_removed(project: Path, service: Wandb) -> None:
     track(project, STEPS, service, WANDB_API_KEY="")
     for name in ("metrics", "tracked"):
         with (project / f"runs/one/{name}.jsonl").open("a") as file:
@@ -311,8 +311,8 @@ def test_a_line_that_a_crash_has_torn_spoils_nothing(project: Path, service: Wan
     assert service.store.run("one").summary["accuracy"] == 0.5
 
 
-def test_what_a_machine_that_went_down_has_blanked_keeps_no_run(project: Path, service: Wandb) -> None:
-    """Blocks that were not on the disk yet are read as zeros."""
+def test_zeroed_lines_after_a_power_failure_are_skipped(project: Path, service: Wandb) -> None:
+    """Blocks that had not been written are read as zeros."""
     track(project, STEPS + END, service, WANDB_API_KEY="")
     for name in ("metrics", "tracked"):
         with (project / f"runs/one/{name}.jsonl").open("ab") as file:
@@ -324,22 +324,22 @@ def test_what_a_machine_that_went_down_has_blanked_keeps_no_run(project: Path, s
     assert "Nothing to send" in sync(project, service)
 
 
-def test_a_disk_that_is_full_is_no_news_from_the_client(project: Path, service: Wandb) -> None:
-    """Each line of its own log would be a traceback."""
+def test_the_client_prints_no_traceback_on_a_full_disk(project: Path, service: Wandb) -> None:
+    """Otherwise each line of the client's log gives a traceback."""
     full = "import resource\nresource.setrlimit(resource.RLIMIT_FSIZE, (0, resource.RLIM_INFINITY))\n"
     assert "Traceback" not in track(project, STEPS + full + "run.tracker.finish(0)\n", service)
 
 
 @pytest.mark.slow
-def test_a_model_that_the_disk_does_not_take_is_told_in_a_line(data: Path, tmp_path: Path) -> None:
+def test_a_full_disk_gives_a_one_line_error_for_the_model(data: Path, tmp_path: Path) -> None:
     folder = projects.make(tmp_path / "project", data)
     (folder / "runs/one/model/model.safetensors/taken").mkdir(parents=True)
     printed = projects.run(folder, "train", "--epochs", "1", "--name", "one", code=1)
     assert "error: SafetensorError: " in printed
 
 
-def test_the_changes_of_the_code_are_kept_as_git_takes_them_back(project: Path, service: Wandb) -> None:
-    """Also of a file that is no UTF-8."""
+def test_the_patch_of_a_run_can_be_applied_by_git(project: Path, service: Wandb) -> None:
+    """This includes a file that is not UTF-8."""
 
     def git(*words: str) -> None:
         subprocess.run(["git", "-c", "user.name=me", "-c", "user.email=me@x", *words], cwd=project, check=True)
@@ -358,11 +358,11 @@ def test_the_changes_of_the_code_are_kept_as_git_takes_them_back(project: Path, 
 
 
 @pytest.mark.parametrize("key", ["", KEY])
-def test_a_run_that_was_killed_is_filled_in(project: Path, service: Wandb, key: str) -> None:
+def test_sync_completes_a_killed_run(project: Path, service: Wandb, key: str) -> None:
     process = start(project, STEPS + "print('logged', flush=True)\ntime.sleep(60)\n", service, WANDB_API_KEY=key)
     assert process.stdout
     next(line for line in process.stdout if line.startswith("logged"))
-    assert not key or "is still running" in sync(project, service)
+    assert not key or "still running" in sync(project, service)
     process.kill()
     process.communicate()
     left_alone(process.pid)
@@ -374,7 +374,7 @@ def test_a_run_that_was_killed_is_filled_in(project: Path, service: Wandb, key: 
     assert "Nothing to send" in sync(project, service)
 
 
-def test_a_killed_run_is_sent_though_another_process_has_its_pid(project: Path, service: Wandb) -> None:
+def test_sync_uploads_a_killed_run_whose_pid_is_reused(project: Path, service: Wandb) -> None:
     process = start(project, STEPS + "print('logged', flush=True)\ntime.sleep(60)\n", service, WANDB_API_KEY="")
     assert process.stdout
     next(line for line in process.stdout if line.startswith("logged"))
@@ -387,18 +387,18 @@ def test_a_killed_run_is_sent_though_another_process_has_its_pid(project: Path, 
 
 
 def left_alone(pid: int) -> None:
-    """Wait until the client's service has noticed that its program is gone."""
+    """Wait until the client's service has noticed that its program has died."""
     deadline = time.monotonic() + 30
     while services_of(pid):
         assert time.monotonic() < deadline
         os.sched_yield()
 
 
-def test_a_run_that_goes_on_repeats_and_leaves_out_nothing(project: Path, service: Wandb) -> None:
+def test_a_resumed_run_has_each_row_once(project: Path, service: Wandb) -> None:
     track(project, STEPS + "print(run.finish(75))\n", service)
     assert service.store.run("one").state == "preempted"
     lines = (project / "runs/one/metrics.jsonl").read_bytes().splitlines(keepends=True)
-    back = f"run.record.restore({b''.join(lines[:3])!r})\n"  # to the checkpoint, which is older than the last row
+    back = f"run.record.restore({b''.join(lines[:3])!r})\n"  # the checkpoint is older than the last row
     more = "for step in range(3, 8): run.log(10 * step, loss=1 / (step + 1))\n"
     track(project, back + more + END, service)
     run = service.store.run("one")
@@ -408,7 +408,7 @@ def test_a_run_that_goes_on_repeats_and_leaves_out_nothing(project: Path, servic
 
 
 @pytest.mark.slow
-def test_the_whole_way_leaves_its_lineage(tmp_path: Path, data: Path, service: Wandb) -> None:
+def test_the_complete_workflow_records_its_lineage(tmp_path: Path, data: Path, service: Wandb) -> None:
     folder = projects.make(tmp_path / "project", data)
     for command in (("train", "--epochs", "1"), ("publish",), ("deploy",)):
         projects.run(folder, *command, **account(tmp_path, service))
@@ -435,7 +435,7 @@ def test_the_whole_way_leaves_its_lineage(tmp_path: Path, data: Path, service: W
 
 
 @pytest.mark.slow
-def test_a_training_that_is_stopped_is_preempted_and_goes_on(tmp_path: Path, data: Path, service: Wandb) -> None:
+def test_a_stopped_training_is_marked_preempted_and_resumes(tmp_path: Path, data: Path, service: Wandb) -> None:
     folder = projects.make(tmp_path / "project", data)
     process = projects.start(folder, "train", "--epochs", "25", **account(tmp_path, service))
     while not (rows := [path for path in folder.glob("runs/*/metrics.jsonl") if path.stat().st_size > 2000]):
@@ -452,13 +452,11 @@ def test_a_training_that_is_stopped_is_preempted_and_goes_on(tmp_path: Path, dat
 
 
 @pytest.mark.slow
-def test_who_stops_the_wait_for_wandb_has_a_trained_model_all_the_same(
-    tmp_path: Path, data: Path, service: Wandb
-) -> None:
+def test_an_interrupt_of_the_wait_for_wandb_keeps_the_model(tmp_path: Path, data: Path, service: Wandb) -> None:
     folder = projects.make(tmp_path / "project", data)
     service.faults.append(Fault("slow", match="file_stream", seconds=300))
     process = projects.start(folder, "train", "--epochs", "1", "--name", "one", **account(tmp_path, service))
-    latest, end = folder / "runs/latest", time.monotonic() + 50  # W&B is waited for longer
+    latest, end = folder / "runs/latest", time.monotonic() + 50  # the wait for W&B is longer
     while not latest.exists():
         assert process.poll() is None
         assert time.monotonic() < end

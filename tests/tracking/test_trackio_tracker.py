@@ -1,4 +1,4 @@
-"""Trackio in W&B's place: a switch in stack.toml, and the runs are on this machine without an account."""
+"""Trackio as tracker, set in stack.toml."""
 
 import json
 import os
@@ -15,7 +15,7 @@ from places import ROOT, SOURCE
 
 @pytest.fixture(scope="module")
 def trackio(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the package alone: all that it needs is there, and its event loop is not to become everyone's."""
+    """A folder with the package alone, because its dependencies change the event loop of the whole environment."""
     folder = tmp_path_factory.mktemp("trackio")
     uv = shutil.which("uv") or str(ROOT / "build" / "tools" / "bin" / "uv")
     command = [
@@ -34,20 +34,20 @@ def trackio(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("command", ["train", "sweep"])
-def test_that_it_is_not_installed_is_told_first(tmp_path: Path, command: str) -> None:
+def test_a_missing_trackio_is_reported_before_training(tmp_path: Path, command: str) -> None:
     projects.make(tmp_path)
     (tmp_path / "sweep.yaml").write_text("method: nonsense")
     printed = projects.run(tmp_path, command, "--set", "tracker=trackio", code=1)
-    assert "not installed: pip install trackio, or set tracker" in printed
+    assert "not installed: run `pip install trackio`, or change tracker" in printed
 
 
 @pytest.mark.slow
-def test_a_run_is_in_trackio_with_every_number(tmp_path: Path, trackio: Path) -> None:
+def test_a_run_is_logged_to_trackio_completely(tmp_path: Path, trackio: Path) -> None:
     projects.make(tmp_path)
     path = os.pathsep.join((str(SOURCE), str(trackio)))
     flags = ("--name", "one", "--epochs", "2")
     printed = projects.run(tmp_path, "train", *flags, STACK_TRACKER="trackio", PYTHONPATH=path)
-    assert "Trackio: see it with `trackio show --project skeleton`" in printed
+    assert "Trackio: run `trackio show --project skeleton`" in printed
     assert "renamed" not in printed
     lines = (tmp_path / "runs" / "one" / "metrics.jsonl").read_text().splitlines()
     rows = [{name: value for name, value in json.loads(line).items() if name != "step"} for line in lines]
@@ -58,7 +58,7 @@ def test_a_run_is_in_trackio_with_every_number(tmp_path: Path, trackio: Path) ->
     assert any("final/test_accuracy" in row for row in found[len(rows) :])
 
 
-def test_without_the_package_it_says_what_to_install(tmp_path: Path) -> None:
+def test_the_error_without_trackio_names_the_package(tmp_path: Path) -> None:
     projects.make(tmp_path)
     printed = projects.run(tmp_path, "train", "--epochs", "1", code=1, STACK_TRACKER="trackio")
     assert "pip install trackio" in printed

@@ -22,8 +22,8 @@ from free_ml_stack.errors import StackError, first_line
 from free_ml_stack.storage.atomic import replace
 from free_ml_stack.sweeps.command import default_command
 from free_ml_stack.sweeps.search_space import Sweep, is_number, lookup, metric_value, nest
-from free_ml_stack.tracking.opening import answers
-from free_ml_stack.tracking.sync import LOCK, Kept, runs, send_each
+from free_ml_stack.tracking.opening import responds
+from free_ml_stack.tracking.sync import LOCK, StoredRun, runs, send_each
 from free_ml_stack.tracking.wandb_tracker import LAST, end_service
 
 if TYPE_CHECKING:
@@ -143,9 +143,9 @@ class Agent:
             errors="replace",
             start_new_session=True,  # Ctrl-C is forwarded by this process, once
         )
-        Thread(target=self._show, daemon=True).start()
+        Thread(target=self._send_pictures, daemon=True).start()
 
-    def _show(self) -> None:
+    def _send_pictures(self) -> None:
         """Print its output and that of its trials, with a prefix that distinguishes it from the sweep's own."""
         for line in self.process.stdout or ():
             if STARTS in line or ENDS in line:
@@ -223,7 +223,7 @@ def _wait_for_agents(settings: "Settings", agents: Sequence[Agent]) -> None:
                 now = time.monotonic()
                 if any(one.busy and one.process.poll() is None for one in agents):
                     idle = answered = now
-                elif answers(settings):
+                elif responds(settings):
                     answered = now
                     if now - idle > gone and not warned:
                         say("Waiting for W&B to assign a trial; the sweep may be paused. Press Ctrl-C to stop.")
@@ -240,7 +240,7 @@ def upload_unsent(settings: "Settings", place: WandbSweep) -> None:
             say(f"{name}: {seen}")
 
 
-def _local_runs(settings: "Settings", path: str) -> list[Kept]:
+def _local_runs(settings: "Settings", path: str) -> list[StoredRun]:
     """Return the trials of a sweep that were run on this machine."""
     return [run for run in runs(settings.runs) if run.opened["sweep"] == path.rpartition("/")[2]]
 

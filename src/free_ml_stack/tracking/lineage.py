@@ -1,4 +1,4 @@
-"""What trackers are told of how things came about: data, run, model, card, deployment."""
+"""Lineage for the tracker: data set, model, card and deployment as artifacts of runs."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,22 +10,22 @@ from free_ml_stack.tracking.run import Run
 if TYPE_CHECKING:
     from free_ml_stack.project.settings import Settings
 
-DATA, MODEL, CARD, DEPLOYMENT = "data", "model", "model-card", "deployment"  # artifacts, by name and kind
+DATA, MODEL, CARD, DEPLOYMENT = "data", "model", "model-card", "deployment"  # names and types of artifacts
 
 
 def data(run: Run, file: Path, fingerprint: str) -> None:
-    """The data set that a run starts from: its manifest, for its bytes stay in the store."""
+    """Record the data set of a run, by its manifest; the files stay in the store."""
     if run.tracked:
         run.made(DATA, DATA, [file], fingerprint[:12], used=True, sha256=fingerprint)
 
 
 def trained(run: Run, files: list[Path]) -> None:
-    """The model of a run."""
+    """Record the model of a run."""
     run.made(MODEL, MODEL, files, run.id)
 
 
 def published(settings: "Settings", folder: Path, facts: Mapping[str, str]) -> str:
-    """Track that a run's model was published with its card and pictures; returns where that is seen."""
+    """Record the publication of a model with its card and pictures; return the line that says where to see it."""
     run = open_run(settings, f"publish-{folder.name}", "publish", settings.runs / f"publish-{folder.name}", facts)
     run.uses(MODEL, folder.name)
     for path in sorted(folder.glob("*.png")):
@@ -42,7 +42,7 @@ def published(settings: "Settings", folder: Path, facts: Mapping[str, str]) -> s
 
 
 def deployed(settings: "Settings", folder: Path, version: str) -> str:
-    """Track that a published model is in service as a version; returns where that is seen."""
+    """Record the deployment of a published model as a version; return the line that says where to see it."""
     name = f"deploy-{version}-{folder.name}"
     facts = {"algorithm": settings.algorithm, "version": version}
     run = open_run(settings, name, "deploy", settings.runs / name, facts)

@@ -1,4 +1,4 @@
-"""Open a run with the tracker that the settings name."""
+"""Opening of runs with the configured tracker."""
 
 import os
 import socket
@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 def open_run(
     settings: "Settings", id: str, kind: str, folder: Path, config: Values, tracker: Tracker | None = None
 ) -> Run:
-    """Open the run `id` of a kind (train, sweep, publish, deploy, monitor), new or to be continued.
+    """Open a new or existing run `id` of a kind (train, sweep, publish, deploy, monitor).
 
-    Its record is `folder`/metrics.jsonl. `tracker` replaces the configured one.
+    Its record is `folder`/metrics.jsonl. `tracker` overrides the configured one.
     """
     folder.mkdir(parents=True, exist_ok=True)
     if tracker or settings.tracker == "none" or settings.wandb_mode == "disabled":
@@ -35,7 +35,7 @@ def open_run(
 
     opened = {"call": "open", "id": id, "kind": kind, "time": time.time(), "pid": os.getpid()}
     opened |= {"host": socket.gethostname(), "sweep": settings.wandb_sweep}
-    if settings.wandb_sweep:  # it may be elsewhere than this project's own runs
+    if settings.wandb_sweep:  # a sweep may be in another entity or project
         opened |= {name: os.environ.get(f"WANDB_{name.upper()}", "") for name in ("entity", "project")}
     opened["config"] = {
         **config,
@@ -54,21 +54,21 @@ def open_run(
 
 @cache
 def reachable(settings: "Settings") -> bool:
-    """Whether there is a key for W&B that works: one call of at most 5 s. What is wrong with one is said."""
+    """Return whether W&B accepts the key, by one request of at most 5 s; print a message if it does not."""
     if "wandb" not in settings.credentials:
         return False
-    report = _ask_wandb(settings)
+    report = _check_wandb(settings)
     if not report.usable:
-        say(f"W&B: {report.text}. Tracked offline. {report.remedy[:1].upper()}{report.remedy[1:]}")
+        say(f"W&B: {report.text}. Tracking offline. {report.remedy[:1].upper()}{report.remedy[1:]}")
     return report.usable
 
 
-def answers(settings: "Settings") -> bool:
-    """Whether W&B takes the key now."""
-    return _ask_wandb(settings).usable
+def responds(settings: "Settings") -> bool:
+    """Return whether W&B currently accepts the key."""
+    return _check_wandb(settings).usable
 
 
-def _ask_wandb(settings: "Settings") -> "Report":
+def _check_wandb(settings: "Settings") -> "Report":
     from free_ml_stack.credentials import check as credentials
 
     return credentials.check_here("wandb", settings.wandb_entity, settings.root / ".env")

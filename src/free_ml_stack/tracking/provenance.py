@@ -1,4 +1,4 @@
-"""Where a result comes from: commit, versions, machine."""
+"""Provenance of a result: commit, package versions, machine."""
 
 import os
 import platform
@@ -15,8 +15,8 @@ from typing import Any
 from free_ml_stack import git
 
 LIBRARY = "free-ml-stack"
-SECONDS = 10.0  # that a call of git may take
-# A difference that `git apply` takes back, whatever the user has configured.
+SECONDS = 10.0  # timeout of a git command
+# Options for a diff that `git apply` accepts, independent of the user's configuration.
 PLAIN = (
     "--patch",
     "--binary",
@@ -45,24 +45,24 @@ PACKAGES = (
 
 
 def commit(root: Path) -> str:
-    """The git commit of the project, `-dirty` where files differ from it, empty without git.
+    """Return the git commit of the project, with `-dirty` if files differ from it; empty without git.
 
-    Files of src/ that git neither tracks nor ignores make a difference, too.
+    Untracked files of src/ count as differences unless git ignores them.
     """
     name = _git(root, "rev-parse", "--verify", "--quiet", "HEAD").decode().strip()
     return f"{name}-dirty" if name and changes(root) else name
 
 
 def changes(root: Path) -> bytes:
-    """What differs from the commit, in the bytes that `git apply` takes back; empty without git.
+    """Return the differences from the commit as a patch for `git apply`; empty without git.
 
-    Files of src/ that git neither tracks nor ignores are among it.
+    The patch includes untracked files of src/ unless git ignores them.
     """
     with tempfile.TemporaryDirectory() as scratch:
-        copy = Path(scratch, "index")  # the user's own is left as it is
+        copy = Path(scratch, "index")  # the user's index must not change
         if not (named := os.fsdecode(_git(root, "rev-parse", "--git-path", "index").rstrip(b"\r\n"))):
             return b""
-        with suppress(OSError):  # none yet, or one that only others may read
+        with suppress(OSError):  # missing or unreadable
             shutil.copyfile(root / named, copy)
         index = {"GIT_INDEX_FILE": str(copy)}
         _git(root, "add", "--intent-to-add", "--", "src", variables=index)
@@ -70,7 +70,7 @@ def changes(root: Path) -> bytes:
 
 
 def environment() -> dict[str, str]:
-    """Versions of Python and of the packages that matter."""
+    """Return the versions of Python and of the main packages."""
     found = {"python": platform.python_version()}
     for name in PACKAGES:
         try:
@@ -81,15 +81,15 @@ def environment() -> dict[str, str]:
 
 
 def requirements(project: str) -> list[str]:
-    """Every package that the project needs, as `name==version` of what is installed; this library is not among them.
+    """List all dependencies of the project as `name==version`, as installed, without this library.
 
-    It comes from the project's vendor/, and an index need not have it.
+    The library is installed from the project's vendor/ and need not be on a package index.
     """
     found: dict[str, str] = {}
     try:
         waiting = list(requires(project) or [])
     except PackageNotFoundError:
-        waiting = list(PACKAGES)  # run from its sources
+        waiting = list(PACKAGES)  # the project is not installed
     while waiting:
         name = re.split(r"[^\w.-]", wanted := waiting.pop(), maxsplit=1)[0]
         key = re.sub(r"[-_.]+", "-", name).lower()
@@ -98,14 +98,14 @@ def requirements(project: str) -> list[str]:
         try:
             found[key] = version(name)
             waiting += requires(name) or []
-        except PackageNotFoundError:  # for another system or Python
+        except PackageNotFoundError:  # a dependency for another system or Python version
             continue
-    # without the +cpu of a build, which no index of packages has
+    # without local version labels such as +cpu, which package indexes do not have
     return [f"{name}=={found[name].partition('+')[0]}" for name in sorted(found.keys() - {LIBRARY})]
 
 
 def machine(device: str) -> dict[str, Any]:
-    """System, processor and the device that was used, by its name where it is a GPU."""
+    """Return the system, the processor, the device, and the GPU's name if one was used."""
     return {
         "system": platform.system(),
         "processor": _processor(),
@@ -115,9 +115,9 @@ def machine(device: str) -> dict[str, Any]:
 
 
 def _processor() -> str:
-    """The processor as its maker calls it where the system tells, with its cores; else its architecture."""
-    told = Path("/proc/cpuinfo")
-    names = re.findall(r"model name\s*:\s*(.+)", told.read_text(encoding="utf-8")) if told.exists() else []
+    """Return the processor's model name, or else its architecture, with the number of cores."""
+    info = Path("/proc/cpuinfo")
+    names = re.findall(r"model name\s*:\s*(.+)", info.read_text(encoding="utf-8")) if info.exists() else []
     return f"{next(iter(names), platform.processor() or platform.machine())}, {os.cpu_count()} cores"
 
 

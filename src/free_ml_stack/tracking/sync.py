@@ -1,4 +1,4 @@
-"""Send to Weights & Biases what it lacks: from our own records, in order, nothing twice."""
+"""Upload of recorded runs to Weights & Biases: in order, and only what is missing there."""
 
 import json
 import os
@@ -14,25 +14,25 @@ from filelock import FileLock, Timeout
 from free_ml_stack.errors import StackError, first_line
 from free_ml_stack.processes import alive
 from free_ml_stack.tracking.opening import reachable
-from free_ml_stack.tracking.run import EVENTS, METRICS, Record, claimed, file_sum
+from free_ml_stack.tracking.run import EVENTS, METRICS, Record, file_sum, is_claimed
 from free_ml_stack.tracking.wandb_tracker import WandbTracker, end_service
 
 if TYPE_CHECKING:
     from free_ml_stack.project.settings import Settings
 
 LOCK = ".sync"
-KILLED = 137  # the exit code of a run that has no end in its record
-PATHS = {"path", "files", "rows"}  # what names files in a call
+KILLED = 137  # exit code of a run whose record has no end
+PATHS = {"path", "files", "rows"}  # arguments of tracker calls that contain paths
 MARKS = ("open", "finish", "sent")
 
 
 class IncompleteUploadError(StackError):
-    """W&B has a run only in part."""
+    """Report that a run was uploaded only partly."""
 
 
 @dataclass(frozen=True)
-class Kept:
-    """A run as it is kept on disk."""
+class StoredRun:
+    """The record of a run on disk."""
 
     folder: Path
     rows: list[dict[str, Any]]
@@ -40,79 +40,81 @@ class Kept:
 
     @property
     def opened(self) -> dict[str, Any]:
-        """How it was opened last."""
+        """Return the last open event."""
         return next(line for line in reversed(self.events) if line["call"] == "open")
 
     @property
     def sent(self) -> bool:
-        """Whether all of it has arrived before."""
+        """Return whether it was uploaded completely."""
         return bool(self.events[-1]["call"] == "sent") and self.events[-1]["rows"] == len(self.rows)
 
     @property
     def exit_code(self) -> int:
-        """How it ended."""
+        """Return its exit code."""
         ends: list[int] = [line["exit_code"] for line in self.events if line["call"] == "finish"]
         return ends[-1] if ends and self.events[-1]["call"] in ("finish", "sent") else KILLED
 
     @property
     def summary(self) -> dict[str, Any]:
-        """The last of each of its numbers, as W&B sums a run up."""
+        """Return its summary as W&B computes it: the last value of each metric."""
         last = {name: value for row in self.rows for name, value in row.items()}
         final = [line["values"] for line in self.events if line["call"] == "summary"]
         return last | {name: value for values in final for name, value in values.items()}
 
     @property
     def running(self) -> bool:
-        """Whether its process, on this machine, is still at it."""
+        """Return whether its process is still running on this machine."""
         if self.opened["host"] != socket.gethostname() or self.events[-1]["call"] in ("finish", "sent"):
             return False
-        return alive(self.opened["pid"]) and claimed(self.folder)
+        return alive(self.opened["pid"]) and is_claimed(self.folder)
 
 
 def sync(settings: "Settings") -> Iterator[tuple[str, str]]:
-    """Send each run that W&B does not have whole, oldest first; yields its name and what came of it.
+    """Upload all runs that W&B does not have completely, oldest first; yield the name and the result of each.
 
-    Raises StackError without a key that works, beside another `sync`, and where W&B takes no run any more, or not all
-    of one: what was sent by then is not sent again.
+    Raises StackError if the key is not accepted, if another `sync` is running, or if an upload fails. Rows that were
+    uploaded are not sent again.
     """
     if not settings.runs.exists():
         return
     try:
         lock = FileLock(settings.runs / LOCK).acquire(timeout=0)
     except Timeout:
-        raise StackError("another `sync` is sending; run it again when that has ended") from None
+        raise StackError("another `sync` is running; run it again when that has finished") from None
     with lock:
         kept = [run for run in runs(settings.runs) if not run.sent]
         if kept and not reachable(settings):
-            raise StackError(f"no key for W&B that works; `{settings.command} doctor` says more. Nothing is lost")
+            raise StackError(
+                f"no valid W&B key; run `{settings.command} doctor` for details (the runs are kept on disk)"
+            )
         try:
             failed = yield from send_each(settings, kept)
         except ConnectionError as error:
-            raise StackError(f"{error}; run sync again later") from error
+            raise StackError(f"{error}; run `{settings.command} sync` again later") from error
         if failed:
-            raise StackError(f"{failed} of {len(kept)} runs were not sent whole; run sync again later")
+            raise StackError(f"{failed} of {len(kept)} uploads incomplete; run `{settings.command} sync` again later")
 
 
-def send_each(settings: "Settings", kept: Sequence[Kept]) -> Generator[tuple[str, str], None, int]:
-    """Send runs; yields the name of each and what came of it, and returns how many did not arrive whole.
+def send_each(settings: "Settings", kept: Sequence[StoredRun]) -> Generator[tuple[str, str], None, int]:
+    """Upload runs; yield the name and the result of each, and return the number of incomplete uploads.
 
-    Raises ConnectionError where W&B takes no run any more.
+    Raises ConnectionError if W&B is unreachable.
     """
     failed = 0
     for run in kept:
         try:
-            seen = "is still running; sync again later" if run.running else send(settings, run)
-        except IncompleteUploadError as error:  # what ails one run is no reason to keep the others
+            seen = "still running; run sync again later" if run.running else send(settings, run)
+        except IncompleteUploadError as error:  # continue with the other runs
             failed += 1
             seen = str(error)
         yield run.folder.name, seen
     return failed
 
 
-def runs(folder: Path) -> list[Kept]:
-    """All runs that are kept in a folder, oldest first."""
-    found = [Kept(path.parent, lines(path.parent / METRICS), lines(path)) for path in folder.glob(f"*/{EVENTS}")]
-    # one whose beginning is lost has no configuration to open it with
+def runs(folder: Path) -> list[StoredRun]:
+    """Return all runs recorded in a folder, oldest first."""
+    found = [StoredRun(path.parent, lines(path.parent / METRICS), lines(path)) for path in folder.glob(f"*/{EVENTS}")]
+    # a record without its first line has no configuration
     return sorted(
         (run for run in found if run.events and "time" in run.events[0]),
         key=lambda run: run.events[0]["time"],
@@ -120,7 +122,7 @@ def runs(folder: Path) -> list[Kept]:
 
 
 def lines(path: Path) -> list[dict[str, Any]]:
-    """The lines of a record; one cut short by a kill, or blanked by a machine that went down, is none."""
+    """Parse the lines of a record; skip lines that are incomplete or zeroed after a crash."""
     text = path.read_bytes() if path.exists() else b""
     read: list[dict[str, Any]] = []
     for line in text[: text.rfind(b"\n") + 1].splitlines():
@@ -129,41 +131,41 @@ def lines(path: Path) -> list[dict[str, Any]]:
     return read
 
 
-def moved(root: Path, value: Any) -> Any:
-    """A path, or paths in lists, as they are now: an older record has absolute ones, and its project may have moved."""
+def relocate(root: Path, value: Any) -> Any:
+    """Relocate paths, also in lists: older records have absolute ones, and the project may have been moved."""
     if isinstance(value, list):
-        return [moved(root, one) for one in value]
+        return [relocate(root, one) for one in value]
     if not isinstance(value, str) or not (path := Path(value)).is_absolute() or os.path.exists(path):  # noqa: PTH110
         return value
     places = (root.joinpath(*path.parts[start:]) for start in range(1, len(path.parts)))
     return next((str(place) for place in places if place.is_file()), value)
 
 
-def send(settings: "Settings", run: Kept) -> str:
-    """Send one run; returns its address. Raises IncompleteUploadError or, if nothing arrived, ConnectionError."""
+def send(settings: "Settings", run: StoredRun) -> str:
+    """Upload one run; return its URL. Raises IncompleteUploadError or, if nothing was uploaded, ConnectionError."""
     try:
         tracker = WandbTracker(settings, run.opened, run.folder, "online")
     except Exception as error:
         end_service()
-        raise ConnectionError(f"{run.folder.name} was not sent: {first_line(error)}") from error
+        raise ConnectionError(f"upload of {run.folder.name} failed: {first_line(error)}") from error
     for row, values in enumerate(run.rows):
         tracker.log(row, values)
     changed: set[str] = set()
     for line in run.events:
         if line["call"] not in MARKS:
-            told = {name: value for name, value in line.items() if name not in ("call", "sums")}
+            arguments = {name: value for name, value in line.items() if name not in ("call", "sums")}
             sums = {name: file_sum(run.folder / name) for name in line.get("sums", ())}
             others = {name for name, total in sums.items() if total not in ("", line["sums"][name])}
             changed = (changed | others) - (set(sums) - others)
-            if others:  # by now they are another run's, or of another moment of this one
+            if others:  # the files were changed or replaced since
                 continue
-            told |= {name: moved(settings.root, told[name]) for name in PATHS & set(told)}
-            getattr(tracker, line["call"])(**told)
+            arguments |= {name: relocate(settings.root, arguments[name]) for name in PATHS & set(arguments)}
+            getattr(tracker, line["call"])(**arguments)
     seen = tracker.finish(run.exit_code)
     if not tracker.complete:
-        raise IncompleteUploadError(f"was not sent whole: {tracker.failure}")
+        raise IncompleteUploadError(f"upload incomplete: {tracker.failure}")
     record = Record(run.folder / EVENTS)
     record.write({"call": "sent", "rows": len(run.rows)})
     record.close()
-    left_out = f"; left out, for they are others by now: {', '.join(sorted(changed))}" if changed else ""
-    return seen.removeprefix("W&B: ") + left_out
+    skipped = f"; skipped files that have changed: {', '.join(sorted(changed))}" if changed else ""
+    return seen.removeprefix("W&B: ") + skipped

@@ -1,20 +1,20 @@
-"""What a tracker is told of a run."""
+"""The interface of trackers."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-PREEMPTED = 75  # the exit code of a run that goes on later
+PREEMPTED = 75  # exit code of a run that can be resumed
 Values = Mapping[str, Any]
 
 
 class RunStoppedError(Exception):
-    """A sweep, or somebody at the tracker's page, has ended this run: raised by `log`."""
+    """Report that the sweep, or a user on the tracker's page, stopped this run; raised by `log`."""
 
 
 class Tracker:
-    """Where a run's numbers go besides the record on disk; this one keeps nothing, so that no caller needs to ask.
+    """Base class of trackers, to which a run sends its metrics and files; this one ignores them.
 
-    Paths are relative to the run's folder or absolute. `finish` returns the line that says where the run can be seen.
+    Paths are relative to the run's folder or absolute. `finish` returns the line that says where to see the run.
     """
 
     def log(self, row: int, values: Mapping[str, float]) -> None: ...
@@ -34,11 +34,11 @@ class Tracker:
     def finish(self, exit_code: int) -> str:
         return ""
 
-    def over(self) -> bool:
-        """Whether a run that the system stops is not to go on later."""
+    def stopped_by_sweep(self) -> bool:
+        """Return whether the sweep stopped this run, so that it must not be resumed."""
         return False
 
     @property
     def complete(self) -> bool:
-        """Whether all has arrived elsewhere."""
+        """Return whether the tracker has received everything."""
         return False

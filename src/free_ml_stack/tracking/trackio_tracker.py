@@ -1,4 +1,4 @@
-"""Trackio, a dashboard on this machine without an account, in W&B's place: `trackio show` opens it."""
+"""Trackio as tracker: a local dashboard without an account, opened with `trackio show`."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,18 +12,18 @@ if TYPE_CHECKING:
 
 
 def require_trackio() -> Any:
-    """The package. Raises StackError where it is not installed."""
+    """Import trackio. Raises StackError if it is not installed."""
     try:
         import trackio
     except ImportError:
         raise StackError(
-            "tracker is trackio, which is not installed: pip install trackio, or set tracker in stack.toml"
+            "trackio is not installed: run `pip install trackio`, or change tracker in stack.toml"
         ) from None
     return trackio
 
 
 class TrackioTracker(Tracker):
-    """One run in Trackio: its configuration, numbers, pictures and final numbers. Of artifacts it is told nothing."""
+    """One run in Trackio: configuration, metrics, pictures and summary; artifacts are not tracked."""
 
     def __init__(self, settings: "Settings", id: str, kind: str, folder: Path, config: Values) -> None:
         trackio = require_trackio()
@@ -34,20 +34,20 @@ class TrackioTracker(Tracker):
         )
 
     def log(self, row: int, values: Mapping[str, float]) -> None:
-        """Keep numbers of a step."""
+        """Log the metrics of a step."""
         self.rows = row + 1
-        # The step is Trackio's own word, and the row what goes on rising when a run is resumed.
+        # Trackio reserves the name `step`; the row number keeps increasing when a run is resumed.
         self.run.log({name: value for name, value in values.items() if name != "step"}, step=row)
 
     def summary(self, values: Values) -> None:
-        """Keep final numbers, as a last row: Trackio has no summary."""
+        """Log final values as a last row, because Trackio has no summary."""
         self.run.log({f"final/{name}": value for name, value in values.items()}, step=self.rows)
 
     def picture(self, name: str, path: str) -> None:
-        """Keep a picture."""
+        """Log a picture."""
         self.run.log({name: require_trackio().Image(str(self.folder / path))}, step=self.rows)
 
     def finish(self, exit_code: int) -> str:
-        """End the run; returns how to see it."""
+        """End the run; return the command to see it."""
         self.run.finish()
-        return f"Trackio: see it with `trackio show --project {self.project}`"
+        return f"Trackio: run `trackio show --project {self.project}` to see the run."

@@ -1,6 +1,6 @@
-"""Weights & Biases through its own client: never a prompt, never a reason for a run to stop or to wait for long.
+"""Weights & Biases as tracker, through its own client: no prompts, and no failure or long wait stops a run.
 
-Row n of metrics.jsonl is W&B's step n, so what W&B has of a run is told by one number; `step` is the charts' axis.
+Row n of metrics.jsonl is W&B's step n, so that one number tells what W&B has of a run; `step` is the axis of charts.
 """
 
 import logging
@@ -19,12 +19,12 @@ from free_ml_stack.tracking.tracker import PREEMPTED, RunStoppedError, Tracker, 
 if TYPE_CHECKING:
     from free_ml_stack.project.settings import Settings
 
-# Seconds: to open a run, to send its rest, for the service process to end, and until the client, which asks for orders
-# every 15, has an answer on a machine that does other things, too.
+# Timeouts in seconds: to open a run, to upload the rest of it, for the service process to exit, and for the client to
+# notice a stop request, which it polls every 15 seconds.
 INIT, FINISH, LAST, ORDERS = 20, 60, 10, 22
-LONGEST = 45  # seconds of it at most: an agent of W&B kills a trial 60 seconds after it told it to end
-SETTLE = 2.0  # seconds until W&B shows what it has been sent
-BURST = 5.0  # seconds of rows that are sent at once: one alone wakes thread and process, and takes nine times as long
+MAX_ORDERS = 45  # maximum of ORDERS in seconds; W&B's agent kills a trial 60 seconds after SIGTERM
+SETTLE = 2.0  # seconds until uploaded rows are visible at W&B
+BURST = 5.0  # seconds of rows that are sent together; sending each row alone takes nine times as long
 PICTURES = (".png",)
 STOPPED = """query RunStoppedStatus($entity: String, $project: String, $run: String!) {
     project(name: $project, entityName: $entity) { run(name: $run) { stopped } }
@@ -32,54 +32,55 @@ STOPPED = """query RunStoppedStatus($entity: String, $project: String, $run: Str
 
 
 def open_tracker(settings: "Settings", opened: Values, folder: Path, online: bool) -> Tracker:
-    """The tracker of a run as it was `opened`; offline where online fails, and none where that does. Either is said."""
-    told = ""
+    """Open the tracker of a run; fall back to offline mode, then to no tracker, with a message."""
+    reported = ""
     for mode in ("online", "offline") if online else ("offline",):
         try:
             return WandbTracker(settings, opened, folder, mode)
-        except Exception as error:  # whatever it is, the run goes on without
-            how, failure = "Tracked offline" if mode == "online" else "Kept on disk", first_line(error)
-            if failure != told:
-                say(f"W&B: {failure}. {how}; `{settings.command} sync` sends it later.")
-            told = failure
+        except Exception as error:  # the client raises many types; the run continues
+            how, failure = "Tracking offline" if mode == "online" else "Recording on disk only", first_line(error)
+            if failure != reported:
+                say(f"W&B: {failure}. {how}; run `{settings.command} sync` later to upload the run.")
+            reported = failure
             end_service()
     return Tracker()
 
 
 class WandbTracker(Tracker):
-    """One run at W&B, online or in a folder on disk. After a first failure it keeps quiet: all is on disk anyway."""
+    """One run at W&B, online or offline. After the first failure it stops uploading; everything is on disk anyway."""
 
     def __init__(self, settings: "Settings", opened: Values, folder: Path, mode: str) -> None:
         import wandb
 
         self.folder, self.online, self.command = folder, mode == "online", settings.command
         self.failure, self.sweep, self.stopped = "", settings.wandb_sweep, threading.Event()
-        # With the environment's settings and the user's files, which win; and with the mode, or it would call home.
+        # Settings from the environment and the user's files take precedence. Without the mode, the client would
+        # connect.
         own = wandb.setup(wandb.Settings(silent=True, mode="online" if self.online else "offline")).settings
         options: dict[str, Any] = {"silent": True, "console": "off", "finish_timeout_raises": True}
-        options["symlink"] = False  # it would be to where the project is now
+        options["symlink"] = False  # an absolute link, which breaks when the project is moved
         options |= {
             "init_timeout": min(own.init_timeout, INIT),
             "finish_timeout": own.finish_timeout or FINISH,
         }
-        if not git.REPOSITORY.isdisjoint(os.environ):  # its client would tell of the repository that they name
+        if not git.REPOSITORY.isdisjoint(os.environ):  # the client would record the repository of the GIT_* variables
             options["disable_git"] = True
-        self.patience, self.orders = options["init_timeout"], min(ORDERS * settings.patience, LONGEST)
-        # The service process means to keep to the first, and does not always.
+        self.patience, self.orders = options["init_timeout"], min(ORDERS * settings.patience, MAX_ORDERS)
+        # The service process does not always observe finish_timeout.
         self.last_patience = options["finish_timeout"] + LAST
-        # What fails with the client's own telemetry is no news to who trains, nor, on a full disk, with its log.
+        # Hide errors of the client's telemetry, and of its log file on a full disk.
         logging.getLogger("opentelemetry").setLevel(logging.CRITICAL)
         logging.raiseExceptions = False
         named: dict[str, Any] = {"id": opened["id"]}
         named["project"] = opened.get("project") or settings.wandb_project or settings.project
         named["entity"] = opened.get("entity") or settings.wandb_entity or None
-        # Instead of an interrupt, after which the run would be saved to go on later.
-        # A function, which the client can copy, as it does with its settings where a run does not finish in time.
+        # Replaces the client's interrupt, which would look like a preemption. A function, because the client copies its
+        # settings if a run does not finish in time.
         options["stop_fn"] = lambda: self.stopped.set()
         if opened.get("sweep"):
             options["sweep_id"] = opened["sweep"]
         self.run = wandb.init(
-            **({} if settings.wandb_sweep else named),  # an agent has named them
+            **({} if settings.wandb_sweep else named),  # set by the agent
             job_type=opened["kind"],
             dir=folder,
             config=opened["config"],
@@ -87,7 +88,7 @@ class WandbTracker(Tracker):
             mode="online" if self.online else "offline",
             settings=wandb.Settings(**options),
         )
-        self.known = self.run.starting_step if self.online else 0  # rows that W&B has already
+        self.known = self.run.starting_step if self.online else 0  # rows that W&B already has
         self.rows = self.known
         self.step = 0.0
         self.waiting: list[tuple[int, dict[str, float]]] = []
@@ -99,28 +100,28 @@ class WandbTracker(Tracker):
         self.run.define_metric("*", step_metric="step")
 
     def log(self, row: int, values: Mapping[str, float]) -> None:
-        """Send a row, unless W&B has it, together with others that come soon."""
+        """Queue a row, unless W&B already has it; rows of BURST seconds are sent together."""
         self.rows, self.step = max(self.rows, row + 1), values.get("step", self.step)
         if row >= self.known:
             self.waiting.append((row, {**values, "_timestamp": time.time()}))
             if time.monotonic() - self.sent >= BURST:
                 self._send()
         if self.stopped.is_set():
-            raise RunStoppedError("W&B has stopped this run")
+            raise RunStoppedError("the run was stopped at W&B")
 
     def _send(self) -> None:
         for row, values in self.waiting:
-            self._do(self.run.log, values, step=row)
+            self._call(self.run.log, values, step=row)
         self.waiting, self.sent = [], time.monotonic()
 
     def summary(self, values: Values) -> None:
-        """Set final numbers."""
-        self._send()  # or the last row's would stand in their place
-        self._do(self.run.summary.update, dict(values))
+        """Set summary values."""
+        self._send()  # otherwise the last row would overwrite them
+        self._call(self.run.summary.update, dict(values))
 
     def picture(self, name: str, path: str) -> None:
-        """Show a picture, with the last row."""
-        self._do(self._picture, name, path)
+        """Add a picture, which is sent with the last row."""
+        self._call(self._picture, name, path)
 
     def _picture(self, name: str, path: str) -> None:
         import wandb
@@ -128,8 +129,8 @@ class WandbTracker(Tracker):
         self.pictures[name] = wandb.Image(str(self.folder / path))
 
     def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-        """Show a table, with the last row; a cell that names a picture shows it."""
-        self._do(self._table, name, columns, rows)
+        """Add a table, which is sent with the last row; cells that are paths of pictures show them."""
+        self._call(self._table, name, columns, rows)
 
     def _table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
         import wandb
@@ -144,16 +145,16 @@ class WandbTracker(Tracker):
         self.pictures[name] = table
 
     def uses(self, name: str, alias: str) -> None:
-        """Note an artifact as this run's input; offline there is nothing to look it up in, so `sync` does it."""
+        """Record an artifact as input of this run; offline, `sync` does this later."""
         if self.online:
-            self._do_in_time(self.run.use_artifact, f"{name}:{alias}")
+            self._call_with_timeout(self.run.use_artifact, f"{name}:{alias}")
 
     def made(self, name: str, kind: str, files: Sequence[str], alias: str, facts: Values, used: bool) -> None:
-        """Send an artifact as this run's output (or as its input); offline that is left to `sync`."""
+        """Upload an artifact as output (or input) of this run; offline, `sync` does this later."""
         if self.online:
-            self._do_in_time(self._made, name, kind, files, alias, facts, used)
+            self._call_with_timeout(self._log_artifact, name, kind, files, alias, facts, used)
 
-    def _made(self, name: str, kind: str, files: Sequence[str], alias: str, facts: Values, used: bool) -> None:
+    def _log_artifact(self, name: str, kind: str, files: Sequence[str], alias: str, facts: Values, used: bool) -> None:
         import wandb
 
         artifact = wandb.Artifact(name, kind, metadata=dict(facts))
@@ -166,27 +167,27 @@ class WandbTracker(Tracker):
             self.artifacts.append(self.run.log_artifact(artifact, aliases=[alias]))
 
     def file(self, path: str) -> None:
-        """Send a file."""
-        self._do(self.run.save, str(self.folder / path), base_path=str(self.folder), policy="now")
+        """Upload a file."""
+        self._call(self.run.save, str(self.folder / path), base_path=str(self.folder), policy="now")
 
-    def over(self) -> bool:
-        """Whether a trial that the system stops is one that the sweep has ended: its agent hands that on as a SIGTERM.
+    def stopped_by_sweep(self) -> bool:
+        """Return whether a terminated trial was stopped by the sweep, whose agent forwards the stop as SIGTERM.
 
-        W&B is told first that it may go on elsewhere, in case the system does not wait.
+        The run is first marked as preempting, in case the system kills this process early.
         """
         if not (self.sweep and self.online):
             return False
-        self._do(self.run.mark_preempting)
+        self._call(self.run.mark_preempting)
         try:
-            return self.stopped.is_set() or self._told_to_stop()
-        except (ImportError, AttributeError):  # of its client's insides, in another version
+            return self.stopped.is_set() or self._stop_requested()
+        except (ImportError, AttributeError):  # private attributes, which may be missing in other versions
             return self.stopped.wait(self.orders)
-        except Exception as error:  # whatever it is, the run can go on later
+        except Exception as error:  # the client raises many types; the run can be resumed
             self.failure = self.failure or first_line(error)
             return False
 
-    def _told_to_stop(self) -> bool:
-        """Ask W&B now whether it has stopped this run; the client itself asks every 15 seconds only."""
+    def _stop_requested(self) -> bool:
+        """Request from W&B whether this run was stopped; the client polls only every 15 seconds."""
         import wandb
 
         run = {"entity": self.run.entity, "project": self.run.project, "run": self.run.id}
@@ -195,80 +196,82 @@ class WandbTracker(Tracker):
 
     @property
     def complete(self) -> bool:
-        """Whether W&B has all of the run."""
+        """Return whether W&B has the complete run."""
         return self.online and not self.failure
 
     def finish(self, exit_code: int) -> str:
-        """End the run and the client's service process; returns its address, or how to send it later."""
+        """End the run and the client's service process; return its URL, or how to upload it later."""
         self._send()
         if self.pictures and self.known <= self.rows:
-            self._do_in_time(self._show, self.rows)
+            self._call_with_timeout(self._send_pictures, self.rows)
             self.rows += 1
         if exit_code == PREEMPTED and self.online:
-            self._do(self.run.mark_preempting)
-        self._do_in_time(self._finish, exit_code, seconds=self.last_patience)
+            self._call(self.run.mark_preempting)
+        self._call_with_timeout(self._finish, exit_code, seconds=self.last_patience)
         if self.online:
-            self._do_in_time(self._arrived)
+            self._call_with_timeout(self._check_uploaded)
         self._end_polling()
         end_service()
         if self.online and not self.failure:
             return f"W&B: {self.url}"
-        why = f"{self.failure}; all of it is kept here" if self.online else "offline"
+        why = f"{self.failure}; the run is kept on disk" if self.online else "offline"
         folder = display_path(self.folder / "wandb")
-        return f"W&B: {why}. `{self.command} sync` sends it; `wandb leet {folder}` shows it here."
+        return f"W&B: {why}. Run `{self.command} sync` to upload it, or `wandb leet {folder}` to see it locally."
 
     def _end_polling(self) -> None:
-        """End the client's threads of a run that was not finished: without the service they print a traceback."""
+        """Stop the client's polling threads of an unfinished run; without the service they print a traceback."""
         checker = getattr(self.run, "_run_status_checker", None)
         if checker:
             work = threading.Thread(target=checker.join, daemon=True)
             work.start()
             work.join(LAST)
 
-    def _show(self, row: int) -> None:
-        """Send the pictures and tables as a row; of a table the client asks the server something first."""
+    def _send_pictures(self, row: int) -> None:
+        """Send the pictures and tables as a row; for a table, the client waits for a server response."""
         self.run.log({**self.pictures, "step": self.step}, step=row)
 
     def _finish(self, exit_code: int) -> None:
-        """End the run. Raises ValueError for an artifact that W&B has refused, of which ending says nothing."""
+        """End the run. Raises ValueError for an artifact that W&B rejected, which the client would ignore."""
         try:
             for artifact in self.artifacts:
                 artifact.wait()
         finally:
             self.run.finish(exit_code=exit_code)
 
-    def _arrived(self) -> None:
-        """Raise ValueError if W&B does not have all rows, and the run's end, after a few seconds at most."""
+    def _check_uploaded(self) -> None:
+        """Raise ValueError if W&B does not have all rows and the run's end after SETTLE seconds."""
         deadline = time.monotonic() + SETTLE
         while True:
-            rows, ended = found_at(f"{self.run.entity}/{self.run.project}/{self.run.id}")
+            rows, ended = remote_state(f"{self.run.entity}/{self.run.project}/{self.run.id}")
             if rows >= self.rows and ended:
                 return
             if time.monotonic() > deadline:
-                raise ValueError(f"{rows} of {self.rows} rows have arrived{'' if ended else ', the end has not'}")
+                raise ValueError(
+                    f"{rows} of {self.rows} rows uploaded{'' if ended else ', without the end of the run'}"
+                )
             time.sleep(0.2)
 
-    def _do_in_time(self, call: Any, *arguments: Any, seconds: float = 0.0) -> None:
-        """Do what waits for an answer, but not for long: the client would wait as long as it takes."""
+    def _call_with_timeout(self, call: Any, *arguments: Any, seconds: float = 0.0) -> None:
+        """Run a call that waits for the server, with a timeout; the client has none."""
         patience = seconds or self.patience
-        work = threading.Thread(target=self._do, args=(call, *arguments), daemon=True)
+        work = threading.Thread(target=self._call, args=(call, *arguments), daemon=True)
         work.start()
         work.join(patience)
         if work.is_alive():
             self.failure = self.failure or f"no answer within {patience:.0f} s"
 
-    def _do(self, call: Any, *arguments: Any, **named: Any) -> None:
-        """Do it, unless something has failed before."""
+    def _call(self, call: Any, *arguments: Any, **named: Any) -> None:
+        """Run a call, unless an earlier one failed."""
         if self.failure:
             return
         try:
             call(*arguments, **named)
-        except Exception as error:  # whatever it is, the run goes on without
+        except Exception as error:  # the client raises many types; the run continues
             self.failure = first_line(error)
 
 
-def found_at(path: str) -> tuple[int, bool]:
-    """How many rows of `entity/project/run` W&B has, 0 where there is no such run, and whether it has ended there."""
+def remote_state(path: str) -> tuple[int, bool]:
+    """Return the number of rows that W&B has of `entity/project/run`, 0 if unknown, and whether it has ended."""
     import wandb
     from wandb.errors import CommError
 
@@ -282,11 +285,11 @@ def found_at(path: str) -> tuple[int, bool]:
 
 
 def end_service() -> None:
-    """End the client's service process; after a few seconds by force, for it would repeat in vain for minutes."""
+    """End the client's service process; kill it after LAST seconds, because it may retry for minutes."""
     import wandb
     from wandb.sdk import wandb_setup
 
-    # not by `singleton()`, which would read the settings, and fail again where it is they that are wrong
+    # not `singleton()`, which reads the settings again and fails if they are invalid
     service = getattr(wandb_setup._singleton, "_connection", None)
     process = getattr(getattr(service, "_proc", None), "_process", None)
     late = threading.Timer(LAST, process.kill) if process else None
@@ -294,7 +297,7 @@ def end_service() -> None:
         late.start()
     try:
         wandb.teardown()
-    except SystemExit:  # how it tells that the process did not end well
+    except SystemExit:  # raised if the process exited with an error
         pass
     finally:
         if late:

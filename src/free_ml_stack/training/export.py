@@ -109,9 +109,7 @@ def write_onnx(science: "Science", config: Any, model: Any, split: "Split", path
     answers = session.run(list(expected), {one.name: given[one.name] for one in session.get_inputs()})
     for name, answer in zip(expected, answers, strict=True):
         differences, most = np.abs(answer - expected[name]), np.abs(expected[name]).max()
-        if not (
-            differences <= TOLERANCE * max(most, 1)
-        ).all():  # relative to the largest output, because of float32 rounding
+        if not (differences <= TOLERANCE * max(most, 1)).all():  # relative, because of float32 rounding
             difference = float(differences.max())
             raise StackError(f"the exported model differs from the trained one by {difference:.1e} in {name}")
 

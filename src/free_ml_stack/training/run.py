@@ -173,7 +173,7 @@ def _fit(
         run.finish()
         raise
     except PreemptedError as stop:
-        if run.tracker.over():
+        if run.tracker.stopped_by_sweep():
             run.finish()
             raise RunStoppedError("the sweep stopped this trial") from None
         run.finish(exit_code=RESUME)
