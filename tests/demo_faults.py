@@ -35,7 +35,7 @@ MADE = {  # what a step leaves on this machine
     "monitor": ("runs/monitor-*/monitor.json",),
 }
 NAMES = {"hub": r"\bHub\b|Hugging Face", "algorithmia": r"Algorithmia|127\.0\.0\.1:\d+"}
-REMEDY = r"`digits-online |run the same command again|run it again|new at "
+REMEDY = r"`digits-online |run the same command again|run it again|new one at "
 SENT = re.compile(r"`digits-online sync` (later )?to upload")
 SENDS = re.compile(rf"{SENT.pattern}|`digits-online publish` goes on|goes there later, by `digits-online data`")
 CALLS = 270  # of a demo, to the deployed model

@@ -1,4 +1,4 @@
-"""The credential check, against servers on loopback that answer as the real services do."""
+"""The credential check against loopback servers that respond like the real services."""
 
 import io
 import json
@@ -45,10 +45,10 @@ def scope(name, *permissions, kind="user"):
 FOLDERS = {"folders": [{"name": "ada"}, {"name": "lovelace_lab"}]}
 
 
-# What is told of a key that the service knows.
+# Valid keys and their permissions.
 
 
-def test_a_wandb_key_is_valid_and_tells_where_it_logs(tmp_path):
+def test_a_valid_wandb_key_reports_its_entity(tmp_path):
     report = ask("wandb", tmp_path, body=viewer(entity="lovelace-lab"))
     assert (report.outcome, report.account) == ("ok", "ada")
     assert report.text == "valid, as ada; logs to lovelace-lab"
@@ -61,7 +61,7 @@ def test_a_wandb_key_must_see_the_entity(tmp_path):
     assert "elsewhere" in report.text and "wandb_entity" in report.remedy and "lovelace-lab" in report.remedy
 
 
-def test_an_unknown_wandb_key_is_told_by_a_null_viewer(tmp_path):
+def test_a_null_viewer_means_an_unknown_wandb_key(tmp_path):
     assert ask("wandb", tmp_path, body={"data": {"viewer": None}}).reason == "refused"
 
 
@@ -78,10 +78,10 @@ def test_an_algorithmia_key_must_own_the_collection(tmp_path):
         (whoami("write"), "", "ok", "valid"),
         (whoami("write"), "Ada", "ok", "valid"),
         (whoami("read"), "ada", "rejected", "rights"),
-        (whoami("read"), "", "ok", "valid"),  # nothing is to be published under a name
+        (whoami("read"), "", "ok", "valid"),  # no account is configured
         (whoami("write", orgs=[("lab", "write")]), "lab", "ok", "valid"),
         (whoami("write", orgs=[("lab", "read")]), "lab", "rejected", "rights"),
-        (whoami("write", orgs=[("lab", None)]), "lab", "unknown", "rights-untold"),
+        (whoami("write", orgs=[("lab", None)]), "lab", "unknown", "rights-unknown"),
         (whoami("write"), "lab", "rejected", "other-account"),
         (whoami("fineGrained", [scope("ada", "repo.content.read", "repo.write")]), "ada", "ok", "valid"),
         (whoami("fineGrained", [scope("ada", "repo.content.write")]), "ada", "ok", "valid"),
@@ -89,8 +89,8 @@ def test_an_algorithmia_key_must_own_the_collection(tmp_path):
         (whoami("fineGrained", [scope("ada", "repo.content.read")]), "ada", "rejected", "rights"),
         (whoami("fineGrained", [scope("bob", "repo.write")]), "ada", "rejected", "rights"),
         (whoami("fineGrained", []), "ada", "rejected", "rights"),
-        (whoami(auth={"type": "oauth"}), "ada", "unknown", "rights-untold"),
-        (whoami("a role of tomorrow"), "ada", "unknown", "rights-untold"),
+        (whoami(auth={"type": "oauth"}), "ada", "unknown", "rights-unknown"),
+        (whoami("a role of tomorrow"), "ada", "unknown", "rights-unknown"),
     ],
 )
 def test_a_hugging_face_token_must_be_able_to_write(tmp_path, body, account, outcome, reason):
@@ -99,7 +99,7 @@ def test_a_hugging_face_token_must_be_able_to_write(tmp_path, body, account, out
     assert report.plan == "free"
 
 
-# What else may come in place of an answer. Nothing of it says that a key is bad, but 401 and 403.
+# Other responses. Only 401 and 403 mean that the key is invalid.
 
 
 @pytest.mark.parametrize("service", SERVICES)
@@ -124,14 +124,14 @@ def test_a_hugging_face_token_must_be_able_to_write(tmp_path, body, account, out
         ({"status": 200, "body": {"data": "else", "folders": 3}}, "unknown", "unexpected"),
     ],
 )
-def test_three_outcomes_are_kept_apart(tmp_path, service, answer, outcome, reason):
+def test_outcomes_are_distinguished(tmp_path, service, answer, outcome, reason):
     report = ask(service, tmp_path, **answer)
     assert (report.outcome, report.reason) == (outcome, reason)
     assert report.remedy and report.page and "\n" not in report.text + report.remedy
 
 
 @pytest.mark.parametrize("service", SERVICES)
-def test_one_call_is_made_in_the_clients_own_form(tmp_path, service):
+def test_one_request_is_sent_in_the_clients_format(tmp_path, service):
     name = keys.SECRET[service]
     with serving(status=401) as server:
         environ = environment(tmp_path, **{name: KEYS[name], VARIABLE[service]: server.url + "/"})
@@ -148,7 +148,7 @@ def test_one_call_is_made_in_the_clients_own_form(tmp_path, service):
 
 @pytest.mark.parametrize("service", SERVICES)
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
-def test_a_redirect_carries_no_key_to_another_host(tmp_path, service, status):
+def test_a_redirect_does_not_send_the_key_to_another_host(tmp_path, service, status):
     with serving() as other:
         report = ask(service, tmp_path, status=status, headers=[("Location", f"{other.url}/api/whoami-v2")])
         assert other.requests == []
@@ -173,7 +173,7 @@ def test_a_server_that_hangs_up_is_unreachable(tmp_path):
     assert report.reason == "unreachable"
 
 
-def test_a_certificate_nobody_vouches_for_is_a_tls_failure(tmp_path):
+def test_an_untrusted_certificate_is_a_tls_failure(tmp_path):
     certificate, private = tmp_path / "cert.pem", tmp_path / "key.pem"
     subprocess.run(
         [
@@ -206,7 +206,7 @@ def test_a_certificate_nobody_vouches_for_is_a_tls_failure(tmp_path):
 
 
 @pytest.mark.parametrize(("status", "reason"), [(407, "proxy"), (502, "unreachable")])
-def test_a_proxy_that_lets_nothing_through_is_no_verdict_on_the_key(tmp_path, monkeypatch, status, reason):
+def test_a_blocking_proxy_leaves_the_key_unknown(tmp_path, monkeypatch, status, reason):
     with serving(status=status) as proxy:
         monkeypatch.setenv("https_proxy", proxy.url)
         monkeypatch.delenv("no_proxy", raising=False)
@@ -217,7 +217,7 @@ def test_a_proxy_that_lets_nothing_through_is_no_verdict_on_the_key(tmp_path, mo
 
 
 @pytest.mark.slow
-def test_all_three_are_done_in_five_seconds_though_every_server_drips(tmp_path):
+def test_slow_servers_are_limited_to_five_seconds(tmp_path):
     with serving(delay=0.5, body=viewer()) as server:
         environ = environment(tmp_path, **KEYS, **dict.fromkeys(VARIABLE.values(), server.url))
         start = time.monotonic()
@@ -227,14 +227,14 @@ def test_all_three_are_done_in_five_seconds_though_every_server_drips(tmp_path):
     assert [report.reason for report in reports] == ["timeout"] * 3
 
 
-def test_one_slow_server_hides_nothing_of_the_others(tmp_path):
+def test_a_slow_server_does_not_affect_the_others(tmp_path):
     with serving(delay=0.5, body=viewer()) as slow, serving(body=whoami()) as fast:
         environ = environment(tmp_path, **KEYS, WANDB_BASE_URL=slow.url, HF_ENDPOINT=fast.url, ALGORITHMIA_API=fast.url)
         reports = credentials.check(environ, seconds=1.0)
     assert [report.reason for report in reports] == ["valid", "timeout", "valid"]
 
 
-# Malformed keys and addresses are told without a call.
+# Malformed keys and URLs are reported without a request.
 
 
 @pytest.mark.parametrize(
@@ -250,7 +250,7 @@ def test_one_slow_server_hides_nothing_of_the_others(tmp_path):
         ("algorithmia", "line\nbreak"),
     ],
 )
-def test_what_no_client_accepts_is_told_without_a_call(tmp_path, service, key):
+def test_malformed_keys_are_reported_without_a_request(tmp_path, service, key):
     with serving() as server:
         environ = environment(tmp_path, **{keys.SECRET[service]: key, VARIABLE[service]: server.url})
         (report,) = credentials.check(environ, services=[service])
@@ -259,14 +259,14 @@ def test_what_no_client_accepts_is_told_without_a_call(tmp_path, service, key):
 
 
 @pytest.mark.parametrize("key", ["k" * 40, "local-" + "k" * 40, WANDB_KEY, "k" * 86, "aaa.bbb-b.c_c"])
-def test_every_form_that_wandb_accepts_is_asked_about(tmp_path, key):
+def test_every_format_of_wandb_keys_is_checked(tmp_path, key):
     assert ask("wandb", tmp_path, key=key, body=viewer()).outcome == "ok"
 
 
 @pytest.mark.parametrize(
     "url", ["not a url", "ftp://host", "https://", "http://[::1", "http://host:port", "http://h\u00f6st"]
 )
-def test_an_address_that_does_not_parse_is_told(tmp_path, url):
+def test_an_invalid_url_is_reported(tmp_path, url):
     (report,) = credentials.check(environment(tmp_path, HF_TOKEN=HF_KEY, HF_ENDPOINT=url), services=["huggingface"])
     assert (report.outcome, report.reason) == ("rejected", "address")
     assert "HF_ENDPOINT" in report.text
@@ -275,21 +275,21 @@ def test_an_address_that_does_not_parse_is_told(tmp_path, url):
 @pytest.mark.parametrize(
     ("service", "name"), [("huggingface", "HF_OIDC_RESOURCE"), ("wandb", "WANDB_IDENTITY_TOKEN_FILE")]
 )
-def test_what_is_exchanged_for_a_key_is_not_sent(tmp_path, service, name):
+def test_values_that_are_exchanged_for_a_key_are_not_sent(tmp_path, service, name):
     (report,) = credentials.check(environment(tmp_path, **{name: "ada/digits"}), services=[service])
     assert (report.outcome, report.reason) == ("unknown", "exchanged")
 
 
-def test_two_keys_that_the_client_refuses_together_are_told(tmp_path):
+def test_conflicting_wandb_keys_are_reported(tmp_path):
     environ = environment(tmp_path, WANDB_API_KEY="k" * 40, WANDB_IDENTITY_TOKEN_FILE="token")
     (report,) = credentials.check(environ, services=["wandb"])
-    assert (report.outcome, report.reason) == ("rejected", "two")
+    assert (report.outcome, report.reason) == ("rejected", "conflict")
 
 
-# Where keys are found.
+# Sources of keys.
 
 
-def test_nothing_found_is_missing_and_costs_no_call(tmp_path):
+def test_missing_keys_are_reported_without_a_request(tmp_path):
     reports = credentials.check(environment(tmp_path))
     assert [report.outcome for report in reports] == ["missing"] * 3
     assert all(report.page in report.remedy for report in reports)
@@ -304,7 +304,7 @@ def test_nothing_found_is_missing_and_costs_no_call(tmp_path):
         ("huggingface", ["HF_OIDC_RESOURCE", "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"]),
     ],
 )
-def test_variables_are_taken_in_the_clients_order(tmp_path, service, names):
+def test_variables_have_the_clients_order_of_precedence(tmp_path, service, names):
     write(tmp_path / ".netrc", f"machine api.wandb.ai login user password {WANDB_KEY}\n")
     write(tmp_path / ".cache/huggingface/token", HF_KEY)
     environ = environment(tmp_path, **dict.fromkeys(names, "x" * 40))
@@ -314,10 +314,10 @@ def test_variables_are_taken_in_the_clients_order(tmp_path, service, names):
         del environ[name]
 
 
-def test_dotenv_comes_after_the_environment_and_is_named(tmp_path):
+def test_dotenv_follows_the_environment_and_is_named_as_source(tmp_path):
     dotenv = credentials.read_env_file(write(tmp_path / ".env", f"HF_TOKEN={HF_KEY}\n"))
     assert keys.find("huggingface", environment(tmp_path), dotenv).source == "HF_TOKEN in .env"
-    merged = environment(tmp_path, HF_TOKEN=HF_KEY)  # as settings leave it
+    merged = environment(tmp_path, HF_TOKEN=HF_KEY)  # as the settings set it
     assert keys.find("huggingface", merged, dotenv).source == "HF_TOKEN in .env"
     other = environment(tmp_path, HF_TOKEN="another")
     assert keys.find("huggingface", other, dotenv).source == "HF_TOKEN"
@@ -325,7 +325,7 @@ def test_dotenv_comes_after_the_environment_and_is_named(tmp_path):
     assert keys.find("huggingface", empty, dotenv).value == HF_KEY
 
 
-def test_env_files_are_read_as_people_write_them(tmp_path):
+def test_env_files_support_quotes_export_and_comments(tmp_path):
     text = "\ufeff# keys\nA=1\nexport B = two words # why\nC='3 # 4' # five\nD=\"6\"\n\nE=\nnot a line\nF=a#b\n"
     path = write(tmp_path / ".env", text)
     assert credentials.read_env_file(path) == {"A": "1", "B": "two words", "C": "3 # 4", "D": "6", "F": "a#b"}
@@ -334,18 +334,18 @@ def test_env_files_are_read_as_people_write_them(tmp_path):
 
 @pytest.mark.parametrize("name", [".netrc", "_netrc"])
 @pytest.mark.parametrize("machine", ["api.forge.coreweave.com", "api.wandb.ai"])
-def test_wandb_keys_stand_in_netrc_under_the_new_host_or_the_old(tmp_path, name, machine):
+def test_wandb_keys_are_found_in_netrc_under_both_hosts(tmp_path, name, machine):
     write(tmp_path / name, f"machine {machine}\n  login user\n  password {WANDB_KEY}\n")
     found = keys.find("wandb", environment(tmp_path))
     assert found.value == WANDB_KEY and name in found.source
 
 
-def test_a_netrc_entry_of_another_server_is_not_taken(tmp_path):
+def test_netrc_entries_of_other_servers_are_ignored(tmp_path):
     write(tmp_path / ".netrc", f"machine api.wandb.ai login user password {WANDB_KEY}\n")
     assert keys.find("wandb", environment(tmp_path, WANDB_BASE_URL="https://wandb.example.org")) is None
 
 
-def test_netrc_may_be_elsewhere_and_may_be_broken(tmp_path):
+def test_netrc_can_be_elsewhere_or_invalid(tmp_path):
     path = write(tmp_path / "keys", f"machine api.wandb.ai login user password {WANDB_KEY}\n")
     assert keys.find("wandb", environment(tmp_path, NETRC=str(path))).value == WANDB_KEY
     write(path, "machine machine machine")
@@ -376,8 +376,8 @@ def test_the_cached_hugging_face_token_is_found(tmp_path, variable, path):
     assert keys.find("huggingface", environment(tmp_path, **more)).value == HF_KEY
 
 
-def test_in_a_notebook_on_colab_its_secrets_come_last(tmp_path, monkeypatch):
-    """Colab's own modules, as a kernel there has them loaded."""
+def test_colab_secrets_have_the_lowest_precedence(tmp_path, monkeypatch):
+    """The modules of Colab are loaded in a notebook kernel."""
 
     class Error(Exception):
         pass
@@ -405,7 +405,7 @@ def test_an_algorithmia_profile_holds_key_and_server(tmp_path):
     assert keys.find("algorithmia", environment(tmp_path)) is None
 
 
-def test_an_algorithmia_token_travels_as_a_bearer(tmp_path):
+def test_an_algorithmia_token_is_sent_as_bearer(tmp_path):
     with serving(body=FOLDERS) as server:
         environ = environment(tmp_path, ALGORITHMIA_BEARER_TOKEN="a.b.c", ALGORITHMIA_API=server.url)
         credentials.check(environ, services=["algorithmia"])
@@ -413,14 +413,14 @@ def test_an_algorithmia_token_travels_as_a_bearer(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["AWS_ACCESS_KEY_ID", "AWS_PROFILE"])
-def test_s3_credentials_are_present_without_a_look_at_them(tmp_path, name):
+def test_s3_credentials_are_detected_without_reading_them(tmp_path, name):
     assert credentials.present(environment(tmp_path, **{name: "x"})) == {"s3"}
     write(tmp_path / ".aws/credentials", "[default]\n")
     assert credentials.present(environment(tmp_path)) == {"s3"}
 
 
-def test_the_key_lies_where_huggingface_hub_and_wandb_look_too(tmp_path):
-    """The clients themselves, in a process of their own, find what is found here."""
+def test_keys_are_found_where_the_clients_find_them(tmp_path):
+    """The clients, in a subprocess, find the same keys."""
     write(tmp_path / ".netrc", f"machine api.wandb.ai login user password {WANDB_KEY}\n")
     write(tmp_path / ".cache/huggingface/token", HF_KEY)
     code = (
@@ -433,7 +433,7 @@ def test_the_key_lies_where_huggingface_hub_and_wandb_look_too(tmp_path):
     assert theirs == [keys.find("huggingface", environ).value, keys.find("wandb", environ).value]
 
 
-# How it is told.
+# Output of the reports.
 
 
 class Terminal(io.StringIO):
@@ -441,7 +441,7 @@ class Terminal(io.StringIO):
         return True
 
 
-def everything_told(stream, tmp_path, **environ):
+def shown_reports(stream, tmp_path, **environ):
     with serving(body=whoami("read")) as good, serving(status=401) as bad:
         found = environment(tmp_path, **KEYS, HF_ENDPOINT=good.url, WANDB_BASE_URL=bad.url, ALGORITHMIA_API="nowhere")
         reports = credentials.check(found)
@@ -449,26 +449,26 @@ def everything_told(stream, tmp_path, **environ):
     return reports, stream.getvalue()
 
 
-def test_plain_lines_elsewhere_than_on_a_terminal(tmp_path):
-    _, text = everything_told(io.StringIO(), tmp_path)
+def test_reports_are_plain_lines_without_a_terminal(tmp_path):
+    _, text = shown_reports(io.StringIO(), tmp_path)
     assert "\033" not in text
     assert "Weights & Biases: rejected: " in text and "Hugging Face: ok: valid, as ada" in text
 
 
-def test_colour_on_a_terminal_unless_refused(tmp_path):
-    assert "\033[31m" in everything_told(Terminal(), tmp_path)[1]
-    assert "\033" not in everything_told(Terminal(), tmp_path, NO_COLOR="1")[1]
-    assert "\033" not in everything_told(Terminal(), tmp_path, TERM="dumb")[1]
+def test_reports_are_coloured_on_a_terminal_unless_disabled(tmp_path):
+    assert "\033[31m" in shown_reports(Terminal(), tmp_path)[1]
+    assert "\033" not in shown_reports(Terminal(), tmp_path, NO_COLOR="1")[1]
+    assert "\033" not in shown_reports(Terminal(), tmp_path, TERM="dumb")[1]
 
 
-def test_of_a_key_only_source_and_last_four_characters_are_told(tmp_path):
-    reports, text = everything_told(io.StringIO(), tmp_path)
+def test_reports_contain_only_source_and_last_four_characters_of_a_key(tmp_path):
+    reports, text = shown_reports(io.StringIO(), tmp_path)
     everything = text + json.dumps(credentials.as_json(reports)) + repr(reports) + repr(keys.find("wandb", KEYS))
     assert "[HF_TOKEN, ...wxyz]" in text
     for key in KEYS.values():
         assert key not in everything and key[:-4] not in everything and key[4:] not in everything
 
 
-def test_a_server_cannot_write_to_the_terminal(tmp_path):
+def test_control_characters_of_a_server_are_removed(tmp_path):
     report = ask("wandb", tmp_path, body=viewer(username="\033[2Jada\r\n", entity="x"))
     assert "\033" not in report.text + report.account and "\n" not in report.text

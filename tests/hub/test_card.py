@@ -241,7 +241,7 @@ def test_a_block_left_open_hides_no_title() -> None:
 def test_a_card_that_is_no_text_is_told_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "first").mkdir()
     (tmp_path / "first" / "README.md").write_bytes("## Limits\n\nCafé".encode("latin-1"))
-    with pytest.raises(StackError, match=r"first/README.md: .*save it as plain text in UTF-8") as refusal:
+    with pytest.raises(StackError, match=r"first/README.md: .*save it as UTF-8 text") as refusal:
         kept_sections(tmp_path, tmp_path / "first")
     assert "\n" not in str(refusal.value)
 

@@ -281,7 +281,7 @@ def test_storage_that_refuses_is_told_in_one_line_and_at_once(hub: Hub, api: HfA
 
 
 @pytest.mark.parametrize(
-    ("key", "words"), [("hf_read", "may write"), ("hf_unknown", "refuses the key"), ("hf_other", "may write")]
+    ("key", "words"), [("hf_read", "write access"), ("hf_unknown", "key rejected"), ("hf_other", "write access")]
 )
 def test_a_key_that_may_not_is_told_in_one_line(hub: Hub, api: HfApi, old: Path, key: str, words: str) -> None:
     with pytest.raises(StackError, match=words) as refusal:
@@ -316,7 +316,7 @@ def test_words_on_the_hub_that_can_not_be_read_are_not_written_over(
     kept, trouble = hubbing.user_sections(PLACE)
     assert kept == {}
     assert trouble.startswith("README.md of me/model on the Hub: ")
-    assert trouble.endswith("; save it as plain text in UTF-8")
+    assert trouble.endswith("; save it as UTF-8 text")
 
 
 def test_a_card_that_the_hub_would_refuse_is_not_sent(hub: Hub, api: HfApi, old: Path) -> None:

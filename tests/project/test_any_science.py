@@ -1,4 +1,4 @@
-"""The library knows no task: it passes one through that nobody expects, and names none."""
+"""The library is independent of the task: it runs an unusual one, and its code names none."""
 
 import ast
 import json
@@ -15,13 +15,13 @@ from waiting import until
 import free_ml_stack
 
 TESTS = Path(__file__).parent.parent
-# Whole words of identifiers and texts in code; a comment or docstring may give an example.
+# Words in identifiers and texts; comments and docstrings may give examples.
 OF_TASKS = {
     *("label", "labels", "image", "images", "pixel", "pixels", "digit", "digits", "sentence", "species", "carat"),
     *("accuracy", "f1", "rmse", "logit", "logits", "softmax", "probability", "probabilities", "confidence"),
     *("tokenizer", "timm", "transformers", "lightgbm", "sklearn", "grayscale", "rgb"),
 }
-# What others call their own things: W&B, trackio, Algorithmia, Prometheus, Pillow, IPython; and digits of a number.
+# Terms of W&B, trackio, Algorithmia, Prometheus, Pillow and IPython, and digits of numbers.
 OF_OTHERS = {
     "algorithmia/installation.py": {"label"},
     "credentials/check.py": {"digits"},
@@ -48,7 +48,7 @@ def run(folder: Path, *words: str, code: int = 0) -> str:
 
 
 @pytest.mark.slow
-def test_a_task_that_nobody_expects_passes_through(tmp_path: Path) -> None:
+def test_an_unusual_task_runs_through_all_commands(tmp_path: Path) -> None:
     (tmp_path / "stack.toml").write_text(
         'project = "odd"\nstorage = "algorithmia://.my/odd"\nalgorithm = "me/Odd"\nlicense = "MIT"\n'
     )
@@ -80,7 +80,7 @@ def test_a_task_that_nobody_expects_passes_through(tmp_path: Path) -> None:
 
 
 def words_of(text: str) -> set[str]:
-    """The words of all names and texts in some code, its docstrings apart."""
+    """The words of all names and texts in code, except docstrings."""
     tree, found = ast.parse(text), set()
     described = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
     docs = {
@@ -95,7 +95,7 @@ def words_of(text: str) -> set[str]:
     return found
 
 
-def test_the_library_names_no_task() -> None:
+def test_the_library_contains_no_terms_of_a_task() -> None:
     folder = Path(str(free_ml_stack.__file__)).parent
     files = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*.py")}
     named = {

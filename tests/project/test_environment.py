@@ -1,4 +1,4 @@
-"""Variables of other programs that no client can use, and proxies: one line, and never on the way to this machine."""
+"""Invalid environment variables give one-line errors, and proxies are not used for this machine."""
 
 import subprocess
 import sys
@@ -12,7 +12,7 @@ from deployed import KEY, Deployed, deployed
 from free_ml_stack.algorithmia.calls import call
 from free_ml_stack.algorithmia.connection import Connection
 from free_ml_stack.cli import main
-from free_ml_stack.credentials import surroundings
+from free_ml_stack.credentials import environment as diagnosis
 from free_ml_stack.errors import StackError
 from free_ml_stack.hub import client
 from free_ml_stack.project.settings import Settings, load
@@ -35,7 +35,9 @@ def gateway(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 
 @pytest.mark.parametrize("name", ["HTTP_PROXY", "http_proxy", "ALL_PROXY"])
-def test_a_gateway_here_is_called_past_a_proxy(gateway: Deployed, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+def test_a_local_gateway_is_called_without_the_proxy(
+    gateway: Deployed, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
     monkeypatch.setenv(name, NOBODY)
     settings = Settings(project="p", algorithm="me/demo", algorithmia_api=gateway.url, algorithmia_api_key=KEY)
     assert call(settings, ["word"]) == ["hello"]
@@ -43,7 +45,7 @@ def test_a_gateway_here_is_called_past_a_proxy(gateway: Deployed, monkeypatch: p
 
 
 @pytest.mark.parametrize("given", ["", "intranet, 10.0.0.1", "localhost"])
-def test_a_project_with_a_proxy_spares_this_machine(tmp_path: Path, given: str) -> None:
+def test_no_proxy_includes_this_machine_if_a_proxy_is_set(tmp_path: Path, given: str) -> None:
     (tmp_path / "stack.toml").write_text('project = "p"\n')
     environ = {"HOME": str(tmp_path), "https_proxy": NOBODY, "NO_PROXY": given}
     load({}, tmp_path, environ)
@@ -52,17 +54,17 @@ def test_a_project_with_a_proxy_spares_this_machine(tmp_path: Path, given: str) 
     assert {"localhost", "127.0.0.1", "::1", *filter(None, given.replace(" ", "").split(","))} == set(named)
 
 
-def test_without_a_proxy_nothing_is_set() -> None:
+def test_no_proxy_is_unchanged_without_a_proxy() -> None:
     for environ in ({}, {"NO_PROXY": "a"}, {"HTTP_PROXY": NOBODY, "no_proxy": "*"}):
         before = dict(environ)
-        surroundings.spare_loopback(environ)
+        diagnosis.bypass_proxy_for_loopback(environ)
         assert environ == before
 
 
-@pytest.mark.parametrize("name", surroundings.NUMBERS)
-def test_a_time_limit_of_the_hubs_client_that_is_no_number_is_told(tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize("name", diagnosis.NUMBERS)
+def test_an_invalid_timeout_of_the_hubs_client_is_named(tmp_path: Path, name: str) -> None:
     (tmp_path / "stack.toml").write_text('project = "p"\n')
-    with pytest.raises(StackError, match=f"{name} in the environment: expected a whole number, got 'ten'"):
+    with pytest.raises(StackError, match=f"environment variable {name}: expected an integer, got 'ten'"):
         load({}, tmp_path, {name: "ten", "HOME": str(tmp_path)})
 
 
@@ -73,36 +75,34 @@ def raising(error: Exception) -> Any:
     return work
 
 
-def test_a_socks_proxy_that_nothing_speaks_to_is_told_by_its_variable(
+def test_an_unsupported_socks_proxy_is_named(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     httpx = pytest.importorskip("httpx")
     monkeypatch.setenv("ALL_PROXY", "socks5://127.0.0.1:9")
     monkeypatch.setitem(sys.modules, "socksio", None)
-    with pytest.raises(StackError, match="ALL_PROXY names a SOCKS proxy, for which socksio is not installed"):
+    with pytest.raises(StackError, match="ALL_PROXY is a SOCKS proxy, which requires socksio"):
         client.with_retries(lambda: httpx.Client())
     monkeypatch.setattr(main, "load", lambda *_: httpx.Client())
     assert main.run(SimpleNamespace(package="p"), ["doctor"]) == 1  # type: ignore[arg-type]
-    assert capsys.readouterr().err.startswith("error: ALL_PROXY names a SOCKS proxy")
+    assert capsys.readouterr().err.startswith("error: ALL_PROXY is a SOCKS proxy")
 
 
-def test_certificates_that_are_missing_are_told_by_their_variable(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_the_variable_of_missing_certificates_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "none.pem"))
-    wanted = f"SSL_CERT_FILE names {tmp_path}/none.pem, which is not there"
+    wanted = f"SSL_CERT_FILE={tmp_path}/none.pem does not exist"
     with pytest.raises(StackError, match=wanted):
         client.with_retries(raising(FileNotFoundError(2, "No such file or directory")))
 
 
-def test_an_error_of_something_else_is_not_laid_at_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unrelated_errors_are_not_attributed_to_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ALL_PROXY", "socks5://127.0.0.1:9")
-    assert surroundings.surroundings(ImportError("No module named 'x'")) == ""
+    assert diagnosis.explain_error(ImportError("No module named 'x'")) == ""
     monkeypatch.setenv("SSL_CERT_FILE", "/nowhere/none.pem")
-    assert surroundings.surroundings(FileNotFoundError(2, "No such file", "/a/file")) == ""
+    assert diagnosis.explain_error(FileNotFoundError(2, "No such file", "/a/file")) == ""
 
 
-def test_a_cache_that_cannot_be_made_is_told_by_its_variable(tmp_path: Path) -> None:
+def test_the_variable_of_an_unusable_cache_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     program = "from free_ml_stack.hub.client import check_cache_writable as check; check()"
     environ = {"HF_HUB_CACHE": str(tmp_path / "file/cache"), "HF_HOME": str(tmp_path)}

@@ -1,4 +1,4 @@
-"""Settings: one object from all sources, later ones first, and mistakes told by name."""
+"""Settings: precedence of the sources, and errors that name the setting."""
 
 from pathlib import Path
 
@@ -18,7 +18,7 @@ def project(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_later_sources_win(project: Path) -> None:
+def test_later_sources_take_precedence(project: Path) -> None:
     assert load({}, project, {}).storage == "./from-toml"
     (project / ".env").write_text("STACK_STORAGE=./from-dotenv\n")
     assert load({}, project, {}).storage == "./from-dotenv"
@@ -26,7 +26,7 @@ def test_later_sources_win(project: Path) -> None:
     assert load({"storage": "./flag"}, project, {"STACK_STORAGE": "./from-environment"}).storage == "./flag"
 
 
-def test_keys_in_dotenv_reach_the_tools_unless_set_already(project: Path) -> None:
+def test_keys_of_dotenv_are_added_to_the_environment(project: Path) -> None:
     (project / ".env").write_text("HF_TOKEN=from-dotenv\nWANDB_API_KEY=from-dotenv\n")
     environ = {"HF_TOKEN": "from-environment", "HOME": str(project)}
     load({}, project, environ)
@@ -48,7 +48,7 @@ def test_a_project_is_found_from_any_folder_in_it(project: Path) -> None:
         ("project = ", "stack.toml: "),
     ],
 )
-def test_a_mistake_in_the_file_is_told_in_one_line(project: Path, text: str, words: str) -> None:
+def test_an_invalid_file_gives_a_one_line_error(project: Path, text: str, words: str) -> None:
     (project / "stack.toml").write_text(text)
     with pytest.raises(StackError) as raised:
         load({}, project, {})
@@ -56,12 +56,12 @@ def test_a_mistake_in_the_file_is_told_in_one_line(project: Path, text: str, wor
     assert "\n" not in str(raised.value)
 
 
-def test_an_unknown_variable_is_refused(project: Path) -> None:
+def test_an_unknown_variable_is_rejected_with_a_suggestion(project: Path) -> None:
     with pytest.raises(StackError, match="STACK_TRAKKER.*did you mean 'STACK_TRACKER'"):
         load({}, project, {"STACK_TRAKKER": "none"})
 
 
-def test_no_project_here(tmp_path: Path) -> None:
+def test_a_missing_project_is_reported(tmp_path: Path) -> None:
     with pytest.raises(StackError, match="run this inside a project"):
         load({}, tmp_path, {})
 
@@ -99,52 +99,52 @@ def test_text_and_numbers_become_the_type_of_the_field(value: object, name: str,
         ("lr", [1]),
     ],
 )
-def test_a_value_of_another_type_is_refused_by_name(name: str, value: object) -> None:
+def test_a_value_of_the_wrong_type_names_the_setting(name: str, value: object) -> None:
     with pytest.raises(StackError, match=name):
         flags.convert(TrainConfig, name, value)
 
 
 @pytest.mark.parametrize("content", [b"HF_TOKEN=\xff\n", "HF_TOKEN=x\n".encode("utf-16"), b"HF_TOKEN=a\0b\n"])
-def test_a_dotenv_that_is_no_text_is_told_in_one_line(project: Path, content: bytes) -> None:
+def test_a_binary_dotenv_gives_a_one_line_error(project: Path, content: bytes) -> None:
     (project / ".env").write_bytes(content)
-    with pytest.raises(StackError, match=r"^\.env: .*; save it as plain text in UTF-8$"):
+    with pytest.raises(StackError, match=r"^\.env: .*; save it as UTF-8 text$"):
         load({}, project, {})
 
 
-def test_an_empty_variable_gives_way_to_dotenv_for_the_tools_too(project: Path) -> None:
+def test_dotenv_overrides_an_empty_variable(project: Path) -> None:
     (project / ".env").write_text("HF_TOKEN=from-dotenv\n")
     environ = {"HF_TOKEN": "", "HOME": str(project)}
     load({}, project, environ)
     assert environ["HF_TOKEN"] == "from-dotenv"
 
 
-def test_a_windows_editors_mark_is_no_mistake_and_another_encoding_is(project: Path) -> None:
+def test_a_byte_order_mark_is_accepted_and_other_encodings_are_not(project: Path) -> None:
     (project / "stack.toml").write_text('project = "p"\n', encoding="utf-8-sig")
     assert load({}, project, {}).project == "p"
     (project / "stack.toml").write_text('project = "p"\n', encoding="utf-16")
-    with pytest.raises(StackError, match=r"stack\.toml: .*; save it as plain text in UTF-8"):
+    with pytest.raises(StackError, match=r"stack\.toml: .*; save it as UTF-8 text"):
         load({}, project, {})
 
 
-def test_a_launchers_number_that_is_none_is_told_by_name(project: Path) -> None:
-    with pytest.raises(StackError, match="WORLD_SIZE in the environment: expected a number, got 'two'"):
+def test_an_invalid_number_of_torchrun_names_the_variable(project: Path) -> None:
+    with pytest.raises(StackError, match="environment variable WORLD_SIZE: expected a number, got 'two'"):
         load({}, project, {"WORLD_SIZE": "two"})
 
 
 @pytest.mark.parametrize(
     ("name", "value", "words"),
     [
-        ("WANDB_BASE_URL", "nonsense", "WANDB_BASE_URL in the environment is not a server's address"),
+        ("WANDB_BASE_URL", "nonsense", "environment variable WANDB_BASE_URL: expected a URL"),
         (
             "ALGORITHMIA_API",
             "https://ada:secret@a..b",
-            "ALGORITHMIA_API in the environment is not a server's",
+            "environment variable ALGORITHMIA_API: expected a URL",
         ),
-        ("HF_ENDPOINT", "ftp://hub", "HF_ENDPOINT in the environment is not a server's address"),
-        ("WANDB_MODE", "nonsense", "WANDB_MODE in the environment: expected one of online, offline"),
+        ("HF_ENDPOINT", "ftp://hub", "environment variable HF_ENDPOINT: expected a URL"),
+        ("WANDB_MODE", "nonsense", "environment variable WANDB_MODE: expected one of online, offline"),
     ],
 )
-def test_what_the_clients_would_tell_by_a_traceback_is_told_in_one_line(
+def test_invalid_variables_of_the_clients_give_one_line_errors(
     project: Path, name: str, value: str, words: str
 ) -> None:
     with pytest.raises(StackError) as raised:
@@ -152,19 +152,19 @@ def test_what_the_clients_would_tell_by_a_traceback_is_told_in_one_line(
     assert str(raised.value).startswith(words) and "secret" not in str(raised.value)
 
 
-def test_the_home_of_a_user_who_is_none_is_told_in_one_line(project: Path) -> None:
+def test_an_unknown_users_home_gives_a_one_line_error(project: Path) -> None:
     with pytest.raises(StackError, match="no such user's home"):
         open_store("~nobody-of-that-name/x", load({}, project, {}))
 
 
 @pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
-def test_json_is_read_with_and_without_the_mark_of_windows_editors(tmp_path: Path, mark: bytes) -> None:
+def test_json_is_read_with_and_without_a_byte_order_mark(tmp_path: Path, mark: bytes) -> None:
     file = tmp_path / "config.json"
     file.write_bytes(mark + b'{"epochs": 1}')
     assert flags.read_json(file) == read_input(str(file)) == {"epochs": 1}
 
 
-def test_a_store_that_a_folder_stands_for_is_told_with_that_folder(project: Path) -> None:
+def test_the_local_folder_of_a_store_is_shown(project: Path) -> None:
     settings = load({"storage": "algorithmia://.my/p"}, project, {"HOME": str(project)})
     told = place(settings.storage, "data", settings)
     assert told == f"algorithmia://.my/p/data (without a key: {project}/.stack/data/me/p/data)"

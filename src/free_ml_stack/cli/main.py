@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from free_ml_stack.cli.command import Command
 from free_ml_stack.cli.commands import COMMANDS
 from free_ml_stack.console import open_streams
-from free_ml_stack.credentials.surroundings import surroundings
+from free_ml_stack.credentials.environment import explain_error
 from free_ml_stack.errors import StackError, is_external, one_line
 from free_ml_stack.project.settings import Settings, load
 from free_ml_stack.version import __version__
@@ -45,7 +45,7 @@ def run(science: "Science", arguments: Sequence[str] | None = None) -> int:
         print("stopped", file=sys.stderr)
         return 130
     except Exception as error:
-        if told := surroundings(error):
+        if told := explain_error(error):
             print(f"error: {told}", file=sys.stderr)
             return 1
         if not is_external(error):

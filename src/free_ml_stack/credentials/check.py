@@ -1,7 +1,7 @@
-"""Check the keys of the services live: whether they are valid, as whom, and with what rights.
+"""Live check of the services' keys: validity, account and permissions.
 
-Standard library only, here and in `keys` and `verdict`: a hook runs it before anything is installed.
-A key goes nowhere but to its own service; no report, line or error holds more of it than four characters.
+This package uses only the standard library, because a hook runs it before anything is installed. A key is sent only to
+its own service; reports and errors contain at most its last four characters.
 """
 
 import base64
@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 
 __all__ = ["SERVICES", "SETTINGS", "Report", "as_json", "check", "find", "present", "read_env_file", "show"]
 
-EXCHANGED = ("HF_OIDC_RESOURCE", "WANDB_IDENTITY_TOKEN_FILE")  # what the client trades for a key when it runs
-ANSWER_LIMIT = 1 << 20  # bytes; the real answers are a few kilobytes
+EXCHANGED = ("HF_OIDC_RESOURCE", "WANDB_IDENTITY_TOKEN_FILE")  # exchanged by the client for a key at runtime
+ANSWER_LIMIT = 1 << 20  # bytes; real responses have a few kilobytes
 
 
 def check(
@@ -43,9 +43,9 @@ def check(
     services: Iterable[str] = tuple(SERVICES),
     seconds: float = 4.5,
 ) -> list[Report]:
-    """Check the keys of `services` live, one call each and side by side, within `seconds` in all.
+    """Check the keys of `services` with one concurrent request each, within `seconds` in total.
 
-    `accounts` maps a service to the account that the project names there. Failures are reports, never raised.
+    `accounts` maps a service to the account in the project's settings. Failures are returned as reports, not raised.
     """
     deadline = time.monotonic() + seconds
     keys = {service: find(service, environ, dotenv) for service in services}
@@ -54,7 +54,7 @@ def check(
     def run(key: Key) -> None:
         reports[key.service] = _check_key(key, (accounts or {}).get(key.service, ""), seconds)
 
-    # Daemons: a name look-up or a dripping answer can't be interrupted, and must not hold the program up.
+    # Daemon threads, because DNS lookups and slow responses can't be interrupted and must not block the exit.
     threads = [threading.Thread(target=run, args=(key,), daemon=True) for key in keys.values() if key]
     for thread in threads:
         thread.start()
@@ -67,12 +67,12 @@ def check(
 
 
 def check_here(service: str, account: str, env_file: Path) -> Report:
-    """Check one service's key as this process has it."""
+    """Check the key of one service in this process's environment."""
     return check(os.environ, {service: account}, read_env_file(env_file), [service])[0]
 
 
-def trouble(service: str, account: str, env_file: Path) -> str:
-    """Why a service's key can't be used, and how to mend it; nothing where it can, or where nobody knows."""
+def key_problem(service: str, account: str, env_file: Path) -> str:
+    """Return why a service's key is rejected, with the remedy; empty if it is valid or its state is unknown."""
     found = check_here(service, account, env_file)
     return f"{SERVICES[service]}: {found.text}; {found.remedy}" if found.outcome == "rejected" else ""
 
@@ -81,46 +81,46 @@ def _check_key(key: Key, expected: str, seconds: float) -> Report:
     if not is_address(key.address):
         return report(key, "address")
     if key.twice:
-        return report(key, "two")
+        return report(key, "conflict")
     if key.source.startswith(EXCHANGED):
         return report(key, "exchanged")
     if rule := _broken_rule(key):
         return report(key, "malformed", rule=rule)
     status, body, failure = _ask(key, seconds)
     if failure == "refused" and renewable(key):
-        failure = "ended"
+        failure = "login-expired"
     if failure:
         return report(key, failure, status, certificates=missing_certificates(os.environ))
     judge = {"algorithmia": _judge_algorithmia, "wandb": _judge_wandb, "huggingface": _judge_huggingface}
     try:
         return judge[key.service](key, expected, body)
-    except (AttributeError, KeyError, IndexError, TypeError):  # JSON, but not of the service's shape
+    except (AttributeError, KeyError, IndexError, TypeError):  # JSON of an unexpected structure
         return report(key, "unexpected", status)
 
 
 def _broken_rule(key: Key) -> str:
-    """Name the rule of the clients that a value breaks, or nothing (W&B: wandb/sdk/lib/wbauth)."""
-    characters = "it holds spaces, quotes or other characters that no key has"
+    """Return the rule of the clients that a value violates, or "" (for W&B: wandb/sdk/lib/wbauth)."""
+    characters = "it contains spaces, quotes or other invalid characters"
     if not re.fullmatch(r"[!-~]+", key.value) or re.match(r"['\"]|\w+=", key.value):
         return characters
     if key.service != "wandb" or re.fullmatch(r"[\w-]+\.[\w-]+\.[\w-]+", key.value):
         return ""
-    first, dash, rest = key.value.partition("-")  # what stands before a dash names the server
+    first, dash, rest = key.value.partition("-")  # the part before a dash names the server
     secret = rest if dash else first
     if not re.fullmatch(r"[\w-]*", secret):
         return characters
-    return "" if len(secret) >= 40 else f"W&B's have 40 letters and digits or more, this has {len(secret)}"
+    return "" if len(secret) >= 40 else f"expected at least 40 letters and digits, got {len(secret)}"
 
 
 def _ask(key: Key, seconds: float) -> tuple[int, Any, str]:
-    """Make the one call; return (status, JSON, "") or (status, None, reason)."""
+    """Send the request; return (status, JSON, "") or (status, None, reason)."""
     import http.client
     import ssl
     import urllib.error
     import urllib.request
 
     class AsAnswered(urllib.request.HTTPErrorProcessor):
-        """Every status is an answer, and no redirect is followed: a key stays with its host."""
+        """Return every status as a response and follow no redirect, so that a key is sent to its host only."""
 
         def http_response(self, request: Any, response: Any) -> Any:
             return response
@@ -128,7 +128,7 @@ def _ask(key: Key, seconds: float) -> tuple[int, Any, str]:
         https_response = http_response
 
     try:
-        bundle = os.environ.get("REQUESTS_CA_BUNDLE") or os.environ.get("CURL_CA_BUNDLE")  # as the clients do
+        bundle = os.environ.get("REQUESTS_CA_BUNDLE") or os.environ.get("CURL_CA_BUNDLE")  # as in the clients
         context = ssl.create_default_context(cafile=bundle if bundle and os.path.isfile(bundle) else None)  # noqa: PTH113
         handlers: list[Any] = [AsAnswered, urllib.request.HTTPSHandler(context=context)]
         if is_loopback(key.address):
@@ -140,11 +140,11 @@ def _ask(key: Key, seconds: float) -> tuple[int, Any, str]:
         OSError,
         http.client.HTTPException,
         UnicodeError,
-    ) as error:  # the last: a proxy's name that is none
+    ) as error:  # UnicodeError: invalid host name of a proxy
         reason = error.reason if isinstance(error, urllib.error.URLError) else error
         if isinstance(reason, ssl.SSLError):
             return 0, None, "certificates" if missing_certificates(os.environ) else "tls"
-        if "407" in str(reason):  # the proxy of a tunnel asks who we are
+        if "407" in str(reason):  # a tunnelling proxy requires authentication
             return 407, None, "proxy"
         return 0, None, "timeout" if isinstance(reason, TimeoutError) else "unreachable"
 
@@ -169,9 +169,9 @@ def _request(key: Key) -> "urllib.request.Request":
 
 
 def _sort(status: int, raw: bytes) -> tuple[int, Any, str]:
-    """Tell an answer of the service, which is JSON, from all that may come in its place."""
+    """Distinguish a JSON response of the service from other responses, such as those of proxies."""
     reasons = {429: "rate-limit", 407: "proxy", 401: "refused", 403: "refused"}
-    if status == 511:  # the network, not the service, wants a log-in
+    if status == 511:  # Network Authentication Required
         return status, None, "proxy"
     if status >= 500 or 300 <= status < 400:
         return status, None, "server-error" if status >= 500 else "redirect"
@@ -186,16 +186,16 @@ def _sort(status: int, raw: bytes) -> tuple[int, Any, str]:
 
 
 def _judge_algorithmia(key: Key, expected: str, body: Any) -> Report:
-    """Judge by the root listing, which names the caller's own folder first."""
+    """Evaluate the root listing, which names the caller's own folder first."""
     names = [folder["name"] for folder in body.get("folders") or []]
-    account = names[0] if names else "a user without data"
+    account = names[0] if names else "a user without collections"
     if expected and expected not in names:
         return report(key, "other-account", account=account, expected=expected, accounts=", ".join(names))
     return report(key, "valid", account=account, rights=f"owns the collections of {expected or account}")
 
 
 def _judge_wandb(key: Key, expected: str, body: Any) -> Report:
-    """Judge by the viewer: null for a key that the server does not know."""
+    """Evaluate the viewer, which is null for an unknown key."""
     viewer = body["data"]["viewer"]
     if viewer is None:
         return report(key, "refused")
@@ -209,7 +209,7 @@ def _judge_wandb(key: Key, expected: str, body: Any) -> Report:
 
 
 def _judge_huggingface(key: Key, expected: str, body: Any) -> Report:
-    """Judge by whoami: the namespace must be the account's own or an organization's, and writable."""
+    """Evaluate whoami: the namespace must be writable, and the account's own or one of its organizations'."""
     account, namespace = body["name"], expected or body["name"]
     roles = {account: "admin"} | {org["name"]: (org.get("roleInOrg") or "") for org in body.get("orgs") or []}
     role = next((role for name, role in roles.items() if name.casefold() == namespace.casefold()), None)
@@ -221,13 +221,13 @@ def _judge_huggingface(key: Key, expected: str, body: Any) -> Report:
     if may and role in ("", "read"):
         may = False if role else None
     if may is None:
-        return report(key, "rights-untold", 0, account, plan, rights=f"does not tell its rights for {namespace}")
-    rights = f"may {'write to' if may else 'only read, not write to'} {namespace}"
+        return report(key, "rights-unknown", 0, account, plan, rights=f"permissions for {namespace} unknown")
+    rights = f"{'write' if may else 'read-only'} access to {namespace}"
     return report(key, "valid" if may or not expected else "rights", 0, account, plan, rights=rights)
 
 
 def _may_write(auth: Mapping[str, Any], namespace: str) -> bool | None:
-    """Whether a token may write to a namespace; None if the Hub does not say. No global right is to write."""
+    """Return whether a token can write to a namespace; None if unknown. No global permission includes writing."""
     token = auth.get("accessToken") or {}
     if token.get("role") in ("read", "write"):
         return bool(token["role"] == "write")

@@ -1,4 +1,4 @@
-"""Find the services' keys where their own clients find them. Standard library only; nothing is sent."""
+"""Lookup of the services' keys where their clients find them, with the standard library and without requests."""
 
 import os
 import re
@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
 
-# The variables that hold a key, in the client's order; the one that names the server, and its default.
+# Variables of keys in the client's order; variables of servers with their default.
 VARIABLES = {
     "algorithmia": ("ALGORITHMIA_API_KEY", "ALGORITHMIA_BEARER_TOKEN"),
     "wandb": ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE"),
@@ -27,26 +27,26 @@ SECRET = {"algorithmia": "ALGORITHMIA_API_KEY", "wandb": "WANDB_API_KEY", "huggi
 
 @dataclass(frozen=True)
 class Key:
-    """A key, the source that won, and the address of the server that it is for."""
+    """A key, its source, and the URL of its server."""
 
     service: str
     value: str = field(repr=False)
     source: str
     address: str
-    twice: bool = False  # whether two are set of which the client takes neither
+    twice: bool = False  # whether two keys are set, which the client rejects
 
 
 def read_env_file(path: Path) -> dict[str, str]:
-    """Read NAME=value lines, with `export `, quotes and comments; names without a value are left out.
+    """Read NAME=value lines, with optional `export `, quotes and comments; names without a value are skipped.
 
-    Raises ValueError for what is no text in UTF-8, as an older Windows writes it, and OSError.
+    Raises ValueError if the file is not UTF-8 text, and OSError.
     """
     try:
         text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         return {}
     if "\0" in text:
-        raise ValueError("it holds a null character")
+        raise ValueError("contains a null character")
     lines = text.splitlines()
     found = (re.match(r"\s*(?:export\s+)?([A-Za-z_]\w*)\s*=\s*(.*?)\s*$", line) for line in lines)
     values = {match[1]: _unquote(match[2]) for match in found if match}
@@ -59,9 +59,9 @@ def _unquote(value: str) -> str:
 
 
 def find(service: str, environ: Mapping[str, str], dotenv: Mapping[str, str] | None = None) -> Key | None:
-    """Find a service's key as its client would: environment, then `.env`, the tool's files, Colab's secrets.
+    """Find a service's key as its client does: in the environment, `.env`, the client's files, Colab's secrets.
 
-    An empty variable counts as absent, and so does a file that cannot be read.
+    Empty variables and unreadable files count as absent.
     """
     values = _merged(environ, dotenv)
     value, source = next(_candidates(service, values), ("", ""))
@@ -74,16 +74,16 @@ def find(service: str, environ: Mapping[str, str], dotenv: Mapping[str, str] | N
 
 
 def present(environ: Mapping[str, str], dotenv: Mapping[str, str] | None = None) -> frozenset[str]:
-    """Return which of algorithmia, wandb, huggingface and s3 have credentials, without a call."""
+    """Return which of algorithmia, wandb, huggingface and s3 have credentials, without a request."""
     values = _merged(environ, dotenv)
     shared = Path(values.get("AWS_SHARED_CREDENTIALS_FILE") or _home(values) / ".aws" / "credentials")
-    # Path.is_file raises where a folder can't be searched, as a home can be that is another user's
+    # Path.is_file raises PermissionError in folders of other users
     s3 = {"s3"} if os.path.isfile(shared) or any(name in values for name in S3_VARIABLES) else set()  # noqa: PTH113
     return frozenset(s3 | {service for service in VARIABLES if find(service, environ, dotenv)})
 
 
 def address(service: str, values: Mapping[str, str]) -> str:
-    """Return the server's address: the variable's, else the tool's own setting, else the public server."""
+    """Return the server's URL: from the variable, the client's settings, or the public default."""
     variable, default = ADDRESSES[service]
     stored = {
         "algorithmia": lambda: _algorithmia_profile(values, "api_server"),
@@ -94,12 +94,12 @@ def address(service: str, values: Mapping[str, str]) -> str:
 
 
 def server(service: str, environ: Mapping[str, str], dotenv: Mapping[str, str] | None = None) -> str:
-    """Return the address of the server that a service's key would be for."""
+    """Return the URL of the server for a service's key."""
     return address(service, _merged(environ, dotenv))
 
 
 def is_loopback(url: str) -> bool:
-    """Whether an URL's host is this machine itself: no proxy is on the way there."""
+    """Return whether the host of a URL is this machine, which is reached without a proxy."""
     import ipaddress
 
     try:
@@ -110,25 +110,25 @@ def is_loopback(url: str) -> bool:
 
 
 def missing_certificates(environ: Mapping[str, str]) -> str:
-    """What names certificates that are not there, in words; nothing where none does."""
+    """Return the error message for a variable that names missing certificates, or ""."""
     for name in CERTIFICATES:
         if environ.get(name) and not os.path.exists(environ[name]):  # noqa: PTH110 - never fails
-            return f"{name} names {environ[name]}, which is not there"
+            return f"{name}={environ[name]} does not exist"
     return ""
 
 
 def socks_proxy(environ: Mapping[str, str]) -> str:
-    """The variable that names a proxy which speaks SOCKS; nothing where none does."""
+    """Return the variable that names a SOCKS proxy, or ""."""
     names = (spelt for name in PROXIES for spelt in (name, name.lower()))
     return next((name for name in names if environ.get(name, "").startswith("socks")), "")
 
 
 def is_address(url: str) -> bool:
-    """Whether an URL can be a server's address."""
+    """Return whether a URL is valid as a server's URL."""
     try:
         parts = urlsplit(url)
-        port = parts.port  # raises where it is no number
-        (parts.hostname or "").encode("idna")  # raises where no such host can be
+        port = parts.port  # raises if it is not a number
+        (parts.hostname or "").encode("idna")  # raises if it is not a valid host name
     except ValueError:
         return False
     known = parts.scheme in ("http", "https") and parts.hostname and port != 0
@@ -136,7 +136,7 @@ def is_address(url: str) -> bool:
 
 
 def host(url: str) -> str:
-    """Return the host and port in a URL that need not parse, without a user name or password."""
+    """Return the host and port of a URL, even if it is invalid, without user name and password."""
     return url.partition("://")[2].partition("/")[0].rpartition("@")[2]
 
 
@@ -146,7 +146,7 @@ def _merged(environ: Mapping[str, str], dotenv: Mapping[str, str] | None) -> dic
 
 
 def _candidates(service: str, values: Mapping[str, str]) -> Iterator[tuple[str, str]]:
-    """Yield (value, source) pairs, first the one that the client would take."""
+    """Yield (value, source) pairs in the client's order of precedence."""
     files = {"algorithmia": _algorithmia_files, "wandb": _wandb_files, "huggingface": _huggingface_files}
     yield from ((values[name], name) for name in VARIABLES[service] if name in values)
     yield from ((value, source) for value, source in files[service](values) if value)
@@ -171,7 +171,7 @@ def _algorithmia_profile(values: Mapping[str, str], name: str) -> str:
     if not text:
         return ""
     try:
-        import tomllib  # the hook may run on a Python that does not have it yet
+        import tomllib  # the hook may run with an older Python
     except ImportError:
         return ""
     try:
@@ -183,7 +183,7 @@ def _algorithmia_profile(values: Mapping[str, str], name: str) -> str:
 def _algorithmia_files(values: Mapping[str, str]) -> Iterator[tuple[str, str]]:
     server = _algorithmia_profile(values, "api_server").rstrip("/")
     if server and server != address("algorithmia", values):
-        return  # a profile's key is for the profile's server
+        return  # the key of a profile is for the profile's server only
     for name in ("api_key", "bearer_token"):
         yield _algorithmia_profile(values, name), f"{name} in Algorithmia's config file"
 
@@ -208,7 +208,7 @@ def _wandb_files(values: Mapping[str, str]) -> Iterator[tuple[str, str]]:
     named = values.get("NETRC")
     paths = (Path(os.path.expanduser(named)),) if named else (home / ".netrc", home / "_netrc")  # noqa: PTH111
     path = next((path for path in paths if os.path.isfile(path)), None)  # noqa: PTH113
-    # Keys made before the service moved stand under its old host.
+    # Keys created before the service moved are stored under its old host.
     hosts = (server, "api.wandb.ai") if server == host(ADDRESSES["wandb"][1]) else (server,)
     try:
         entries = netrc.netrc(path) if path else None
@@ -229,20 +229,20 @@ def _huggingface_files(values: Mapping[str, str]) -> Iterator[tuple[str, str]]:
 
 
 def renewable(key: Key) -> bool:
-    """Whether a log-in in the browser left a key that the Hub's client trades for a new one once it has ended."""
+    """Return whether a key comes from a browser login, which the Hub's client renews after it expires."""
     import configparser
 
     parser = configparser.ConfigParser(interpolation=None, strict=False)
     try:
         parser.read_string(_text(Path(key.source).with_name("stored_tokens")))
-    except (configparser.Error, ValueError):  # the latter: no path
+    except (configparser.Error, ValueError):  # ValueError: the source is not a path
         return False
     sections = [parser[name] for name in parser.sections()]
     return any(one.get("hf_token") == key.value and "refresh_token" in one for one in sections)
 
 
 def _colab_secret(name: str) -> Iterator[tuple[str, str]]:
-    """Yield a secret of the notebook: only its kernel has them, and has `google.colab` loaded."""
+    """Yield a secret of Colab, available only in a notebook kernel, where `google.colab` is loaded."""
     if "google.colab" not in sys.modules:
         return
     from google.colab import errors, userdata  # type: ignore[import-untyped, import-not-found, unused-ignore]

@@ -1,4 +1,4 @@
-"""What is told of a service's key, and how it is told. Standard library only."""
+"""Reports on the services' keys, and their output, with the standard library only."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
@@ -14,7 +14,7 @@ PAGES = {
     "&ownUserPermissions=repo.content.read&ownUserPermissions=repo.write",
 }
 WITHOUT = {
-    "algorithmia": "the project's own gateway stands in",
+    "algorithmia": "the project's local gateway is used",
     "wandb": "runs are tracked offline",
     "huggingface": "models are published to a folder",
 }
@@ -24,79 +24,83 @@ SETTINGS = {
     "huggingface": "huggingface_username",
 }
 NAMED = {"huggingface": "huggingface_username and the owner in model_repo"}
-CURRENT = {"https://api.wandb.ai": "https://wandb.ai/authorize"}  # public servers beside the defaults
-OWN = {"wandb": "/authorize", "huggingface": "/settings/tokens"}  # where a server of one's own makes keys
-REASONS = {  # reason: (outcome, what is so, how to mend it)
+CURRENT = {"https://api.wandb.ai": "https://wandb.ai/authorize"}  # public servers besides the defaults
+OWN = {"wandb": "/authorize", "huggingface": "/settings/tokens"}  # pages for keys of self-hosted servers
+REASONS = {  # reason: (outcome, text, remedy)
     "valid": ("ok", "valid, as {account}; {rights}", ""),
     "missing": (
         "missing",
         "no key found; {without}",
-        "to have one, put {secret}=... into .env; made at {page}",
+        "to add one, create it at {page} and set {secret}=... in .env",
     ),
     "malformed": (
         "rejected",
-        "not a key: {rule}",
-        "copy the whole key again, without quotes; made at {page}",
+        "malformed key: {rule}",
+        "copy the complete key again, without quotes, from {page}",
     ),
-    "two": (
+    "conflict": (
         "rejected",
-        "WANDB_API_KEY and WANDB_IDENTITY_TOKEN_FILE are both set, and W&B's client refuses that",
+        "WANDB_API_KEY and WANDB_IDENTITY_TOKEN_FILE are both set, which W&B's client rejects",
         "unset one of them",
     ),
-    "address": ("rejected", "{variable} is not a server's address", "give {variable} as https://HOST"),
+    "address": ("rejected", "{variable} is not a valid URL", "set {variable} to https://HOST"),
     "refused": (
         "rejected",
-        "{host} refuses the key",
-        "revoked, expired or for another server; new at {page}",
+        "key rejected by {host}",
+        "it is revoked, expired or for another server; create a new one at {page}",
     ),
     "other-account": (
         "rejected",
-        "valid, as {account}, who has no access to {expected}",
-        "set {setting} in stack.toml to one of: {accounts}; or use the key of {expected}, made at {page}",
+        "valid, as {account}, which has no access to {expected}",
+        "set {setting} in stack.toml to one of {accounts}, or use a key of {expected} from {page}",
     ),
-    "rights": ("rejected", "valid, as {account}; {rights}", "make a key that may write, at {page}"),
-    "rights-untold": ("unknown", "valid, as {account}; {rights}", "publishing will tell"),
-    "ended": (
+    "rights": ("rejected", "valid, as {account}; {rights}", "create a key with write access at {page}"),
+    "rights-unknown": ("unknown", "valid, as {account}; {rights}", "run `publish` to find out"),
+    "login-expired": (
         "unknown",
-        "the log-in at {host} has ended; its client renews it when needed",
+        "login at {host} expired; its client renews it automatically",
         "if publishing fails, log in again with `hf auth login`",
     ),
-    "exchanged": ("unknown", "a key is made from it when needed; not checked", "publishing will tell"),
+    "exchanged": ("unknown", "exchanged for a key at runtime; not checked", "run `publish` or `train` to find out"),
     "unreachable": (
         "unknown",
-        "{host} cannot be reached",
-        "check network, proxy, {variable}; or work offline",
+        "can't connect to {host}",
+        "check the network, the proxy and {variable}, or work offline",
     ),
-    "timeout": ("unknown", "no answer from {host} in time", "try again later, or work offline"),
+    "timeout": ("unknown", "request to {host} timed out", "try again later, or work offline"),
     "tls": (
         "unknown",
-        "no trusted connection to {host}",
-        "check the clock; name certificates in SSL_CERT_FILE",
+        "no trusted TLS connection to {host}",
+        "check the clock, or set SSL_CERT_FILE to a file of CA certificates",
     ),
     "certificates": (
         "unknown",
-        "no trusted connection to {host}: {certificates}",
-        "name a file of certificates there, or unset it",
+        "no trusted TLS connection to {host}: {certificates}",
+        "set it to a file of CA certificates, or unset it",
     ),
-    "proxy": ("unknown", "a proxy or log-in page answers for {host}", "log in to the network in a browser"),
+    "proxy": ("unknown", "a proxy or login page answered instead of {host}", "log in to the network in a browser"),
     "redirect": (
         "unknown",
-        "{host} points elsewhere; no key was sent there",
-        "set {variable} to the new address",
+        "{host} redirects to another host; the key was not sent there",
+        "set {variable} to the new URL",
     ),
-    "rate-limit": ("unknown", "{host} asks to wait (HTTP 429)", "wait five minutes and try again"),
+    "rate-limit": ("unknown", "rate limited by {host} (HTTP 429)", "wait five minutes and try again"),
     "server-error": (
         "unknown",
-        "{host} has a fault (HTTP {status})",
-        "nothing to mend here; try again later",
+        "server error from {host} (HTTP {status})",
+        "try again later",
     ),
-    "unexpected": ("unknown", "{host} does not answer as {title} (HTTP {status})", "check {variable}"),
+    "unexpected": (
+        "unknown",
+        "unexpected response from {host}, not from {title} (HTTP {status})",
+        "check {variable}",
+    ),
 }
 
 
 @dataclass(frozen=True)
 class Report:
-    """What is known of a service's key: outcome is ok, missing, rejected or unknown; reason is in REASONS."""
+    """The state of a service's key: outcome is ok, missing, rejected or unknown; reason is a key of REASONS."""
 
     service: str
     outcome: str
@@ -111,12 +115,12 @@ class Report:
 
     @property
     def usable(self) -> bool:
-        """Whether a call may be tried with it: it works, or a key is only made from it by the call."""
+        """Return whether requests can use the key: it is valid, or the client exchanges it for one."""
         return self.outcome == "ok" or self.reason == "exchanged"
 
 
 def report(key: Key, reason: str, status: int = 0, account: str = "", plan: str = "", **facts: str) -> Report:
-    """Word a finding; of the key only its source and its last four characters are kept."""
+    """Create a report; it contains only the source and the last four characters of the key."""
     outcome, text, remedy = REASONS[reason]
     name, page = key.service, page_of(key)
     facts |= {"account": account, "page": page, "host": host(key.address), "status": str(status)}
@@ -128,7 +132,7 @@ def report(key: Key, reason: str, status: int = 0, account: str = "", plan: str 
 
 
 def page_of(key: Key) -> str:
-    """Where a key is made: at the server that it is for."""
+    """Return the page where keys of the key's server are created."""
     default = ADDRESSES[key.service][1]
     if key.service not in OWN or key.address in ("", default) or not is_address(key.address):
         return PAGES[key.service]
@@ -136,13 +140,13 @@ def page_of(key: Key) -> str:
 
 
 def _printable(text: str) -> str:
-    # A server wrote some of it, and the terminal obeys control characters.
+    # Text from a server must not send control characters to the terminal.
     return "".join(character if character.isprintable() else "?" for character in text)
 
 
 def show(reports: Iterable[Report], stream: TextIO, environ: Mapping[str, str]) -> None:
-    """Print the reports: columns, in colour unless NO_COLOR, on a terminal; plain lines elsewhere."""
-    terminal = bool(stream) and stream.isatty()  # none where it is closed
+    """Print the reports: as columns on a terminal, in colour unless NO_COLOR is set; otherwise as plain lines."""
+    terminal = bool(stream) and stream.isatty()  # None if it is closed
     colour = terminal and not environ.get("NO_COLOR") and environ.get("TERM") != "dumb"
     for one in reports:
         name, outcome, indent = f"{SERVICES[one.service]}: ", f"{one.outcome}: ", "  "
@@ -159,5 +163,5 @@ def show(reports: Iterable[Report], stream: TextIO, environ: Mapping[str, str]) 
 
 
 def as_json(reports: Iterable[Report]) -> list[dict[str, str]]:
-    """The reports as plain dictionaries; no key is among them."""
+    """Convert the reports to dictionaries, which contain no keys."""
     return [asdict(one) for one in reports]

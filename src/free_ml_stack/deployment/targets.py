@@ -54,7 +54,7 @@ def to_space(
     if not token:
         raise StackError("no key for Hugging Face: set HF_TOKEN to a token that can write, or run `hf auth login`")
     account = settings.model_repo.partition("/")[0] or settings.huggingface_username
-    if trouble := credentials.trouble("huggingface", account, settings.root / ".env"):
+    if trouble := credentials.key_problem("huggingface", account, settings.root / ".env"):
         raise StackError(trouble)
     record = settings.private / RECORD
     project = Project(

@@ -149,7 +149,7 @@ def read_card(path: Path, name: str) -> str:
     try:
         return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
-        raise StackError(f"{name}: {error}; save it as plain text in UTF-8") from None
+        raise StackError(f"{name}: {error}; save it as UTF-8 text") from None
 
 
 def edited_sections(card: str, made: Sequence[str] = MADE) -> dict[str, str]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from free_ml_stack.console import is_terminal
-from free_ml_stack.credentials.surroundings import surroundings
+from free_ml_stack.credentials.environment import explain_error
 from free_ml_stack.errors import StackError, first_line
 from free_ml_stack.storage import retry
 
@@ -59,7 +59,7 @@ def with_retries(work: Callable[[], T]) -> T:
         except passing:
             raise
         except ImportError as error:  # before any call, where a proxy needs what is not installed
-            raise StackError(surroundings(error) or first_line(error)) from None
+            raise StackError(explain_error(error) or first_line(error)) from None
         except HFValidationError as error:
             raise StackError(first_line(error)) from None
         except ValueError as error:
@@ -85,7 +85,7 @@ def pause_after(error: Exception, last: bool, late: bool) -> float:
         raise StackError("HF_HUB_OFFLINE is set, so the Hub is not asked; unset it and try again") from None
     if not isinstance(answer, HfHubHTTPError):
         check_cache_writable()
-        if told := surroundings(answer or error):
+        if told := explain_error(answer or error):
             raise StackError(told) from None
         if told := xet_refusal(first_line(error)):
             raise StackError(told) from None

@@ -12,16 +12,16 @@ if TYPE_CHECKING:
 
 
 def add_train_arguments(parser: argparse.ArgumentParser, science: "Science") -> None:
-    """Give a parser the arguments of `train`."""
+    """Add the arguments of `train` to a parser."""
     add = parser.add_argument
-    add("--config", type=Path, metavar="FILE", help="JSON file of settings; flags win over it")
-    add("--run", default="", metavar="ID", help="go on with this run; default: start a new one")
-    add("--name", default="", metavar="ID", help="start this run, or go on with it if it was started before")
+    add("--config", type=Path, metavar="FILE", help="JSON file of settings; flags override it")
+    add("--run", default="", metavar="ID", help="resume this run; default: start a new one")
+    add("--name", default="", metavar="ID", help="name of the run; it is resumed if it exists")
     add_flags(parser, science.config)
 
 
 def parse_train(science: "Science", words: Sequence[str]) -> argparse.Namespace:
-    """The parsed arguments of `train`."""
+    """Parse the arguments of `train`."""
     parser = argparse.ArgumentParser(prog="train")
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE")
     add_train_arguments(parser, science)

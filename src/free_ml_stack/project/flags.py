@@ -1,4 +1,4 @@
-"""Command-line flags from a dataclass: one table of documented fields, no second list to keep in step."""
+"""Command-line flags, defaults and validation from the fields of a dataclass."""
 
 import argparse
 import dataclasses
@@ -24,18 +24,18 @@ def flag(
     above: float | None = None,
     below: float | None = None,
 ) -> Any:
-    """Declare a field of a configuration: its default, its help text, and the values it may take.
+    """Declare a field of a configuration: its default, its help text (with the unit), and its valid values.
 
-    The field becomes a flag of `train`, a parameter that a sweep may vary, and a key of `train --config`. `help` names
-    the unit. Its type annotation (int, float, str or bool) converts and checks what is given; a number must be at least
-    `least`, more than `above` and less than `below`.
+    The field becomes a flag of `train`, a parameter of sweeps, and a key of `train --config`. Values are converted to
+    the annotated type (int, float, str or bool) and checked against `choices`; a number must be at least `least`,
+    greater than `above` and less than `below`.
     """
     limits = {"least": least, "above": above, "below": below}
     return dataclasses.field(default=default, metadata={"help": help, "choices": choices, **limits})
 
 
 def add_flags(parser: argparse.ArgumentParser, cls: type) -> None:
-    """Give `parser` one flag a field, as `--batch-size` and (as sweeps write it) `--batch_size`."""
+    """Add a flag for each field to `parser`, as `--batch-size` and, for sweeps, `--batch_size`."""
     for field in dataclasses.fields(cls):
         names = dict.fromkeys((f"--{field.name.replace('_', '-')}", f"--{field.name}"))
         default = json.dumps(field.default) if isinstance(field.default, str) else field.default
@@ -48,10 +48,10 @@ def add_flags(parser: argparse.ArgumentParser, cls: type) -> None:
 
 
 def read(cls: type[T], *layers: Mapping[str, Any]) -> T:
-    """An instance of `cls` from its defaults and the layers, later ones first.
+    """Create an instance of `cls` from its defaults and the layers, of which later ones take precedence.
 
-    Text is converted to the field's type, so that files, environment and flags mean the same.
-    Raises StackError, naming the field, for an unknown name or a value of the wrong type.
+    Text is converted to the field's type, so that files, environment and flags are equivalent. Raises StackError,
+    naming the field, for an unknown name or an invalid value.
     """
     values: dict[str, Any] = {}
     for layer in layers:
@@ -61,7 +61,7 @@ def read(cls: type[T], *layers: Mapping[str, Any]) -> T:
 
 
 def convert(cls: type, name: str, value: Any) -> Any:
-    """`value` as the type of field `name` of `cls`; StackError says what is wrong with it."""
+    """Convert `value` to the type of field `name` of `cls`. Raises StackError if it is invalid."""
     fields = {field.name: field for field in dataclasses.fields(cls)}
     if name not in fields:
         raise StackError(unknown(name, list(fields)))
@@ -77,34 +77,34 @@ def convert(cls: type, name: str, value: Any) -> Any:
 
 
 def _check_limits(name: str, value: Any, limits: Mapping[str, Any]) -> None:
-    """Refuse a number that is outside of its limits. Raises StackError."""
+    """Raise StackError for a number outside its limits."""
     least, above, below = (limits.get(kind) for kind in ("least", "above", "below"))
     if least is not None and value < least:
-        raise StackError(f"{name}: must be at least {least:g}, is {value:g}")
+        raise StackError(f"{name}: must be at least {least:g}, got {value:g}")
     if above is not None and value <= above:
-        raise StackError(f"{name}: must be more than {above:g}, is {value:g}")
+        raise StackError(f"{name}: must be more than {above:g}, got {value:g}")
     if below is not None and value >= below:
-        raise StackError(f"{name}: must be less than {below:g}, is {value:g}")
+        raise StackError(f"{name}: must be less than {below:g}, got {value:g}")
 
 
 def unknown(name: str, known: list[str]) -> str:
-    """The line that refuses `name`, with the nearest of the known names."""
-    import difflib  # help should not wait for what only mistakes need
+    """Return the error message for an unknown name, with the closest known one."""
+    import difflib  # imported for errors only, to keep --help fast
 
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     return f"unknown setting {name!r}" + (f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(known)}")
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in a file; StackError if it is missing or holds anything else."""
+    """Read the JSON object in a file. Raises StackError if the file is missing or holds anything else."""
     try:
         value = json.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
-        raise StackError(f"no file {path}") from None
+        raise StackError(f"{path}: no such file") from None
     except (ValueError, OSError) as error:
-        raise StackError(f"{path} is not readable JSON: {error}") from None
+        raise StackError(f"{path} is not valid JSON: {error}") from None
     if not isinstance(value, dict):
-        raise StackError(f"{path} must hold a JSON object, not {type(value).__name__}")
+        raise StackError(f"{path}: expected a JSON object, got {type(value).__name__}")
     return value
 
 
@@ -114,7 +114,7 @@ def _type(cls: type, name: str) -> type:
 
 
 def _exact(kind: type, value: Any) -> Any:
-    """`kind(value)` where nothing is lost: no truth value as a number, no fraction dropped, no NaN."""
+    """Convert without loss: no booleans as numbers, no dropped fractions, no NaN."""
     if isinstance(value, bool | list | dict | None):
         raise TypeError
     result = kind(value)

@@ -1,4 +1,4 @@
-"""What a project hands to the wiring: its modules, imported only when a command needs them."""
+"""Interfaces of a project's modules, which are imported only when a command needs them."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,55 +21,55 @@ class Data(Protocol):
     TARGET: str  # the column to predict
 
     def fetch(self) -> Any:
-        """The embedded data set: arrays by name, a pandas data frame or an Arrow table."""
+        """Return the embedded data set: arrays by name, a pandas data frame or an Arrow table."""
 
     def arrange(self, columns: Mapping[str, str], target: str) -> Mapping[str, tuple[str, str]]:
-        """The columns to keep, each with its source and kind, from a source's columns and their kinds."""
+        """Map each column to keep to (source column, kind), given the kinds of the source's columns."""
 
     def prepare(
         self, config: Any, facts: Mapping[str, Any], columns: Mapping[str, Any], draws: "NDArray[np.float32] | None"
     ) -> Mapping[str, Any]:
-        """Some rows as the model takes them; `draws` (rows, 16) are random numbers for augmentation."""
+        """Convert rows to model inputs; `draws` (rows, 16) are random numbers for augmentation."""
 
     def example(self, columns: Mapping[str, Any], row: int) -> Any:
-        """What a caller sends for a row."""
+        """Return the input that a caller sends for a row."""
 
 
 class Model(Protocol):
-    """`model.py`: the model, and how it is saved and exported.
+    """`model.py`: the model, with functions to save and export it.
 
-    For the card it may say `LIBRARY`, the Hub's id of the library that loads the model; `USE`, the lines of Python that
-    do so, with <repository> in them; and `base_model(config)`, the model on the Hub that it is made of.
+    Optional, for the card: `LIBRARY`, the Hub's id of the library that loads the model; `USE`, Python lines that load
+    it, with <repository> as placeholder; and `base_model(config)`, the model on the Hub that it is based on.
 
-    A model that is no torch module has `export(model, inputs, path)` in place of the last three: it writes the ONNX
-    file and returns what the trained model answers, by output.
+    If the model is not a torch module, `export(model, inputs, path)` replaces `served`, `INPUTS` and `OUTPUTS`: it
+    writes the ONNX file and returns the outputs of the trained model by name.
     """
 
     TASK: str  # the Hub's id
 
     def build(self, config: Any, facts: Mapping[str, Any]) -> Any:
-        """The untrained model of a configuration, for the data set of a manifest."""
+        """Create the untrained model of a configuration, for the data set of a manifest."""
 
     def save(self, model: Any, folder: Path) -> None:
-        """Write all that `load` and predict.py need."""
+        """Write the files that `load` and predict.py need."""
 
     def load(self, folder: Path) -> Any:
-        """The model that was saved."""
+        """Load a saved model."""
 
     def inputs(self, batch: "Mapping[str, NDArray[Any]]") -> "dict[str, NDArray[Any]]":
-        """What the exported model takes, by name, of what `prepare` gives."""
+        """Select the inputs of the exported model, by name, from the result of `prepare`."""
 
     def served(self, model: Any) -> "torch.nn.Module": ...
 
-    INPUTS: dict[str, dict[int, str]]  # of the exported model, by name, each with its axes of any size
+    INPUTS: dict[str, dict[int, str]]  # of the exported model: name to dynamic axes
     OUTPUTS: dict[str, dict[int, str]]
 
 
 class Predictor(Protocol):
-    """`predict.py`: the service. A gateway does without all but `load` and `apply`, and takes `watch_batch`, too.
+    """`predict.py`: the service. The gateway requires only `load` and `apply`, and also supports `watch_batch`.
 
-    `apply` raises ValueError for an input that makes no sense; `watch` names the numbers and categories (text) of a
-    call that monitoring compares with the training data's.
+    `apply` raises ValueError for an invalid input. `watch` returns the numbers and categories (text) of a call that
+    monitoring compares with those of the training data.
     """
 
     def load(self, model_dir: Path, /) -> Any: ...
@@ -83,39 +83,39 @@ class Predictor(Protocol):
 
 @dataclass(frozen=True)
 class Science:
-    """The modules of a project's package, each imported when it is first needed."""
+    """The modules of a project's package, each imported on first access."""
 
     package: str
 
     @property
     def config(self) -> type:
-        """The dataclass that configures training, `TrainConfig` of `config.py`."""
+        """Return the dataclass that configures training, `TrainConfig` of `config.py`."""
         found: type = self._module("config").TrainConfig
         return found
 
     @property
     def folder(self) -> Path:
-        """Where the modules are."""
+        """Return the folder of the package."""
         return Path(str(import_module(self.package).__file__)).parent
 
     @property
     def data(self) -> Data:
-        """The data set's module."""
+        """Return the module data.py."""
         return cast(Data, self._module("data"))
 
     @property
     def model(self) -> Model:
-        """The network's module."""
+        """Return the module model.py."""
         return cast(Model, self._module("model"))
 
     @property
     def train(self) -> Any:
-        """The loop's module."""
+        """Return the module train.py."""
         return self._module("train")
 
     @property
     def predict(self) -> Predictor:
-        """The service's module."""
+        """Return the module predict.py."""
         return cast(Predictor, self._module("predict"))
 
     def _module(self, name: str) -> Any:

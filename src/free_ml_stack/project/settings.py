@@ -1,4 +1,4 @@
-"""The settings of a project, read once: stack.toml < .env < environment < flags."""
+"""Settings of a project, in increasing precedence from stack.toml, .env, the environment and flags."""
 
 import math
 import os
@@ -12,9 +12,9 @@ from free_ml_stack.project.flags import convert, flag, read, unknown
 
 FILE = "stack.toml"
 PREFIX = "STACK_"
-CLIENTS = {"WANDB_ENTITY": "wandb_entity", "WANDB_PROJECT": "wandb_project"}  # names of W&B's own client
+CLIENTS = {"WANDB_ENTITY": "wandb_entity", "WANDB_PROJECT": "wandb_project"}  # variables of W&B's client
 LOCAL_USER = "me"
-# Of W&B's client, with what each means here: two are older names.
+# Modes of W&B's client, two of them deprecated, and their meaning here.
 WANDB_MODES = {
     "online": "online", "offline": "offline", "disabled": "disabled",
     "shared": "online", "dryrun": "offline", "run": "online",
@@ -23,86 +23,86 @@ WANDB_MODES = {
 
 @dataclass(frozen=True)
 class Options:
-    """What stack.toml may say, each also as STACK_<NAME> in the environment and as a flag."""
+    """Settings of stack.toml, which can also be set as STACK_<NAME> in the environment or as a flag."""
 
     project: str = flag("", "short name of the project")
-    title: str = flag("", "name of the project, as people read it")
-    description: str = flag("", "what the project does, in one line")
-    author: str = flag("", "who made it")
+    title: str = flag("", "display name of the project")
+    description: str = flag("", "description of the project, in one line")
+    author: str = flag("", "author of the project")
     license: str = flag("MIT", "license id of code and model")
     storage: str = flag("./store", "URL of the store: algorithmia://, hf://, s3:// or a folder")
-    algorithmia_username: str = flag("", "user name at Algorithmia; empty: the local gateway's")
+    algorithmia_username: str = flag("", "user name at Algorithmia; empty: that of the local gateway")
     huggingface_username: str = flag("", "user or organization at Hugging Face")
     wandb_entity: str = flag("", "user or team at Weights & Biases")
     algorithm: str = flag("me/Model", "the deployed algorithm, OWNER/NAME")
     model_repo: str = flag("", "model repository on the Hub, USER/NAME; empty: a local folder")
     wandb_project: str = flag("", "project at Weights & Biases")
-    tracker: str = flag("wandb", "where metrics go besides metrics.jsonl", ("wandb", "trackio", "none"))
-    patience: float = flag(1.0, "factor of the seconds for which a silent service is waited for")
+    tracker: str = flag("wandb", "tracker that receives metrics besides metrics.jsonl", ("wandb", "trackio", "none"))
+    patience: float = flag(1.0, "factor for the timeouts of services")
 
 
 @dataclass(frozen=True)
 class Settings(Options):
-    """The options with what the environment adds: keys, their services, and this process's place among others."""
+    """The options, and values from the environment: keys, servers, and the rank of this process."""
 
     root: Path = Path()
     credentials: frozenset[str] = frozenset()
     algorithmia_api: str = ""
     algorithmia_api_key: str = field(default="", repr=False)
     wandb_mode: str = ""
-    wandb_run: str = ""  # the trial that an agent of W&B has started this process for
+    wandb_run: str = ""  # id of the trial, if W&B's agent started this process
     wandb_sweep: str = ""
     rank: int = 0
     local_rank: int = 0
     world_size: int = 1
     restarts: int = 0
-    master: str = ""  # the address of the first process
-    restartable: bool = False  # whether the launcher is torchrun, which starts them again where one dies
+    master: str = ""  # address of the first process
+    restartable: bool = False  # whether torchrun restarts the processes if one dies
 
     @property
     def user(self) -> str:
-        """The account that `.my` names in the local store."""
+        """Return the account of `.my` in the local store."""
         return self.algorithmia_username or LOCAL_USER
 
     @property
     def command(self) -> str:
-        """The console command of the project."""
+        """Return the console command of the project."""
         return self.project
 
     @property
     def runs(self) -> Path:
-        """The folder of the training runs."""
+        """Return the folder of the training runs."""
         return self.root / "runs"
 
     @property
     def models(self) -> Path:
-        """The folder of the models made ready to publish."""
+        """Return the folder of the models to publish."""
         return self.root / "models"
 
     @property
     def private(self) -> Path:
-        """The folder that stands in for services without credentials; never committed."""
+        """Return the folder that replaces services without credentials; it is never committed."""
         return self.root / ".stack"
 
 
 def load(flags: Mapping[str, Any], start: Path, environ: MutableMapping[str, str] = os.environ) -> Settings:
-    """The settings of the project around `start`.
+    """Load the settings of the project that contains `start`.
 
-    Names from `.env` are put into `environ` unless set there, so that every tool sees the same.
-    Raises StackError for a missing project, unreadable TOML, an unknown name or a bad value.
+    Variables of `.env` are added to `environ` unless they are set, so that all clients see the same values. Raises
+    StackError if there is no project, the TOML is invalid, or a name or value is invalid.
     """
-    from free_ml_stack.credentials import check as credentials  # help should not wait for it
-    from free_ml_stack.credentials.surroundings import spare_loopback
+    from free_ml_stack.credentials import check as credentials  # imported here to keep --help fast
+    from free_ml_stack.credentials.environment import bypass_proxy_for_loopback
 
     root = find_root(start)
     try:
         dotenv = credentials.read_env_file(root / ".env")
     except (OSError, ValueError) as error:
-        raise StackError(f".env: {error}; save it as plain text in UTF-8") from None
+        raise StackError(f".env: {error}; save it as UTF-8 text") from None
     for name, value in dotenv.items():
         if not environ.get(name, "").strip():  # an empty variable counts as absent
             environ[name] = value
-    spare_loopback(environ)
+    bypass_proxy_for_loopback(environ)
     names = {PREFIX + option.name.upper(): option.name for option in fields(Options)}
     layers = (
         _named(FILE, read_toml(root / FILE)),
@@ -134,34 +134,34 @@ def load(flags: Mapping[str, Any], start: Path, environ: MutableMapping[str, str
 
 
 def find_root(start: Path) -> Path:
-    """The nearest folder at or above `start` that holds stack.toml; StackError if there is none."""
+    """Return the nearest folder at or above `start` with a stack.toml. Raises StackError if there is none."""
     for folder in (start.resolve(), *start.resolve().parents):
-        if os.path.isfile(folder / FILE):  # noqa: PTH113 - never fails, also where a folder can't be searched
+        if os.path.isfile(folder / FILE):  # noqa: PTH113 - unlike is_file, never raises PermissionError
             return folder
-    raise StackError(f"no {FILE} in {start} or above it: run this inside a project")
+    raise StackError(f"no {FILE} in {start} or its parents; run this inside a project")
 
 
 def read_toml(path: Path) -> dict[str, Any]:
-    """The table in a TOML file; StackError names the line that does not parse."""
+    """Read a TOML file. Raises StackError with the line of a syntax error."""
     import tomllib
 
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8-sig"))  # with the mark that Windows' editors put first
+        return tomllib.loads(path.read_text(encoding="utf-8-sig"))  # editors on Windows add a byte order mark
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        hint = "; save it as plain text in UTF-8" if isinstance(error, UnicodeDecodeError) else ""
+        hint = "; save it as UTF-8 text" if isinstance(error, UnicodeDecodeError) else ""
         raise StackError(f"{path.name}: {error}{hint}") from None
 
 
 def _number(environ: Mapping[str, str], name: str, default: int) -> int:
-    """A number that a launcher puts into the environment."""
+    """Return a number that torchrun sets in the environment."""
     try:
         return int(environ.get(name) or default)
     except ValueError:
-        raise StackError(f"{name} in the environment: expected a number, got {environ[name]!r}") from None
+        raise StackError(f"environment variable {name}: expected a number, got {environ[name]!r}") from None
 
 
 def _named(source: str, values: Mapping[str, Any]) -> Mapping[str, Any]:
-    """`values` as they are; an error in one of them names the file it comes from."""
+    """Check `values` and return them. Raises StackError with the name of the file."""
     for name, value in values.items():
         try:
             convert(Options, name, value)
@@ -171,18 +171,18 @@ def _named(source: str, values: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _refuse_for_clients(environ: Mapping[str, str]) -> None:
-    """Tell in one line what the services' clients would tell by a traceback."""
+    """Raise StackError for variables on which the services' clients would fail with a traceback."""
+    from free_ml_stack.credentials.environment import invalid_number
     from free_ml_stack.credentials.keys import ADDRESSES, is_address
-    from free_ml_stack.credentials.surroundings import no_number
 
     for name, _ in ADDRESSES.values():
         if environ.get(name) and not is_address(environ[name]):
-            raise StackError(f"{name} in the environment is not a server's address: give it as https://HOST")
-    if name := no_number(environ):
-        raise StackError(f"{name} in the environment: expected a whole number, got {environ[name]!r}")
+            raise StackError(f"environment variable {name}: expected a URL such as https://HOST")
+    if name := invalid_number(environ):
+        raise StackError(f"environment variable {name}: expected an integer, got {environ[name]!r}")
     mode = environ.get("WANDB_MODE")
     if mode and mode not in WANDB_MODES:
-        raise StackError(f"WANDB_MODE in the environment: expected one of {', '.join(WANDB_MODES)}, got {mode!r}")
+        raise StackError(f"environment variable WANDB_MODE: expected one of {', '.join(WANDB_MODES)}, got {mode!r}")
 
 
 def _refuse_unknown(environ: Mapping[str, str], names: Mapping[str, str]) -> None:

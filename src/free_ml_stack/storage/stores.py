@@ -47,7 +47,7 @@ def _key_error(settings: "Settings") -> str:
     """Why the key for Algorithmia can't be used, asked once; nothing where it can."""
     from free_ml_stack.credentials import check as credentials
 
-    return credentials.trouble("algorithmia", settings.algorithmia_username, settings.root / ".env")
+    return credentials.key_problem("algorithmia", settings.algorithmia_username, settings.root / ".env")
 
 
 def parse(url: str) -> tuple[str, list[str]]:

@@ -59,11 +59,11 @@ def read_sweep(path: Path) -> Sweep:
     try:
         return parse_sweep(path.read_text(encoding="utf-8-sig"), path.name)
     except FileNotFoundError:
-        raise StackError(f"no file {path}") from None
+        raise StackError(f"{path}: no such file") from None
     except OSError as error:
         raise StackError(f"{path}: {error.strerror}") from None
     except UnicodeDecodeError as error:
-        raise StackError(f"{path}: {error}; save it as plain text in UTF-8") from None
+        raise StackError(f"{path}: {error}; save it as UTF-8 text") from None
 
 
 def parse_sweep(text: str, name: str) -> Sweep:

@@ -62,7 +62,7 @@ def draw_outcome(run: Run, evaluation: Evaluation) -> None:
             continue
         pictures[title] = path.name
         run.picture(path.stem, path)
-    tables = {name: _with_images(run.folder, name, *table) for name, table in evaluation.tables.items()}
+    tables = {name: _with_pictures(run.folder, name, *table) for name, table in evaluation.tables.items()}
     for name, (columns, rows) in tables.items():
         run.table(name, columns, rows)
     plain = {
@@ -82,7 +82,7 @@ def slug(title: str) -> str:
     return re.sub(r"[^a-z0-9]+", "_", title.lower()).strip("_") or "picture"
 
 
-def _with_images(
+def _with_pictures(
     folder: Path, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]
 ) -> tuple[Sequence[str], list[list[Any]]]:
     """Write the arrays in a table's cells as PNG files in the run's folder; return the table with their paths."""

@@ -31,7 +31,7 @@ def publish(science: "Science", settings: Settings, args: Namespace) -> int:
     repository, run = hub.repository_of(settings), find_run(settings, args.run)
     not_yet = f"Not on the Hub yet: {hub.why_not_published(settings)}."
     account = repository.id.partition("/")[0] if repository else ""
-    trouble = credentials.trouble("huggingface", account, settings.root / ".env") if repository else ""
+    trouble = credentials.key_problem("huggingface", account, settings.root / ".env") if repository else ""
     kept, silence = hub.user_sections(repository) if not trouble else ({}, "")
     folder = export(science, settings, run, kept)
     if args.dry_run:

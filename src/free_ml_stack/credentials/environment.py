@@ -1,30 +1,30 @@
-"""What the environment names that no client can use, told by the variable. Standard library only."""
+"""Diagnosis of environment variables on which clients fail, with the standard library only."""
 
 import os
 from collections.abc import Mapping, MutableMapping
 
 from free_ml_stack.credentials.keys import missing_certificates, socks_proxy
 
-NUMBERS = ("HF_HUB_DOWNLOAD_TIMEOUT", "HF_HUB_ETAG_TIMEOUT")  # read by the Hub's client as it is imported
+NUMBERS = ("HF_HUB_DOWNLOAD_TIMEOUT", "HF_HUB_ETAG_TIMEOUT")  # read by the Hub's client on import
 HERE = ("localhost", "127.0.0.1", "::1")
 
 
-def surroundings(error: BaseException) -> str:
-    """The line that names the variable which an error of a client comes of; nothing where it comes of none."""
+def explain_error(error: BaseException) -> str:
+    """Return a message that names the variable that caused a client's error, or ""."""
     text = str(error)
     name = socks_proxy(os.environ)
     if name and "socks" in text.lower() and ("install" in text or "dependencies" in text):
         package = "PySocks" if "dependencies" in text else "socksio"
-        return f"{name} names a SOCKS proxy, for which {package} is not installed: add it, or name an http:// proxy"
+        return f"{name} is a SOCKS proxy, which requires {package}: install it, or use an http:// proxy"
     certificates = missing_certificates(os.environ)
-    unnamed = isinstance(error, FileNotFoundError) and not error.filename  # as ssl raises it
+    unnamed = isinstance(error, FileNotFoundError) and not error.filename  # raised by ssl
     if certificates and (unnamed or "certificate" in text.lower()):
-        return f"{certificates}: name a file of certificates there, or unset it"
+        return f"{certificates}; set it to a file of CA certificates, or unset it"
     return ""
 
 
-def no_number(environ: Mapping[str, str]) -> str:
-    """The variable of the Hub's client that is to be a number and is none; nothing where all are."""
+def invalid_number(environ: Mapping[str, str]) -> str:
+    """Return the variable of the Hub's client that should be a number but is not, or ""."""
     for name in NUMBERS:
         try:
             int(environ.get(name, "").strip() or 0)
@@ -33,8 +33,8 @@ def no_number(environ: Mapping[str, str]) -> str:
     return ""
 
 
-def spare_loopback(environ: MutableMapping[str, str]) -> None:
-    """Let no client ask a proxy for this machine itself: where proxies are named, it is put into NO_PROXY."""
+def bypass_proxy_for_loopback(environ: MutableMapping[str, str]) -> None:
+    """Add this machine to NO_PROXY if a proxy is set, so that clients connect to it directly."""
     if not any(name.lower().endswith("_proxy") and name.lower() != "no_proxy" for name in environ):
         return
     given = environ.get("no_proxy") or environ.get("NO_PROXY") or ""

@@ -1,4 +1,4 @@
-"""Keys are looked for and asked about in surroundings that are out of order."""
+"""Lookup of keys with unreadable homes, proxies, and self-hosted servers."""
 
 import codecs
 import os
@@ -19,8 +19,8 @@ from free_ml_stack.project.settings import load
 
 @contextmanager
 def another_user() -> Iterator[None]:
-    """As a user for whom modes count, which they don't for root."""
-    # first as ourselves: the other may not be able to read Python's own modules
+    """Run as a user to whom file permissions apply, unlike root."""
+    # imported first, because the other user may not be able to read Python's modules
     credentials.check({"HOME": "/nowhere"})
     assert codecs.lookup("utf-8-sig") and tomllib.loads("") == {}
     if os.geteuid():
@@ -35,7 +35,7 @@ def another_user() -> Iterator[None]:
 
 @pytest.fixture
 def closed() -> Iterator[Path]:
-    """A home that only its owner can search, with a project beside it that anybody can."""
+    """A home that only its owner can access, beside a project that everyone can access."""
     folder = Path(tempfile.mkdtemp(dir="/tmp"))
     folder.chmod(0o755)
     (folder / "home").mkdir(mode=0o700)
@@ -48,7 +48,7 @@ def closed() -> Iterator[Path]:
     shutil.rmtree(folder)
 
 
-def test_a_home_that_cannot_be_searched_holds_no_keys(closed: Path) -> None:
+def test_an_inaccessible_home_has_no_keys(closed: Path) -> None:
     environ = {"HOME": str(closed / "home"), "NETRC": str(closed / "home/netrc")}
     with another_user():
         reports = credentials.check(environ)
@@ -58,14 +58,14 @@ def test_a_home_that_cannot_be_searched_holds_no_keys(closed: Path) -> None:
     assert settings.root == closed / "project"
 
 
-def test_a_home_that_cannot_be_searched_hides_no_key_of_the_environment(closed: Path) -> None:
+def test_keys_of_the_environment_are_found_with_an_inaccessible_home(closed: Path) -> None:
     with another_user():
         environ = {"HOME": str(closed / "home"), "WANDB_API_KEY": WANDB_KEY, "AWS_PROFILE": "x"}
         assert keys.present(environ) == {"wandb", "s3"}
 
 
 @pytest.mark.parametrize("name", ["http_proxy", "HTTP_PROXY", "ALL_PROXY"])
-def test_no_proxy_is_asked_for_a_server_on_this_machine(
+def test_a_server_on_this_machine_is_checked_without_the_proxy(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     for given in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY", "no_proxy", "NO_PROXY"):
@@ -91,7 +91,7 @@ def test_no_proxy_is_asked_for_a_server_on_this_machine(
         ("", False),
     ],
 )
-def test_the_machine_itself_is_known(url: str, loopback: bool) -> None:
+def test_loopback_urls_are_recognized(url: str, loopback: bool) -> None:
     assert keys.is_loopback(url) is loopback
 
 
@@ -105,7 +105,7 @@ def test_the_machine_itself_is_known(url: str, loopback: bool) -> None:
         ("huggingface", "HF_ENDPOINT", "https://hub.org", "https://hub.org/settings/tokens"),
     ],
 )
-def test_a_new_key_is_made_at_the_server_that_it_is_for(
+def test_the_page_for_new_keys_belongs_to_the_keys_server(
     tmp_path: Path, service: str, variable: str, address: str, page: str
 ) -> None:
     (missing,) = credentials.check(environment(tmp_path, **{variable: address}), services=[service])
@@ -116,7 +116,7 @@ def test_a_new_key_is_made_at_the_server_that_it_is_for(
     assert page in missing.remedy and page in report.remedy
 
 
-def test_files_with_the_mark_of_windows_editors_are_read(tmp_path: Path) -> None:
+def test_files_with_a_byte_order_mark_are_read(tmp_path: Path) -> None:
     folder = tmp_path / ".cache/huggingface"
     folder.mkdir(parents=True)
     (folder / "token").write_bytes(b"\xef\xbb\xbf" + HF_KEY.encode())
