@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from deployed import KEY, Deployed, deployed
 
-from free_ml_stack.algorithmia.calls import call
+from free_ml_stack.algorithmia.calls import call_algorithm
 from free_ml_stack.algorithmia.connection import Connection
 from free_ml_stack.cli import main
 from free_ml_stack.credentials import environment as diagnosis
@@ -40,7 +40,7 @@ def test_a_local_gateway_is_called_without_the_proxy(
 ) -> None:
     monkeypatch.setenv(name, NOBODY)
     settings = Settings(project="p", algorithm="me/demo", algorithmia_api=gateway.url, algorithmia_api_key=KEY)
-    assert call(settings, ["word"]) == ["hello"]
+    assert call_algorithm(settings, ["word"]) == ["hello"]
     assert Connection(gateway.url, KEY, 1).pool.proxy is None
 
 

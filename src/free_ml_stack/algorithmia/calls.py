@@ -1,4 +1,4 @@
-"""Call the deployed algorithm through Algorithmia's own client."""
+"""Calls of the deployed algorithm with Algorithmia's client."""
 
 import json
 import subprocess
@@ -19,20 +19,20 @@ if TYPE_CHECKING:
 
 RECORD = "gateway.json"
 ATTEMPTS = 4
-START = 60  # seconds that a gateway gets to start, and to write its log
+START = 60  # seconds for a gateway to start, and to exit after writing its log
 
 
-def address(settings: "Settings") -> tuple[str, str]:
-    """Address and key of the gateway: the local one while it runs, else the configured one."""
-    if running := local(settings):
+def gateway_address(settings: "Settings") -> tuple[str, str]:
+    """Return URL and key of the gateway: of the local one if it runs, otherwise of the configured one."""
+    if running := running_gateway(settings):
         return running["url"], running["key"]
     if settings.algorithmia_api and settings.algorithmia_api_key:
         return settings.algorithmia_api, settings.algorithmia_api_key
-    raise StackError(f"no gateway runs: start one with `{settings.command} serve` in another terminal")
+    raise StackError(f"no gateway is running; start one with `{settings.command} serve` in another terminal")
 
 
-def local(settings: "Settings") -> dict[str, Any]:
-    """The record of the gateway that runs here, empty where none does."""
+def running_gateway(settings: "Settings") -> dict[str, Any]:
+    """Return the record of the running local gateway, or an empty dict."""
     try:
         running: dict[str, Any] = json.loads((settings.private / RECORD).read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -40,20 +40,20 @@ def local(settings: "Settings") -> dict[str, Any]:
     return running if alive(running["pid"]) else {}
 
 
-def call(settings: "Settings", inputs: Iterable[Any], version: str = "") -> list[Any]:
-    """The algorithm's answers to some inputs, one call each; StackError with the gateway's words if it refuses."""
+def call_algorithm(settings: "Settings", inputs: Iterable[Any], version: str = "") -> list[Any]:
+    """Call the algorithm once for each input; return its results. Raises StackError with the gateway's message."""
     import Algorithmia
 
-    url, key = address(settings)
+    url, key = gateway_address(settings)
     client = Algorithmia.client(key, url)
     if is_loopback(url) and url.startswith("http:"):
-        client.requestSession.trust_env = False  # which would name proxies
+        client.requestSession.trust_env = False  # ignore proxies
     algorithm = client.algo("/".join(filter(None, (settings.algorithm, version))))
-    return [answer(algorithm, value, settings, url) for value in inputs]
+    return [_call_once(algorithm, value, settings, url) for value in inputs]
 
 
-def answer(algorithm: Any, value: Any, settings: "Settings", url: str) -> Any:
-    """One answer. A call that does not get through is made again: it changes nothing."""
+def _call_once(algorithm: Any, value: Any, settings: "Settings", url: str) -> Any:
+    """Call the algorithm with one input. Failed connections are retried, because calls have no side effects."""
     from Algorithmia.errors import AlgorithmException
 
     def after(error: Exception, attempts: int) -> float:
@@ -62,53 +62,53 @@ def answer(algorithm: Any, value: Any, settings: "Settings", url: str) -> Any:
         if attempts == ATTEMPTS:
             reason = " ".join(str(error).split())
             raise NoServiceError(
-                f"Algorithmia at {url} does not answer: {reason}; `{settings.command} doctor` says more"
+                f"no answer from Algorithmia at {url}: {reason}; run `{settings.command} doctor` for details"
             ) from None
         return 0.0
 
-    # the client has no other error than Exception for a status that is none of success
+    # the client raises plain Exception for an error status
     return retry.call(lambda: algorithm.pipe(value).result, (Exception,), after)
 
 
 def read_input(text: str) -> Any:
-    """What an argument means: JSON or a text, a file of either, another file's bytes, or standard input (`-`).
+    """Read an input from a command-line argument: JSON, text, a file with JSON, text or bytes, or `-` for stdin.
 
-    Of a model's sample.json it is the input. Raises StackError.
+    From a model's sample.json, only the input is returned. Raises StackError.
     """
     if text == "-":
-        return _meant(sys.stdin.buffer.read() if sys.stdin else b"")  # closed by who started us
+        return _parse_input(sys.stdin.buffer.read() if sys.stdin else b"")  # None if standard input is closed
     if text.lstrip().startswith(("[", "{", '"')):
-        return _meant(text.encode())
+        return _parse_input(text.encode())
     path = Path(text).expanduser()
     try:
         if path.is_file():
-            return _meant(path.read_bytes())
+            return _parse_input(path.read_bytes())
     except OSError as error:
         raise StackError(f"{text}: {error.strerror}") from None
     if path.suffix[1:].isalnum() and not any(character.isspace() for character in text):
-        raise StackError(f"no file {text}")
-    return _meant(text.encode())
+        raise StackError(f"{text}: no such file")
+    return _parse_input(text.encode())
 
 
-def _meant(content: bytes) -> Any:
-    """JSON as its value, a text as it is, anything else as bytes. Raises StackError for JSON that is not whole."""
+def _parse_input(content: bytes) -> Any:
+    """Parse JSON, or else return text or bytes. Raises StackError for invalid JSON."""
     try:
-        text = content.decode("utf-8-sig")  # Windows' editors put a mark first
+        text = content.decode("utf-8-sig")  # editors on Windows add a byte order mark
     except UnicodeDecodeError:
         return bytearray(content)
     try:
         value = json.loads(text)
     except ValueError as error:
         if text.lstrip().startswith(("[", "{", '"')):
-            raise StackError(f"the input is not JSON: {error}") from None
+            raise StackError(f"invalid JSON input: {error}") from None
         return text.strip()
     return value["input"] if isinstance(value, dict) and value.keys() == {"input", "output"} else value
 
 
 @contextmanager
-def gateway(science: "Science", settings: "Settings") -> Iterator[None]:
-    """A gateway in a process of its own, as `serve` starts it, stopped in the end; none where one runs or is named."""
-    if settings.algorithmia_api or local(settings):
+def start_gateway(science: "Science", settings: "Settings") -> Iterator[None]:
+    """Run `serve` in a subprocess for a block, unless a gateway is already running or configured."""
+    if settings.algorithmia_api or running_gateway(settings):
         yield
         return
     record = settings.private / RECORD
@@ -122,7 +122,7 @@ def gateway(science: "Science", settings: "Settings") -> Iterator[None]:
     try:
         assert process.stdout is not None
         if not any(line.startswith("Serving on") for line in process.stdout):
-            raise StackError(f"the gateway did not start; `{settings.command} serve` says why")
+            raise StackError(f"the gateway did not start; run `{settings.command} serve` to see the error")
         assert record.exists()
         yield
     finally:

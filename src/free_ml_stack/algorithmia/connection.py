@@ -1,4 +1,4 @@
-"""Requests to an Algorithmia installation: the official client's session, address and key, with retries."""
+"""Requests to an Algorithmia installation with the official client's session, URL and key, and with retries."""
 
 import atexit
 import errno
@@ -21,14 +21,14 @@ from free_ml_stack.storage import retry
 from free_ml_stack.storage.atomic import CHUNK
 
 log = logging.getLogger(__name__)
-Body = Callable[[], Any]  # makes the body anew for each attempt: bytes, or a file that has a length
+Body = Callable[[], Any]  # creates the body for each attempt: bytes, or a file with a length
 ATTEMPTS = 8
-FIRST_ATTEMPTS = 4  # to reach a server that has never answered: none may be there, and somebody waits
-LONGEST_PAUSE = 300.0  # seconds that a server may ask to wait
+FIRST_ATTEMPTS = 4  # to connect to a server that has never answered; fewer, because it may not exist
+LONGEST_PAUSE = 300.0  # maximum Retry-After in seconds
 CONNECT_SECONDS, READ_SECONDS = 10.0, 60.0
-SLOWEST = 5e6  # bytes per second that a server is expected to bring to its disk
+SLOWEST = 5e6  # minimum bytes per second that a server is expected to write
 BUSY = {408, 425, 429, 500, 502, 503, 504}
-UNTOUCHED = {429, 503}  # of a server that has not begun with what it was asked
+UNTOUCHED = {429, 503}  # rejected before processing, so that any request can be retried
 ERRORS = {
     400: errno.EINVAL,
     401: errno.EACCES,
@@ -43,7 +43,7 @@ ERRORS = {
 
 
 class StatusError(Exception):
-    """An answer whose status tells of a failure."""
+    """Report a response with an error status."""
 
     def __init__(self, answer: BaseHTTPResponse) -> None:
         super().__init__(f"status {answer.status}")
@@ -51,14 +51,14 @@ class StatusError(Exception):
 
 
 class Adapter(HTTPAdapter):
-    """The session's way to the network, with large blocks and a connection for each worker."""
+    """An HTTP adapter with large blocks and one connection per worker."""
 
     def __init__(self, connections: int) -> None:
         super().__init__()
         self.init_poolmanager(1, connections, blocksize=CHUNK)
 
     def pool(self, session: Session, address: str) -> HTTPConnectionPool:
-        """The connections to an address, by the session's proxies and certificates."""
+        """Return the connection pool for a URL, with the session's proxies and certificates."""
         settings = session.merge_environment_settings(address, {}, None, None, None)
         if is_loopback(address):
             settings["proxies"] = {}
@@ -68,15 +68,15 @@ class Adapter(HTTPAdapter):
 
 
 class Connection:
-    """One installation, as one user; safe in threads and after a fork.
+    """A connection to an installation as one user; safe with threads and after a fork.
 
-    Raises OSError for what the server answers (FileNotFoundError, FileExistsError, PermissionError, …), and
-    ConnectionError when it does not answer.
+    Raises a subclass of OSError for error responses (FileNotFoundError, FileExistsError, PermissionError, …), and
+    ConnectionError if the server does not answer.
     """
 
     def __init__(self, api_address: str | None, api_key: str | None, connections: int) -> None:
         self.options = (api_address, api_key, connections)
-        self.reached = False  # whether the server has ever been there
+        self.reached = False  # whether the server has ever answered
         self._connect()
 
     def _connect(self) -> None:
@@ -91,10 +91,10 @@ class Connection:
         self.prefix = (self.host if through_proxy else "") + parts.path.rstrip("/")
         self.process = os.getpid()
         end = weakref.finalize(self, _release, self.client, self.pool, self.process)
-        end.atexit = False  # the client sees to that itself
+        end.atexit = False  # the client registers its own exit handler
 
     def json(self, method: str, path: str, value: Any = None, query: str = "", repeatable: bool = False) -> Any:
-        """What a call answers in JSON, None for nothing."""
+        """Send a request and return its JSON response, or None if it is empty."""
         body = json.dumps(value).encode()
         headers = {"Content-Type": "application/json"} if value is not None else {}
         content = (lambda: body) if value is not None else None
@@ -111,10 +111,10 @@ class Connection:
         stream: bool = False,
         repeatable: bool = False,
     ) -> BaseHTTPResponse:
-        """A successful answer; unless it is to be streamed, its body is there and the connection free.
+        """Send a request and return the successful response; without `stream`, the body is already read.
 
-        Attempts that fail are repeated where that does no harm: not a POST that the server may have begun, unless it
-        is said to be `repeatable`.
+        Failed attempts are retried if that is safe: not for a POST that the server may have started to process, unless
+        it is `repeatable`.
         """
         once, repeated = method == "POST" and not repeatable, False
 
@@ -122,7 +122,7 @@ class Connection:
             answer = self._once(method, path, headers or {}, query, body, stream)
             self.reached = True
             if answer.status < 300 or (answer.status == 404 and method == "DELETE" and repeated):
-                return answer  # also where the attempt before has done it
+                return answer  # 404: an earlier attempt has deleted it
             raise StatusError(answer)
 
         def after(error: Exception, attempts: int) -> float:
@@ -132,13 +132,13 @@ class Connection:
             else:
                 pause = self._after_failure(error, once, attempts)
             repeated = True
-            log.info("%s of %s failed, is tried again: %s", method, path, error)
+            log.info("%s of %s failed, retrying: %s", method, path, error)
             return pause
 
         return retry.call(attempt, (StatusError, HTTPError, OSError), after)
 
     def _after_status(self, answer: BaseHTTPResponse, path: str, once: bool, attempts: int) -> float:
-        """Return the seconds to wait after a failing status; raise its error where a repeat is vain or harmful."""
+        """Return the seconds to wait after an error status. Raises its error if a retry is useless or unsafe."""
         if attempts == ATTEMPTS or answer.status not in (UNTOUCHED if once else BUSY):
             raise _error(answer, path, self.host) from None
         try:
@@ -147,20 +147,20 @@ class Connection:
             return 0.0
 
     def _after_failure(self, error: Exception, once: bool, attempts: int) -> float:
-        """Return the seconds to wait after no answer; raise ConnectionError where a repeat is vain or harmful."""
+        """Return the seconds to wait after a failed request. Raises ConnectionError if a retry is useless or unsafe."""
         untouched = isinstance(error, NewConnectionError)
         self.reached |= isinstance(error, ProtocolError | ReadTimeoutError)
         last = FIRST_ATTEMPTS if untouched and not self.reached else ATTEMPTS
         if attempts >= last or (once and not untouched):
             failure = str(error).rpartition("): ")[2] or type(error).__name__
-            raise ConnectionError(f"{self.host} does not answer: {failure}") from error
+            raise ConnectionError(f"no answer from {self.host}: {failure}") from error
         return 0.0
 
     def _once(
         self, method: str, path: str, headers: Mapping[str, str], query: str, body: Body | None, stream: bool
     ) -> BaseHTTPResponse:
         if self.process != os.getpid():
-            self._connect()  # a parent's sockets are not ours to use
+            self._connect()  # sockets of a parent process must not be used
         content = body() if body else None
         size = 0 if content is None else len(content)
         length = {} if content is None else {"Content-Length": str(size)}
@@ -192,15 +192,15 @@ class Connection:
 def _release(client: Any, pool: HTTPConnectionPool, process: int) -> None:
     """Close what the official client keeps open until the program ends: its sockets, and its file of certificates."""
     pool.close()
-    if client.handle is not None and process == os.getpid():  # a parent's file is not ours to remove
+    if client.handle is not None and process == os.getpid():  # files of a parent process must not be removed
         atexit.unregister(client.exit_handler)
         client.exit_handler()
 
 
 def _error(answer: BaseHTTPResponse, path: str, host: str) -> OSError:
-    """The error that an answer stands for; its type follows from the number."""
+    """Return the OSError for an error response; errno determines its subclass."""
     if answer.status < 400:
-        return OSError(errno.EIO, f"{host} redirects to {answer.headers.get('Location')}: use that address")
+        return OSError(errno.EIO, f"{host} redirects to {answer.headers.get('Location')}; set that URL")
     number = ERRORS.get(answer.status, errno.EIO)
     try:
         message = str(json.loads(answer.data)["error"]["message"])
@@ -210,11 +210,11 @@ def _error(answer: BaseHTTPResponse, path: str, host: str) -> OSError:
 
 
 def read_json(answer: BaseHTTPResponse) -> Any:
-    """An answer's JSON, None for nothing. Raises OSError where it tells an error in spite of its status."""
+    """Parse the JSON of a response; None if it is empty. Raises OSError for an error despite a successful status."""
     try:
         value = json.loads(answer.data) if answer.data else None
     except ValueError:
-        raise OSError(errno.EIO, "the answer is not Algorithmia's: does ALGORITHMIA_API name it?") from None
+        raise OSError(errno.EIO, "unexpected response, not from Algorithmia; check ALGORITHMIA_API") from None
     finally:
         answer.release_conn()
     if isinstance(value, dict) and "error" in value:

@@ -1,4 +1,4 @@
-"""fsspec's file system over Algorithmia's Data API: `algorithmia://.my/<collection>/…`."""
+"""fsspec file system for Algorithmia's Data API: `algorithmia://.my/<collection>/…`."""
 
 import errno
 import io
@@ -28,10 +28,10 @@ READERS: dict[Access, list[str]] = {"private": [], "my-algos": ["algo://.my/*"],
 
 
 class AlgorithmiaFileSystem(AbstractFileSystem):  # type: ignore[misc]
-    """Files of an Algorithmia installation, or of the gateway that speaks its Data API.
+    """Files of an Algorithmia installation, or of a gateway with the same Data API.
 
-    Address and key are the official client's: arguments, else `ALGORITHMIA_API` and `ALGORITHMIA_API_KEY`. `.my` is
-    the user whose key it is. Every path is a file or a folder; folders come with the files that are put in them.
+    URL and key are taken from the arguments, or else as in the official client from `ALGORITHMIA_API` and
+    `ALGORITHMIA_API_KEY`. `.my` is the key's user. Missing parent folders are created when a file is stored.
     """
 
     protocol = ("algorithmia",)
@@ -52,7 +52,7 @@ class AlgorithmiaFileSystem(AbstractFileSystem):  # type: ignore[misc]
         return "/".join(segment for segment in name.split("/") if segment)
 
     def ls(self, path: str, detail: bool = True, **options: Any) -> list[Any]:
-        """A folder's entries, from all pages of its listing; of a file itself."""
+        """List a folder's entries, or the file itself."""
         path = self._strip_protocol(path)
         found = [info for page in self._pages(path) for info in page]
         return found if detail else [info["name"] for info in found]
@@ -68,53 +68,53 @@ class AlgorithmiaFileSystem(AbstractFileSystem):  # type: ignore[misc]
                 return
             listing = read_json(answer)
             infos = _infos(path, listing)
-            if together := self.mover.current_batch():
-                together.sizes |= {info["name"]: info["size"] for info in infos if info["type"] == "file"}
+            if batch := self.mover.current_batch():
+                batch.sizes |= {info["name"]: info["size"] for info in infos if info["type"] == "file"}
             yield infos
             marker = listing.get("marker") or ""
 
     def info(self, path: str, **options: Any) -> dict[str, Any]:
-        """`name`, `type`, `size`, and for a file `etag` and `modified` where the server tells them."""
+        """Return `name`, `type` and `size`, and for a file `etag` and `modified` if the server sends them."""
         path = self._strip_protocol(path)
         if not path:
             return _folder(path)
-        told = self.connection.send("HEAD", path).headers
-        if told.get("X-Data-Type") == "directory":
+        headers = self.connection.send("HEAD", path).headers
+        if headers.get("X-Data-Type") == "directory":
             return _folder(path)
-        size = told.get("Content-Length")
+        size = headers.get("Content-Length")
         info: dict[str, Any] = {
             "name": path,
             "type": "file",
             "size": int(size) if size else self._listed_size(path),
         }
-        if "ETag" in told:
-            info["etag"] = told["ETag"].strip('"')
-        if "Last-Modified" in told:
-            info["modified"] = parsedate_to_datetime(told["Last-Modified"])
+        if "ETag" in headers:
+            info["etag"] = headers["ETag"].strip('"')
+        if "Last-Modified" in headers:
+            info["modified"] = parsedate_to_datetime(headers["Last-Modified"])
         return info
 
     def _listed_size(self, path: str) -> int | None:
-        """The size that the folder's listing tells, for servers whose HEAD does not."""
+        """Return the size from the folder's listing, for servers whose HEAD response has none."""
         entries = (info for page in self._pages(self._parent(path)) for info in page)
         return next((info["size"] for info in entries if info["name"] == path), None)
 
     def _type(self, path: str) -> str:
-        """ "file", "directory", or "" for nothing; other errors are raised, not taken for its absence."""
+        """Return "file", "directory", or "" if the path does not exist; other errors are raised."""
         try:
             return str(self.info(path)["type"])
         except FileNotFoundError:
             return ""
 
     def exists(self, path: str, **options: Any) -> bool:
-        """Whether there is something."""
+        """Return whether the path exists."""
         return bool(self._type(path))
 
     def isfile(self, path: str) -> bool:
-        """Whether there is a file."""
+        """Return whether the path is a file."""
         return self._type(path) == "file"
 
     def isdir(self, path: str) -> bool:
-        """Whether there is a folder."""
+        """Return whether the path is a folder."""
         return self._type(path) == "directory"
 
     def walk(
@@ -125,29 +125,29 @@ class AlgorithmiaFileSystem(AbstractFileSystem):  # type: ignore[misc]
         on_error: Any = "omit",
         **options: Any,
     ) -> Any:
-        """fsspec's walk, which takes a missing folder for an empty one, but not a server that fails."""
+        """Walk a folder as in fsspec: a missing one counts as empty, but other errors are raised."""
         return super().walk(path, maxdepth, topdown, _raise_failure if on_error == "omit" else on_error, **options)
 
     def modified(self, path: str) -> datetime:
-        """When a file was written."""
+        """Return the modification time of a file."""
         modified: datetime = self.info(path)["modified"]
         return modified
 
     def sha256(self, path: str) -> str:
-        """The hexadecimal SHA-256 of a file, as the server tells it; read and summed up where it doesn't."""
-        told = self.connection.send("HEAD", self._strip_protocol(path), {"Want-Repr-Digest": "sha-256=1"})
-        kind, digest = read_digest(told.headers.get("Repr-Digest", ""))
+        """Return the hexadecimal SHA-256 of a file, from the server, or else by reading the file."""
+        headers = self.connection.send("HEAD", self._strip_protocol(path), {"Want-Repr-Digest": "sha-256=1"})
+        kind, digest = read_digest(headers.headers.get("Repr-Digest", ""))
         if kind == "sha-256":
             return digest.hex()
         with self.open(path) as file:
             return sum_of(file, "sha-256").hex()
 
     def mkdir(self, path: str, create_parents: bool = True, **options: Any) -> None:
-        """Make a folder. Raises FileExistsError."""
+        """Create a folder. Raises FileExistsError."""
         self._make(self._strip_protocol(path), create_parents)
 
     def makedirs(self, path: str, exist_ok: bool = False) -> None:
-        """Make a folder and those above it."""
+        """Create a folder and its parents."""
         path = self._strip_protocol(path)
         try:
             self._make(path, repeatable=exist_ok)
@@ -158,7 +158,7 @@ class AlgorithmiaFileSystem(AbstractFileSystem):  # type: ignore[misc]
     def _make(self, path: str, create_parents: bool = True, repeatable: bool = False) -> None:
         parent, _, name = path.rpartition("/")
         if not parent:
-            raise FileExistsError(errno.EEXIST, "a user's folder is there from the beginning", path)
+            raise FileExistsError(errno.EEXIST, "the folder of a user always exists", path)
         try:
             self.connection.json("POST", parent, {"name": name}, repeatable=repeatable)
         except FileNotFoundError:
@@ -176,7 +176,7 @@ class AlgorithmiaFileSystem(AbstractFileSystem):  # type: ignore[misc]
         self._delete(self._strip_protocol(path))
 
     def rm(self, path: Any, recursive: bool = False, maxdepth: int | None = None) -> None:
-        """Remove files, and with `recursive` folders with all they hold, each in one call."""
+        """Remove files, and with `recursive` folders with their content, each in one request."""
         if maxdepth is not None:
             super().rm(path, recursive=recursive, maxdepth=maxdepth)
             return
@@ -185,7 +185,7 @@ class AlgorithmiaFileSystem(AbstractFileSystem):  # type: ignore[misc]
                 calls.submit(self._delete, one, recursive)
 
     def expand_path(self, path: Any, recursive: bool = False, maxdepth: int | None = None, **options: Any) -> list[str]:
-        """The paths that one stands for: itself where there is such a file or folder, whatever is in its name."""
+        """Expand a pattern to paths; an existing path is returned as it is, even if it contains wildcards."""
         if isinstance(path, str) and has_magic(path) and self.exists(path):
             name = self._strip_protocol(path)
             below = self.find(name, maxdepth=maxdepth, withdirs=True) if recursive else []
@@ -200,7 +200,7 @@ class AlgorithmiaFileSystem(AbstractFileSystem):  # type: ignore[misc]
             raise OSError(errno.ENOTEMPTY, error.strerror, path) from None
 
     def cp_file(self, path1: str, path2: str, **options: Any) -> None:
-        """Copy a file in a stream through this machine, or make the folder `path2` where `path1` is one."""
+        """Copy a file by streaming it through this machine; create the folder `path2` if `path1` is a folder."""
         source, target = self._strip_protocol(path1), self._strip_protocol(path2)
         info = self.info(source)
         if info["type"] == "directory":
@@ -209,7 +209,7 @@ class AlgorithmiaFileSystem(AbstractFileSystem):  # type: ignore[misc]
             self.mover.send(target, Upload(lambda: Download(self.connection, source).buffered(), info["size"]))
 
     def cat_file(self, path: str, start: int | None = None, end: int | None = None, **options: Any) -> bytes:
-        """A file's bytes, or those of a range; negative positions count from the end."""
+        """Return the content of a file, or of a range; negative positions count from the end."""
         path = self._strip_protocol(path)
         if (start or 0) < 0 or (end or 0) < 0:
             start, end, _ = slice(start, end).indices(self.info(path)["size"])
@@ -221,17 +221,17 @@ class AlgorithmiaFileSystem(AbstractFileSystem):  # type: ignore[misc]
         except OSError as error:
             if error.errno != errno.ERANGE:
                 raise
-            return b""  # the range begins after the last byte
+            return b""  # the range starts after the last byte
 
     def pipe_file(self, path: str, value: bytes, mode: str = "overwrite", **options: Any) -> None:
-        """Store bytes as a file; the server refuses them when they arrive changed."""
+        """Store bytes as a file; the server verifies their checksum."""
         value = bytes(value)
-        told = {"Repr-Digest": digest_field(FAST, sum_of(io.BytesIO(value), FAST))}
+        headers = {"Repr-Digest": digest_field(FAST, sum_of(io.BytesIO(value), FAST))}
         upload = Upload(lambda: io.BytesIO(value), len(value))
-        self.mover.send(self._strip_protocol(path), upload, told, exclusive=mode == "create")
+        self.mover.send(self._strip_protocol(path), upload, headers, exclusive=mode == "create")
 
     def put(self, *arguments: Any, **options: Any) -> None:
-        """Store local files: small ones many at once, others several in flight."""
+        """Store local files: small ones in bundles, others in parallel."""
         with self.mover.batched(self.mover.put_bundle):
             super().put(*arguments, **options)
 
@@ -243,12 +243,12 @@ class AlgorithmiaFileSystem(AbstractFileSystem):  # type: ignore[misc]
         mode: str = "overwrite",
         **options: Any,
     ) -> None:
-        """Store a local file, or make the folder `rpath` where `lpath` is one."""
+        """Store a local file; create the folder `rpath` if `lpath` is a folder."""
         source, target = Path(lpath), self._strip_protocol(rpath)
-        if (together := self.mover.current_batch()) and mode != "create":
+        if (batch := self.mover.current_batch()) and mode != "create":
             found = source.stat()
             size = found.st_size if S_ISREG(found.st_mode) else None
-            together.add(size, self.mover.put, source, target, callback)
+            batch.add(size, self.mover.put, source, target, callback)
         else:
             self.mover.put(source, target, callback, mode == "create")
 
@@ -259,22 +259,22 @@ class AlgorithmiaFileSystem(AbstractFileSystem):  # type: ignore[misc]
         scratch: Path | None = None,
         **options: Any,
     ) -> None:
-        """Fetch files: small ones, as `sizes` or a listing tells, many at once, others several in flight.
+        """Download files: small ones, according to `sizes` or a listing, in bundles, others in parallel.
 
-        They grow in `scratch`, by default beside the place where they will be.
+        Partial files are written to `scratch`, by default the target's folder.
         """
         with self.mover.batched(self.mover.get_bundle, sizes, scratch):
             super().get(*arguments, **options)
 
     def get_file(self, rpath: str, lpath: Any, callback: Any = DEFAULT_CALLBACK, **options: Any) -> None:
-        """Fetch a file to a path, where it appears whole, or into an open file; makes a folder for a folder."""
+        """Download a file atomically to a path, or into an open file; create a folder for a folder."""
         source = self._strip_protocol(rpath)
         if isfilelike(lpath):
             with Download(self.connection, source) as download:
                 download.copy_to(lpath, callback)
-        elif together := self.mover.current_batch():
-            size = together.sizes.get(source)
-            together.add(size, self.mover.get, source, Path(lpath), callback, together.scratch)
+        elif batch := self.mover.current_batch():
+            size = batch.sizes.get(source)
+            batch.add(size, self.mover.get, source, Path(lpath), callback, batch.scratch)
         else:
             self.mover.get(source, Path(lpath), callback)
 
@@ -289,7 +289,7 @@ class AlgorithmiaFileSystem(AbstractFileSystem):  # type: ignore[misc]
         if mode == "rb":
             return ReadFile(self, path)
         if mode not in ("wb", "xb", "ab"):
-            raise ValueError(f"a stored file can't be opened with mode {mode!r}")
+            raise ValueError(f"unsupported mode {mode!r}; expected rb, wb, xb or ab")
         if mode == "xb":
             self.mover.refuse_taken(path)
         file = UploadFile(lambda growing: self.mover.put(growing, path, DEFAULT_CALLBACK, mode == "xb"), autocommit)
@@ -299,13 +299,13 @@ class AlgorithmiaFileSystem(AbstractFileSystem):  # type: ignore[misc]
         return file
 
     def access(self, path: str) -> Access | None:
-        """Who may read a folder; None where a folder has no rights of its own."""
+        """Return who can read a folder; None if the folder has no access rights of its own."""
         listing = self.connection.json("GET", self._strip_protocol(path), query="acl=true")
         readers = listing.get("acl", {}).get("read")
         return next((access for access, read in READERS.items() if read == readers), None)
 
     def set_access(self, path: str, access: Access) -> None:
-        """Set who may read a folder; only its user may write."""
+        """Set who can read a folder; only its user can write to it."""
         self.connection.json("PATCH", self._strip_protocol(path), {"acl": {"read": READERS[access]}})
 
 
@@ -319,7 +319,7 @@ def _folder(path: str) -> dict[str, Any]:
 
 
 def _infos(path: str, listing: dict[str, Any]) -> list[dict[str, Any]]:
-    """A page of a listing as fsspec tells it."""
+    """Convert a page of a listing to fsspec's format."""
     prefix = f"{path}/" if path else ""
     folders = [_folder(prefix + item["name"]) for item in listing.get("folders", [])]
     files = [

@@ -1,4 +1,4 @@
-"""Files on their way to and from an Algorithmia installation: whole, checked, small ones many at once."""
+"""Transfer of files to and from an Algorithmia installation: atomic, verified, small files in bundles."""
 
 import errno
 import json
@@ -18,27 +18,27 @@ from free_ml_stack.storage.atomic import growing, write_all
 from free_ml_stack.storage.checksums import read_digest
 from free_ml_stack.storage.parallel import InFlight
 
-AT_ONCE = 8  # calls in flight when several files are moved
-TRIES = 3  # for bytes that arrive with a wrong checksum
+AT_ONCE = 8  # parallel requests
+TRIES = 3  # attempts after a checksum mismatch
 
 
 class Files(Protocol):
-    """What a mover needs of its file system."""
+    """The part of the file system that a mover uses."""
 
     connection: Connection
 
     def makedirs(self, path: str, exist_ok: bool = False) -> None:
-        """Make a folder and those above it."""
+        """Create a folder and its parents."""
 
     def info(self, path: str) -> dict[str, Any]:
-        """Tell type and size of a path."""
+        """Return type and size of a path."""
 
     def exists(self, path: str) -> bool:
-        """Tell whether a path is there."""
+        """Return whether a path exists."""
 
 
 class Batch:
-    """The files of one call: small ones wait until they fill a bundle, others go on their own."""
+    """The files of one `put` or `get`: small ones are collected into bundles, others are transferred individually."""
 
     def __init__(self, calls: InFlight, move: Callable[..., None], sizes: dict[str, int], scratch: Path | None) -> None:
         self.calls, self.move, self.sizes, self.scratch = calls, move, sizes, scratch
@@ -46,7 +46,7 @@ class Batch:
         self.size = 0
 
     def add(self, size: int | None, alone: Callable[..., None], *item: Any) -> None:
-        """Move a file, now or with the next bundle; `size` is None where it is not known."""
+        """Transfer a file, now or with the next bundle; `size` is None if unknown."""
         if size is None or size > bundle.SMALL:
             self.calls.submit(alone, *item)
             return
@@ -56,17 +56,17 @@ class Batch:
             self.flush()
 
     def flush(self) -> None:
-        """Send off what waits."""
+        """Transfer the collected files."""
         if self.waiting:
             self.calls.submit(self.move, self.waiting)
         self.waiting, self.size = [], 0
 
 
 class Mover:
-    """Moves the files of one file system."""
+    """Transfers the files of one file system."""
 
     def __init__(self, fs: Files) -> None:
-        self.fs: Files = proxy(fs)  # which holds this: a circle would keep sockets open until the next collection
+        self.fs: Files = proxy(fs)  # a reference cycle would keep sockets open until garbage collection
         self.connection = fs.connection
         self.thread = local()
 
@@ -74,7 +74,7 @@ class Mover:
     def batched(
         self, move: Callable[..., None], sizes: dict[str, int] | None = None, scratch: Path | None = None
     ) -> Iterator[None]:
-        """A block in which this thread's files are moved together; `move` takes a bundle of small ones."""
+        """Transfer this thread's files together for a block; `move` transfers a bundle of small ones."""
         with InFlight(AT_ONCE) as calls:
             self.thread.batch = batch = Batch(calls, move, sizes or {}, scratch)
             try:
@@ -84,12 +84,12 @@ class Mover:
                 self.thread.batch = None
 
     def current_batch(self) -> Batch | None:
-        """The block that this thread is in."""
+        """Return the batch of this thread's current block."""
         batch: Batch | None = getattr(self.thread, "batch", None)
         return batch
 
     def put(self, source: Path, target: str, callback: Any, exclusive: bool = False) -> None:
-        """Store a local file, or make a folder for a folder."""
+        """Store a local file; create a folder for a folder."""
         if source.is_dir():
             self.fs.makedirs(target, exist_ok=True)
             return
@@ -98,9 +98,9 @@ class Mover:
         upload = Upload(lambda: source.open("rb", buffering=0), size, callback.relative_update)
         self.send(target, upload, exclusive=exclusive)
 
-    def send(self, path: str, upload: Upload, told: dict[str, str] | None = None, exclusive: bool = False) -> None:
-        """Store a file: until its checksum is right on the other side, or its size where that is all it tells."""
-        headers = {**WISH, **(told or {})}
+    def send(self, path: str, upload: Upload, extra: dict[str, str] | None = None, exclusive: bool = False) -> None:
+        """Store a file; retry until the server's checksum matches, or its size if the server sends no checksum."""
+        headers = {**WISH, **(extra or {})}
         if exclusive:
             self.refuse_taken(path)
             headers["If-None-Match"] = "*"
@@ -110,12 +110,12 @@ class Mover:
             kind, digest = read_digest(answer.headers.get("Repr-Digest", ""))
             if digest == upload.total.digest() or (not kind and self._has_size(path, len(upload))):
                 return
-        raise ChecksumError(errno.EIO, "the bytes that were sent arrive changed", path)
+        raise ChecksumError(errno.EIO, "checksum mismatch after upload", path)
 
     def _send_once(self, path: str, upload: Upload, headers: dict[str, str]) -> BaseHTTPResponse:
         try:
             return self.connection.send("PUT", path, headers, body=upload.begin)
-        except FileNotFoundError:  # the original service wants the collection made first
+        except FileNotFoundError:  # the original service does not create the collection
             self.fs.makedirs(path.rpartition("/")[0], exist_ok=True)
             return self.connection.send("PUT", path, headers, body=upload.begin)
         finally:
@@ -125,12 +125,12 @@ class Mover:
         return self.fs.info(path)["size"] in (size, None)
 
     def refuse_taken(self, path: str) -> None:
-        """Raise FileExistsError where there is something."""
+        """Raise FileExistsError if the path exists."""
         if self.fs.exists(path):
             raise FileExistsError(errno.EEXIST, "exists", path)
 
     def put_bundle(self, items: list[tuple[Path, str, Any]]) -> None:
-        """Store small local files in one call."""
+        """Store small local files in one request."""
         body = bundle.pack((target, source.read_bytes()) for source, target, _ in items)
         stored = None
         try:
@@ -139,7 +139,7 @@ class Mover:
         except ConnectionError:
             raise
         except (OSError, KeyError, TypeError):
-            stored = None  # the original service has no bundles
+            stored = None  # the original service does not support bundles
         for source, target, callback in items:
             if stored == len(items):
                 callback.relative_update(source.stat().st_size)
@@ -147,7 +147,7 @@ class Mover:
                 self.put(source, target, callback)
 
     def get(self, source: str, target: Path, callback: Any, scratch: Path | None = None) -> None:
-        """Fetch a file, which appears at `target` whole, or make a folder for a folder."""
+        """Download a file atomically; create a folder for a folder."""
         for attempt in range(1, TRIES + 1):
             try:
                 with Download(self.connection, source) as download, growing(target, scratch) as file:
@@ -161,7 +161,7 @@ class Mover:
                     raise
 
     def get_bundle(self, items: list[tuple[str, Path, Any, Path | None]]) -> None:
-        """Fetch small files in one call."""
+        """Download small files in one request."""
         wanted = json.dumps({"files": [source for source, *_ in items]}).encode()
         headers = {"Content-Type": "application/json"}
         found: dict[str, memoryview] = {}
@@ -172,7 +172,7 @@ class Mover:
         except ConnectionError:
             raise
         except (OSError, ValueError):
-            found = {}  # the original service has no bundles
+            found = {}  # the original service does not support bundles
         for source, target, callback, scratch in items:
             if source not in found:
                 self.get(source, target, callback, scratch)

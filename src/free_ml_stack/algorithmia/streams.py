@@ -1,4 +1,4 @@
-"""Files of Algorithmia's Data API as streams: reads that survive cuts, writes that appear whole or not at all."""
+"""Files of Algorithmia's Data API as streams: reads that resume after failures, and atomic writes."""
 
 import errno
 import io
@@ -19,20 +19,20 @@ from free_ml_stack.storage import retry
 from free_ml_stack.storage.atomic import CHUNK, WholeFile, write_all
 from free_ml_stack.storage.checksums import SUMS, read_digest
 
-FAST = "xxh3-128"  # the checksum that costs next to nothing
+FAST = "xxh3-128"  # a checksum with negligible cost
 WISH = {"Want-Repr-Digest": f"{FAST}=1"}
-LARGE = 1 << 20  # bytes from which on a checksum is worth a request of its own
+LARGE = 1 << 20  # minimum bytes of a file for which a separate request for the checksum pays off
 
 
 class ChecksumError(OSError):
-    """The bytes that came are not those that were stored."""
+    """Report that transferred bytes do not match their checksum."""
 
 
 class Download(io.RawIOBase):
-    """A file's bytes from `start` on, up to `end`, over as many connections as it takes.
+    """A stream of a file's bytes from `start` to `end`, which reconnects after failures.
 
-    A file read from its first to its last byte is held against the server's checksum: ChecksumError. Raises
-    IsADirectoryError for a folder, and OSError where the file is replaced meanwhile.
+    A file that is read completely is verified with the server's checksum. Raises ChecksumError if it does not match,
+    IsADirectoryError for a folder, and OSError if the file is replaced during the read.
     """
 
     def __init__(self, connection: Connection, path: str, start: int = 0, end: int | None = None) -> None:
@@ -54,7 +54,7 @@ class Download(io.RawIOBase):
             answer.close()
             raise IsADirectoryError(errno.EISDIR, "is a directory", self.path)
         self._check_version(answer)
-        if answer.status != 206:  # the server has no ranges
+        if answer.status != 206:  # the server does not support ranges
             for _ in range(self.position // CHUNK):
                 answer.read(CHUNK)
             answer.read(self.position % CHUNK)
@@ -66,13 +66,13 @@ class Download(io.RawIOBase):
         etag = answer.headers.get("ETag", "")
         if self.failures and (size, etag) != (self.size, self.etag):
             answer.close()
-            raise OSError(errno.ESTALE, "the file was replaced while it was read", self.path)
+            raise OSError(errno.ESTALE, "the file was replaced during the read", self.path)
         self.size, self.etag = size, etag
         if size >= 0:
             self.end = size if self.end is None else min(self.end, size)
 
     def _promise(self) -> tuple[str, bytes]:
-        """The checksum that the server tells beforehand, or the kind that it can be asked for."""
+        """Return the algorithm and the checksum sent by the server, or the algorithm to request afterwards."""
         kind, digest = read_digest(self.answer.headers.get("Repr-Digest", ""))
         if kind:
             return kind, digest
@@ -81,11 +81,11 @@ class Download(io.RawIOBase):
         return (FAST, b"") if self.size >= LARGE else ("", b"")
 
     def readable(self) -> bool:
-        """Always."""
+        """Return True."""
         return True
 
     def readinto(self, buffer: Any) -> int:
-        """Fill a buffer as far as one piece reaches; 0 at the end."""
+        """Read available bytes into a buffer; return their number, 0 at the end."""
         view = memoryview(buffer).cast("B")
         if self.end is not None:
             view = view[: self.end - self.position]
@@ -105,7 +105,7 @@ class Download(io.RawIOBase):
                 if count or self.end is None:
                     self.failures = 0
                     return count
-                failure: Exception = ConnectionError(f"{self.path} was cut off after {self.position} bytes")
+                failure: Exception = ConnectionError(f"connection lost after {self.position} bytes of {self.path}")
             except (OSError, HTTPError, HTTPException) as error:
                 failure = error
             self.answer.close()
@@ -116,24 +116,24 @@ class Download(io.RawIOBase):
             self.answer = self._open({})
 
     def _finish(self) -> None:
-        """Free the connection, and hold a whole file against its checksum."""
+        """Release the connection, and verify the checksum of a complete file."""
         self.answer.release_conn()
         if not self.total:
             return
         if not self.expected:
-            told = self.connection.send("HEAD", self.path, WISH).headers
-            if told.get("ETag", "") == self.etag:
-                self.expected = read_digest(told.get("Repr-Digest", ""))[1]
+            headers = self.connection.send("HEAD", self.path, WISH).headers
+            if headers.get("ETag", "") == self.etag:
+                self.expected = read_digest(headers.get("Repr-Digest", ""))[1]
         if self.expected and self.total.digest() != self.expected:
-            raise ChecksumError(errno.EIO, f"the bytes received do not have the server's {self.kind}", self.path)
+            raise ChecksumError(errno.EIO, f"checksum mismatch after download ({self.kind})", self.path)
         self.total = None
 
     def buffered(self) -> io.BufferedReader:
-        """The same, to read from in pieces of any size."""
+        """Wrap the stream in a buffer, for reads of any size."""
         return io.BufferedReader(self, CHUNK)
 
     def copy_to(self, file: Any, callback: Any) -> None:
-        """Write it all to an open file in constant memory."""
+        """Write all bytes to an open file, in constant memory."""
         callback.set_size(self.size)
         buffer = memoryview(bytearray(max(1, min(CHUNK, self.size) if self.size >= 0 else CHUNK)))
         while count := self.readinto(buffer):
@@ -141,14 +141,14 @@ class Download(io.RawIOBase):
             callback.relative_update(count)
 
     def close(self) -> None:
-        """Drop the connection if there is something left on it."""
+        """Close the connection if it was not read to the end."""
         if not self.closed and self.position != self.end and hasattr(self, "answer"):
             self.answer.close()
         super().close()
 
 
 class RemoteFile(io.RawIOBase):
-    """A stored file to read and seek in; reads on ahead the further the longer it is read in order."""
+    """A seekable stored file; sequential reads increase the read-ahead."""
 
     def __init__(self, connection: Connection, path: str) -> None:
         self.connection, self.path = connection, path
@@ -156,23 +156,23 @@ class RemoteFile(io.RawIOBase):
         self.position, self.size, self.window = 0, self.download.size, CHUNK
 
     def readable(self) -> bool:
-        """Always."""
+        """Return True."""
         return True
 
     def seekable(self) -> bool:
-        """Where the server tells sizes."""
+        """Return whether the server sends sizes."""
         return self.size >= 0
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        """Go to a position; nothing is asked of the server before the next read."""
+        """Set the position; the next read sends the request."""
         base = (0, self.position, self.size)[whence]
         if base + offset < 0:
-            raise OSError(errno.EINVAL, "seek before the start of the file", self.path)  # zipfile counts on it
+            raise OSError(errno.EINVAL, "seek before the start of the file", self.path)  # zipfile relies on this error
         self.position = base + offset
         return self.position
 
     def readinto(self, buffer: Any) -> int:
-        """Fill a buffer as far as one piece reaches; 0 at the end."""
+        """Read available bytes into a buffer; return their number, 0 at the end."""
         if 0 <= self.size <= self.position:
             return 0
         if self.download.position != self.position or self.download.position == self.download.end:
@@ -188,17 +188,17 @@ class RemoteFile(io.RawIOBase):
         self.download.close()
         self.download = Download(self.connection, self.path, self.position, self.position + self.window)
         if self.download.etag != etag:
-            raise OSError(errno.ESTALE, "the file was replaced while it was read", self.path)
+            raise OSError(errno.ESTALE, "the file was replaced during the read", self.path)
 
     def close(self) -> None:
-        """Drop the connection."""
+        """Close the connection."""
         if not self.closed and hasattr(self, "download"):
             self.download.close()
         super().close()
 
 
 class ReadFile(io.BufferedReader):
-    """What `open` returns to read from; can be pickled."""
+    """The readable file returned by `open`; it can be pickled."""
 
     def __init__(self, fs: Any, path: str) -> None:
         raw = RemoteFile(fs.connection, path)
@@ -216,7 +216,7 @@ def _reopen(fs: Any, path: str, position: int) -> ReadFile:
 
 
 class Upload:
-    """The body of a PUT: a file that is summed up while it is sent; `begin` before each attempt."""
+    """The body of a PUT: a file whose checksum is computed while it is sent. Call `begin` before each attempt."""
 
     def __init__(
         self, opened: Callable[[], Any], size: int, sent: Callable[[int], object] = lambda count: None
@@ -226,7 +226,7 @@ class Upload:
         self.count = 0
 
     def begin(self) -> "Upload":
-        """Read from the file's first byte again."""
+        """Restart at the first byte."""
         self.file.close()
         self.file, self.total = self.opened(), SUMS[FAST]()
         self.sent(-self.count)
@@ -237,7 +237,7 @@ class Upload:
         return self.size
 
     def read(self, size: int = -1) -> bytes:
-        """The next piece."""
+        """Read the next bytes."""
         chunk: bytes = self.file.read(size)
         self.total.update(chunk)
         self.count += len(chunk)
@@ -246,7 +246,7 @@ class Upload:
 
 
 class UploadFile(WholeFile):
-    """A file to write, kept on local disk, that goes to the server when it is closed."""
+    """A writable file on local disk, which is uploaded when it is closed."""
 
     def __init__(self, send: Callable[[Path], None], autocommit: bool) -> None:
         growing = Path(tempfile.gettempdir(), uuid.uuid4().hex)
@@ -254,7 +254,7 @@ class UploadFile(WholeFile):
         self.send = send
 
     def finish(self) -> None:
-        """Write out; the file is here only until it is sent."""
+        """Flush without fsync, because the file is temporary."""
         self.flush()
         self.raw.close()
 
@@ -262,6 +262,6 @@ class UploadFile(WholeFile):
         pass
 
     def commit(self) -> None:
-        """Send what has been written."""
+        """Upload the file."""
         self.send(self.growing)
         self.discard()

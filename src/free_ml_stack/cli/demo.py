@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from free_ml_stack.algorithmia.calls import START, address, call, gateway
+from free_ml_stack.algorithmia.calls import START, call_algorithm, gateway_address, start_gateway
 from free_ml_stack.cli.commands.delivery import say_monitoring
 from free_ml_stack.console import display_path, say, table
 from free_ml_stack.deployment.deploy import versions
@@ -116,10 +116,10 @@ class DemoRun:
     def predict(self) -> None:
         """Call the deployed model with rows of the test split, and wait until the calls are in the log."""
         settings = self.settings
-        with gateway(self.science, settings):
-            self.url, _ = address(settings)
+        with start_gateway(self.science, settings):
+            self.url, _ = gateway_address(settings)
             before = logged(settings)
-            self.answers = call(settings, test_inputs(self.science, settings))
+            self.answers = call_algorithm(settings, test_inputs(self.science, settings))
             if settings.algorithmia_api:
                 wait_for_log(settings, before + len(self.answers))
         say(f"{len(self.answers)} calls through Algorithmia's client, the first answer: {shortened(self.answers[0])}")

@@ -109,9 +109,9 @@ class Project:
 
     def predict(self) -> None:
         """Call the deployed model; where no server is configured, the gateway runs on this machine for that long."""
-        from free_ml_stack.algorithmia.calls import gateway
+        from free_ml_stack.algorithmia.calls import start_gateway
 
-        with gateway(self.science, load({}, self.root, self.environ)):
+        with start_gateway(self.science, load({}, self.root, self.environ)):
             self("predict")
 
     def model(self, run: str) -> Any:

@@ -164,16 +164,16 @@ def add_serve_arguments(parser: ArgumentParser, science: "Science") -> None:
 
 def predict(science: "Science", settings: Settings, args: Namespace) -> int:
     """Call the deployed model through Algorithmia's own client."""
-    from free_ml_stack.algorithmia.calls import call, gateway, local, read_input
+    from free_ml_stack.algorithmia.calls import call_algorithm, read_input, running_gateway, start_gateway
     from free_ml_stack.deployment.versions import deployed_build
     from free_ml_stack.storage.stores import open_store
 
     value = read_input(args.input) if args.input else read_json(published_model(settings, "") / "sample.json")["input"]
-    if not (settings.algorithmia_api or local(settings)):
+    if not (settings.algorithmia_api or running_gateway(settings)):
         name = settings.algorithm.partition("/")[2]
         deployed_build(open_store(settings.storage, settings), name, settings.command)
-    with gateway(science, settings):
-        [answer] = call(settings, [value], args.version)
+    with start_gateway(science, settings):
+        [answer] = call_algorithm(settings, [value], args.version)
     say(json.dumps(answer, indent=1))
     return say_next(settings, "monitor")
 
