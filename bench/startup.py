@@ -53,7 +53,7 @@ def main() -> None:
                 [sys.executable, "-m", "bench_me", "demo"],
                 cwd=project, env=environment, capture_output=True, text=True, check=True,
             )  # fmt: skip
-        first = re.search(r"First trained model after ([\d.]+) s", demo.stdout)
+        first = re.search(r"Trained the first model after ([\d.]+) s", demo.stdout)
         whole = re.search(r"^Time +([\d.]+) s", demo.stdout, re.MULTILINE)
         assert first
         assert whole

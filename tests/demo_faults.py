@@ -1,6 +1,6 @@
-"""The demo, a step at a time, against services of which one fails at a told call; and what must hold afterwards.
+"""The demo, one step at a time, with a service that fails at a given call, and the conditions that must hold afterwards.
 
-Each step starts from what the steps before it left when nothing failed, so a failure costs one step and its repair.
+Each step starts from the state after successful earlier steps, so that a failure affects one step and its repair only.
 """
 
 import copy
@@ -35,9 +35,9 @@ MADE = {  # what a step leaves on this machine
     "monitor": ("runs/monitor-*/monitor.json",),
 }
 NAMES = {"hub": r"\bHub\b|Hugging Face", "algorithmia": r"Algorithmia|127\.0\.0\.1:\d+"}
-REMEDY = r"`digits-online |run the same command again|run it again|new one at "
+REMEDY = r"`digits-online |run the same command again|rerun the command|run it again|try again later|new one at "
 SENT = re.compile(r"`digits-online sync` (later )?to upload")
-SENDS = re.compile(rf"{SENT.pattern}|`digits-online publish` goes on|goes there later, by `digits-online data`")
+SENDS = re.compile(rf"{SENT.pattern}|`digits-online publish` goes on|Run `digits-online data`")
 CALLS = 270  # of a demo, to the deployed model
 ONCE: tuple[int | str, ...] = (500, "reset", 403, 429, "slow")
 FOREVER: tuple[int | str, ...] = (500, "reset", 401)

@@ -1,4 +1,4 @@
-"""The whole loop, run as a user runs it: in an awkward folder, with no home, no account, no network."""
+"""The demo as run by a user, in a folder with an unusual name, without home, account or network."""
 
 import json
 import os
@@ -16,14 +16,14 @@ SERVICES = ("WANDB", "HF_", "HUGGING", "ALGORITHMIA", "AWS", "STACK_")
 
 
 def environment(home: Path, source: Path) -> dict[str, str]:
-    """The environment of a user without any credential, whose home folder is empty."""
+    """The environment of a user without credentials and with an empty home."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(SERVICES)}
     return {**kept, "HOME": str(home), "PYTHONPATH": str(source), "PYTHONDONTWRITEBYTECODE": "1"}
 
 
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """A project that has been through its demo, and what the demo printed."""
+    """A project after its demo, and the demo's output."""
     folder = tmp_path_factory.mktemp("mit Platz und Ä")
     home = tmp_path_factory.mktemp("home")
     project = bake(folder, project_name="Ziffern", project_slug="ziffern", package_name="ziffern")
@@ -41,7 +41,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
 
 
 @pytest.mark.slow
-def test_the_demo_ends_with_what_it_made(demo: tuple[Path, str]) -> None:
+def test_the_demo_prints_its_results(demo: tuple[Path, str]) -> None:
     project, printed = demo
     found = json.loads((project / "runs" / "demo.json").read_text())
     assert found["test"]["accuracy"] >= 0.97
@@ -55,7 +55,7 @@ def test_the_demo_ends_with_what_it_made(demo: tuple[Path, str]) -> None:
 
 
 @pytest.mark.slow
-def test_every_step_left_its_result(demo: tuple[Path, str]) -> None:
+def test_every_step_wrote_its_results(demo: tuple[Path, str]) -> None:
     project, _ = demo
     store = project / ".stack" / "data" / "me" / "ziffern"
     for pattern in (
@@ -65,11 +65,11 @@ def test_every_step_left_its_result(demo: tuple[Path, str]) -> None:
         "logs/*/*.jsonl",
     ):
         assert list(store.glob(pattern)), pattern
-    assert not (project / ".stack" / "gateway.json").exists()  # the gateway was stopped, and said so
+    assert not (project / ".stack" / "gateway.json").exists()  # the gateway was stopped
 
 
 @pytest.mark.slow
-def test_paths_are_told_as_they_would_be_typed_here(demo: tuple[Path, str]) -> None:
+def test_printed_paths_are_relative(demo: tuple[Path, str]) -> None:
     project, printed = demo
     assert str(project) not in printed
     [best] = re.findall(r"train --config (\S+)` or", printed)
@@ -77,7 +77,7 @@ def test_paths_are_told_as_they_would_be_typed_here(demo: tuple[Path, str]) -> N
 
 
 @pytest.mark.slow
-def test_the_report_is_one_page_with_all_pictures(demo: tuple[Path, str]) -> None:
+def test_the_report_contains_all_pictures(demo: tuple[Path, str]) -> None:
     project, _ = demo
     page = Page()
     page.feed((project / "report.html").read_text())

@@ -1,4 +1,4 @@
-"""`doctor`, on a generated project: what is found, what it costs, and when it fails."""
+"""`doctor` on a generated project: results, costs and exit codes."""
 
 import json
 import os
@@ -15,7 +15,7 @@ from free_ml_stack.project import settings
 
 @pytest.fixture
 def examine(tmp_path, monkeypatch, capsys):
-    """Run doctor on a new project; return its exit code and what it printed."""
+    """Run doctor on a new project; return its exit code and output."""
 
     def run(storage="algorithmia", as_json=False, environ=None, flags=None, **answers):
         project = bake(tmp_path, hooks=False, storage=storage, **answers)
@@ -30,7 +30,7 @@ def examine(tmp_path, monkeypatch, capsys):
     return run
 
 
-def test_without_any_key_nothing_is_wrong_and_all_is_free(examine):
+def test_without_keys_there_are_no_problems_and_no_costs(examine):
     code, text = examine(as_json=True)
     found = json.loads(text)
     assert (code, found["wrong"]) == (0, [])
@@ -40,32 +40,32 @@ def test_without_any_key_nothing_is_wrong_and_all_is_free(examine):
     assert found["storage"] == "algorithmia://.my/my-ml-project"
 
 
-def test_people_get_lines_that_end_in_the_verdict(examine):
+def test_the_text_output_ends_with_the_result(examine):
     code, text = examine()
-    assert code == 0 and text.splitlines()[-1] == "Nothing is wrong."
-    assert "Hugging Face: missing: no key found" in text and "a Docker Space needs PRO" in text
+    assert code == 0 and text.splitlines()[-1] == "No problems found."
+    assert "Hugging Face: missing: no key found" in text and "a Docker Space requires PRO" in text
 
 
-def test_a_key_that_is_refused_is_wrong(examine):
+def test_a_rejected_key_is_a_problem(examine):
     with serving(status=401) as server:
         code, text = examine(environ={"WANDB_API_KEY": WANDB_KEY, "WANDB_BASE_URL": server.url})
-    assert code == 1 and "wrong: Weights & Biases: " in text.splitlines()[-1]
+    assert code == 1 and "problem: Weights & Biases: " in text.splitlines()[-1]
     assert WANDB_KEY[:-4] not in text
 
 
-def test_an_outage_is_not(examine):
+def test_an_outage_is_not_a_problem(examine):
     with serving(status=503) as server:
         code, text = examine(environ={"WANDB_API_KEY": WANDB_KEY, "WANDB_BASE_URL": server.url})
     assert code == 0 and "unknown: " in text
 
 
-def test_the_accounts_of_the_settings_are_held_to_the_keys(examine):
+def test_accounts_in_settings_are_compared_with_the_keys(examine):
     with serving(body=viewer()) as wandb, serving(body=whoami(isPro=True)) as hub:
         addresses = {"WANDB_BASE_URL": wandb.url, "HF_ENDPOINT": hub.url}
         environ = {"WANDB_API_KEY": WANDB_KEY, "HF_TOKEN": HF_KEY, **addresses}
         code, text = examine(as_json=True, environ=environ, wandb_entity="elsewhere", huggingface_username="ada")
     found = json.loads(text)
-    assert code == 1 and found["wrong"] == ["Weights & Biases: valid, as ada, who has no access to elsewhere"]
+    assert code == 1 and found["wrong"] == ["Weights & Biases: valid, as ada, which has no access to elsewhere"]
     assert "which you have" in next(cost["text"] for cost in found["costs"] if cost["part"] == "hosting")
 
 
@@ -76,31 +76,31 @@ def test_the_accounts_of_the_settings_are_held_to_the_keys(examine):
         ("storage", "hf://x", "hf://x: name a place to store in"),
         ("storage", "", "storage '': name a place to store in"),
         ("storage", "a\0b", "name a place to store in"),
-        ("algorithm", "Digits", "algorithm in stack.toml is 'Digits': give it as OWNER/NAME"),
-        ("model_repo", "a/b/c", "model_repo in stack.toml is 'a/b/c': give it as OWNER/NAME"),
+        ("algorithm", "Digits", "algorithm in stack.toml is 'Digits', expected OWNER/NAME"),
+        ("model_repo", "a/b/c", "model_repo in stack.toml is 'a/b/c', expected OWNER/NAME"),
     ],
 )
-def test_a_setting_that_no_step_can_work_with_is_wrong(examine, name, value, words):
+def test_an_invalid_setting_is_a_problem(examine, name, value, words):
     code, text = examine(flags={name: value})
-    assert code == 1 and "wrong: " in text.splitlines()[-1] and words in text.splitlines()[-1]
+    assert code == 1 and "problem: " in text.splitlines()[-1] and words in text.splitlines()[-1]
 
 
-def test_a_key_for_what_the_project_does_not_use_is_not_wrong(examine):
+def test_a_rejected_key_of_an_unused_service_is_not_a_problem(examine):
     with serving(status=401) as server:
         environ = {"WANDB_API_KEY": WANDB_KEY, "WANDB_BASE_URL": server.url}
         code, text = examine(flags={"tracker": "none"}, environ=environ)
     assert code == 0 and "Weights & Biases: rejected" in text
 
 
-def test_a_token_must_write_where_the_model_goes(examine):
+def test_the_token_needs_write_access_to_the_model_repository(examine):
     with serving(body=whoami()) as hub:
         environ = {"HF_TOKEN": HF_KEY, "HF_ENDPOINT": hub.url}
         code, text = examine(flags={"model_repo": "lab/digits"}, environ=environ, huggingface_username="ada")
-    assert code == 1 and "wrong: Hugging Face: valid, as ada, who has no access to lab" in text
+    assert code == 1 and "problem: Hugging Face: valid, as ada, which has no access to lab" in text
 
 
 @pytest.mark.slow
-def test_the_command_finds_the_projects_own_dotenv(tmp_path):
+def test_the_command_reads_the_projects_dotenv(tmp_path):
     project = bake(tmp_path, hooks=False)
     with serving(body=whoami()) as hub:
         (project / ".env").write_text(f"HF_TOKEN={HF_KEY}\nHF_ENDPOINT={hub.url}\n", encoding="utf-8")

@@ -1,4 +1,4 @@
-"""What a command that does not train imports: neither torch nor W&B's client, which take seconds and hundreds of MB."""
+"""Commands that do not train import neither torch nor W&B's client, which take seconds and hundreds of MB."""
 
 import json
 import subprocess
@@ -23,14 +23,14 @@ COMMANDS = {
     "storage": (("storage", "push", "./elsewhere"), 0),
     "deploy": (("deploy", "--list"), 0),
     "info": (("info", "--json"), 0),
-    "predict": (("predict", "[1]"), 1),  # no gateway runs
-    "sync": (("sync",), 0),  # there is nothing to send
+    "predict": (("predict", "[1]"), 1),  # no gateway is running
+    "sync": (("sync",), 0),  # nothing to upload
     "serve": (("serve", "--port", "99999"), 1),
 }
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_a_command_that_does_not_train_imports_neither(tmp_path: Path, name: str) -> None:
+def test_commands_without_training_import_neither_torch_nor_wandb(tmp_path: Path, name: str) -> None:
     words, code = COMMANDS[name]
     (tmp_path / "stack.toml").write_text('project = "skeleton"\nstorage = "algorithmia://.my/skeleton"\n')
     (tmp_path / ".stack/data/me/skeleton/data").mkdir(parents=True)
@@ -41,7 +41,7 @@ def test_a_command_that_does_not_train_imports_neither(tmp_path: Path, name: str
 
 
 def probe(folder: Path, words: tuple[str, ...]) -> list[str]:
-    """What a command says as errors, then its exit code and what it has imported."""
+    """The error output of a command, its exit code, and the imported modules."""
     script = folder / "probe.py"
     script.write_text(PROBE.format(words=words), "utf-8")
     environ = projects.environment(folder)
@@ -61,7 +61,7 @@ record.mkdir(parents=True, exist_ok=True)
 
 
 def test_a_sweep_of_another_program_imports_no_torch(tmp_path: Path) -> None:
-    """Nor do its workers: a module of that name, found first, would fail."""
+    """Its workers don't either: a module named torch, which is found first, would raise an error."""
     (tmp_path / "stack.toml").write_text('project = "skeleton"\n')
     (tmp_path / "program.py").write_text(PROGRAM)
     (tmp_path / "torch.py").write_text("raise ImportError('not needed')\n")

@@ -1,4 +1,4 @@
-"""`info`: what a program needs to know of a project, and a program that improves its model with that alone."""
+"""`info`: the state of a project, and a program that improves a model with it."""
 
 import json
 from pathlib import Path
@@ -13,27 +13,27 @@ def info(folder: Path) -> dict[str, Any]:
     return found
 
 
-def test_a_new_project_has_its_settings_and_nothing_else(tmp_path: Path) -> None:
+def test_info_of_a_new_project_has_its_settings_only(tmp_path: Path) -> None:
     (tmp_path / "stack.toml").write_text('project = "skeleton"\ntitle = "Digits"\n')
     found = info(tmp_path)
-    assert found["settings"]["title"] == "Digits" and found["settings"]["tracker"] == "none"  # of the environment
+    assert found["settings"]["title"] == "Digits" and found["settings"]["tracker"] == "none"  # set in the environment
     assert (found["keys"], found["headline"], found["runs"]) == ([], None, [])
     assert (found["latest_model"], found["deployed"]) == (None, None)
     told = projects.run(tmp_path, "info").splitlines()
     assert told[-3:] == [
-        "No run has finished yet.",
-        "Latest model: none is published yet.",
-        "Nothing is deployed yet.",
+        "No finished runs.",
+        "Latest published model: none.",
+        "Deployed: none.",
     ]
 
 
-def test_no_key_is_in_it(tmp_path: Path) -> None:
+def test_info_contains_no_key(tmp_path: Path) -> None:
     (tmp_path / "stack.toml").write_text('project = "skeleton"\n')
     told = projects.run(tmp_path, "info", "--json", WANDB_API_KEY="w" * 40)
     assert "wwww" not in told and json.loads(told)["keys"] == ["wandb"]
 
 
-def test_a_damaged_result_is_named_in_one_line(tmp_path: Path) -> None:
+def test_a_damaged_result_gives_a_one_line_error(tmp_path: Path) -> None:
     (tmp_path / "stack.toml").write_text('project = "skeleton"\n')
     (tmp_path / "runs/one").mkdir(parents=True)
     (tmp_path / "runs/one/config.json").write_text("{}")
@@ -44,8 +44,8 @@ def test_a_damaged_result_is_named_in_one_line(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_program_improves_the_model_by_info_and_train_alone(data: Path, tmp_path: Path) -> None:
-    """Five runs: each changes one value of the best configuration so far, and is kept where it is better."""
+def test_a_program_can_improve_the_model_with_info_and_train(data: Path, tmp_path: Path) -> None:
+    """Each of five runs changes one value of the best configuration so far."""
     folder = projects.make(tmp_path / "project", data)
     changes = [{}, {"lr": 0.02}, {"dropout": 0.0}, {"batch_size": 32}, {"label_smoothing": 0.0}]
     best: dict[str, Any] = {"score": -1.0, "config": {"epochs": 1, "lr": 0.001}}

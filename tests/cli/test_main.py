@@ -1,4 +1,4 @@
-"""The command line: quick help, and one clear line for whatever is missing or wrong."""
+"""The command line: fast --help, and one-line errors."""
 
 import contextlib
 import json
@@ -24,18 +24,18 @@ EARLY = {
 
 @pytest.fixture
 def empty(tmp_path: Path) -> Path:
-    """A project in which nothing was done yet."""
+    """A new project without data."""
     (tmp_path / "stack.toml").write_text('project = "skeleton"\nstorage = "algorithmia://.my/skeleton"\n')
     return tmp_path
 
 
-def test_a_pipe_of_another_code_page_takes_a_foreign_name(empty: Path) -> None:
+def test_file_names_are_printed_to_pipes_of_any_encoding(empty: Path) -> None:
     told = projects.run(empty, "data", "--set", "storage=./\u05e9\u05dc\u05d5\u05dd", PYTHONIOENCODING="cp1252")
-    assert "Data set digits is in ./\\u05e9\\u05dc\\u05d5\\u05dd/data." in told
+    assert "Data set digits written to ./\\u05e9\\u05dc\\u05d5\\u05dd/data." in told
 
 
 @pytest.mark.parametrize("command", EARLY)
-def test_a_step_that_comes_too_early_says_what_is_missing(empty: Path, command: str) -> None:
+def test_a_missing_earlier_step_is_reported_with_its_command(empty: Path, command: str) -> None:
     assert projects.run(empty, command, code=1).strip() == f"error: {EARLY[command]}"
 
 
@@ -54,14 +54,14 @@ def test_a_step_that_comes_too_early_says_what_is_missing(empty: Path, command: 
         (("serve", "--host", "no.such.host.invalid"), "can't be opened"),
     ],
 )
-def test_a_mistake_is_told_in_one_line(empty: Path, arguments: tuple[str, ...], words: str) -> None:
+def test_invalid_arguments_give_one_line_errors(empty: Path, arguments: tuple[str, ...], words: str) -> None:
     printed = projects.run(empty, *arguments, code=1)
     assert printed.startswith("error: ")
     assert words in printed
     assert len(printed.strip().splitlines()) == 1
 
 
-def test_a_failure_of_the_network_is_told_in_one_line() -> None:
+def test_a_network_failure_gives_a_one_line_error() -> None:
     from huggingface_hub.utils import httpx  # type: ignore[attr-defined]
 
     from free_ml_stack.errors import is_external
@@ -71,7 +71,7 @@ def test_a_failure_of_the_network_is_told_in_one_line() -> None:
 
 
 @pytest.mark.parametrize("arguments", [[], ["train"], ["serve"], ["deploy"]])
-def test_help_needs_no_heavy_package(arguments: list[str]) -> None:
+def test_help_imports_no_heavy_package(arguments: list[str]) -> None:
     probe = (
         "import sys, skeleton.__main__ as main\n"
         f"sys.argv = ['skeleton', *{arguments!r}, '--help']\n"
@@ -101,13 +101,13 @@ def test_every_field_of_the_configuration_is_a_documented_flag(empty: Path) -> N
 
 
 @pytest.mark.slow
-def test_a_damaged_data_set_is_named_and_made_whole_again(empty: Path) -> None:
+def test_a_damaged_data_set_is_reported_and_repaired(empty: Path) -> None:
     projects.run(empty, "data")
     file = empty / ".stack" / "data" / "me" / "skeleton" / "data" / "train.parquet"
     whole = file.read_bytes()
     before = file.stat().st_mtime_ns
     projects.run(empty, "data")
-    assert file.stat().st_mtime_ns == before  # what is there and right is left alone
+    assert file.stat().st_mtime_ns == before  # valid files are not written again
     projects.run(empty, "train", "--epochs", "1")
 
     for damaged in (whole[:-10], whole[:200] + b"x" + whole[201:]):
@@ -119,7 +119,7 @@ def test_a_damaged_data_set_is_named_and_made_whole_again(empty: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_terminal_sees_how_far_training_is_and_a_pipe_does_not(empty: Path) -> None:
+def test_progress_is_shown_on_terminals_only(empty: Path) -> None:
     projects.run(empty, "data")
     assert "steps" not in projects.run(empty, "train", "--epochs", "1").replace("19 steps in", "")
     terminal, its_end = pty.openpty()
@@ -130,7 +130,7 @@ def test_a_terminal_sees_how_far_training_is_and_a_pipe_does_not(empty: Path) ->
     ) as process:
         os.close(its_end)
         seen = b""
-        with contextlib.suppress(OSError):  # how Linux tells that the other end is closed
+        with contextlib.suppress(OSError):  # raised by Linux when the other end is closed
             while piece := os.read(terminal, 4096):
                 seen += piece
         printed, _ = process.communicate()
@@ -141,7 +141,7 @@ def test_a_terminal_sees_how_far_training_is_and_a_pipe_does_not(empty: Path) ->
 
 
 @pytest.mark.slow
-def test_what_a_sweep_passes_is_understood(empty: Path) -> None:
+def test_train_accepts_the_arguments_of_a_sweep(empty: Path) -> None:
     projects.run(empty, "data")
     (empty / "given.json").write_text(json.dumps({"epochs": 1, "lr": 0.001, "width": 8}))
     projects.run(empty, "train", "--config=given.json", "--batch_size=32", "--lr=0.002")

@@ -1,4 +1,4 @@
-"""Every command once under each of many odd environments: the same result, or one line that names the cause."""
+"""All commands in unusual environments give the same result, or one line that names the cause."""
 
 import json
 import os
@@ -23,7 +23,7 @@ NOWHERE = "http://127.0.0.1:9"
 
 
 def untouched(folder: Path) -> Path:
-    """The project as it is."""
+    """The state of the project."""
     return folder
 
 
@@ -61,17 +61,17 @@ def with_an_unreadable_home(folder: Path) -> Path:
 
 @dataclass(frozen=True)
 class Odd:
-    """An environment: variables, what a shell does around a command, what befalls the files."""
+    """An environment: variables, shell code around a command, changes of files."""
 
     variables: dict[str, str] = field(default_factory=dict)
-    shell: str = ""  # with {} for the command
+    shell: str = ""  # {} is the command
     before: Callable[[Path], Path] = untouched
     after_training: Callable[[Path], Path] = untouched
     silent: bool = False  # prints nothing
 
 
 UNREADABLE = "exec unshare --user --map-root-user {}" if os.getuid() == 0 else "exec {}"
-FOLDERS = ("project", "a[1]", "a#b", "100%", "ü 世界", "with space", "*", "{x,y}", "p" * 150)  # one after the other
+FOLDERS = ("project", "a[1]", "a#b", "100%", "ü 世界", "with space", "*", "{x,y}", "p" * 150)  # nested
 ODD = {
     "plain": Odd(),
     "no home": Odd(variables={"HOME": ""}),
@@ -107,7 +107,7 @@ ODD = {
 
 
 class Commands:
-    """The project's commands in an odd environment."""
+    """The project's commands in an unusual environment."""
 
     def __init__(self, odd: Odd, folder: Path) -> None:
         self.odd, self.folder = odd, folder
@@ -121,7 +121,7 @@ class Commands:
         return not printed if self.odd.silent else text in printed
 
     def __call__(self, *words: str) -> str:
-        """Return what a command prints, which ends with 0 and without a traceback."""
+        """Run a command; check that it succeeds without a traceback, and return its output."""
         if not self.odd.shell:
             return projects.run(self.folder, *words, **self.variables)
         command = self.odd.shell.format(shlex.join([sys.executable, "-m", "skeleton", *words]))
@@ -139,7 +139,7 @@ class Commands:
         return done.stdout
 
     def predict(self) -> str:
-        """Return the answer of the project's own gateway."""
+        """Return the result of a call of the project's gateway."""
         record = self.folder / ".stack" / "gateway.json"
         with projects.start(self.folder, "serve", **self.variables) as serving:
             try:
@@ -164,7 +164,7 @@ def accuracy(folder: Path) -> float:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ODD)
-def test_every_command_does_its_work(data: Path, tmp_path: Path, name: str, expected: float) -> None:
+def test_every_command_works_in_unusual_environments(data: Path, tmp_path: Path, name: str, expected: float) -> None:
     odd = ODD[name]
     folder = projects.make(tmp_path / FOLDERS[list(ODD).index(name) % len(FOLDERS)], data)
     (folder / "sweep.yaml").write_text(SWEEP)
@@ -177,18 +177,18 @@ def test_every_command_does_its_work(data: Path, tmp_path: Path, name: str, expe
     run.folder = odd.after_training(run.folder)
     assert run.says("best.json", "sweep", "--agents", "1")
     assert run.says("Model and card are in models/one", "publish")
-    assert run.says("is at version 0.1.0, the model one", "deploy")
+    assert run.says("Deployed model one as version 0.1.0", "deploy")
     printed = run.predict()
     if not odd.silent:
         answer, _ = json.JSONDecoder().raw_decode(printed)
         sample = json.loads((run.folder / "models/one/sample.json").read_bytes())
         assert answer["label"] == sample["output"]["label"]
     assert run.says("1 calls of version 0.1.0, 0 failed", "monitor")
-    assert run.says("Nothing to send", "sync")
+    assert run.says("Nothing to upload", "sync")
 
 
 def projects_doctor(run: Commands) -> None:
-    """Doctor ends with 0 or 1, as keys are found or not; it says so, and never in a traceback."""
+    """Doctor exits with 0 or 1, depending on the keys, and never with a traceback."""
     process = projects.start(run.folder, "doctor", **run.variables)
     printed, complaint = process.communicate(timeout=300)
     assert process.returncode in (0, 1), complaint

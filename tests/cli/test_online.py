@@ -1,4 +1,4 @@
-"""The whole loop online: four real clients, every service on loopback, and no key left anywhere."""
+"""The demo online with four real clients and loopback services; no key is left anywhere."""
 
 import base64
 import json
@@ -19,7 +19,7 @@ MARKS += [base64.b64encode(b"api:" + MARKS[1]).rstrip(b"=")]
 
 
 class Watch(threading.Thread):
-    """Every command line that is seen while it runs."""
+    """The command lines of all processes seen while it runs."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -31,13 +31,13 @@ class Watch(threading.Thread):
             for path in Path("/proc").glob("[0-9]*/cmdline"):
                 try:
                     self.seen.add(path.read_bytes())
-                except OSError:  # it has ended
+                except OSError:  # the process has ended
                     continue
 
 
 @pytest.fixture(scope="module")
 def done(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Online, dict[str, Any], set[bytes]]]:
-    """The services after a demo, what it found, and the command lines that were seen meanwhile."""
+    """The services after a demo, its results, and the command lines seen during it."""
     watch = Watch()
     watch.start()
     try:
@@ -100,7 +100,7 @@ def test_algorithmia_has_data_model_and_calls(done: Done) -> None:
 
 @pytest.mark.slow
 def test_no_key_is_left_anywhere(done: Done) -> None:
-    """In no file, no line printed, no command line, and nothing that a service was sent besides its own header."""
+    """Files, output, command lines and requests contain no key, except the header of the key's service."""
     services, _, lines = done
     folder = services.project.parent
     record = folder / "elsewhere" / services.project.name / ".stack" / "gateway.json"
@@ -127,20 +127,20 @@ def test_the_page_of_the_gateway_shows_no_key(done: Done) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("command", ["data", "publish", "doctor"])
-def test_no_key_is_in_the_words_of_a_failure(done: Done, command: str) -> None:
+def test_error_messages_contain_no_key(done: Done, command: str) -> None:
     services, _, _ = done
     nowhere = dict.fromkeys(("ALGORITHMIA_API", "WANDB_BASE_URL", "HF_ENDPOINT"), "http://127.0.0.1:9")
     broken = Online(services.hub, services.wandb, services.project, services.environment | nowhere)
     process = broken.start(command)
     printed, _ = process.communicate(timeout=240)
-    # That a service does not answer says nothing of a key, so it is no failure of the doctor's.
+    # An unreachable service says nothing about the key, so doctor does not fail.
     assert process.returncode == (0 if command == "doctor" else 1)
     assert "Traceback" not in printed
     assert not leaking(printed.encode())
 
 
 @pytest.mark.slow
-def test_nothing_outlives_the_demo(done: Done) -> None:
+def test_no_process_outlives_the_demo(done: Done) -> None:
     services, _, _ = done
     mark = str(services.project).encode()
     end = time.monotonic() + 10
@@ -149,16 +149,16 @@ def test_nothing_outlives_the_demo(done: Done) -> None:
 
 
 def running() -> list[bytes]:
-    """The command lines, and the working folders, of all processes."""
+    """The command lines and working folders of all processes."""
     found = []
     for path in Path("/proc").glob("[0-9]*"):
         try:
             found.append((path / "cmdline").read_bytes() + str((path / "cwd").readlink()).encode())
-        except OSError:  # it has ended, or is another's
+        except OSError:  # ended, or owned by another user
             continue
     return found
 
 
 def leaking(content: bytes) -> list[bytes]:
-    """The marked keys in some bytes."""
+    """The keys that occur in some bytes."""
     return [mark for mark in MARKS if mark in content]

@@ -1,4 +1,4 @@
-"""A service that fails in the middle of the demo: what is made here is finished, and what is missing goes later.
+"""A service that fails during the demo: local results are complete, and uploads can be repeated later.
 
 Some calls of each service; `bench/faults.py --each` lets every one of them fail.
 """
@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 from demo_faults import Case, World, recorded
 
-STEPS = [  # service, step, what the call does, how it fails, and whether the service is gone from then on
+STEPS = [  # service, step, request, failure, and whether all later requests fail
     ("algorithmia", "data", "PUT ", 401, True),
     ("algorithmia", "train", "HEAD ", "reset", False),
     ("algorithmia", "deploy", "DELETE ", 403, True),
@@ -28,20 +28,20 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
-    """One demo in which nothing fails: every case starts from what it left before a step."""
+    """A successful demo; every case starts from its state before a step."""
     with recorded(tmp_path_factory.mktemp("world")) as world:
         yield world
 
 
 def first(world: World, service: str, step: str, word: str, kind: int | str, dies: bool) -> Case:
-    """A failure of the first call of a step that has the word."""
+    """A failure of the first request of a step that contains the word."""
     calls = enumerate(world.calls[service, step], 1)
     number = next(number for number, call in calls if word in call)
     return Case(service, step, number, word, kind, dies)
 
 
 @pytest.mark.parametrize(("service", "step", "word", "kind", "dies"), STEPS)
-def test_a_step_in_which_a_call_fails(
+def test_a_failed_request_in_a_step(
     world: World, service: str, step: str, word: str, kind: int | str, dies: bool
 ) -> None:
     wrong = world.suffer(first(world, service, step, word, kind, dies))
@@ -49,7 +49,7 @@ def test_a_step_in_which_a_call_fails(
 
 
 @pytest.mark.parametrize(("service", "step", "word", "kind", "dies"), DEMOS)
-def test_a_demo_in_which_a_call_fails(
+def test_a_failed_request_in_the_demo(
     world: World, service: str, step: str, word: str, kind: int | str, dies: bool
 ) -> None:
     wrong = world.demo(first(world, service, step, word, kind, dies))

@@ -1,4 +1,4 @@
-"""Which published model is deployed and called where none is named: the one that was published last."""
+"""The default model of `deploy` and `predict` is the latest published one."""
 
 import os
 from pathlib import Path
@@ -17,7 +17,7 @@ def publish(settings: Settings, name: str, at: float) -> None:
     os.utime(manifest, (at, at))
 
 
-def test_the_model_published_last_is_taken_whatever_run_is_the_latest(tmp_path: Path) -> None:
+def test_the_latest_published_model_is_the_default(tmp_path: Path) -> None:
     settings = Settings(project="digits", root=tmp_path)
     for number, name in enumerate(("second", "third", "first")):
         publish(settings, name, 1000.0 + number)
@@ -27,7 +27,7 @@ def test_the_model_published_last_is_taken_whatever_run_is_the_latest(tmp_path: 
     assert published_model(settings, "").name == "second"
 
 
-def test_what_is_not_published_is_told_with_its_command(tmp_path: Path) -> None:
+def test_an_unpublished_model_is_reported_with_the_command(tmp_path: Path) -> None:
     settings = Settings(project="digits", root=tmp_path)
     with pytest.raises(StackError, match="no trained model; run `digits train`"):
         published_model(settings, "")
@@ -35,8 +35,8 @@ def test_what_is_not_published_is_told_with_its_command(tmp_path: Path) -> None:
     run.parent.mkdir(parents=True)
     run.write_text("{}")
     (settings.runs / "latest").write_text("first")
-    with pytest.raises(StackError, match="no published model yet: run `digits publish`"):
+    with pytest.raises(StackError, match="no published model; run `digits publish`"):
         published_model(settings, "")
     (settings.models / "torn").mkdir(parents=True)
-    with pytest.raises(StackError, match="no published model torn: run `digits publish --run torn`"):
+    with pytest.raises(StackError, match="no published model torn; run `digits publish --run torn`"):
         published_model(settings, "torn")

@@ -291,7 +291,7 @@ def test_publishing_can_be_repeated_after_a_hub_failure(hub: Hub, project: Path,
     finally:
         hub.app.faults = []
     assert len([line for line in printed.splitlines() if line.startswith("error: ")]) == 1
-    assert "is in algorithmia://.my/skeleton/data" in printed
+    assert "written to algorithmia://.my/skeleton/data" in printed
     run(project, hub, "data", "--publish", name)
     published = hub.files("dataset", f"me/digits-{number}")
     assert published["train.parquet"] == stored(project)["train.parquet"]

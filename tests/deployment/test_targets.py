@@ -98,5 +98,5 @@ def test_the_official_way_from_the_command_line(tmp_path: Path, installation: De
     arguments = ("deploy", "--target", "algorithmia", "--model", "run", "--bump", "major")
     source = str(project / "src")
     printed = projects.run(project, *arguments, **address, PYTHONPATH=source)
-    assert "me/EchoWords is published as version 1.0.0" in printed
+    assert "Deployed version 1.0.0 of me/EchoWords" in printed
     assert KEY not in printed

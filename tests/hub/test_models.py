@@ -51,7 +51,7 @@ def project(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Iterator[Pr
     folder = projects.make(tmp_path_factory.mktemp("models") / "project", data)
     projects.run(folder, "train", "--name", "first", "--epochs", "3")
     printed = projects.run(folder, "publish", **ONLINE)
-    assert "Not on the Hub yet" in printed
+    assert "Not published on the Hub" in printed
     offline = content(folder / "models" / "first")
     hub = Hub(tmp_path_factory.mktemp("hub"))
     with serving(hub):
@@ -117,7 +117,7 @@ def test_told_to_stay_offline_it_publishes_to_the_folder(project: Project) -> No
     made, calls = content(project.model), len(project.hub.calls)
     later = "HF_HUB_OFFLINE is set; `skeleton publish` without it sends this."
     for flags in ([], ["--dry-run"]):
-        assert f"Not on the Hub yet: {later}" in project.run("publish", *flags, HF_HUB_OFFLINE="1")
+        assert f"Not published on the Hub: {later}" in project.run("publish", *flags, HF_HUB_OFFLINE="1")
     assert content(project.model) == made
     for command in (
         ("data", "--from", "hf://datasets/me/digits"),

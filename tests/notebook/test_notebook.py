@@ -196,7 +196,7 @@ def test_two_runs_without_any_key_print_the_same(tmp_path: Path, places: Path) -
         "Run first-",
         "Test accuracy",
         "Best: validation_loss",
-        "is at version 0.1.0",
+        "as version 0.1.0 of",
         '"label"',
     ):
         assert words in printed[0]

@@ -276,7 +276,9 @@ def test_a_metric_that_is_not_logged_is_reported_with_the_logged_ones(project: P
 @pytest.mark.slow
 @pytest.mark.parametrize("time", ["-3", "nan", "soon"])
 def test_an_invalid_time_limit_is_rejected(project: Path, time: str) -> None:
-    assert f"expected seconds, 0 or more, got '{time}'" in projects.run(project, "sweep", "--timeout", time, code=2)
+    assert f"expected a number of seconds, 0 or more, got '{time}'" in projects.run(
+        project, "sweep", "--timeout", time, code=2
+    )
 
 
 @pytest.mark.slow

@@ -96,7 +96,7 @@ def test_a_run_is_the_same_at_wandb_and_on_disk(project: Path, service: Wandb) -
     assert (run.state, run.summary["accuracy"], run.values["lr"]) == ("finished", 0.5, 0.1)
     assert run.values["environment"]["python"]
     assert f"W&B: {service.url}/me/p/runs/one" in printed
-    assert "Nothing to send" in sync(project, service)
+    assert "Nothing to upload" in sync(project, service)
 
 
 def test_tracking_is_offline_without_a_key(project: Path, service: Wandb) -> None:
@@ -163,7 +163,7 @@ def test_sync_uploads_offline_runs_once(project: Path, service: Wandb) -> None:
     assert history(run) == record(project)
     assert (run.state, run.summary["accuracy"], run.values["lr"]) == ("finished", 0.5, 0.1)
     calls = len(service.calls)
-    assert "Nothing to send" in sync(project, service)
+    assert "Nothing to upload" in sync(project, service)
     assert len(service.calls) == calls
 
 
@@ -185,7 +185,7 @@ def test_sync_uploads_runs_of_a_moved_project(tmp_path: Path, service: Wandb, ol
     assert f"one: {service.url}/me/p/runs/one" in sync(after, service)
     assert history(service.store.run("one")) == record(after)
     assert [one.collection for one in service.store.artifacts.values()] == ["card"]
-    assert "Nothing to send" in sync(after, service)
+    assert "Nothing to upload" in sync(after, service)
 
 
 def test_sync_skips_files_that_have_changed(project: Path, service: Wandb) -> None:
@@ -198,7 +198,7 @@ def test_sync_skips_files_that_have_changed(project: Path, service: Wandb) -> No
     assert "skipped files that have changed: ../../card.md" in printed
     assert [one.collection for one in service.store.artifacts.values()] == ["other"]
     assert history(service.store.run("one")) == record(project)
-    assert "Nothing to send" in sync(project, service)
+    assert "Nothing to upload" in sync(project, service)
 
 
 FAULTS = [  # the call that fails, how, and from which call on
@@ -228,7 +228,7 @@ def test_a_service_failure_does_not_stop_a_run(
     sync(project, service)
     assert history(service.store.run("one")) == record(project)
     assert service.store.run("one").summary["accuracy"] == 0.5
-    assert "Nothing to send" in sync(project, service)
+    assert "Nothing to upload" in sync(project, service)
 
 
 def test_a_failed_run_leaves_no_thread_of_the_client(project: Path, service: Wandb) -> None:
@@ -273,7 +273,7 @@ def test_concurrent_syncs_upload_each_run_once(project: Path, service: Wandb) ->
     both = [projects.start(project, "sync", **account(project, service)) for _ in range(2)]
     printed = "".join(text for process in both for text in process.communicate(timeout=120))
     assert printed.count("/runs/one") == 1
-    assert any(words in printed for words in ("another `sync` is running", "Nothing to send"))
+    assert any(words in printed for words in ("another `sync` is running", "Nothing to upload"))
     lines = (project / "runs/one/tracked.jsonl").read_text().splitlines()
     assert sum('"sent"' in line for line in lines) == 1
 
@@ -297,7 +297,7 @@ def test_nan_metrics_are_uploaded_unchanged(project: Path, service: Wandb) -> No
     track(project, "run.log(1, loss=float('nan'))\n" + END, service, WANDB_API_KEY="")
     sync(project, service)
     assert history(service.store.run("one")) == [{"step": 1, "loss": "NaN"}]
-    assert "Nothing to send" in sync(project, service)
+    assert "Nothing to upload" in sync(project, service)
 
 
 def test_an_incomplete_last_line_is_removed(project: Path, service: Wandb) -> None:
@@ -321,7 +321,7 @@ def test_zeroed_lines_after_a_power_failure_are_skipped(project: Path, service: 
     (project / "runs/other/tracked.jsonl").write_text('\0\0\n{"call": "finish", "exit_code": 0}\n')
     sync(project, service)
     assert [row["step"] for row in history(service.store.run("one"))] == [0, 10, 20, 30, 40]
-    assert "Nothing to send" in sync(project, service)
+    assert "Nothing to upload" in sync(project, service)
 
 
 def test_the_client_prints_no_traceback_on_a_full_disk(project: Path, service: Wandb) -> None:
@@ -371,7 +371,7 @@ def test_sync_completes_a_killed_run(project: Path, service: Wandb, key: str) ->
     assert history(run) == record(project)
     assert len(record(project)) == 5
     assert run.state == "failed"
-    assert "Nothing to send" in sync(project, service)
+    assert "Nothing to upload" in sync(project, service)
 
 
 def test_sync_uploads_a_killed_run_whose_pid_is_reused(project: Path, service: Wandb) -> None:

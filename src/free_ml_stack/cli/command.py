@@ -1,4 +1,4 @@
-"""What a command is, and what commands have in common."""
+"""The definition of a command, and argument types shared by commands."""
 
 import math
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def no_arguments(parser: ArgumentParser, science: "Science") -> None:
-    """Add no argument to a parser."""
+    """Add no arguments to a parser."""
 
 
 @dataclass(frozen=True)
@@ -29,29 +29,29 @@ class Command:
     add_arguments: Callable[[ArgumentParser, "Science"], None] = no_arguments
 
 
-def whole(least: int) -> Callable[[str], int]:
-    """Return a reader of whole numbers of at least `least`."""
+def integer_from(least: int) -> Callable[[str], int]:
+    """Return an argument type for integers of at least `least`."""
 
     def read_number(text: str) -> int:
         if not text.isdecimal() or int(text) < least:
-            raise ArgumentTypeError(f"expected a whole number from {least} on, got {text!r}")
+            raise ArgumentTypeError(f"expected an integer of at least {least}, got {text!r}")
         return int(text)
 
     return read_number
 
 
-def seconds(text: str) -> float:
-    """Read a time in seconds."""
+def parse_seconds(text: str) -> float:
+    """Parse a time in seconds."""
     try:
         value = float(text)
     except ValueError:
         value = math.nan
     if not 0 <= value < math.inf:
-        raise ArgumentTypeError(f"expected seconds, 0 or more, got {text!r}")
+        raise ArgumentTypeError(f"expected a number of seconds, 0 or more, got {text!r}")
     return value
 
 
 def say_next(settings: Settings, *commands: str) -> int:
-    """Print which commands come next; returns the exit code of success."""
+    """Print the commands to run next; return exit code 0."""
     say("Next: " + " or ".join(f"`{settings.command} {command}`" for command in commands))
     return 0

@@ -1,4 +1,4 @@
-"""The whole way in one command: doctor, data, train, sweep, publish, deploy, predict, monitor, and a report."""
+"""The complete workflow in one command: doctor, data, train, sweep, publish, deploy, predict, monitor, report."""
 
 import json
 import time
@@ -26,17 +26,17 @@ if TYPE_CHECKING:
     from free_ml_stack.project.science import Science
     from free_ml_stack.project.settings import Settings
 
-Command = Callable[[str, "Settings"], int]  # runs a command without arguments
+Command = Callable[[str, "Settings"], int]  # runs a command by name, without arguments
 SUMMARY, SWEEP = "demo.json", "sweep.yaml"
-LACKING = (("Store", "unstored"), ("Hub", "unpublished"))  # rows of what a service did not take
-CALLS = 500  # of the deployed model at most
-HERE = ("doctor", "train", "sweep")  # the steps whose results are on this machine, whatever the store
+FAILED = (("Store", "unstored"), ("Hub", "unpublished"))  # rows of the table for failures of services
+CALLS = 500  # maximum number of calls of the deployed model
+LOCAL = ("doctor", "train", "sweep")  # steps whose results do not depend on the store
 
 
 def demo(science: "Science", settings: "Settings", command: Command) -> int:
-    """Take the project through all steps, and end with a table and a page of what was made.
+    """Run all steps, then print a table and write a report of the results.
 
-    Where the store or the gateway elsewhere fails on the way, the project's own stand in for it.
+    If a remote store or gateway fails, the demo falls back to the project's local ones.
     """
     run, unstored = DemoRun(science, settings, command), ""
     try:
@@ -47,7 +47,7 @@ def demo(science: "Science", settings: "Settings", command: Command) -> int:
         unstored = one_line(error)
         say(
             f"error: {unstored}",
-            f"This project's own folder, {display_path(settings.private)}, stands in from here on.",
+            f"Falling back to local storage in {display_path(settings.private)}.",
         )
         run.settings = settings = with_local_services(settings)
         run.run()
@@ -66,12 +66,12 @@ def demo(science: "Science", settings: "Settings", command: Command) -> int:
     say("", table([(name, value) for name, value in rows(found)]))
     if unstored:
         steps = ", ".join(f"`{settings.command} {step}`" for step in ("data", "publish", "deploy"))
-        say(f"What is missing elsewhere goes there later, by {steps}.")
+        say(f"Run {steps} later to upload the results.")
     return 0
 
 
 class DemoRun:
-    """The steps of a demo; run again after a fallback, it keeps what is on this machine, not what is in a store."""
+    """The steps of a demo. After a fallback, steps whose results are in the store are repeated."""
 
     def __init__(self, science: "Science", settings: "Settings", command: Command) -> None:
         self.science, self.settings, self.command = science, settings, command
@@ -81,13 +81,13 @@ class DemoRun:
         self.seen: Monitoring
 
     def run(self) -> None:
-        """Take all steps that are still to be taken."""
+        """Run the remaining steps."""
         self.unpublished = ""
         for name in ("doctor", "data", "train", "sweep", "publish", "deploy"):
             if name not in self.done:
                 say("", f"== {name} ==")
                 self.step(name)
-            if name in HERE:
+            if name in LOCAL:
                 self.done.add(name)
         say("", "== predict ==")
         self.predict()
@@ -96,9 +96,9 @@ class DemoRun:
         say_monitoring(self.seen)
 
     def step(self, name: str) -> None:
-        """Run one command. Raises StackError where it fails; publishing may, for what comes next needs no Hub.
+        """Run one command. Raises StackError if it fails, except for `doctor` and for uploads to the Hub.
 
-        What `doctor` finds wrong elsewhere ends nothing: each step says itself what it does without.
+        Later steps do not need the Hub, and report problems with other services themselves.
         """
         try:
             code = self.command(name, self.settings)
@@ -107,14 +107,14 @@ class DemoRun:
             say(f"error: {error}")
             return
         if code and name == "doctor":
-            say("What can be done without that is done; the rest can follow once it is mended.")
+            say("Continuing without the services above; run `doctor` again after fixing the problems.")
         elif code:
-            raise StackError(f"{name} failed; the lines above say why")
+            raise StackError(f"{name} failed; see the messages above")
         if name == "train":
-            say(f"First trained model after {time.perf_counter() - self.started:.1f} s.")
+            say(f"Trained the first model after {time.perf_counter() - self.started:.1f} s.")
 
     def predict(self) -> None:
-        """Call the deployed model with rows of the test split, and wait until the calls are in the log."""
+        """Call the deployed model with rows of the test split, and wait until the calls are logged."""
         settings = self.settings
         with start_gateway(self.science, settings):
             self.url, _ = gateway_address(settings)
@@ -122,28 +122,28 @@ class DemoRun:
             self.answers = call_algorithm(settings, test_inputs(self.science, settings))
             if settings.algorithmia_api:
                 wait_for_log(settings, before + len(self.answers))
-        say(f"{len(self.answers)} calls through Algorithmia's client, the first answer: {shortened(self.answers[0])}")
+        say(f"{len(self.answers)} calls with Algorithmia's client; first result: {shortened(self.answers[0])}")
 
     def can_fall_back(self, error: Exception) -> bool:
-        """Whether an error is that of a service that this project's own folder can stand in for."""
+        """Return whether an error comes from a service that local storage can replace."""
         elsewhere = self.settings != with_local_services(self.settings)
         return elsewhere and (isinstance(error, NoServiceError) or is_external(error))
 
 
 def logged(settings: "Settings") -> int:
-    """How many calls are in the log."""
+    """Return the number of logged calls."""
     return len(read_calls(open_store(settings.storage, settings), settings.algorithm.partition("/")[2]))
 
 
 def wait_for_log(settings: "Settings", calls: int) -> None:
-    """Wait for a gateway that runs elsewhere, which writes its log in pauses, to have written down `calls`."""
+    """Wait until a remote gateway, which writes its log periodically, has logged `calls`."""
     end = time.monotonic() + START
     while logged(settings) < calls and time.monotonic() < end:
         time.sleep(0.2)
 
 
 def test_inputs(science: "Science", settings: "Settings") -> list[Any]:
-    """What callers would send for rows of the test split, all over it: what the model has never seen."""
+    """Return inputs for evenly spaced rows of the test split."""
     import numpy as np
 
     from free_ml_stack.data import dataset
@@ -154,13 +154,13 @@ def test_inputs(science: "Science", settings: "Settings") -> list[Any]:
 
 
 def facts(settings: "Settings", url: str, answer: Any, seen: Monitoring) -> dict[str, Any]:
-    """What the demo has made, by name."""
+    """Collect the results of the demo by name."""
     run = find_run(settings)
     store, name = open_store(settings.storage, settings), settings.algorithm.partition("/")[2]
     live = next(build for build in versions(store, name) if build.version == seen.version)
     model = settings.models / run.name
     if store.cat_file(f"{live.folder}/{MANIFEST}") != (model / MANIFEST).read_bytes():
-        raise StackError(f"version {live.version} is not the model {run.name}: run `{settings.command} deploy`")
+        raise StackError(f"version {live.version} is not model {run.name}; run `{settings.command} deploy`")
     result = json.loads((run / RESULT).read_text(encoding="utf-8"))
     sweep = sweep_folder(settings, settings.root / SWEEP)
     return {
@@ -182,7 +182,7 @@ def facts(settings: "Settings", url: str, answer: Any, seen: Monitoring) -> dict
 
 
 def rows(found: dict[str, Any]) -> list[tuple[str, object]]:
-    """The facts as a table for people."""
+    """Format the results as rows of a table."""
     best = ", ".join(
         f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}"
         for name, value in found["best_config"].items()
@@ -192,14 +192,14 @@ def rows(found: dict[str, Any]) -> list[tuple[str, object]]:
         ("Best of the sweep", best),
         ("Model", display_path(Path(found["model"]))),
         ("Model card", display_path(Path(found["card"]))),
-        ("In the store", found["stored"]),
-        *[(title, found[name]) for title, name in LACKING if found.get(name)],
+        ("Stored in", found["stored"]),
+        *[(title, found[name]) for title, name in FAILED if found.get(name)],
         ("Deployed", f"version {found['version']}"),
-        ("Gateway", found["gateway"] + ("" if found["remote"] else " (stopped; `serve` starts it again)")),
+        ("Gateway", found["gateway"] + ("" if found["remote"] else " (stopped; run `serve` to start it)")),
         ("Prediction", shortened(found["prediction"])),
         (
             "Latency",
-            f"median {found['median_ms']:.1f} ms, 99 % within {found['p99_ms']:.1f} ms, {found['calls']} calls",
+            f"median {found['median_ms']:.1f} ms, p99 {found['p99_ms']:.1f} ms, {found['calls']} calls",
         ),
         ("Drift", found["drift"]),
         ("Time", f"{found.get('seconds', 0)} s"),
@@ -208,13 +208,13 @@ def rows(found: dict[str, Any]) -> list[tuple[str, object]]:
 
 
 def shortened(answer: Any, most: int = 48) -> str:
-    """An answer as JSON, cut to fit a line."""
+    """Format a result as JSON, truncated to fit a line."""
     text = json.dumps(answer)
     return text if len(text) <= most else f"{text[: most - 1]}…"
 
 
 def pictures(settings: "Settings", seen: Monitoring) -> dict[str, Path]:
-    """The pictures of the report, by title."""
+    """Return the pictures of the report by title."""
     run = find_run(settings)
     model, judged = settings.models / run.name, json.loads((run / EVALUATION).read_text(encoding="utf-8"))
     return {
@@ -226,7 +226,7 @@ def pictures(settings: "Settings", seen: Monitoring) -> dict[str, Path]:
 
 
 def tables(settings: "Settings") -> dict[str, list[Sequence[object]]]:
-    """The tables of the report: those that belong to a picture, by its title, their columns first."""
+    """Return the tables below pictures of the report, by title; the first row holds the column names."""
     judged = json.loads((find_run(settings) / EVALUATION).read_text(encoding="utf-8"))
     found = tables_with_pictures(judged["pictures"], judged["tables"])
     return {title: [table["columns"], *table["rows"]] for title, table in found.items()}

@@ -1,4 +1,4 @@
-"""Tell whether the project is ready: keys, versions, device, disk, and what its settings may cost."""
+"""Check of a project's environment: keys, package versions, device, disk space, and costs."""
 
 import json
 import os
@@ -19,12 +19,12 @@ from free_ml_stack.storage import stores as storage
 
 PACKAGES = (LIBRARY, "torch", "numpy", "pyarrow", "safetensors", "onnxruntime", "fsspec", "optuna")
 CLIENTS = ("algorithmia", "wandb", "huggingface_hub", "s3fs", "trackio")
-NEEDED = 1 << 30  # bytes: a few models and their checkpoints
+NEEDED = 1 << 30  # bytes, for a few models and their checkpoints
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What a part of the project costs as it is set up, and the page with the terms."""
+    """The cost of a part of the project with its current settings, and the page with the terms."""
 
     part: str
     free: bool
@@ -33,7 +33,7 @@ class Cost:
 
 
 def doctor(settings: Settings, as_json: bool = False) -> int:
-    """Print what is found, as text or JSON; return 1 when something the project is set to use is wrong."""
+    """Print the results as text or JSON; return 1 if there is a problem with anything that the project uses."""
     accounts = {service: getattr(settings, name) for service, name in credentials.SETTINGS.items()}
     accounts["huggingface"] = settings.model_repo.rpartition("/")[0] or accounts["huggingface"]
     dotenv = credentials.read_env_file(settings.root / ".env")
@@ -63,20 +63,20 @@ def doctor(settings: Settings, as_json: bool = False) -> int:
 
 
 def costs(settings: Settings, plan: str = "") -> list[Cost]:
-    """Tell for each part of the project whether it costs nothing; `plan` is what Hugging Face tells of it."""
+    """Return the cost of each part of the project; `plan` is the account's plan at Hugging Face."""
     hub = "https://huggingface.co/pricing"
     scheme = settings.storage.partition("://")[0] if "://" in settings.storage else "file"
     stores = {
-        "algorithmia": Cost("storage", True, "the project's own gateway, or your installation"),
+        "algorithmia": Cost("storage", True, "the project's gateway, or your installation"),
         "hf": Cost("storage", True, "free within the Hub's limits", "https://huggingface.co/docs/hub/storage-limits"),
         "s3": Cost(
             "storage",
             "s3" not in settings.credentials,
-            "your provider bills a bucket",
+            "a bucket is billed by your provider",
             "https://aws.amazon.com/s3/pricing",
         ),
     }
-    spaces = "static and ZeroGPU Spaces are free; a Docker Space needs PRO"
+    spaces = "static and ZeroGPU Spaces are free; a Docker Space requires PRO"
     return [
         stores.get(scheme, Cost("storage", True, "a local folder")),
         Cost("tracking", True, "W&B's free plan, or offline", "https://wandb.ai/site/pricing")
@@ -86,7 +86,7 @@ def costs(settings: Settings, plan: str = "") -> list[Cost]:
         Cost(
             "GPU",
             True,
-            "Colab's free tier, as far as there is one free",
+            "Colab's free tier, subject to availability",
             "https://research.google.com/colaboratory/faq.html",
         ),
     ]
@@ -120,18 +120,18 @@ def _wrong(settings: Settings, found: dict[str, Any]) -> list[str]:
     for name, optional in (("algorithm", False), ("model_repo", True)):
         value = getattr(settings, name)
         if not re.fullmatch(r"[\w.-]+/[\w.-]+", value) and (value or not optional):
-            wrong.append(f"{name} in {FILE} is {value!r}: give it as OWNER/NAME")
+            wrong.append(f"{name} in {FILE} is {value!r}, expected OWNER/NAME")
     if settings.storage.startswith("s3://") and "s3" in settings.credentials and not versions["s3fs"]:
-        wrong.append("storage is on S3, but s3fs is not installed: add it, or choose another storage in stack.toml")
+        wrong.append("storage is on S3, but s3fs is not installed: install it, or change storage in stack.toml")
     if settings.tracker == "trackio" and not versions["trackio"]:
-        wrong.append("tracker is trackio, which is not installed: add it, or choose another tracker in stack.toml")
+        wrong.append("tracker is trackio, which is not installed: install it, or change tracker in stack.toml")
     if found["disk_free"] < NEEDED:
-        wrong.append(f"only {found['disk_free'] / 1e9:.1f} GB of disk are free: make room")
+        wrong.append(f"only {found['disk_free'] / 1e9:.1f} GB of disk space left: free some space")
     return wrong
 
 
 def _wrong_library(root: Path, installed: str) -> list[str]:
-    """What is wrong with the library: its wheel has changed, or another version of it is installed."""
+    """Return problems with the library: a changed wheel, or another installed version."""
     if not (root / "pyproject.toml").is_file():
         return []
     try:
@@ -139,18 +139,18 @@ def _wrong_library(root: Path, installed: str) -> list[str]:
     except StackError as error:
         return [str(error)]
     there = wheel.name.split("-")[1] if wheel else installed
-    return [] if there == installed else [f"{LIBRARY} {installed} is installed, vendor/ has {there}: run `uv sync`"]
+    return [] if there == installed else [f"{LIBRARY} {installed} is installed, but vendor/ has {there}: run `uv sync`"]
 
 
 def _print(found: dict[str, Any], bills: list[Cost], wrong: list[str]) -> None:
     installed = ", ".join(f"{name} {version}" for name, version in found["versions"].items() if version)
     print(f"\nPython     {found['python']}\nPackages   {installed}\nDevice     {found['device']}")
-    print(f"Disk       {found['disk_free'] / 1e9:.0f} GB free\nStorage    {found['storage']}\n\nWhat it costs:")
+    print(f"Disk       {found['disk_free'] / 1e9:.0f} GB free\nStorage    {found['storage']}\n\nCost:")
     for bill in bills:
         page = f" - {bill.page}" if bill.page else ""
-        print(f"  {bill.part:<9}{'nothing' if bill.free else 'money'}: {bill.text}{page}")
+        print(f"  {bill.part:<9}{'free' if bill.free else 'paid'}: {bill.text}{page}")
     print()
     for line in wrong:
-        print(f"wrong: {line}")
+        print(f"problem: {line}")
     if not wrong:
-        print("Nothing is wrong.")
+        print("No problems found.")

@@ -1,4 +1,4 @@
-"""What a project has so far: its settings, runs, models and deployed version, for people and for programs."""
+"""The state of a project: settings, runs, models and deployed version."""
 
 from dataclasses import fields
 from pathlib import Path
@@ -11,7 +11,7 @@ RESULTS = ("validation", "test", "steps", "seconds")
 
 
 def info(settings: Settings) -> dict[str, Any]:
-    """Return settings, runs (oldest first), the latest published model and the version that answers calls."""
+    """Return settings, runs (oldest first), the latest published model and the live version."""
     models, found = published_models(settings), runs(settings)
     measured = [run["validation"] for run in found if run["validation"]]
     return {
@@ -25,7 +25,7 @@ def info(settings: Settings) -> dict[str, Any]:
 
 
 def runs(settings: Settings) -> list[dict[str, Any]]:
-    """Return the training runs, oldest first; one that has not finished has no metrics."""
+    """Return the training runs, oldest first; unfinished ones have no metrics."""
     configs = sorted(settings.runs.glob("*/config.json"), key=lambda path: path.stat().st_mtime_ns)
     return [_run(path.parent, read_json(path)) for path in configs]
 
@@ -40,13 +40,13 @@ def _run(folder: Path, config: dict[str, Any]) -> dict[str, Any]:
 
 
 def published_models(settings: Settings) -> list[Path]:
-    """Return the folders of the models that were published, oldest first."""
+    """Return the folders of the published models, oldest first."""
     manifests = settings.models.glob("*/manifest.json") if settings.models.is_dir() else []
     return [path.parent for path in sorted(manifests, key=lambda path: path.stat().st_mtime_ns)]
 
 
 def deployed(settings: Settings) -> dict[str, str] | None:
-    """Return the version of the algorithm that answers calls, None where nothing is deployed."""
+    """Return the live version of the algorithm, or None."""
     from free_ml_stack.deployment.versions import latest_build
     from free_ml_stack.storage.stores import open_store
 

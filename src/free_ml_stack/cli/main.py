@@ -1,4 +1,4 @@
-"""The command line: one command a step."""
+"""The command line of a project."""
 
 import argparse
 import io
@@ -22,18 +22,18 @@ SET = "override a setting of stack.toml"
 
 
 def main(package: str) -> None:
-    """Run the command that the arguments name for the project whose package that is, and exit with its code."""
+    """Run the command line of the project with this package, and exit with the command's exit code."""
     from free_ml_stack.project.science import Science
 
     open_streams()
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # a folder's name may not fit the code page of a pipe
+        if isinstance(stream, io.TextIOWrapper):  # the encoding of a pipe may not support all file names
             stream.reconfigure(errors="backslashreplace")
     raise SystemExit(run(Science(package)))
 
 
 def run(science: "Science", arguments: Sequence[str] | None = None) -> int:
-    """Run one command; returns its exit code. A mistake of the user ends in one line and code 1."""
+    """Run one command and return its exit code. Errors that the user can correct give one line and code 1."""
     args = parse(science, sys.argv[1:] if arguments is None else arguments)
     try:
         settings = load(overrides(args.set), Path.cwd())
@@ -42,21 +42,21 @@ def run(science: "Science", arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
+        print("interrupted", file=sys.stderr)
         return 130
     except Exception as error:
-        if told := explain_error(error):
-            print(f"error: {told}", file=sys.stderr)
+        if message := explain_error(error):
+            print(f"error: {message}", file=sys.stderr)
             return 1
         if not is_external(error):
             raise
         print(f"error: {one_line(error)}", file=sys.stderr)
-        print("What was made so far is kept; run the same command again.", file=sys.stderr)
+        print("Partial results were kept; rerun the command to continue.", file=sys.stderr)
         return 1
 
 
 def parse(science: "Science", arguments: Sequence[str]) -> argparse.Namespace:
-    """The parsed command line; only the command that it names gets its arguments, so that help is quick."""
+    """Parse the command line; only the chosen command's arguments are added, to keep --help fast."""
     parser = argparse.ArgumentParser(prog=Path(sys.argv[0]).stem.replace("__main__", f"python -m {science.package}"))
     parser.add_argument("--version", action="version", version=f"free-ml-stack {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
@@ -70,7 +70,7 @@ def parse(science: "Science", arguments: Sequence[str]) -> argparse.Namespace:
 
 
 def overrides(pairs: Sequence[str]) -> dict[str, str]:
-    """The settings in NAME=VALUE words; StackError for a word without `=`."""
+    """Parse NAME=VALUE pairs. Raises StackError for a pair without `=`."""
     for pair in pairs:
         if "=" not in pair:
             raise StackError(f"--set {pair}: expected NAME=VALUE")
@@ -78,7 +78,7 @@ def overrides(pairs: Sequence[str]) -> dict[str, str]:
 
 
 def demo(science: "Science", settings: Settings, args: argparse.Namespace) -> int:
-    """All of it, one step after the other, with a report at the end."""
+    """Run all steps one after another, with a report at the end."""
     from free_ml_stack.cli import demo
 
     commands = all_commands()
@@ -86,5 +86,5 @@ def demo(science: "Science", settings: Settings, args: argparse.Namespace) -> in
 
 
 def all_commands() -> dict[str, Command]:
-    """The commands by name; `demo`, which runs others, is one of them."""
+    """Return all commands by name, including `demo`, which runs the others."""
     return {command.name: command for command in (*COMMANDS, Command("demo", demo))}

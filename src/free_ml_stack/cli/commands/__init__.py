@@ -1,4 +1,4 @@
-"""The commands in the order of a project's life, each with its function and its arguments."""
+"""All commands, in the order of a project's workflow, with their functions and arguments."""
 
 from free_ml_stack.cli.command import Command
 from free_ml_stack.cli.commands import delivery, training, upkeep

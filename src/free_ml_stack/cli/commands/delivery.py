@@ -1,4 +1,4 @@
-"""The commands that bring a model to its users: publish, deploy, serve, predict, monitor."""
+"""Commands for trained models: publish, deploy, serve, predict, monitor."""
 
 import dataclasses
 import json
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from free_ml_stack.cli.command import say_next, whole
+from free_ml_stack.cli.command import integer_from, say_next
 from free_ml_stack.cli.info import published_models
 from free_ml_stack.console import display_path, say, table
 from free_ml_stack.errors import StackError
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def publish(science: "Science", settings: Settings, args: Namespace) -> int:
-    """Make the model folder with its card; send it to the store, and to the Hub where there is a token."""
+    """Create the model folder with its card; upload it to the store and, with a token, to the Hub."""
     from free_ml_stack.credentials import check as credentials
     from free_ml_stack.hub import publish as hub
     from free_ml_stack.tracking import lineage
@@ -29,36 +29,36 @@ def publish(science: "Science", settings: Settings, args: Namespace) -> int:
     from free_ml_stack.training.run import find_run
 
     repository, run = hub.repository_of(settings), find_run(settings, args.run)
-    not_yet = f"Not on the Hub yet: {hub.why_not_published(settings)}."
+    not_published = f"Not published on the Hub: {hub.why_not_published(settings)}."
     account = repository.id.partition("/")[0] if repository else ""
-    trouble = credentials.key_problem("huggingface", account, settings.root / ".env") if repository else ""
-    kept, silence = hub.user_sections(repository) if not trouble else ({}, "")
+    problem = credentials.key_problem("huggingface", account, settings.root / ".env") if repository else ""
+    kept, warning = hub.user_sections(repository) if not problem else ({}, "")
     folder = export(science, settings, run, kept)
     if args.dry_run:
-        if trouble:
-            raise StackError(trouble)
-        say(*(hub.preview(repository, folder) if repository else [not_yet]), "Nothing was sent.")
+        if problem:
+            raise StackError(problem)
+        say(*(hub.preview(repository, folder) if repository else [not_published]), "Dry run: nothing was uploaded.")
         return 0
-    published = hub.publish(settings, folder, args.public, trouble or silence)
+    published = hub.publish(settings, folder, args.public, problem or warning)
     tracked = lineage.published(settings, folder, {"run": run.name, "url": published.url})
     say(
-        f"Model and card are in {display_path(published.folder)}, and in {published.stored}.",
+        f"Model and card are in {display_path(published.folder)} and {published.stored}.",
         *filter(None, [tracked]),
     )
-    say(f"Published at {published.url} as {published.version}." if published.url else not_yet)
+    say(f"Published at {published.url} as {published.version}." if published.url else not_published)
     return say_next(settings, "deploy")
 
 
 def add_publish_arguments(parser: ArgumentParser, science: "Science") -> None:
     """Add the arguments of `publish`."""
     add = parser.add_argument
-    add("--run", default="", metavar="ID", help="the run to publish (default: the latest)")
+    add("--run", default="", metavar="ID", help="run to publish (default: the latest)")
     add("--public", action="store_true", help="make the repository on the Hub public")
-    add("--dry-run", action="store_true", help="show what would be sent to the Hub, and send nothing")
+    add("--dry-run", action="store_true", help="show what would be uploaded to the Hub, without uploading")
 
 
 def deploy(science: "Science", settings: Settings, args: Namespace) -> int:
-    """Make the published model the algorithm's next version; list the versions; roll back."""
+    """Deploy the published model as the algorithm's next version; list versions; roll back."""
     from free_ml_stack.deployment import deploy as deployment
     from free_ml_stack.storage.stores import open_store
     from free_ml_stack.tracking import lineage
@@ -68,11 +68,11 @@ def deploy(science: "Science", settings: Settings, args: Namespace) -> int:
         builds = deployment.versions(store, name)
         live = next((build.version for build in builds if not build.withdrawn), "")
         rows = [(build.version, _state(build, live), build.finished_at[:19], build.folder) for build in builds]
-        say(table(rows, ("version", "state", "deployed", "folder")) if rows else "Nothing is deployed yet.")
+        say(table(rows, ("version", "state", "deployed", "folder")) if rows else "No version is deployed.")
         return 0
     if args.rollback is not None:
         build = deployment.rollback(store, name, args.rollback)
-        say(f"{settings.algorithm} is back at version {build.version}.")
+        say(f"Rolled {settings.algorithm} back to version {build.version}.")
         return say_next(settings, "predict")
     if args.target != "gateway":
         return _deploy_elsewhere(science, settings, args)
@@ -80,8 +80,8 @@ def deploy(science: "Science", settings: Settings, args: Namespace) -> int:
     build = deployment.deploy(model, store, name, science.predict, args.bump)
     tracked = lineage.deployed(settings, model, build.version)
     say(
-        f"{settings.algorithm} is at version {build.version}, the model {model.name}: copied, checked, "
-        "and it answers its sample as recorded.",
+        f"Deployed model {model.name} as version {build.version} of {settings.algorithm}; "
+        "its prediction for the sample equals the recorded one.",
         *filter(None, [tracked]),
     )
     return say_next(settings, "serve", "predict")
@@ -91,12 +91,12 @@ def add_deploy_arguments(parser: ArgumentParser, science: "Science") -> None:
     """Add the arguments of `deploy`."""
     add = parser.add_argument
     bumps = ("major", "minor", "revision")
-    targets = "the project's own gateway (default), an installation of Algorithmia, or a Hugging Face Space"
+    targets = "the project's gateway (default), an Algorithmia installation, or a Hugging Face Space"
     spaces = ("auto", "zerogpu", "docker", "static")
-    best = "kind of Space (default: the best that the account can have)"
-    back = "go back to the version before, or to VERSION"
-    add("--model", default="", metavar="ID", help="the published model (default: the one that was published last)")
-    add("--bump", choices=bumps, default="minor", help="part of the version that rises")
+    best = "kind of Space (default: the best one available to the account)"
+    back = "roll back to the previous version, or to VERSION"
+    add("--model", default="", metavar="ID", help="published model (default: the latest published one)")
+    add("--bump", choices=bumps, default="minor", help="part of the version to increase (default: minor)")
     add("--list", action="store_true", help="list the versions")
     add("--target", choices=("gateway", "algorithmia", "space"), default="gateway", help=targets)
     add("--space", choices=spaces, default="auto", help=best)
@@ -113,10 +113,10 @@ def _deploy_elsewhere(science: "Science", settings: Settings, args: Namespace) -
     model = published_model(settings, args.model)
     if args.target == "algorithmia":
         version = to_installation(science, settings, model, args.bump)
-        say(f"{settings.algorithm} is published as version {version} at {settings.algorithmia_api}.")
+        say(f"Deployed version {version} of {settings.algorithm} to {settings.algorithmia_api}.")
         return say_next(settings, "predict")
     hosted = to_space(science, settings, model, args.bump, args.space)
-    say(f"The {hosted.rung} Space {hosted.page} answers at {hosted.url}")
+    say(f"The {hosted.rung} Space {hosted.page} is running at {hosted.url}")
     if hosted.calls:
         say(f"Its key is in {display_path(settings.private / RECORD)}. To call it from Python:", hosted.calls)
     return 0
@@ -157,13 +157,13 @@ def serve(science: "Science", settings: Settings, args: Namespace) -> int:
 def add_serve_arguments(parser: ArgumentParser, science: "Science") -> None:
     """Add the arguments of `serve`."""
     add = parser.add_argument
-    add("--host", default="127.0.0.1", help="address to listen at (default: 127.0.0.1)")
+    add("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1)")
     add("--port", type=int, default=0, help="port (default: a free one)")
-    add("--workers", type=whole(1), default=1, help="processes (default: 1)")
+    add("--workers", type=integer_from(1), default=1, help="number of processes (default: 1)")
 
 
 def predict(science: "Science", settings: Settings, args: Namespace) -> int:
-    """Call the deployed model through Algorithmia's own client."""
+    """Call the deployed model with Algorithmia's client."""
     from free_ml_stack.algorithmia.calls import call_algorithm, read_input, running_gateway, start_gateway
     from free_ml_stack.deployment.versions import deployed_build
     from free_ml_stack.storage.stores import open_store
@@ -181,12 +181,12 @@ def predict(science: "Science", settings: Settings, args: Namespace) -> int:
 def add_predict_arguments(parser: ArgumentParser, science: "Science") -> None:
     """Add the arguments of `predict`."""
     add = parser.add_argument
-    add("input", nargs="?", default="", help="JSON, text, a file or - for standard input (default: the model's sample)")
+    add("input", nargs="?", default="", help="JSON, text, a file, or - for stdin (default: the model's sample)")
     add("--version", default="", help="version to call (default: the latest)")
 
 
 def monitor(science: "Science", settings: Settings, args: Namespace) -> int:
-    """Compare the gateway's calls with the data that the model was trained on."""
+    """Compare the gateway's calls with the training data."""
     from free_ml_stack.deployment import monitor as monitoring
 
     say_monitoring(monitoring.monitor(settings))
@@ -194,11 +194,11 @@ def monitor(science: "Science", settings: Settings, args: Namespace) -> int:
 
 
 def say_monitoring(seen: "Monitoring") -> None:
-    """Print what monitoring has found."""
+    """Print the results of monitoring."""
     say(table([(name, f"{score:.3f}") for name, score in seen.drift["scores"].items()], ("quantity", "drift")))
     say(
         f"{seen.calls} calls of version {seen.version}, {seen.errors} failed; "
-        f"median {seen.median_ms:.2f} ms, 99 % within {seen.p99_ms:.2f} ms."
+        f"latency: median {seen.median_ms:.2f} ms, p99 {seen.p99_ms:.2f} ms."
     )
     say(
         f"Drift: {seen.drift['verdict']}.",
@@ -208,13 +208,13 @@ def say_monitoring(seen: "Monitoring") -> None:
 
 
 def published_model(settings: Settings, name: str) -> Path:
-    """The folder of a published model, by default the one that was published last."""
+    """Return the folder of a published model, by default of the latest one. Raises StackError if there is none."""
     published = [path.name for path in published_models(settings)]
     if name and name not in published:
-        raise StackError(f"no published model {name}: run `{settings.command} publish --run {name}`")
+        raise StackError(f"no published model {name}; run `{settings.command} publish --run {name}`")
     if not published:
         from free_ml_stack.training.run import find_run
 
-        find_run(settings)  # raises where nothing is trained, which comes first
-        raise StackError(f"no published model yet: run `{settings.command} publish`")
+        find_run(settings)  # raises if there is no trained model either
+        raise StackError(f"no published model; run `{settings.command} publish`")
     return settings.models / (name or published[-1])

@@ -1,10 +1,10 @@
-"""The commands that make a model: data, train, sweep."""
+"""Commands that create a model: data, train, sweep."""
 
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from free_ml_stack.cli.command import say_next, seconds, whole
+from free_ml_stack.cli.command import integer_from, parse_seconds, say_next
 from free_ml_stack.console import display_path, say, table
 from free_ml_stack.errors import PreemptedError, StackError
 from free_ml_stack.project.settings import Settings
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def data(science: "Science", settings: Settings, args: Namespace) -> int:
-    """Fetch the data set, split it, and write it to the store."""
+    """Load the data set, split it, and write it to the store."""
     from free_ml_stack.data import dataset
     from free_ml_stack.data.ingest import ingest
     from free_ml_stack.storage.stores import open_store, place
@@ -28,7 +28,7 @@ def data(science: "Science", settings: Settings, args: Namespace) -> int:
     source = _source(science, args.source)
     written = ingest(store, source, science.data, args.target, args.seed, settings.private / "cache")
     say(table(list(written["rows"].items()), ("split", "rows")))
-    say(f"Data set {written['name']} is in {place(settings.storage, dataset.FOLDER, settings)}.")
+    say(f"Data set {written['name']} written to {place(settings.storage, dataset.FOLDER, settings)}.")
     if args.publish:
         url, version = hub_dataset.publish(args.publish, store, science.model.TASK, written["name"], args.public)
         say(f"Published at {url} as {version}.")
@@ -36,7 +36,7 @@ def data(science: "Science", settings: Settings, args: Namespace) -> int:
 
 
 def _source(science: "Science", place: str) -> "Source":
-    """What `--from` names, else the data set that comes with the project."""
+    """Return the source of `--from`, or else the embedded data set."""
     from free_ml_stack.data import source
 
     if place.startswith("hf:"):
@@ -53,17 +53,17 @@ def _source(science: "Science", place: str) -> "Source":
 def add_data_arguments(parser: ArgumentParser, science: "Science") -> None:
     """Add the arguments of `data`."""
     add = parser.add_argument
-    add("--seed", type=whole(0), default=0, help="seed of the split (default: 0)")
+    add("--seed", type=integer_from(0), default=0, help="seed of the split (default: 0)")
     add(
         "--from",
         dest="source",
         default="",
-        metavar="PLACE",
-        help="read your own instead: a folder of files by class; a CSV, JSON Lines or Parquet file or a folder of "
-        "them; hf://datasets/USER/NAME",
+        metavar="SOURCE",
+        help="own data: a folder with one subfolder per class; a CSV, JSON Lines or Parquet file, or a folder of "
+        "them; hf://datasets/USER/NAME (default: the embedded data set)",
     )
-    add("--target", default="", metavar="COLUMN", help="the column to predict (default: that of data.py)")
-    add("--publish", default="", metavar="URL", help="publish the data set at hf://datasets/USER/NAME")
+    add("--target", default="", metavar="COLUMN", help="column to predict (default: TARGET of data.py)")
+    add("--publish", default="", metavar="URL", help="publish the data set to hf://datasets/USER/NAME")
     add("--public", action="store_true", help="make the repository on the Hub public")
 
 
@@ -72,7 +72,7 @@ def train(science: "Science", settings: Settings, args: Namespace) -> int:
     from free_ml_stack.tracking.tracker import RunStoppedError
     from free_ml_stack.training import run as training
 
-    run = args.run or args.name or settings.wandb_run  # an agent of W&B has named its trial
+    run = args.run or args.name or settings.wandb_run  # the last is set by W&B's agent
     try:
         result = training.train(science, training.config_from_args(science, settings, args), settings, run)
     except PreemptedError as stop:
@@ -95,13 +95,13 @@ def train(science: "Science", settings: Settings, args: Namespace) -> int:
             f"Run {result['run']} is in {display_path(settings.runs / result['run'])}.",
             *filter(None, [result["tracked"]]),
         )
-        if not settings.wandb_sweep:  # after a trial comes the next one
+        if not settings.wandb_sweep:  # trials have no next step
             say_next(settings, "sweep", "publish")
     return 0
 
 
 def sweep(science: "Science", settings: Settings, args: Namespace) -> int:
-    """Search for a better configuration, as sweep.yaml says: by W&B where a key works, else here."""
+    """Search for the best configuration with sweep.yaml: at W&B with a valid key, otherwise locally."""
     from free_ml_stack.sweeps import sweep as sweeps
     from free_ml_stack.sweeps.command import runs_train
 
@@ -109,11 +109,11 @@ def sweep(science: "Science", settings: Settings, args: Namespace) -> int:
     found = sweeps.sweep(science, settings, args.file or settings.root / "sweep.yaml", options)
     say(
         table(found.rows(), found.header()),
-        f"Pictures and trials are in {display_path(found.folder)}.",
+        f"Trials and pictures are in {display_path(found.folder)}.",
         found.tracked,
     )
     say(f"Best: {found.metric} {found.best_value:.4f}, written to {display_path(found.best_config)}.")
-    if not runs_train(found.plan, science.package):  # what another program takes is nothing to `train` with
+    if not runs_train(found.plan, science.package):  # the configuration of another program is not for `train`
         return 0
     return say_next(settings, f"train --config {display_path(found.best_config)}", "publish")
 
@@ -121,17 +121,17 @@ def sweep(science: "Science", settings: Settings, args: Namespace) -> int:
 def add_sweep_arguments(parser: ArgumentParser, science: "Science") -> None:
     """Add the arguments of `sweep`."""
     add = parser.add_argument
-    add("--file", type=Path, help="the sweep (default: sweep.yaml)")
-    add("--agents", type=whole(1), default=2, metavar="N", help="trials at the same time (default: 2)")
+    add("--file", type=Path, help="sweep file (default: sweep.yaml)")
+    add("--agents", type=integer_from(1), default=2, metavar="N", help="number of parallel trials (default: 2)")
     add(
         "--trials",
-        type=whole(0),
+        type=integer_from(0),
         default=0,
         metavar="N",
-        help="trials at most (default: run_cap of the file)",
+        help="maximum number of trials (default: run_cap of the file)",
     )
-    add("--join", default="", metavar="ID", help="run agents of the sweep ENTITY/PROJECT/ID at W&B")
-    shared = "keep the trials there, for several machines: a folder that they share, or a database's URL"
-    add("--study", default="", metavar="PLACE", help=shared)
-    add("--sampler", choices=("tpe", "gp"), default="tpe", help="of a bayes sweep here (default: tpe)")
-    add("--timeout", type=seconds, default=0.0, metavar="S", help="seconds that a trial here may take")
+    add("--join", default="", metavar="ID", help="run agents for the existing sweep ENTITY/PROJECT/ID at W&B")
+    shared = "share the trials of a local sweep between machines: a shared folder or a database URL"
+    add("--study", default="", metavar="STORAGE", help=shared)
+    add("--sampler", choices=("tpe", "gp"), default="tpe", help="sampler of a local bayes sweep (default: tpe)")
+    add("--timeout", type=parse_seconds, default=0.0, metavar="S", help="time limit of a local trial in seconds")

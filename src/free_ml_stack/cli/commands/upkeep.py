@@ -1,4 +1,4 @@
-"""The commands around a project: doctor, info, sync, storage, remote."""
+"""Commands for maintenance: doctor, info, sync, storage, remote."""
 
 import argparse
 import json
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def doctor(science: "Science", settings: Settings, args: Namespace) -> int:
-    """Check keys, versions, device and disk."""
+    """Check keys, package versions, device, disk space and costs."""
     from free_ml_stack.cli import doctor as readiness
 
     return readiness.doctor(settings, args.json)
@@ -36,50 +36,52 @@ def info(science: "Science", settings: Settings, args: Namespace) -> int:
     rows = [
         (run["run"], f"{run['validation'][name]:.4f}") for run in found["runs"] if name in (run["validation"] or {})
     ]
-    say(table(rows, ("run", f"validation {name}")) if rows else "No run has finished yet.")
-    say(f"Latest model: {found['latest_model'] or 'none is published yet'}.")
-    say(f"Deployed: {settings.algorithm} {deployed['version']}." if deployed else "Nothing is deployed yet.")
+    say(table(rows, ("run", f"validation {name}")) if rows else "No finished runs.")
+    say(f"Latest published model: {found['latest_model'] or 'none'}.")
+    say(f"Deployed: {settings.algorithm} {deployed['version']}." if deployed else "Deployed: none.")
     return 0
 
 
 def add_info_arguments(parser: ArgumentParser, science: "Science") -> None:
     """Add the arguments of `info`."""
-    parser.add_argument("--json", action="store_true", help="print one JSON document, with each run's configuration")
+    parser.add_argument(
+        "--json", action="store_true", help="print one JSON document, including each run's configuration"
+    )
 
 
 def sync(science: "Science", settings: Settings, args: Namespace) -> int:
-    """Send what was tracked offline to Weights & Biases."""
+    """Upload runs that were tracked offline to Weights & Biases."""
     from free_ml_stack.tracking import sync as syncing
 
     count = 0
     for name, seen in syncing.sync(settings):
         count += 1
         say(f"{name}: {seen}")
-    say(f"{count} runs." if count else "Nothing to send: W&B has all of it.")
+    say(f"{count} runs." if count else "Nothing to upload: W&B has all runs.")
     return 0
 
 
 def storage(science: "Science", settings: Settings, args: Namespace) -> int:
-    """Move the project's data between its store and another one, only what differs."""
+    """Copy new and changed files between the project's store and another one."""
     from free_ml_stack.storage.stores import open_store
     from free_ml_stack.storage.transfer import transfer
 
     here, there = open_store(settings.storage, settings), open_store(args.url, settings)
     source, target = (here, there) if args.direction == "push" else (there, here)
     moved = transfer(source, target)
-    say(f"{moved.copied} files copied, {moved.same} were there already.")
+    say(f"{moved.copied} files copied, {moved.same} unchanged.")
     return 0
 
 
 def add_storage_arguments(parser: ArgumentParser, science: "Science") -> None:
     """Add the arguments of `storage`."""
     add = parser.add_argument
-    add("direction", choices=("push", "pull"), help="push: from the project's store to URL; pull: back")
-    add("url", help="the other store")
+    add("direction", choices=("push", "pull"), help="push: from the project's store to URL; pull: from URL")
+    add("url", help="URL of the other store")
 
 
 def remote(science: "Science", settings: Settings, args: Namespace) -> int:
-    """Train on a free GPU of Colab or Kaggle, from this terminal, and fetch the run."""
+    """Train on a free GPU of Colab or Kaggle from this terminal, and download the run."""
     from free_ml_stack.notebook import sessions
 
     return sessions.remote(settings, science.package, args.place, args.train, args.gpu, args.user)
@@ -88,7 +90,7 @@ def remote(science: "Science", settings: Settings, args: Namespace) -> int:
 def add_remote_arguments(parser: ArgumentParser, science: "Science") -> None:
     """Add the arguments of `remote`."""
     add, rest = parser.add_argument, argparse.REMAINDER
-    add("place", choices=("colab", "kaggle"), help="where: through Google's or Kaggle's own client")
-    add("--gpu", default="T4", help="Colab's name of the GPU; empty for none (default: T4)")
-    add("--user", default="", help="your account at Kaggle")
-    add("--train", nargs=rest, default=[], metavar="ARGUMENT", help="all that follows is for `train`")
+    add("place", choices=("colab", "kaggle"), help="service, used through its own client")
+    add("--gpu", default="T4", help="Colab's name of the GPU, or empty for none (default: T4)")
+    add("--user", default="", help="your Kaggle user name")
+    add("--train", nargs=rest, default=[], metavar="ARGUMENT", help="arguments of `train` (must come last)")
