@@ -21,19 +21,19 @@ KEY = "sim0123456789012345678901234"
 
 @dataclass
 class Deployed:
-    """What a test needs of a running gateway."""
+    """A running gateway, for tests."""
 
     url: str
     store: AbstractFileSystem
     app: Gateway
 
     def client(self, key: str = KEY, **options: Any) -> Any:
-        """The official client."""
+        """Create a client."""
         return Algorithmia.client(key, self.url, **options)
 
 
 def open_app(root: Path, predictor: Any = None, **options: Any) -> tuple[AbstractFileSystem, Gateway]:
-    """The project's store and the application of the user `me` over the folder `root`."""
+    """Create the project's store and the application of the user `me` in the folder `root`."""
     project = local_store(root / "me" / "project", root)
     app = create_app(
         store=local_store(root),
@@ -50,7 +50,7 @@ def open_app(root: Path, predictor: Any = None, **options: Any) -> tuple[Abstrac
 def deployed(
     root: Path, predictor: Any = None, model: Path | None = None, http: Any = ExpressProtocol, **options: Any
 ) -> Iterator[Deployed]:
-    """A served gateway whose algorithm `me/demo` has version 0.1.0: Echo, unless told otherwise."""
+    """A running gateway with version 0.1.0 of the algorithm `me/demo`, by default Echo."""
     store, app = open_app(root / "data", predictor, **options)
     deploy(model or echo_folder(root / "model"), store, "demo", predictor or Echo())
     with serving(app, http=http, proxy_headers=False) as url:

@@ -18,7 +18,7 @@ EARLY = {
     "publish": "no trained model; run `skeleton train`",
     "deploy": "no trained model; run `skeleton train`",
     "predict": "no trained model; run `skeleton train`",
-    "monitor": "nothing is deployed yet: run `skeleton deploy`",
+    "monitor": "no deployed version; run `skeleton deploy`",
 }
 
 

@@ -1,4 +1,4 @@
-"""What several tests of this folder deploy, and where to."""
+"""Models, stores and installations for the tests of deployment."""
 
 import json
 import sys
@@ -20,7 +20,7 @@ from free_ml_stack.storage.manifest import write_manifest
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The project's digits model, untrained, as a model folder."""
+    """The model folder of the project's untrained digits model."""
     import torch
     from skeleton import model as net
     from skeleton.config import TrainConfig
@@ -44,7 +44,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def installation(tmp_path: Path) -> Iterator[Deployed]:
-    """A gateway beside a git server, which tells it of each push."""
+    """A gateway with a git server, which notifies it of each push."""
     git = GitServer(tmp_path / "git", "me", KEY)
     with serving(git) as git_url, deployed(tmp_path / "gateway") as gateway:
         data = local_store(tmp_path / "gateway" / "data")

@@ -1,4 +1,4 @@
-"""Deploying, pinning, rolling back; and what a deployment that fails leaves behind: nothing."""
+"""Deployment, pinning and rollback; a failed deployment leaves nothing behind."""
 
 import json
 import resource
@@ -24,7 +24,7 @@ def store(tmp_path: Path) -> AbstractFileSystem:
     return local_store(tmp_path / "store")
 
 
-def test_a_model_folder_becomes_a_version(store: AbstractFileSystem, tmp_path: Path) -> None:
+def test_a_model_folder_is_deployed_as_a_version(store: AbstractFileSystem, tmp_path: Path) -> None:
     folder = digits_folder(tmp_path / "model")
     build = deploy(folder, store, "digits", Digits(), notes="the first")
     assert (build.version, build.folder, build.release_notes) == (
@@ -89,7 +89,7 @@ def without_manifest(folder: Path) -> None:
         (without_manifest, "manifest.json is missing"),
     ],
 )
-def test_a_folder_that_is_not_right_is_not_deployed(
+def test_an_invalid_model_folder_is_not_deployed(
     store: AbstractFileSystem, tmp_path: Path, spoil: Callable[[Path], None], message: str
 ) -> None:
     deploy(echo_folder(tmp_path / "good"), store, "demo", Echo())
@@ -101,7 +101,7 @@ def test_a_folder_that_is_not_right_is_not_deployed(
     assert store.find("") == before
 
 
-def test_a_full_disk_leaves_the_store_as_it_was(store: AbstractFileSystem, tmp_path: Path) -> None:
+def test_a_full_disk_leaves_the_store_unchanged(store: AbstractFileSystem, tmp_path: Path) -> None:
     deploy(echo_folder(tmp_path / "good"), store, "demo", Echo())
     folder = echo_folder(tmp_path / "large")
     (folder / "weights.bin").write_bytes(bytes(1 << 20))
@@ -117,7 +117,7 @@ def test_a_full_disk_leaves_the_store_as_it_was(store: AbstractFileSystem, tmp_p
     assert deploy(folder, store, "demo", Echo()).folder == "deployments/demo/0.2.0"
 
 
-def test_the_sample_may_differ_in_the_sixth_digit_only(store: AbstractFileSystem, tmp_path: Path) -> None:
+def test_the_sample_is_compared_with_a_tolerance(store: AbstractFileSystem, tmp_path: Path) -> None:
     folder = digits_folder(tmp_path / "model")
     sample = json.loads((folder / "sample.json").read_text())
     for change, refused in ((5e-6, False), (5e-5, True)):
@@ -131,12 +131,12 @@ def test_the_sample_may_differ_in_the_sixth_digit_only(store: AbstractFileSystem
             deploy(folder, store, "digits", Digits())
 
 
-def test_going_back(store: AbstractFileSystem, tmp_path: Path) -> None:
+def test_rollback(store: AbstractFileSystem, tmp_path: Path) -> None:
     for word in ("one", "two", "three"):
         deploy(echo_folder(tmp_path / word, word), store, "demo", Echo())
     assert rollback(store, "demo").version == "0.2.0"
     assert rollback(store, "demo").version == "0.1.0"
-    with pytest.raises(StackError, match="no version to go back to"):
+    with pytest.raises(StackError, match="no earlier version"):
         rollback(store, "demo")
     assert rollback(store, "demo", "0.3.0").version == "0.3.0"
     with pytest.raises(StackError, match=r"no version 7\.0\.0"):
@@ -145,7 +145,7 @@ def test_going_back(store: AbstractFileSystem, tmp_path: Path) -> None:
     assert deploy(echo_folder(tmp_path / "four", "four"), store, "demo", Echo()).version == "0.4.0"
 
 
-def test_two_who_deploy_at_once_get_two_versions_or_a_clear_refusal(store: AbstractFileSystem, tmp_path: Path) -> None:
+def test_concurrent_deployments_get_two_versions_or_an_error(store: AbstractFileSystem, tmp_path: Path) -> None:
     folders = [echo_folder(tmp_path / str(number), str(number)) for number in range(4)]
     outcomes: list[str] = []
 
@@ -167,7 +167,7 @@ def test_two_who_deploy_at_once_get_two_versions_or_a_clear_refusal(store: Abstr
         assert store.isfile(f"{build.folder}/manifest.json")
 
 
-def test_a_running_gateway_takes_up_new_versions(tmp_path: Path) -> None:
+def test_a_running_gateway_detects_new_versions(tmp_path: Path) -> None:
     with deployed(tmp_path) as gateway:
         client = gateway.client()
         assert client.algo("me/demo").pipe("word").result == "hello"
@@ -180,7 +180,7 @@ def test_a_running_gateway_takes_up_new_versions(tmp_path: Path) -> None:
         assert client.algo("me/demo/0.2.0").pipe("word").result == "again"
 
 
-def test_a_version_that_is_named_answers_as_soon_as_it_is_there(tmp_path: Path) -> None:
+def test_a_pinned_version_is_available_immediately(tmp_path: Path) -> None:
     with deployed(tmp_path, poll_seconds=3600) as gateway:
         assert gateway.client().algo("me/demo").pipe("word").result == "hello"
         deploy(echo_folder(tmp_path / "second", "again"), gateway.store, "demo", Echo())

@@ -1,4 +1,4 @@
-"""The algorithm under the real ADK, and its way to an installation: created, pushed, built, published."""
+"""The algorithm with the real ADK, and its deployment to an installation: create, push, build, publish."""
 
 import json
 import os
@@ -41,7 +41,7 @@ def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployed]:
 
 @pytest.fixture(scope="module")
 def tree(gateway: Deployed, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What is pushed: the generated project's `algorithm/` with predict.py and the manifest of an uploaded model."""
+    """The pushed tree: the generated project's `algorithm/` with predict.py and the manifest of an uploaded model."""
     root = tmp_path_factory.mktemp("algorithm")
     project = bake(root, project_name="Echo Words")
     model = echo_folder(root / "model")
@@ -71,7 +71,7 @@ def run(tree: Path, gateway: Deployed, *command: str, **options: Any) -> subproc
     )
 
 
-def test_the_tree_is_algorithmias_layout(tree: Path) -> None:
+def test_the_tree_has_algorithmias_layout(tree: Path) -> None:
     names = {path.relative_to(tree).as_posix() for path in tree.rglob("*") if path.is_file()}
     top = {".adk", "algorithmia.conf", "requirements.txt", "TEST_CASES.json", "model_manifest.json"}
     source = {"src/__init__.py", "src/EchoWords.py", "src/EchoWords_test.py", "src/predict.py"}
@@ -83,7 +83,7 @@ def test_the_tree_is_algorithmias_layout(tree: Path) -> None:
 
 
 @pytest.mark.slow
-def test_it_runs_under_the_adk_in_local_mode(tree: Path, gateway: Deployed) -> None:
+def test_the_algorithm_runs_with_the_adk_in_local_mode(tree: Path, gateway: Deployed) -> None:
     done = run(tree, gateway, sys.executable, "-m", "src.EchoWords")
     assert done.returncode == 0, done.stderr
     loaded, answer = done.stdout.splitlines()
@@ -92,7 +92,7 @@ def test_it_runs_under_the_adk_in_local_mode(tree: Path, gateway: Deployed) -> N
 
 
 @pytest.mark.slow
-def test_its_own_test_passes(tree: Path, gateway: Deployed) -> None:
+def test_the_test_of_the_algorithm_passes(tree: Path, gateway: Deployed) -> None:
     done = run(tree, gateway, sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "src")
     assert done.returncode == 0, done.stdout
     assert "2 passed" in done.stdout
@@ -108,11 +108,11 @@ def init(self, *arguments, **options):
     self.FIFO_PATH, self.is_local = sys.argv[1], False
 adk.__init__ = init
 import src.EchoWords
-"""  # the ADK's pipe has a fixed place, of which a machine has one; the rest is as Algorithmia's runner does it
+"""  # replaces the fixed path of the ADK's pipe; otherwise as Algorithmia's runner
 
 
 @pytest.mark.slow
-def test_it_speaks_the_workers_protocol(tree: Path, gateway: Deployed, tmp_path: Path) -> None:
+def test_the_algorithm_uses_the_workers_protocol(tree: Path, gateway: Deployed, tmp_path: Path) -> None:
     pipe = tmp_path / "algoout"
     os.mkfifo(pipe)
     environment = os.environ | {"ALGORITHMIA_API": gateway.url, "ALGORITHMIA_API_KEY": KEY, "PYTHONPATH": "."}
@@ -142,7 +142,7 @@ def test_it_speaks_the_workers_protocol(tree: Path, gateway: Deployed, tmp_path:
 
 
 @pytest.mark.slow
-def test_a_model_that_was_tampered_with_is_not_loaded(tree: Path, gateway: Deployed, tmp_path: Path) -> None:
+def test_a_modified_model_is_not_loaded(tree: Path, gateway: Deployed, tmp_path: Path) -> None:
     copied = shutil.copytree(tree, tmp_path / "tree")
     frozen = json.loads((copied / "model_manifest.json.freeze").read_text())
     word = next(file for file in frozen["required_files"] if file["name"] == "word.txt")
@@ -178,7 +178,7 @@ def ship(project: Path, gateway: Deployed, model: Path, **options: Any) -> str:
 
 
 @pytest.mark.slow
-def test_the_official_way(project: Path, installation: Deployed, tmp_path: Path) -> None:
+def test_deployment_to_an_installation(project: Path, installation: Deployed, tmp_path: Path) -> None:
     assert ship(project, installation, echo_folder(tmp_path / "one", "one"), notes="first") == "0.1.0"
     client = installation.client()
     assert client.algo("me/EchoWords").pipe("word").result == "one"
@@ -192,17 +192,17 @@ def test_the_official_way(project: Path, installation: Deployed, tmp_path: Path)
 
 
 @pytest.mark.slow
-def test_a_build_that_fails_is_not_published(project: Path, installation: Deployed, tmp_path: Path) -> None:
+def test_a_failed_build_is_not_published(project: Path, installation: Deployed, tmp_path: Path) -> None:
     folder = echo_folder(tmp_path / "bad")
     (folder / "sample.json").write_text(json.dumps({"input": "word", "output": "another word"}))
     write_manifest(folder)
-    with pytest.raises(StackError, match="instead of 'another word'"):
+    with pytest.raises(StackError, match="expected 'another word'"):
         ship(project, installation, folder)
     assert versions(installation.store, "EchoWords") == []
 
 
 @pytest.mark.slow
-def test_a_push_that_is_refused_is_one_clear_line_without_the_key(
+def test_a_rejected_push_gives_a_one_line_error_without_the_key(
     project: Path, installation: Deployed, tmp_path: Path
 ) -> None:
     client = installation.client("revocable")
@@ -213,8 +213,8 @@ def test_a_push_that_is_refused_is_one_clear_line_without_the_key(
     assert "\n" not in str(raised.value)
 
 
-def test_a_build_that_never_comes_is_given_up(project: Path, installation: Deployed, tmp_path: Path) -> None:
+def test_the_wait_for_a_build_is_limited(project: Path, installation: Deployed, tmp_path: Path) -> None:
     hooks = next((tmp_path / "git").glob("*.git")) / "hooks" / "post-receive"
     hooks.unlink()
-    with pytest.raises(StackError, match="did not end within 0.2 seconds"):
+    with pytest.raises(StackError, match="did not finish within 0.2 seconds"):
         ship(project, installation, echo_folder(tmp_path / "one", "one"), build_seconds=0.2)

@@ -1,4 +1,4 @@
-"""Hosting on a Space: each rung of the ladder, uploaded by the Hub's own client, started, and called."""
+"""Hosting on a Space: each kind is uploaded with the Hub's client, started and called."""
 
 import json
 import subprocess
@@ -23,7 +23,7 @@ from free_ml_stack.errors import StackError
 
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where onnxruntime-web is kept, in a folder with what a Space is made of."""
+    """A folder with the files of a Space and the cache of onnxruntime-web."""
     return space_files(tmp_path_factory.mktemp("project")) / "cache"
 
 
@@ -44,7 +44,7 @@ def ship(api: HfApi, model: Path, cache: Path, rung: str = "auto") -> tuple[Host
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("rung", "granted"), [("zerogpu", "zero-a10g"), ("docker", "docker")])
-def test_what_is_uploaded_is_started_and_answers(
+def test_an_uploaded_space_starts_and_answers(
     tmp_path: Path, model: Path, cache: Path, rung: str, granted: str
 ) -> None:
     with hub(tmp_path, granted) as (spaces, api):
@@ -71,8 +71,8 @@ def test_what_is_uploaded_is_started_and_answers(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("refusal", [402, 403])
-def test_the_last_rung_is_free_for_everyone(tmp_path: Path, model: Path, cache: Path, refusal: int) -> None:
-    """The page computes what predict.py computes, with nothing from elsewhere and no secret."""
+def test_a_static_space_is_available_to_every_account(tmp_path: Path, model: Path, cache: Path, refusal: int) -> None:
+    """The page gives the same results as predict.py, without external resources or secrets."""
     with hub(tmp_path, "static", refusal=refusal) as (spaces, api):
         done, said = ship(api, model, cache)
         assert done.rung == "static"
@@ -92,20 +92,20 @@ def test_the_last_rung_is_free_for_everyone(tmp_path: Path, model: Path, cache: 
             assert "https://cdn" not in text
 
 
-def test_an_account_without_any_rung_is_told_so(tmp_path: Path, model: Path, cache: Path) -> None:
+def test_an_account_without_spaces_gets_an_error(tmp_path: Path, model: Path, cache: Path) -> None:
     with (
         hub(tmp_path) as (_, api),
-        pytest.raises(StackError, match="can't have a Space of this kind: docker"),
+        pytest.raises(StackError, match="can't create a Space of kind docker"),
     ):
         ship(api, model, cache, "docker")
 
 
-def test_an_unknown_rung_is_refused(tmp_path: Path, model: Path, cache: Path) -> None:
-    with hub(tmp_path) as (_, api), pytest.raises(StackError, match="kubernetes is no kind of Space"):
+def test_an_unknown_kind_of_space_is_rejected(tmp_path: Path, model: Path, cache: Path) -> None:
+    with hub(tmp_path) as (_, api), pytest.raises(StackError, match="unknown kind of Space 'kubernetes'"):
         ship(api, model, cache, "kubernetes")
 
 
-def test_the_image_is_built_as_hadolint_asks() -> None:
+def test_hadolint_accepts_the_dockerfile() -> None:
     linter = Path(sys.executable).with_name("hadolint")
     dockerfile = SKELETON / "space" / "docker" / "Dockerfile"
     done = subprocess.run([str(linter), str(dockerfile)], capture_output=True, text=True, check=False)
@@ -113,7 +113,7 @@ def test_the_image_is_built_as_hadolint_asks() -> None:
     assert done.stdout == ""
 
 
-def test_the_image_holds_no_torch_and_no_root() -> None:
+def test_the_image_has_no_torch_and_no_root_user() -> None:
     dockerfile = (SKELETON / "space" / "docker" / "Dockerfile").read_text()
     assert "USER 1000" in dockerfile
     assert "--uid 1000" in dockerfile

@@ -1,4 +1,4 @@
-"""`deploy --target`: to an installation of Algorithmia and to a Space, by the command line a user types."""
+"""`deploy --target` to an Algorithmia installation and to a Space, with the command line."""
 
 import json
 import shutil
@@ -22,39 +22,39 @@ from free_ml_stack.storage.stores import open_store
 
 @pytest.fixture
 def project(tmp_path: Path, data: Path, model: Path) -> Path:
-    """A project with one published model and what a Space is made of."""
+    """A project with a published model and the files of a Space."""
     root = projects.make(tmp_path / "project", data)
     space_files(root)
     shutil.copytree(model, root / "models" / "run")
     return root
 
 
-def test_a_space_needs_a_key(project: Path) -> None:
+def test_a_space_requires_a_token(project: Path) -> None:
     printed = projects.run(project, "deploy", "--target", "space", "--model", "run", code=1)
-    assert "no key for Hugging Face: set HF_TOKEN" in printed
+    assert "no token for Hugging Face; set HF_TOKEN" in printed
     assert len(printed.strip().splitlines()) == 1
 
 
-def test_an_installation_must_be_named(project: Path) -> None:
+def test_an_installation_must_be_configured(project: Path) -> None:
     printed = projects.run(project, "deploy", "--target", "algorithmia", "--model", "run", code=1)
-    assert printed.strip() == "error: no installation is named: set ALGORITHMIA_API and ALGORITHMIA_API_KEY"
+    assert printed.strip() == "error: no installation configured; set ALGORITHMIA_API and ALGORITHMIA_API_KEY"
 
 
-def test_an_installation_that_does_not_answer_is_told(project: Path) -> None:
+def test_an_unreachable_installation_is_reported(project: Path) -> None:
     nowhere = {"ALGORITHMIA_API": "http://127.0.0.1:9", "ALGORITHMIA_API_KEY": "simkey"}
     printed = projects.run(project, "deploy", "--target", "algorithmia", "--model", "run", code=1, **nowhere)
-    assert printed.startswith("error: http://127.0.0.1:9 does not answer")
+    assert printed.startswith("error: no answer from http://127.0.0.1:9")
     assert len(printed.strip().splitlines()) == 1
 
 
 @pytest.mark.slow
-def test_a_space_is_made_called_and_made_again_with_the_same_key(tmp_path: Path, project: Path) -> None:
+def test_a_space_keeps_its_key_when_deployed_again(tmp_path: Path, project: Path) -> None:
     with hub(tmp_path / "hub", "docker") as (spaces, api):
         online = {"HF_ENDPOINT": api.endpoint, "HF_TOKEN": "hf_of_a_test", "HF_HUB_DISABLE_XET": "1"}
         online["STACK_MODEL_REPO"] = "me/digits"
         arguments = ("deploy", "--target", "space", "--model", "run")
         printed = projects.run(project, *arguments, **online)
-        assert "No zerogpu Space for this account" in printed
+        assert "zerogpu Space not available to this account" in printed
         record = project / ".stack" / "space.json"
         assert record.stat().st_mode & 0o777 == 0o600
         kept = json.loads(record.read_text())
@@ -67,7 +67,7 @@ def test_a_space_is_made_called_and_made_again_with_the_same_key(tmp_path: Path,
 
 
 @pytest.mark.slow
-def test_a_static_page_gets_images_of_the_test_split(tmp_path: Path, project: Path) -> None:
+def test_a_static_page_shows_images_of_the_test_split(tmp_path: Path, project: Path) -> None:
     with hub(tmp_path / "hub", "static") as (spaces, api):
         online = {"HF_ENDPOINT": api.endpoint, "HF_TOKEN": "hf_of_a_test", "STACK_MODEL_REPO": "me/digits"}
         projects.run(project, "deploy", "--target", "space", "--model", "run", "--space", "static", **online)
@@ -76,7 +76,7 @@ def test_a_static_page_gets_images_of_the_test_split(tmp_path: Path, project: Pa
         assert samples[0] != SAMPLES[0]
 
 
-def test_samples_of_other_data_are_not_shown_with_a_model(project: Path, tmp_path: Path) -> None:
+def test_samples_of_another_data_set_are_not_used(project: Path, tmp_path: Path) -> None:
     settings, science = load({}, project, {}), Science("skeleton")
     model = shutil.copytree(project / "models" / "run", tmp_path / "model")
     _, facts = dataset.read(open_store(settings.storage, settings), settings.private / "cache", "skeleton")
@@ -86,8 +86,8 @@ def test_samples_of_other_data_are_not_shown_with_a_model(project: Path, tmp_pat
 
 
 @pytest.mark.slow
-def test_the_official_way_from_the_command_line(tmp_path: Path, installation: Deployed) -> None:
-    """The gateway stands for the installation; it knows the algorithm EchoWords."""
+def test_deployment_to_an_installation_with_the_command_line(tmp_path: Path, installation: Deployed) -> None:
+    """The gateway acts as the installation, with the algorithm EchoWords."""
     project = bake(tmp_path, project_name="Echo Words", package_name="skeleton")
     echo_folder(project / "models" / "run", "hello")
     address = {

@@ -15,7 +15,7 @@ import orjson
 from fsspec import AbstractFileSystem
 from fsspec.implementations.dirfs import DirFileSystem
 
-from free_ml_stack.deployment.deploy import try_out
+from free_ml_stack.deployment.deploy import check_build
 from free_ml_stack.deployment.versions import FOLDER, Algorithm, Build, add_build, now, read_index
 from free_ml_stack.errors import StackError
 from free_ml_stack.gateway.algorithms.management import Management
@@ -71,7 +71,7 @@ def build_from_git(
         add_build(store, name, build)
         try:
             gather(Path(scratch) / FROZEN, user, data, DirFileSystem(build.folder, fs=store))
-            try_out(store, build, predictor)
+            check_build(store, build, predictor)
             build = replace(build, status="succeeded", logs=f"{url} at {commit} answers its sample")
         except (StackError, OSError) as error:
             build = replace(build, status="failed", logs=str(error))

@@ -1,4 +1,4 @@
-"""Ship a model folder as a new version of the algorithm; list the versions; go back to an earlier one."""
+"""Deployment of a model folder as a new version of the algorithm, list of versions, and rollback."""
 
 import secrets
 import shutil
@@ -17,8 +17,8 @@ from free_ml_stack.deployment.versions import (
     Build,
     Bump,
     add_build,
-    changing,
     commit_hash,
+    index_lock,
     now,
     order,
     read_index,
@@ -39,9 +39,9 @@ def deploy(
 ) -> Build:
     """Copy a model folder into the project's store and make it the algorithm's latest version.
 
-    It becomes the latest only once the copy's sums are right, it loads, and it answers the folder's sample
-    as recorded, to 1e-5; else the store is as it was. A running gateway takes it up by itself.
-    Raises StackError.
+    Before that, the checksums of the copy are verified, and its prediction for the sample is compared with the
+    recorded one (tolerance 1e-5). If a check fails, the store is not changed. A running gateway detects the new
+    version. Raises StackError.
     """
     verify(model_dir)
     started = now()
@@ -58,31 +58,33 @@ def deploy(
             finished_at=now(),
             release_notes=notes,
         )
-        try_out(store, build, predictor)
+        check_build(store, build, predictor)
         add_build(store, name, build)
     except BaseException:
-        with suppress(OSError):  # a store that fails keeps a folder that no version names; why is what counts
+        with suppress(OSError):  # an unused folder may remain; raise the original error
             store.rm(folder, recursive=True)
         raise
     return build
 
 
 def versions(store: AbstractFileSystem, name: str) -> list[Build]:
-    """The deployed versions, newest first; the latest is the first that is not withdrawn."""
+    """Return the deployed versions, newest first; the first one that is not withdrawn is live."""
     algorithm = read_index(store, name)
     return algorithm.published() if algorithm else []
 
 
 def rollback(store: AbstractFileSystem, name: str, version: str = "") -> Build:
-    """Make an earlier version the latest: the one before the present one, or `version`.
+    """Make an earlier version the latest: the previous one, or `version`.
 
-    Later ones are withdrawn: they answer when they are asked for by number only. Raises StackError.
+    Later versions are withdrawn; they can still be called by number. Raises StackError.
     """
-    with changing(store, name):
+    with index_lock(store, name):
         algorithm = read_index(store, name) or Algorithm(name=name)
         target = earlier(algorithm, version)
         if target is None:
-            raise StackError(f"{name} has no version {version or 'to go back to'}; see `deploy --list`")
+            raise StackError(
+                f"{name} has no {f'version {version}' if version else 'earlier version'}; see `deploy --list`"
+            )
         for build in algorithm.published():
             if order(build) >= order(target) and build.callability == "public":
                 algorithm = algorithm.with_build(replace(build, withdrawn=build != target))
@@ -91,7 +93,7 @@ def rollback(store: AbstractFileSystem, name: str, version: str = "") -> Build:
 
 
 def earlier(algorithm: Algorithm, version: str) -> Build | None:
-    """The public build of a version; for "" the newest in force before the latest."""
+    """Return the public build of a version; for "", the latest one before the live version."""
     latest = algorithm.latest()
     for build in algorithm.published():
         before = latest is not None and order(build) < order(latest) and not build.withdrawn
@@ -101,7 +103,7 @@ def earlier(algorithm: Algorithm, version: str) -> Build | None:
 
 
 def claim(model_dir: Path, store: AbstractFileSystem, folder: str) -> str:
-    """Put the manifest at a name in the store that nobody has: `folder` or one of its own. Returns the name."""
+    """Reserve a folder in the store by writing the manifest, with a suffix if `folder` exists; return its name."""
     try:
         with store.open(f"{folder}/{MANIFEST}", "xb") as file:
             file.write((model_dir / MANIFEST).read_bytes())
@@ -111,29 +113,29 @@ def claim(model_dir: Path, store: AbstractFileSystem, folder: str) -> str:
 
 
 def upload(model_dir: Path, store: AbstractFileSystem, folder: str) -> None:
-    """Copy a model folder, whose manifest is there already."""
+    """Copy the files of a model folder, except the manifest, which `claim` has written."""
     for path in sorted(model_dir.rglob("*")):
         if path.is_file() and path != model_dir / MANIFEST:
             store.put_file(str(path), f"{folder}/{path.relative_to(model_dir).as_posix()}")
 
 
-def try_out(
+def check_build(
     store: AbstractFileSystem,
     build: Build,
     predictor: Predictor | str,
     check: Callable[[Predictor | str, Path], None] = check_sample,
 ) -> None:
-    """Fetch a build as a gateway will, and check that it answers its sample as recorded. Raises StackError."""
+    """Download a build as a gateway does, and compare its prediction for the sample. Raises StackError."""
     with tempfile.TemporaryDirectory() as scratch:
         try:
             folder = fetch(store, build, scratch)
         except StackError as error:
-            raise StackError(f"{error}; run the same command again") from None
+            raise StackError(f"{error}; rerun the command") from None
         check(predictor, folder)
 
 
 def fetch(store: AbstractFileSystem, build: Build, cache: str) -> Path:
-    """Copy a build's folder from the store into `cache` and verify its sums. Raises StackError."""
+    """Download a build's folder into `cache` and verify its checksums. Raises StackError."""
     folder = Path(cache) / build.build_id
     try:
         if not folder.exists():
@@ -141,5 +143,5 @@ def fetch(store: AbstractFileSystem, build: Build, cache: str) -> Path:
         verify(folder)
     except Exception as error:
         shutil.rmtree(folder, ignore_errors=True)
-        raise StackError(f"{build.folder} can't be fetched: {error}") from error
+        raise StackError(f"can't download {build.folder}: {error}") from error
     return folder

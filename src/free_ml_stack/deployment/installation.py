@@ -1,4 +1,4 @@
-"""Deploy to an Algorithmia installation the official way: create, upload, push, wait for the build, publish."""
+"""Deployment to an Algorithmia installation: create the algorithm, upload, push, wait for the build, publish."""
 
 import json
 import shutil
@@ -17,7 +17,7 @@ from free_ml_stack.storage.documents import as_json
 from free_ml_stack.storage.manifest import verify
 
 MANIFEST = "model_manifest.json"
-UNNEEDED = (".png", ".md", ".safetensors")  # files of a model folder that answering takes no part of
+UNNEEDED = (".png", ".md", ".safetensors")  # files of a model folder that are not needed for predictions
 BUILD_SECONDS = 1800.0
 COMMANDS = ("clone", "add", "commit", "push", "rev-parse")
 
@@ -33,10 +33,10 @@ def deploy_to_installation(
     say: Callable[[str], None] = print,
     build_seconds: float = BUILD_SECONDS,
 ) -> str:
-    """Publish a model folder as a new version of `algorithm` ("owner/name"); returns the version.
+    """Publish a model folder as a new version of `algorithm` ("owner/name"); return the version.
 
-    `sources` is the project's `algorithm/` folder and `predict` its predict.py; `client` is Algorithmia's own.
-    The build must answer the folder's sample as recorded before it is published. Raises StackError.
+    `sources` is the project's `algorithm/` folder, `predict` its predict.py, and `client` Algorithmia's client. Before
+    publishing, the build's result for the sample is compared with the recorded one. Raises StackError.
     """
     verify(model_dir)
     sample = json.loads((model_dir / SAMPLE).read_bytes())
@@ -53,13 +53,13 @@ def deploy_to_installation(
     wait_for_build(algo, commit, build_seconds)
     answer = client.algo(f"{algorithm}/{commit}").pipe(sample["input"]).result
     if not close(answer, sample["output"]):
-        raise StackError(f"build {commit[:10]} answers the sample with {answer!r} instead of {sample['output']!r}")
+        raise StackError(f"build {commit[:10]} returned {answer!r} for the sample, expected {sample['output']!r}")
     published = algo.publish(version_info={"version_type": bump, "release_notes": notes})
     return str(published["version_info"]["semantic_version"])
 
 
 def repository(client: Any, algo: Any, algorithm: str) -> str:
-    """The git address of an algorithm, which is created if need be."""
+    """Return the git URL of an algorithm; create the algorithm if it does not exist."""
     if not algo.exists():
         environments = client.get_environment("python3").get("environments", [])
         chosen = next((item["id"] for item in environments if item.get("machine_type") == "CPU"), None)
@@ -77,7 +77,7 @@ def repository(client: Any, algo: Any, algorithm: str) -> str:
 
 
 def assemble(tree: Path, sources: Path, predict: Path, sample: dict[str, Any]) -> None:
-    """Fill a working tree with the algorithm's sources, predict.py and the sample as a test case."""
+    """Copy the algorithm's sources and predict.py into a working tree, and write the sample as a test case."""
     shutil.copytree(sources, tree, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(predict, tree / "src" / "predict.py")
     case = {
@@ -90,7 +90,7 @@ def assemble(tree: Path, sources: Path, predict: Path, sample: dict[str, Any]) -
 
 
 def upload(client: Any, model_dir: Path, algorithm: str, tree: Path) -> None:
-    """Upload a model folder into a collection of its own; write the manifest of it, and its frozen form."""
+    """Upload a model folder to a collection of its own; write its manifest and the frozen manifest."""
     owner, _, name = algorithm.partition("/")
     mark = json.loads((model_dir / "manifest.json").read_bytes())["files"]
     files = sorted(file for file in mark if not file.endswith(UNNEEDED) and "/" not in file)
@@ -109,7 +109,7 @@ def upload(client: Any, model_dir: Path, algorithm: str, tree: Path) -> None:
 
 
 def wait_for_build(algo: Any, commit: str, seconds: float) -> None:
-    """Wait until the build of a commit has succeeded. Raises StackError with its log where it fails."""
+    """Wait until the build of a commit has succeeded. Raises StackError, with the last line of its log, if it fails."""
     end = time.monotonic() + seconds
     pause = 0.1
     while time.monotonic() < end:
@@ -121,11 +121,11 @@ def wait_for_build(algo: Any, commit: str, seconds: float) -> None:
                 raise StackError(f"the build of {commit[:10]} failed: {lines[-1] if lines else 'no log'}")
         time.sleep(pause)
         pause = min(pause * 2, 10.0)
-    raise StackError(f"the build of {commit[:10]} did not end within {seconds:g} seconds")
+    raise StackError(f"the build of {commit[:10]} did not finish within {seconds:g} seconds")
 
 
 class Git:
-    """A clone in a scratch folder; the key stands in a file there and in no command line."""
+    """A clone in a temporary folder; the key is passed in a file, not on command lines."""
 
     def __init__(self, scratch: Path, address: str, user: str, key: str) -> None:
         self.address, self.tree, self.credentials = address, scratch / "tree", scratch / "credentials"
@@ -135,11 +135,11 @@ class Git:
         self.credentials.write_text(line, encoding="utf-8")
 
     def clone(self) -> None:
-        """Fetch the repository."""
+        """Clone the repository."""
         self._run("clone", "--quiet", self.address, str(self.tree), within=False)
 
     def push(self, message: str) -> str:
-        """Commit everything and push it to the branch that is checked out; returns the commit's hash."""
+        """Commit all changes and push them to the current branch; return the commit's hash."""
         self._run("add", "--all", "--force")
         identity = ("-c", "user.name=free-ml-stack", "-c", "user.email=deploy@localhost")
         self._run(*identity, "commit", "--quiet", "--allow-empty", "--message", message)

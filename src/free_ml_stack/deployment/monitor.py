@@ -1,4 +1,4 @@
-"""Monitoring: the gateway's log of calls against the data that the deployed model was trained on."""
+"""Monitoring: the gateway's logged calls compared with the training data of the deployed model."""
 
 import hashlib
 import json
@@ -29,7 +29,7 @@ LOGS, REFERENCE = "logs", "reference.json"
 
 @dataclass(frozen=True)
 class Monitoring:
-    """What the calls of the latest version look like: drift, latency in milliseconds, failures, pictures."""
+    """Statistics of the latest version's calls: drift, latency in milliseconds, failures, pictures."""
 
     version: str
     drift: dict[str, Any]
@@ -44,14 +44,14 @@ class Monitoring:
 def monitor(settings: "Settings") -> Monitoring:
     """Compare the logged calls of the latest version with its reference; draw and track the result.
 
-    Raises StackError where nothing is deployed or nobody has called it.
+    Raises StackError if no version is deployed or it has no calls.
     """
     store = open_store(settings.storage, settings)
     name = settings.algorithm.partition("/")[2]
     build = deployed_build(store, name, settings.command)
     calls = [call for call in read_calls(store, name) if call["version"] == build.version]
     if not calls:
-        raise StackError(f"nobody has called version {build.version} yet: run `{settings.command} predict`")
+        raise StackError(f"no calls of version {build.version}; run `{settings.command} predict`")
     known = reference_of(store, build.folder, settings.command)
     good = [call for call in calls if "error" not in call]
     found = drift(known, [call["watched"] for call in good if "watched" in call])
@@ -79,17 +79,17 @@ def monitor(settings: "Settings") -> Monitoring:
 
 
 def reference_of(store: "AbstractFileSystem", folder: str, command: str) -> dict[str, Any]:
-    """What drift is measured against, as it was deployed. Raises StackError where it is another file by now."""
+    """Return the deployed reference for drift. Raises StackError if it does not match the manifest."""
     content = store.cat_file(f"{folder}/{REFERENCE}")
     entry = read_manifest(DirFileSystem(folder, fs=store))["files"].get(REFERENCE, {})
     if hashlib.sha256(content).hexdigest() != entry.get("sha256"):
-        raise StackError(f"{folder}/{REFERENCE} is not the file that was deployed: run `{command} deploy` again")
+        raise StackError(f"checksum mismatch for {folder}/{REFERENCE}; run `{command} deploy` again")
     known: dict[str, Any] = json.loads(content)
     return known
 
 
 def read_calls(store: "AbstractFileSystem", name: str) -> list[dict[str, Any]]:
-    """All logged calls of an algorithm, oldest first; a line cut short by a crash is left out."""
+    """Return all logged calls of an algorithm, oldest first; incomplete lines are skipped."""
     calls = []
     for path in sorted(store.glob(f"{LOGS}/{name}/*.jsonl")):
         for line in store.cat_file(path).splitlines():
@@ -101,7 +101,7 @@ def read_calls(store: "AbstractFileSystem", name: str) -> list[dict[str, Any]]:
 
 
 def draw(found: dict[str, Any], times: "np.ndarray[Any, np.dtype[Any]]", folder: Path) -> dict[str, Path]:
-    """The pictures of drift and latency."""
+    """Draw the pictures of drift and latency."""
     pairs = {}
     for name, counts in found["counts"].items():
         before, after = (np.asarray(counts[side], float) for side in ("reference", "calls"))

@@ -1,4 +1,4 @@
-"""Free hosting: the gateway as a Space of Hugging Face, on the best rung of a ladder that the account has."""
+"""Hosting of the gateway on a Hugging Face Space, of the best kind that the account can create."""
 
 import hashlib
 import json
@@ -28,25 +28,25 @@ if TYPE_CHECKING:
 
     from free_ml_stack.project.science import Predictor
 
-WEB = "1.30.0"  # of onnxruntime-web, which is checked against the sum below
+WEB = "1.30.0"  # version of onnxruntime-web, verified with the checksum below
 WEB_URL = f"https://registry.npmjs.org/onnxruntime-web/-/onnxruntime-web-{WEB}.tgz"
 WEB_SHA256 = "d2228df7e4616bc3348bf504ee888f3bec43789a273f0a63f3e68d203ce3bf71"  # pragma: allowlist secret
 WEB_FILES = ("ort.wasm.min.mjs", "ort-wasm-simd-threaded.mjs", "ort-wasm-simd-threaded.wasm")
-LEFT_OUT = (
+LEFT_OUT = (  # files of a model folder that a static page does not need
     ".safetensors",
     ".png",
     ".md",
     ".txt",
     ".toml",
     "LICENSE",
-)  # of a model folder: what a page does not need
+)
 GRADIO = "6.31.0"
 WAIT_SECONDS = 900.0
 
 
 @dataclass(frozen=True)
 class Rung:
-    """A kind of Space: what it is created with, and what it means."""
+    """A kind of Space: options for its creation, description and front matter."""
 
     name: str
     options: dict[str, str]
@@ -58,7 +58,7 @@ LADDER = (
     Rung(
         "zerogpu",
         {"space_sdk": "gradio", "space_hardware": "zero-a10g"},
-        "free: two for each account that is a month old and has a verified e-mail address",
+        "free: two per account that is a month old and has a verified e-mail address",
         {"sdk": "gradio", "sdk_version": GRADIO, "app_file": "app.py", "python_version": "3.12"},
     ),
     Rung("docker", {"space_sdk": "docker"}, "for accounts with PRO", {"sdk": "docker", "app_port": 7860}),
@@ -73,7 +73,7 @@ LADDER = (
 
 @dataclass(frozen=True)
 class Project:
-    """What of a project goes to a Space."""
+    """The parts of a project that are uploaded to a Space."""
 
     title: str
     root: Path  # with `space/`
@@ -81,12 +81,12 @@ class Project:
     algorithm: str  # "owner/name"
     collection: str
     cache: Path
-    samples: Sequence[Any] = ()  # inputs to try on a static page; by default the model folder's one
+    samples: Sequence[Any] = ()  # examples on a static page; default: the model folder's sample
 
 
 @dataclass(frozen=True)
 class Hosted:
-    """A Space that answers; `calls` are the lines of Python that call it, none on a static one."""
+    """A running Space; `calls` are Python lines that call it, empty for a static one."""
 
     rung: str
     page: str
@@ -108,17 +108,17 @@ def host(
     say: Callable[[str], None] = print,
     seconds: float = WAIT_SECONDS,
 ) -> Hosted:
-    """Put a model folder on the Space `space` ("user/name") and wait until it answers.
+    """Host a model folder on the Space `space` ("user/name") and wait until it answers.
 
-    `rung` is zerogpu, docker, static, or auto: the first of these that the Hub lets the account have. The gateway
-    there keeps its data in the private data-set repository `<space>-store`, serves the model at the commit that
-    this makes, and lets in who has `key`; it reads the repository with `token`. Raises StackError.
+    `rung` is zerogpu, docker, static, or auto: the first of these that the account can create. The gateway on the
+    Space stores its data in the private dataset repository `<space>-store`, which it reads with `token`, and serves
+    the model at the commit created here to callers with `key`. Raises StackError.
     """
     verify(model_dir)
     chosen = [step for step in LADDER if rung in ("auto", step.name)]
     if not chosen:
-        raise StackError(f"{rung} is no kind of Space; choose auto, zerogpu, docker or static")
-    step = climb(api, space, chosen, say)
+        raise StackError(f"unknown kind of Space {rung!r}; expected auto, zerogpu, docker or static")
+    step = create_space(api, space, chosen, say)
     with tempfile.TemporaryDirectory() as scratch:
         tree = Path(scratch) / "tree"
         assemble(tree, step, model_dir, project)
@@ -139,8 +139,8 @@ def host(
     return Hosted(step.name, f"{api.endpoint}/spaces/{space}", url, version, calls if version else "")
 
 
-def climb(api: "HfApi", space: str, ladder: list[Rung], say: Callable[[str], None]) -> Rung:
-    """Create the Space on the first rung that the Hub grants. Raises StackError where it grants none."""
+def create_space(api: "HfApi", space: str, ladder: list[Rung], say: Callable[[str], None]) -> Rung:
+    """Create the Space with the first kind that the Hub permits. Raises StackError if it permits none."""
     from huggingface_hub.errors import HfHubHTTPError
 
     for rung in ladder:
@@ -150,13 +150,13 @@ def climb(api: "HfApi", space: str, ladder: list[Rung], say: Callable[[str], Non
             return rung
         except HfHubHTTPError as error:
             if error.response.status_code not in (402, 403):
-                raise StackError(f"the Space {space} can't be created: {error.server_message or error}") from None
-            say(f"No {rung.name} Space for this account ({rung.about}): {error.server_message or 'refused'}")
-    raise StackError(f"the account can't have a Space of this kind: {', '.join(rung.name for rung in ladder)}")
+                raise StackError(f"can't create the Space {space}: {error.server_message or error}") from None
+            say(f"{rung.name} Space not available to this account ({rung.about}): {error.server_message or 'denied'}")
+    raise StackError(f"the account can't create a Space of kind {' or '.join(rung.name for rung in ladder)}")
 
 
 def assemble(tree: Path, rung: Rung, model_dir: Path, project: Project) -> None:
-    """Fill a folder with what is uploaded: the rung's own files, and the code or the model."""
+    """Create the folder to upload: the files for the kind of Space, and the code or the model."""
     shutil.copytree(project.root / "space" / rung.name, tree)
     front = {"title": project.title, "emoji": "🧪", "colorFrom": "blue", "colorTo": "gray", **rung.front}
     text = yaml.safe_dump(front, allow_unicode=True, sort_keys=False)
@@ -174,12 +174,12 @@ def assemble(tree: Path, rung: Rung, model_dir: Path, project: Project) -> None:
 
 
 def library() -> Path:
-    """The folder of this library: a Space is built from requirements.txt alone, so no wheel can be named there."""
+    """Return the folder of this library, which is copied because a Space can't install a wheel from the repository."""
     return Path(__file__).parents[1]
 
 
 def web_page(tree: Path, model_dir: Path, project: Project) -> None:
-    """The files of a page that runs the model in the browser: model, samples, card and runtime."""
+    """Write the files of a page that runs the model in the browser: model, samples, card and runtime."""
     for path in model_dir.iterdir():
         if path.is_file() and not path.name.endswith(LEFT_OUT):
             shutil.copy(path, tree)
@@ -199,7 +199,7 @@ def web_page(tree: Path, model_dir: Path, project: Project) -> None:
 
 
 def fetch_runtime(cache: Path) -> Path:
-    """onnxruntime-web as npm's registry has it, fetched once and checked. Raises StackError."""
+    """Download onnxruntime-web from npm's registry, verify it and cache it. Raises StackError."""
     archive = cache / f"onnxruntime-web-{WEB}.tgz"
     if not archive.exists():
         cache.mkdir(parents=True, exist_ok=True)
@@ -207,18 +207,18 @@ def fetch_runtime(cache: Path) -> Path:
             with urllib.request.urlopen(WEB_URL, timeout=60) as answer:
                 content = answer.read()
         except OSError as error:
-            raise StackError(f"{WEB_URL} can't be fetched: {error}") from None
+            raise StackError(f"can't download {WEB_URL}: {error}") from None
         archive.write_bytes(content)
     if hashlib.sha256(archive.read_bytes()).hexdigest() != WEB_SHA256:
         archive.unlink()
-        raise StackError(f"{WEB_URL} is not the file that is known; try again")
+        raise StackError(f"checksum mismatch for {WEB_URL}; rerun the command")
     return archive
 
 
 def store_model(
     model_dir: Path, project: Project, predictor: "Predictor", api: "HfApi", repo: str, bump: Bump
 ) -> tuple[str, str]:
-    """Deploy a model folder into a data-set repository in one commit; returns version and commit."""
+    """Deploy a model folder to a dataset repository in one commit; return version and commit."""
     from huggingface_hub.errors import EntryNotFoundError
 
     owner, _, name = project.algorithm.partition("/")
@@ -230,7 +230,7 @@ def store_model(
             known = api.hf_hub_download(repo, f"{place}/{index_path(name)}", repo_type="dataset")
             store.pipe_file(index_path(name), Path(known).read_bytes())
         except EntryNotFoundError:
-            pass  # the first deployment
+            pass  # first deployment
         build = deploy(model_dir, store, name, predictor, bump)
         ignored = [".part/**", "**/.lock"]
         done = api.upload_folder(
@@ -244,24 +244,24 @@ def store_model(
 
 
 def wait(api: "HfApi", space: str, url: str, seconds: float) -> None:
-    """Wait until a Space answers. Raises StackError where it fails or takes too long."""
+    """Wait until a Space answers. Raises StackError if it fails or takes too long."""
     end = time.monotonic() + seconds
     pause = 0.2
     while time.monotonic() < end:
         stage = api.get_space_runtime(space).stage
         if stage in ("BUILD_ERROR", "CONFIG_ERROR", "RUNTIME_ERROR", "NO_APP_FILE"):
-            raise StackError(f"the Space {space} failed ({stage}); its log is at {api.endpoint}/spaces/{space}")
+            raise StackError(f"the Space {space} failed ({stage}); see its log at {api.endpoint}/spaces/{space}")
         if stage == "RUNNING" and answers(url):
             return
         time.sleep(pause)
         pause = min(pause * 1.5, 5.0)
-    raise StackError(f"the Space {space} does not answer after {seconds:g} seconds; see {api.endpoint}/spaces/{space}")
+    raise StackError(f"no answer from the Space {space} within {seconds:g} s; see {api.endpoint}/spaces/{space}")
 
 
 def answers(url: str) -> bool:
-    """Whether an address answers with success."""
+    """Return whether a URL answers with status 200."""
     try:
-        with urllib.request.urlopen(url, timeout=10) as answer:  # noqa: S310 - the Space's own address
+        with urllib.request.urlopen(url, timeout=10) as answer:  # noqa: S310 - URL of the Space
             return bool(answer.status == 200)
     except OSError:
         return False

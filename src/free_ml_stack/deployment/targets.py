@@ -1,4 +1,4 @@
-"""Where `deploy` can put a model besides the project's own store: an installation of Algorithmia, or a Space."""
+"""Targets of `deploy` besides the project's store: an Algorithmia installation, or a Hugging Face Space."""
 
 import json
 import os
@@ -21,28 +21,28 @@ SAMPLES = 10
 
 
 def to_installation(science: "Science", settings: "Settings", model_dir: Path, bump: Bump) -> str:
-    """Publish a model at the installation that ALGORITHMIA_API names; returns the version. Raises StackError."""
+    """Publish a model at the installation of ALGORITHMIA_API; return the version. Raises StackError."""
     import Algorithmia
     from requests import RequestException
 
     from free_ml_stack.deployment.installation import deploy_to_installation
 
     if not (settings.algorithmia_api and settings.algorithmia_api_key):
-        raise StackError("no installation is named: set ALGORITHMIA_API and ALGORITHMIA_API_KEY")
+        raise StackError("no installation configured; set ALGORITHMIA_API and ALGORITHMIA_API_KEY")
     client = Algorithmia.client(settings.algorithmia_api_key, settings.algorithmia_api)
     sources, predict = settings.root / "algorithm", science.folder / "predict.py"
     try:
         return deploy_to_installation(model_dir, sources, predict, client, settings.algorithm, bump, say=say)
     except RequestException as error:
-        raise StackError(f"{settings.algorithmia_api} does not answer: {error}") from None
+        raise StackError(f"no answer from {settings.algorithmia_api}: {error}") from None
 
 
 def to_space(
     science: "Science", settings: "Settings", model_dir: Path, bump: Bump, rung: str, key: str = ""
 ) -> "Hosted":
-    """Host a model on a Space of the account; where it is and its key are kept in `.stack/space.json`.
+    """Host a model on a Space of the account; write its URL and key to `.stack/space.json`.
 
-    `key` guards the gateway there; by default the one it had, else a new one. Raises StackError.
+    `key` protects the gateway; default: the existing key, or a new one. Raises StackError.
     """
     from huggingface_hub import HfApi, get_token
     from huggingface_hub.errors import HfHubHTTPError
@@ -52,10 +52,10 @@ def to_space(
 
     token = get_token()
     if not token:
-        raise StackError("no key for Hugging Face: set HF_TOKEN to a token that can write, or run `hf auth login`")
+        raise StackError("no token for Hugging Face; set HF_TOKEN to one with write access, or run `hf auth login`")
     account = settings.model_repo.partition("/")[0] or settings.huggingface_username
-    if trouble := credentials.key_problem("huggingface", account, settings.root / ".env"):
-        raise StackError(trouble)
+    if problem := credentials.key_problem("huggingface", account, settings.root / ".env"):
+        raise StackError(problem)
     record = settings.private / RECORD
     project = Project(
         title=settings.title or settings.project,
@@ -69,19 +69,19 @@ def to_space(
     api = HfApi(token=token)
     try:
         space = settings.model_repo or f"{api.whoami()['name']}/{settings.project}"
-        key = key or remembered(record) or secrets.token_urlsafe(24)
+        key = key or saved_key(record) or secrets.token_urlsafe(24)
         hosted = host(model_dir, project, science.predict, api, space, key, token, rung, bump, say)
     except HfHubHTTPError as error:
-        raise StackError(f"the Hub refuses: {error.server_message or error}") from None
+        raise StackError(f"request rejected by the Hub: {error.server_message or error}") from None
     except httpx.HTTPError as error:
-        raise StackError(f"{api.endpoint} does not answer: {error}") from None
+        raise StackError(f"no answer from {api.endpoint}: {error}") from None
     if hosted.calls:
-        keep(record, {"url": hosted.url, "key": key})
+        write_private(record, {"url": hosted.url, "key": key})
     return hosted
 
 
 def test_samples(science: "Science", settings: "Settings", model_dir: Path) -> list[object]:
-    """Some inputs to try: of the test split where the model's data is at hand, else its own sample."""
+    """Return example inputs from the test split if the model's data set is available, otherwise the model's sample."""
     from free_ml_stack.data import dataset
     from free_ml_stack.storage.stores import open_store
 
@@ -97,13 +97,13 @@ def test_samples(science: "Science", settings: "Settings", model_dir: Path) -> l
     return dataset.examples(science, splits["test"], range(min(SAMPLES, splits["test"].rows)))
 
 
-def remembered(record: Path) -> str:
-    """The key of the Space that was made before, or nothing."""
+def saved_key(record: Path) -> str:
+    """Return the key of the existing Space, or ""."""
     return str(json.loads(record.read_text(encoding="utf-8"))["key"]) if record.exists() else ""
 
 
-def keep(record: Path, content: dict[str, str]) -> None:
-    """Write a file that only its owner can read."""
+def write_private(record: Path, content: dict[str, str]) -> None:
+    """Write a JSON file that only its owner can read."""
     record.parent.mkdir(parents=True, exist_ok=True)
     with os.fdopen(os.open(record, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="utf-8") as file:
         json.dump(content, file)

@@ -1,4 +1,4 @@
-"""The builds and versions of a deployed algorithm, kept in one index file in the store."""
+"""Builds and versions of a deployed algorithm, stored in one index file."""
 
 import hashlib
 import re
@@ -17,16 +17,16 @@ from free_ml_stack.errors import StackError
 
 Bump = Literal["major", "minor", "revision"]
 FOLDER = "deployments"
-LOCKED = 10  # seconds after which a lock on an index counts as left behind; a change takes milliseconds
+LOCK_SECONDS = 10  # age at which a lock on an index is considered stale; a change takes milliseconds
 HASH = re.compile(r"[0-9a-f]{40}")
 NAME = re.compile(r"[A-Za-z][\w-]{0,63}", re.ASCII)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Build:
-    """A model folder in the store; a build that has a `version` is published."""
+    """A model folder in the store; it is published if it has a `version`."""
 
-    hash: str  # 40 hexadecimal digits: of the commit, or the SHA-1 of the folder's manifest
+    hash: str  # 40 hexadecimal digits: commit, or SHA-1 of the folder's manifest
     folder: str  # in the store
     build_id: str = field(default_factory=lambda: str(uuid.uuid4()))
     status: str = "succeeded"  # or "in-progress" or "failed"
@@ -35,11 +35,11 @@ class Build:
     logs: str = ""
     version: str = ""
     callability: str = "public"
-    withdrawn: bool = False  # rolled back: answers when pinned, is nobody's latest
+    withdrawn: bool = False  # rolled back: can be called by number only
     release_notes: str = ""
     sample_input: str = ""
     sample_output: str = ""
-    request: str = ""  # the digest of the request that published it
+    request: str = ""  # digest of the request that published it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,15 +53,15 @@ class Algorithm:
     builds: tuple[Build, ...] = ()
 
     def published(self) -> list[Build]:
-        """The builds that have a version, newest version first."""
+        """Return the builds with a version, newest version first."""
         return sorted((build for build in self.builds if build.version), key=order, reverse=True)
 
     def latest(self) -> Build | None:
-        """The version that answers when none is named."""
+        """Return the version that is called by default."""
         return self.resolve("latest")
 
     def resolve(self, reference: str) -> Build | None:
-        """The build that `1.2.3`, `1.2`, `1.*`, `latest`, `latestPrivate` or a commit's hash stands for."""
+        """Return the build of a reference: `1.2.3`, `1.2`, `1.*`, `latest`, `latestPrivate` or a commit's hash."""
         published = self.published()
         if HASH.fullmatch(reference):
             return next((b for b in reversed(self.builds) if (b.hash, b.status) == (reference, "succeeded")), None)
@@ -73,7 +73,7 @@ class Algorithm:
         return next((build for build in offered if f"{build.version}.".startswith(prefix)), None)
 
     def next_version(self, bump: Bump) -> str:
-        """The version after the highest there ever was; the first minor one is 0.1.0."""
+        """Return the version that follows the highest one; the first minor version is 0.1.0."""
         major, minor, revision = order(max(self.builds, key=order)) if self.published() else (0, 0, 0)
         following = {
             "major": (major + 1, 0, 0),
@@ -83,35 +83,35 @@ class Algorithm:
         return ".".join(map(str, following[bump]))
 
     def with_build(self, build: Build) -> "Algorithm":
-        """The algorithm with a build added, or replaced where its id is known."""
+        """Return a copy with a build added, or replaced if its id exists."""
         others = tuple(other for other in self.builds if other.build_id != build.build_id)
         return replace(self, builds=(*others, build))
 
 
 def order(build: Build) -> tuple[int, int, int]:
-    """The sort key of semantic versions; unpublished builds come first."""
+    """Return the sort key by semantic version; unpublished builds come first."""
     major, minor, revision = map(int, (build.version or "-1.0.0").split("."))
     return major, minor, revision
 
 
 def _prefix(reference: str) -> str:
-    """`1.2`, `1.2.*` and `1.2.x` all mean versions that start with `1.2.`; anything else matches none."""
+    """Return the version prefix of a reference: `1.2.` for `1.2`, `1.2.*` and `1.2.x`; otherwise `?`."""
     stem = re.sub(r"(\.[*x]){1,2}$", "", reference)
     return f"{stem}." if re.fullmatch(r"\d+(\.\d+)?", stem) else "?"
 
 
 def now() -> str:
-    """The time as Algorithmia writes it, in UTC."""
+    """Return the current UTC time in Algorithmia's format."""
     return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
 
 
 def index_path(name: str) -> str:
-    """Where an algorithm's index is in the store."""
+    """Return the path of an algorithm's index in the store."""
     return f"{FOLDER}/{name}/index.json"
 
 
 def read_index(store: AbstractFileSystem, name: str) -> Algorithm | None:
-    """The algorithm as the store has it, or None. Raises StackError for a file that is no index."""
+    """Read an algorithm from the store, or return None. Raises StackError for an invalid index."""
     try:
         content = orjson.loads(store.cat_file(index_path(name)))
         builds = tuple(Build(**build) for build in content.pop("builds"))
@@ -123,39 +123,41 @@ def read_index(store: AbstractFileSystem, name: str) -> Algorithm | None:
 
 
 def latest_build(store: AbstractFileSystem, name: str) -> Build | None:
-    """The version of an algorithm that answers when none is named; None where nothing is deployed."""
+    """Return the version of an algorithm that is called by default, or None."""
     algorithm = read_index(store, name)
     return algorithm.latest() if algorithm else None
 
 
 def deployed_build(store: AbstractFileSystem, name: str, command: str) -> Build:
-    """The version that answers. Raises StackError where nothing is deployed."""
+    """Return the version that is called by default. Raises StackError if there is none."""
     if build := latest_build(store, name):
         return build
-    raise StackError(f"nothing is deployed yet: run `{command} deploy`")
+    raise StackError(f"no deployed version; run `{command} deploy`")
 
 
 def write_index(store: AbstractFileSystem, algorithm: Algorithm) -> None:
-    """Replace the index; a reader sees the old one or the new one."""
+    """Replace the index atomically."""
     store.pipe_file(index_path(algorithm.name), orjson.dumps(algorithm, option=orjson.OPT_INDENT_2))
 
 
 def add_build(store: AbstractFileSystem, name: str, build: Build) -> None:
-    """Add a build to the index, or replace it there. Raises StackError where its version is taken by another."""
-    with changing(store, name):
+    """Add a build to the index, or replace it. Raises StackError if another build has its version."""
+    with index_lock(store, name):
         algorithm = read_index(store, name) or Algorithm(name=name)
         others = {other.version for other in algorithm.builds if other.build_id != build.build_id}
         if build.version and build.version in others:
-            raise StackError(f"{name} {build.version} has been deployed by someone else meanwhile; deploy again")
+            raise StackError(
+                f"version {build.version} of {name} already exists (deployed concurrently); run deploy again"
+            )
         write_index(store, algorithm.with_build(build))
 
 
 def remove(store: AbstractFileSystem, name: str) -> None:
-    """Remove an algorithm, the log of its calls, and the model folders that no other algorithm has a build of.
+    """Remove an algorithm, its log, and the model folders that no other algorithm uses.
 
-    A version of the same name that is made later would be measured by the calls of this one.
+    The log is removed because a later algorithm of the same name would be compared with its calls.
     """
-    with changing(store, name):
+    with index_lock(store, name):
         algorithm = read_index(store, name)
         store.rm_file(index_path(name))
     others = [read_index(store, other) for other in names(store)]
@@ -169,16 +171,16 @@ def remove(store: AbstractFileSystem, name: str) -> None:
 
 
 def names(store: AbstractFileSystem) -> list[str]:
-    """The names under which there are algorithms, or were."""
+    """Return the names of all algorithms, including removed ones."""
     known = store.ls(FOLDER, detail=False) if store.isdir(FOLDER) else []
     return [path.rstrip("/").rpartition("/")[2] for path in known]
 
 
 @contextmanager
-def changing(store: AbstractFileSystem, name: str) -> Iterator[None]:
-    """Keep others from changing an index meanwhile; a lock that its owner left behind is broken in the end."""
+def index_lock(store: AbstractFileSystem, name: str) -> Iterator[None]:
+    """Lock an index for a block; a stale lock is broken after LOCK_SECONDS."""
     lock = f"{FOLDER}/{name}/.lock"
-    end = time.monotonic() + LOCKED
+    end = time.monotonic() + LOCK_SECONDS
     while True:
         try:
             store.open(lock, "xb").close()
@@ -190,11 +192,11 @@ def changing(store: AbstractFileSystem, name: str) -> Iterator[None]:
     try:
         yield
     finally:
-        with suppress(OSError):  # a change that is made is made; a lock that stays is broken in the end
+        with suppress(OSError):  # the change is complete, and a remaining lock becomes stale
             store.rm_file(lock)
 
 
 def commit_hash(algorithm: Algorithm, content: bytes) -> str:
-    """The hash that names a new build: like a commit's, of what is in it and what was before."""
+    """Compute the hash of a new build from its content and the previous hash, like a commit's."""
     parent = algorithm.builds[-1].hash if algorithm.builds else algorithm.name
     return hashlib.sha1(parent.encode() + content, usedforsecurity=False).hexdigest()

@@ -13,15 +13,15 @@ from typing import Any
 
 import orjson
 
-from free_ml_stack.deployment.deploy import try_out
+from free_ml_stack.deployment.deploy import check_build
 from free_ml_stack.deployment.versions import (
     NAME,
     Algorithm,
     Build,
     Bump,
     add_build,
-    changing,
     commit_hash,
+    index_lock,
     names,
     now,
     read_index,
@@ -112,7 +112,7 @@ class Management:
             raise HTTPError(403, f"403: only {self.owner} has algorithms on this gateway", 2001)
         if not isinstance(name, str) or not NAME.fullmatch(name):
             raise HTTPError(400, "name must begin with a letter and hold letters, digits, - and _, at most 64")
-        with changing(self.store, name):
+        with index_lock(self.store, name):
             if read_index(self.store, name):
                 raise HTTPError(409, f"{owner}/{name} exists already", 1002)
             algorithm = changed(Algorithm(name=name), request)
@@ -121,7 +121,7 @@ class Management:
 
     def update(self, algorithm: Algorithm, request: Request) -> dict[str, Any]:
         """Change details and settings; the client's own form of this call holds nothing to change."""
-        with changing(self.store, algorithm.name):
+        with index_lock(self.store, algorithm.name):
             algorithm = changed(self._by_name(self.owner, algorithm.name), request)
             write_index(self.store, algorithm)
         return self.describe(algorithm, request, algorithm.latest())
@@ -152,7 +152,7 @@ class Management:
 
     def _fault(self, build: Build) -> str:
         try:
-            try_out(self.store, build, self.models.predictor, check)
+            check_build(self.store, build, self.models.predictor, check)
         except StackError as error:
             return str(error)
         return ""
@@ -163,7 +163,7 @@ class Management:
         if not bump:
             raise HTTPError(400, "version_type must be major, minor or revision")
         digest = hashlib.sha256(orjson.dumps(request.content)).hexdigest()
-        with changing(self.store, algorithm.name):
+        with index_lock(self.store, algorithm.name):
             algorithm = changed(self._by_name(self.owner, algorithm.name), request)
             build = algorithm.builds[-1] if algorithm.builds else None
             if build and build.version and build.request == digest:
