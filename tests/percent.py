@@ -1,4 +1,4 @@
-"""Each task's notebook is made from percent-format sources: `python tests/percent.py` makes them again."""
+"""Generation of each task's notebook from percent-format sources: run `python tests/percent.py`."""
 
 import sys
 from pathlib import Path
@@ -13,14 +13,14 @@ MARK = "# %%\n"
 
 
 def source(task: Path) -> str:
-    """The percent-format source of a task's notebook: the common one with the task's parameters and functions."""
+    """Return the percent-format source of a task's notebook: the common source with the task's parameters and functions."""
     parameters, mark, look = (task / "notebook.py.jinja").read_text("utf-8").partition(MARK)
     common = SOURCE.read_text(encoding="utf-8")
     return common.replace("# PARAMETERS\n", parameters.strip() + "\n").replace("# LOOK\n", (mark + look).strip() + "\n")
 
 
 def converted(source: str) -> str:
-    """The notebook of a percent-format source: no outputs, and cells that are numbered instead of named by chance."""
+    """Convert a percent-format source to a notebook without outputs, with numbered instead of random cell ids."""
     notebook = jupytext.reads(source, fmt="py:percent")
     notebook.metadata.pop("jupytext", None)
     for number, cell in enumerate(notebook.cells):

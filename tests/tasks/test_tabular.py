@@ -311,13 +311,13 @@ def test_a_target_of_one_value_is_refused(task: str, tmp_path: Path) -> None:
     folder = settings(tmp_path)
     (folder / "same.csv").write_text("a,b\n" + "".join(f"{row},7\n" for row in range(100)))
     run(folder, task, "data", "--from", "same.csv", "--target", "b")
-    assert "b has one value in all rows" in run(folder, task, "train", code=1)
+    assert "b has the same value in all rows" in run(folder, task, "train", code=1)
 
 
 @pytest.mark.parametrize("task", NAMES)
 def test_a_table_of_nothing_to_learn_from_is_refused(task: str, tmp_path: Path) -> None:
     folder = settings(tmp_path)
     (folder / "one.csv").write_text("b\n" + "1\n2\n" * 50)
-    assert "no column of numbers, dates or texts beside b" in run(
+    assert "no column of numbers, dates or texts besides b" in run(
         folder, task, "data", "--from", "one.csv", "--target", "b", code=1
     )

@@ -1,4 +1,4 @@
-"""The data set: scikit-learn's digits, 1,797 real grey images of 8 x 8 pixels, or images of yours. Edit me."""
+"""The data set: scikit-learn's digits (1,797 greyscale images of 8 x 8 pixels), or your own images. Edit me."""
 
 import base64
 from collections.abc import Mapping
@@ -16,15 +16,15 @@ from .predict import pixels
 Arrays = dict[str, NDArray[Any]]
 NAME = "digits"
 SOURCE = "https://archive.ics.uci.edu/dataset/80/optical+recognition+of+handwritten+digits"
-LICENSE = "cc-by-4.0"  # the Hub's id of it
+LICENSE = "cc-by-4.0"  # license id of the Hub
 TARGET = "label"
-SIZE = 64  # pixels of the sides of images that come as files
+SIZE = 64  # default height and width of image files in pixels
 
 
 def fetch() -> Arrays:
-    """All images (n, 8, 8), grey values 0 to 16, and their labels (n,), both uint8.
+    """Load all images (n, 8, 8) with values from 0 to 16, and their labels (n,), both uint8.
 
-    What scikit-learn's `load_digits` gives, from the same file: importing scikit-learn would take as long as training.
+    This is the data set of scikit-learn's `load_digits`, read from its file because importing scikit-learn is slow.
     """
     [package] = getattr(find_spec("sklearn"), "submodule_search_locations", None) or [""]
     rows = np.loadtxt(Path(package, "datasets", "data", "digits.csv.gz"), delimiter=",", dtype=np.uint8)
@@ -32,29 +32,29 @@ def fetch() -> Arrays:
 
 
 def arrange(columns: Mapping[str, str], target: str) -> dict[str, tuple[str, str]]:
-    """Choose the columns to keep, each as (source, kind): images as pixels (h, w[, 3]), files or paths of files."""
+    """Map columns to (source column, kind): images as pixels (h, w[, 3]), files or paths of files."""
     others = [name for name in columns if name != target]
     found = [name for kind in ("tensor", "bytes", "text") for name in others if columns[name] == kind]
     if not found:
-        raise StackError(f"no column of images beside {target} among {', '.join(columns)}")
+        raise StackError(f"no column of images besides {target}, only {', '.join(columns)}")
     kind = "tensor" if columns[found[0]] == "tensor" else "bytes"
     return {"image": (found[0], kind), "label": (target, "category")}
 
 
 def check(columns: Mapping[str, Any]) -> None:
-    """Refuse images that can't be read. ValueError."""
+    """Raise ValueError for images that can't be read."""
     for picture in columns["image"]:
         pixels(picture, None)
 
 
 def shape(config: TrainConfig, facts: Mapping[str, Any]) -> list[int]:
-    """Height, width and, of colours, channels of the images that the model takes."""
+    """Return the shape of the model's input: height, width and, for colour images, channels."""
     stored = facts["columns"]["image"].get("shape") or [SIZE, SIZE, 3]
     return [config.size, config.size, *stored[2:]] if config.size else list(stored)
 
 
 def prepare(config: TrainConfig, facts: Mapping[str, Any], columns: Mapping[str, Any], draws: Any) -> Arrays:
-    """Read some rows for the model: images (n, h, w[, 3]) of uint8, augmented by `draws` (n, 16), and labels (n,)."""
+    """Convert rows to inputs: uint8 images (n, h, w[, 3]), augmented with `draws` (n, 16), and labels (n,)."""
     images, size = columns["image"], shape(config, facts)
     if isinstance(images, list) or list(images.shape[1:]) != size:
         boxes = [None] * len(images) if draws is None or not config.crop else crops(config.crop, draws)
@@ -68,20 +68,20 @@ def prepare(config: TrainConfig, facts: Mapping[str, Any], columns: Mapping[str,
 
 
 def crops(most: float, draws: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Random boxes (n, 4): left, upper, right and lower edge as shares of the sides."""
+    """Return random boxes (n, 4): left, upper, right and lower edge as shares of the sides."""
     kept = 1 - most * draws[:, 3]
     left, upper = draws[:, 4] * (1 - kept), draws[:, 5] * (1 - kept)
     return np.stack((left, upper, left + kept, upper + kept), axis=1)
 
 
 def shifted(images: NDArray[Any], offsets: NDArray[Any], limit: int) -> NDArray[Any]:
-    """Images (n, h, w, …) moved by their own offsets (n, 2), 0 to 2 * limit, where `limit` leaves one in place."""
+    """Shift images (n, h, w, …) by offsets (n, 2) from 0 to 2 * limit, where `limit` means no shift."""
     padded = np.pad(images, [(0, 0), (limit, limit), (limit, limit), *[(0, 0)] * (images.ndim - 3)])
     rows, columns = (offsets[:, i, None] + np.arange(images.shape[1 + i]) for i in (0, 1))
     return padded[np.arange(len(images))[:, None, None], rows[:, :, None], columns[:, None, :]]
 
 
 def example(columns: Mapping[str, Any], row: int) -> Any:
-    """What a caller sends for a row: the image as lists of numbers, or its file in base64."""
+    """Return the input that a caller sends for a row: nested lists of numbers, or a file in base64."""
     image = columns["image"][row]
     return base64.b64encode(image).decode() if isinstance(image, bytes) else image.tolist()

@@ -1,4 +1,4 @@
-"""The model as a service: the two functions that an Algorithmia algorithm has. Edit me. No torch in here."""
+"""The model as a service: `load` and `apply` of an Algorithmia algorithm. Edit me. Must not import torch."""
 
 import base64
 import io
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 
 class Model(NamedTuple):
-    """A loaded model: its session, the names of its classes, the shape of an image, and the largest value in it."""
+    """A loaded model: session, class names, image shape and maximum pixel value."""
 
     session: Any
     labels: list[Any]
@@ -21,11 +21,11 @@ class Model(NamedTuple):
 
 
 def load(model_dir: Path) -> Model:
-    """Load `model.onnx` and what `config.json` says of it from a model folder."""
-    import onnxruntime  # here, since training needs `pixels` alone
+    """Load `model.onnx` and its metadata `config.json` from a model folder."""
+    import onnxruntime  # imported here, because training only uses `pixels`
 
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1  # one image is too little work to share
+    options.intra_op_num_threads = 1  # one image is too small for several threads
     path, providers = str(model_dir / "model.onnx"), ["CPUExecutionProvider"]
     config = json.loads((model_dir / "config.json").read_text(encoding="utf-8"))
     session = onnxruntime.InferenceSession(path, options, providers=providers)
@@ -33,12 +33,12 @@ def load(model_dir: Path) -> Model:
 
 
 def apply(input: Any, model: Model) -> dict[str, Any]:
-    """Classify one image: the bytes of a file, the same in base64, or numbers. ValueError for anything else."""
+    """Classify one image: a file as bytes or in base64, or nested lists of numbers. Raises ValueError."""
     return apply_batch([input], model)[0]
 
 
 def apply_batch(inputs: list[Any], model: Model) -> list[dict[str, Any]]:
-    """Classify many images in one run of the model; the answers are those of `apply`."""
+    """Classify several images in one run of the model, with the same results as `apply`."""
     rows = model.session.run(None, {"image": images_of(inputs, model)})[0].tolist()
     return [
         {"label": model.labels[row.index(most)], "confidence": most, "probabilities": row}
@@ -47,12 +47,12 @@ def apply_batch(inputs: list[Any], model: Model) -> list[dict[str, Any]]:
 
 
 def watch(input: Any, answer: Any, model: Model) -> dict[str, Any]:
-    """What monitoring compares with the training data: numbers, and categories as text."""
+    """Return the quantities for monitoring: numbers, and categories as text."""
     return watch_batch([input], [answer], model)[0]
 
 
 def watch_batch(inputs: list[Any], answers: list[Any], model: Model) -> list[dict[str, Any]]:
-    """The same of many calls; a busy gateway logs them with this."""
+    """Return the quantities of several calls; used by the gateway under load."""
     values = images_of(inputs, model).reshape(len(inputs), -1)
     means, deviations = values.mean(axis=1).tolist(), values.std(axis=1).tolist()
     return [
@@ -62,9 +62,9 @@ def watch_batch(inputs: list[Any], answers: list[Any], model: Model) -> list[dic
 
 
 def pixels(picture: Any, shape: Sequence[int] | None, box: Any = None) -> NDArray[Any]:
-    """An encoded image, or one of uint8, as pixels of a shape (h, w[, 3]); `box` cuts it, in shares of its sides.
+    """Decode and resize an image, encoded or uint8, to `shape` (h, w[, 3]); crop it to `box` (shares of its sides).
 
-    Without a shape it is only read. ValueError for what is no image.
+    Without `shape`, the image is only checked. Raises ValueError if it is not an image.
     """
     if isinstance(picture, np.ndarray) and (shape is None or list(picture.shape) == list(shape)):
         return picture
@@ -73,7 +73,7 @@ def pixels(picture: Any, shape: Sequence[int] | None, box: Any = None) -> NDArra
     try:
         image = Image.fromarray(picture) if isinstance(picture, np.ndarray) else Image.open(io.BytesIO(picture))
         height, width = shape[:2] if shape else (1, 1)
-        image.draft("RGB", (2 * width, 2 * height))  # a large JPEG is decoded at a fraction of its size
+        image.draft("RGB", (2 * width, 2 * height))  # decodes a large JPEG at reduced size
         image = image.convert("RGB" if not shape or shape[2:] else "L")
         edges = None if box is None else tuple(box * np.array(image.size * 2))
         return np.asarray(image.resize((width, height), Image.Resampling.BILINEAR, edges, reducing_gap=2.0))
@@ -82,14 +82,14 @@ def pixels(picture: Any, shape: Sequence[int] | None, box: Any = None) -> NDArra
 
 
 def images_of(inputs: list[Any], model: Model) -> NDArray[np.float32]:
-    """Inputs as the model takes them (n, h, w[, 3]). ValueError for what is no image."""
+    """Convert inputs to an array (n, h, w[, 3]). Raises ValueError for invalid images."""
     try:
         files = [base64.b64decode(one, validate=True) if isinstance(one, str) else one for one in inputs]
         found = [pixels(one, model.shape) if isinstance(one, bytes | bytearray) else one for one in files]
         images = np.asarray(found, dtype=np.float32).reshape(len(inputs), *model.shape)
-    except (TypeError, ValueError) as error:  # of base64, too
+    except (TypeError, ValueError) as error:  # includes errors of base64
         numbers = " x ".join(map(str, model.shape))
-        raise ValueError(f"expected an image: a file, also in base64, or {numbers} numbers ({error})") from None
-    if not (images.min() >= 0 and images.max() <= model.levels):  # nor is NaN
-        raise ValueError(f"expected values of pixels from 0 to {model.levels}")
+        raise ValueError(f"expected an image file as bytes or base64, or {numbers} numbers ({error})") from None
+    if not (images.min() >= 0 and images.max() <= model.levels):  # False for NaN
+        raise ValueError(f"expected pixel values from 0 to {model.levels}")
     return images

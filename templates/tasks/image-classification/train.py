@@ -1,4 +1,4 @@
-"""Training: one readable loop in plain torch, for one process or many, on any device. Edit me."""
+"""Training: one loop in plain torch, for one or several processes, on any device. Edit me."""
 
 from collections.abc import Mapping
 from functools import partial
@@ -20,15 +20,15 @@ from .model import ImageNet, build, freeze
 def fit(
     config: TrainConfig, splits: Mapping[str, Split], run: Run, checkpoints: Checkpoints, process: Process
 ) -> ImageNet:
-    """Train on the train split and return the model with the weights that had the lowest validation loss.
+    """Train on the train split and return the model with the lowest validation loss.
 
-    Started again with the checkpoints of a run that was stopped, it goes on as if it never had been.
+    With the checkpoints of an interrupted run, training resumes with the same result as without the interruption.
     """
     torch.manual_seed(config.seed)
     train, size = splits["train"], config.batch_size
     steps = train.rows // size
     if not steps:
-        raise StackError(f"batch_size {size} is more than the {train.rows} training images")
+        raise StackError(f"batch_size: {size} is larger than the number of training images, {train.rows}")
     model = build(config, train.facts).to(process.device)
     net = process.parallel(model)
     optimizer = torch.optim.AdamW(model.parameters(), config.lr, weight_decay=config.weight_decay, fused=True)
@@ -72,7 +72,7 @@ def fit(
 
 
 def validate(config: TrainConfig, net: nn.Module, split: Split, process: Process) -> tuple[float, float]:
-    """Mean loss and accuracy over a split, each process taking its share of the rows."""
+    """Compute mean loss and accuracy on a split, distributed over the processes."""
     logits, labels = predict(config, net, split, process)
     sums = torch.stack((cross_entropy(logits, labels, reduction="sum"), (logits.argmax(1) == labels).sum()))
     loss, correct = (process.total(sums.double().to(process.device)) / split.rows).tolist()
@@ -81,7 +81,7 @@ def validate(config: TrainConfig, net: nn.Module, split: Split, process: Process
 
 @torch.no_grad()
 def predict(config: TrainConfig, net: nn.Module, split: Split, process: Process | None = None) -> tuple[Tensor, Tensor]:
-    """Logits (n, classes) and labels (n,) of a split, or of a process's share of its rows, on the CPU."""
+    """Compute logits (n, classes) and labels (n,) of a split, or of a process's share of it, on the CPU."""
     device = next(net.parameters()).device
     net.eval()
     batches = split.batches(range(split.rows), 256, partial(prepare, config, split.facts), process)
@@ -90,7 +90,7 @@ def predict(config: TrainConfig, net: nn.Module, split: Split, process: Process 
 
 
 def evaluate(config: TrainConfig, model: ImageNet, split: Split) -> Evaluation:
-    """Judge a trained model on a split: metrics by the Hub's ids, the headline first, with pictures and tables."""
+    """Evaluate a trained model on a split: metrics, with the headline first, pictures and tables."""
     logits, labels = predict(config, model, split)
     shares, names = logits.softmax(1), model.labels
     confidence, found = shares.max(1)
@@ -102,7 +102,7 @@ def evaluate(config: TrainConfig, model: ImageNet, split: Split) -> Evaluation:
 
 
 def picture(config: TrainConfig, split: Split, row: int) -> Any:
-    """An image as an array (h, w[, 3]) of uint8; the digits with dark ink."""
+    """Return an image as a uint8 array (h, w[, 3]), inverted for the digits."""
     [image] = prepare(config, split.facts, split.take([row]), None)["image"]
     most = split.facts["columns"]["image"].get("most", 255)
     return image if most > 16 else 255 - np.uint8(image * (255 / most))

@@ -1,4 +1,4 @@
-"""The model: trees that LightGBM boosts. Edit me."""
+"""The model: gradient-boosted trees of LightGBM. Edit me."""
 
 import json
 import re
@@ -20,37 +20,37 @@ FILE, FACTS = "trees.txt", "config.json"
 
 
 class Trees:
-    """Boosted trees, and what they must know of a table: its fields and the names of the classes."""
+    """Boosted trees, the fields of the table, and the class names."""
 
     def __init__(self, fields: list[dict[str, Any]], labels: list[Any], text: str = "") -> None:
         self.fields, self.labels = fields, labels
         self.booster = lightgbm.Booster(model_str=text) if text else None
 
     def predict(self, features: NDArray[np.float32]) -> NDArray[np.float64]:
-        """Probabilities (n, classes) of features (n, fields)."""
+        """Compute probabilities (n, classes) from features (n, fields)."""
         assert self.booster is not None
         found = np.asarray(self.booster.predict(features))
         return np.stack((1 - found, found), axis=1) if found.ndim == 1 else found
 
     def text(self, rounds: int = -1) -> str:
-        """The first trees in LightGBM's own format; without the parameters, which tell how often training stopped."""
+        """Return the first trees in LightGBM's format, without the parameters, which depend on interruptions."""
         whole = self.booster.model_to_string(num_iteration=rounds) if self.booster else ""
         return whole.partition("\nparameters:")[0]
 
     def state_dict(self) -> dict[str, str]:
-        """What a checkpoint keeps."""
+        """Return the state for a checkpoint."""
         return {"text": self.text()}
 
     def load_state_dict(self, state: Mapping[str, str]) -> None:
-        """Go back to what a checkpoint has kept."""
+        """Restore the state of a checkpoint."""
         self.booster = lightgbm.Booster(model_str=state["text"])
 
 
 def parameters(config: TrainConfig, facts: Mapping[str, Any]) -> dict[str, Any]:
-    """What LightGBM is told: the configuration in its words, the loss, and to be the same on any machine."""
+    """Return the parameters of LightGBM: configuration, loss, and settings for reproducibility."""
     classes = len(facts["columns"][facts["target"]]["categories"])
     if classes < 2:
-        raise StackError(f"{facts['target']} has one value in all rows: there is nothing to learn")
+        raise StackError(f"{facts['target']} has the same value in all rows; choose another target")
     loss: dict[str, Any] = {"objective": "binary", "metric": "binary_logloss"}
     if classes > 2:
         loss = {"objective": "multiclass", "num_class": classes, "metric": "multi_logloss"}
@@ -58,7 +58,7 @@ def parameters(config: TrainConfig, facts: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def settings(config: TrainConfig) -> dict[str, Any]:
-    """The configuration in LightGBM's words."""
+    """Convert the configuration to parameters of LightGBM."""
     return {
         "learning_rate": config.lr,
         "num_leaves": config.leaves,
@@ -78,29 +78,29 @@ def settings(config: TrainConfig) -> dict[str, Any]:
 
 
 def build(config: TrainConfig, facts: Mapping[str, Any]) -> Trees:
-    """The model without any trees, for the data set of this manifest."""
+    """Create the model without trees, for the data set of this manifest."""
     return Trees(fields(facts), facts["columns"][facts["target"]]["categories"])
 
 
 def inputs(batch: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-    """What the exported model takes of a batch, by name."""
+    """Return the inputs of the exported model, by name, from a batch."""
     return {"features": batch["features"]}
 
 
 def export(model: Trees, inputs: Mapping[str, NDArray[Any]], path: Path) -> dict[str, NDArray[Any]]:
-    """Write the ONNX file, and return what the trees answer to some features, by output."""
+    """Write the ONNX file, and return the trees' outputs for the given inputs by name."""
     from onnxmltools import convert_lightgbm
     from onnxmltools.convert.common.data_types import FloatTensorType
 
     shape = [("features", FloatTensorType([None, len(model.fields)]))]
-    booster = lightgbm.Booster(model_str=single(model.text()))
+    booster = lightgbm.Booster(model_str=float32_thresholds(model.text()))
     made = convert_lightgbm(booster, None, shape, target_opset=15, zipmap=False)
     path.write_bytes(made.SerializeToString())
     return {OUTPUT: model.predict(inputs["features"])}
 
 
-def single(text: str) -> str:
-    """Trees with thresholds that ONNX can hold: the largest float32 up to each, which splits float32 as it does."""
+def float32_thresholds(text: str) -> str:
+    """Round thresholds down to float32 for ONNX; float32 features are split in the same way."""
 
     def rounded(line: re.Match[str]) -> str:
         exact = np.array(line[1].split(), np.float64)
@@ -113,13 +113,13 @@ def single(text: str) -> str:
 
 
 def save(model: Trees, folder: Path) -> None:
-    """Write the trees and all that goes with them into the model folder."""
+    """Write the trees and the metadata to the model folder."""
     (folder / FILE).write_text(model.text(), encoding="utf-8")
     content = {"fields": model.fields, "labels": model.labels}
     (folder / FACTS).write_text(json.dumps(content, indent=1), encoding="utf-8")
 
 
 def load(folder: Path) -> Trees:
-    """The model of a model folder, ready to answer."""
+    """Load a model from its folder."""
     config = json.loads((folder / FACTS).read_text(encoding="utf-8"))
     return Trees(**config, text=(folder / FILE).read_text(encoding="utf-8"))

@@ -1,4 +1,4 @@
-"""Training: boosting with LightGBM, stopped early by the validation split. Edit me."""
+"""Training: boosting with LightGBM and early stopping on the validation split. Edit me."""
 
 import json
 from collections.abc import Mapping
@@ -12,7 +12,7 @@ from free_ml_stack.evaluation import Evaluation, classification
 from free_ml_stack.training import Checkpoints, Process, Run, Split
 
 from .config import TrainConfig
-from .data import example, prepare, usual
+from .data import default_value, example, prepare
 from .model import Trees, build, parameters
 
 WORST = 12  # rows in the table of the worst mistakes
@@ -21,22 +21,22 @@ WORST = 12  # rows in the table of the worst mistakes
 def fit(
     config: TrainConfig, splits: Mapping[str, Split], run: Run, checkpoints: Checkpoints, process: Process
 ) -> Trees:
-    """Boost on the train split and return the trees up to the round with the lowest validation loss.
+    """Train on the train split and return the trees up to the round with the lowest validation loss.
 
-    Started again with the checkpoints of a run that was stopped, it goes on as if it never had been.
+    With the checkpoints of an interrupted run, training resumes with the same result as without the interruption.
     """
     if process.size > 1:
-        raise StackError("trees are boosted in one process: start `train` without torchrun, with --threads 0")
-    told = parameters(config, splits["train"].facts)
+        raise StackError("distributed training is not supported; run `train` without torchrun and with --threads 0")
+    settings = parameters(config, splits["train"].facts)
     model = build(config, splits["train"].facts)
-    model.fields = [{**field, "usual": usual(splits["train"], field)} for field in model.fields]
+    model.fields = [{**field, "usual": default_value(splits["train"], field)} for field in model.fields]
     at = checkpoints.resume(model=model)
     run.expect(config.rounds, at.step)
     train = dataset(config, splits["train"])
     held_out = dataset(config, splits["validation"], train)
 
     def before(state: Any) -> None:
-        state.model.reset_parameter({"feature_fraction_seed": config.seed + at.step})  # whatever was drawn before
+        state.model.reset_parameter({"feature_fraction_seed": config.seed + at.step})  # independent of earlier rounds
 
     def after(state: Any) -> None:
         model.booster, at.step = state.model, at.step + 1
@@ -53,7 +53,7 @@ def fit(
     calls = [before, after] if config.column_dropout else [after]
     if not done(config, at):
         lightgbm.train(
-            told,
+            settings,
             train,
             config.rounds - at.step,
             [held_out],
@@ -63,17 +63,17 @@ def fit(
         )
     checkpoints.finish()
     if not isfinite(at.best):
-        raise StackError("training diverged: no validation loss was finite; try a lower lr")
+        raise StackError("training diverged: no round had a finite validation loss; try a lower lr")
     return Trees(model.fields, model.labels, model.text(at.step - at.stale))
 
 
 def done(config: TrainConfig, at: Any) -> bool:
-    """Whether there are as many rounds as may be, or the last ones made nothing better."""
+    """Return whether training is finished: all rounds done, or no improvement for `patience` rounds."""
     return bool(at.step >= config.rounds or (config.patience and at.stale >= config.patience))
 
 
 def dataset(config: TrainConfig, split: Split, reference: lightgbm.Dataset | None = None) -> lightgbm.Dataset:
-    """A split as LightGBM reads it; binned as `reference`."""
+    """Create a dataset of LightGBM from a split, with the bins of `reference`."""
     rows = prepare(config, split.facts, split, None)
     names = [name for name in split if name != split.facts["target"]]
     categories = [place for place, name in enumerate(names) if split.facts["columns"][name]["type"] == "category"]
@@ -81,7 +81,7 @@ def dataset(config: TrainConfig, split: Split, reference: lightgbm.Dataset | Non
 
 
 def evaluate(config: TrainConfig, model: Trees, split: Split) -> Evaluation:
-    """Judge a trained model on a split: metrics by the Hub's ids, the headline first, with pictures and tables."""
+    """Evaluate a trained model on a split: metrics, with the headline first, pictures and tables."""
     rows = prepare(config, split.facts, split, None)
     shares, labels, names = model.predict(rows["features"]), rows["target"], model.labels
     found, confidence = shares.argmax(axis=1), shares.max(axis=1)
@@ -94,12 +94,12 @@ def evaluate(config: TrainConfig, model: Trees, split: Split) -> Evaluation:
 
 
 def record(split: Split, row: int) -> str:
-    """A row as a caller would send it."""
+    """Return a row as JSON, as a caller sends it."""
     return json.dumps(example(split, row), ensure_ascii=False)
 
 
 def importances(model: Trees) -> dict[str, float]:
-    """The share of each field in what all splits have gained, the largest first."""
+    """Return the share of each field in the total gain of all splits, in descending order."""
     assert model.booster is not None
     gains = model.booster.feature_importance("gain")
     shares = (gains / (gains.sum() or 1)).tolist()

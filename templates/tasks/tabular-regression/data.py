@@ -1,4 +1,4 @@
-"""The data set: 53,940 diamonds and their prices in US dollars, or a table of yours. Edit me."""
+"""The data set: 53,940 diamonds and their prices in US dollars, or your own table. Edit me."""
 
 from collections.abc import Mapping
 from importlib.util import find_spec
@@ -13,20 +13,20 @@ from .config import TrainConfig
 
 if TYPE_CHECKING:
     import pyarrow
-    from free_ml_stack.training import Split  # it takes a second to import
+    from free_ml_stack.training import Split  # takes a second to import
 
 Arrays = dict[str, NDArray[Any]]
 NAME = "diamonds"
 SOURCE = "https://ggplot2.tidyverse.org/reference/diamonds.html"
-LICENSE = "mit"  # the Hub's id of it
+LICENSE = "mit"  # license id of the Hub
 TARGET = "price"
 KIND = "number"  # of the target
 PACKAGE, FILE = "plotnine", "data/diamonds.csv"
-KINDS = {"number": "number", "date": "date", "text": "category"}  # of the other columns: found and kept as
+KINDS = {"number": "number", "date": "date", "text": "category"}  # kind in the source: in the data set
 
 
 def fetch() -> "pyarrow.Table":
-    """The table in the package that has it, read without importing that package; an empty field or NA is missing."""
+    """Read the table from its package, without importing the package; empty fields and NA are missing values."""
     from pyarrow import csv
 
     [folder] = getattr(find_spec(PACKAGE), "submodule_search_locations", None) or [""]
@@ -34,15 +34,15 @@ def fetch() -> "pyarrow.Table":
 
 
 def arrange(columns: Mapping[str, str], target: str) -> dict[str, tuple[str, str]]:
-    """Choose the columns to keep, each as (source, kind): numbers, dates, and texts as categories."""
+    """Map columns to (source column, kind): numbers, dates, and texts as categories."""
     kept = {name: (name, KINDS[kind]) for name, kind in columns.items() if name != target and kind in KINDS}
     if not kept:
-        raise StackError(f"no column of numbers, dates or texts beside {target} among {', '.join(columns)}")
+        raise StackError(f"no column of numbers, dates or texts besides {target}, only {', '.join(columns)}")
     return {**kept, target: (target, KIND)}
 
 
 def fields(facts: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The columns that the model learns from, in its order: name, type and, of a category, the values."""
+    """Return the model's input columns in order: name, type and, for a category, its values."""
     described = {name: entry for name, entry in facts["columns"].items() if name != facts["target"]}
     return [
         {"name": name, "type": entry["type"], "categories": entry.get("categories")}
@@ -50,8 +50,8 @@ def fields(facts: Mapping[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
-def usual(split: "Split", field: Mapping[str, Any]) -> float | None:
-    """What stands for a field that a call lacks: the median, where no row lacks it; None is missing, as in rows."""
+def default_value(split: "Split", field: Mapping[str, Any]) -> float | None:
+    """Return the default of a field that a call lacks: the median, or None (missing) if rows lack it too."""
     entry = split.facts["columns"][field["name"]]
     if entry["type"] == "category" or entry.get("missing"):
         return None
@@ -60,24 +60,24 @@ def usual(split: "Split", field: Mapping[str, Any]) -> float | None:
 
 
 def prepare(config: TrainConfig, facts: Mapping[str, Any], columns: Mapping[str, Any], draws: Any) -> Arrays:
-    """Read some rows for the model: features (n, columns) of float32, NaN where missing, and the target (n,)."""
+    """Convert rows to inputs: float32 features (n, columns) with NaN for missing values, and the target (n,)."""
     known = fields(facts)
     features = np.empty((len(columns[facts["target"]]), len(known)), np.float32)
-    with np.errstate(over="ignore"):  # what float32 can't hold is infinite
+    with np.errstate(over="ignore"):  # float32 overflow gives infinity
         for place, field in enumerate(known):
             features[:, place] = numbers(columns[field["name"]], field["type"])
     return {"features": features, "target": columns[facts["target"]]}
 
 
 def numbers(values: NDArray[Any], kind: str) -> NDArray[Any]:
-    """A column (n,) as numbers: a category as its place, a date as days since 1970; NaN where missing."""
+    """Convert a column (n,) to numbers: categories to indices, dates to days since 1970, missing values to NaN."""
     if kind == "category":
         return np.where(values < 0, np.nan, values)
     return (values - np.datetime64(0, "us")) / np.timedelta64(1, "D") if kind == "date" else values
 
 
 def example(columns: "Split", row: int) -> dict[str, Any]:
-    """What a caller sends for a row of a split: its fields by name, without those that are missing."""
+    """Return the input that a caller sends for a row of a split: its fields by name, without missing ones."""
     found = {}
     for field in fields(columns.facts):
         value = columns[field["name"]][row]

@@ -1,4 +1,4 @@
-"""The model: trees that LightGBM boosts. Edit me."""
+"""The model: gradient-boosted trees of LightGBM. Edit me."""
 
 import json
 import re
@@ -15,46 +15,46 @@ from .config import TrainConfig
 from .data import fields
 
 TASK = "tabular-regression"
-OUTPUT = "variable"  # as onnxmltools names it
+OUTPUT = "variable"  # name given by onnxmltools
 FILE, FACTS = "trees.txt", "config.json"
 
 
 class Trees:
-    """Boosted trees, and what they must know of a table: its fields."""
+    """Boosted trees and the fields of the table."""
 
     def __init__(self, fields: list[dict[str, Any]], text: str = "") -> None:
         self.fields = fields
         self.booster = lightgbm.Booster(model_str=text) if text else None
 
     def predict(self, features: NDArray[np.float32]) -> NDArray[np.float64]:
-        """Values (n, 1) for features (n, fields)."""
+        """Compute values (n, 1) from features (n, fields)."""
         assert self.booster is not None
         return np.asarray(self.booster.predict(features)).reshape(-1, 1)
 
     def text(self, rounds: int = -1) -> str:
-        """The first trees in LightGBM's own format; without the parameters, which tell how often training stopped."""
+        """Return the first trees in LightGBM's format, without the parameters, which depend on interruptions."""
         whole = self.booster.model_to_string(num_iteration=rounds) if self.booster else ""
         return whole.partition("\nparameters:")[0]
 
     def state_dict(self) -> dict[str, str]:
-        """What a checkpoint keeps."""
+        """Return the state for a checkpoint."""
         return {"text": self.text()}
 
     def load_state_dict(self, state: Mapping[str, str]) -> None:
-        """Go back to what a checkpoint has kept."""
+        """Restore the state of a checkpoint."""
         self.booster = lightgbm.Booster(model_str=state["text"])
 
 
 def parameters(config: TrainConfig, facts: Mapping[str, Any]) -> dict[str, Any]:
-    """What LightGBM is told: the configuration in its words, the loss, and to be the same on any machine."""
+    """Return the parameters of LightGBM: configuration, loss, and settings for reproducibility."""
     target = facts["columns"][facts["target"]]
     if target["least"] == target["most"]:
-        raise StackError(f"{facts['target']} has one value in all rows: there is nothing to learn")
+        raise StackError(f"{facts['target']} has the same value in all rows; choose another target")
     return {"objective": "regression", "metric": "rmse", **settings(config)}
 
 
 def settings(config: TrainConfig) -> dict[str, Any]:
-    """The configuration in LightGBM's words."""
+    """Convert the configuration to parameters of LightGBM."""
     return {
         "learning_rate": config.lr,
         "num_leaves": config.leaves,
@@ -74,29 +74,29 @@ def settings(config: TrainConfig) -> dict[str, Any]:
 
 
 def build(config: TrainConfig, facts: Mapping[str, Any]) -> Trees:
-    """The model without any trees, for the data set of this manifest."""
+    """Create the model without trees, for the data set of this manifest."""
     return Trees(fields(facts))
 
 
 def inputs(batch: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-    """What the exported model takes of a batch, by name."""
+    """Return the inputs of the exported model, by name, from a batch."""
     return {"features": batch["features"]}
 
 
 def export(model: Trees, inputs: Mapping[str, NDArray[Any]], path: Path) -> dict[str, NDArray[Any]]:
-    """Write the ONNX file, and return what the trees answer to some features, by output."""
+    """Write the ONNX file, and return the trees' outputs for the given inputs by name."""
     from onnxmltools import convert_lightgbm
     from onnxmltools.convert.common.data_types import FloatTensorType
 
     shape = [("features", FloatTensorType([None, len(model.fields)]))]
-    booster = lightgbm.Booster(model_str=single(model.text()))
+    booster = lightgbm.Booster(model_str=float32_thresholds(model.text()))
     made = convert_lightgbm(booster, None, shape, target_opset=15, zipmap=False)
     path.write_bytes(made.SerializeToString())
     return {OUTPUT: model.predict(inputs["features"])}
 
 
-def single(text: str) -> str:
-    """Trees with thresholds that ONNX can hold: the largest float32 up to each, which splits float32 as it does."""
+def float32_thresholds(text: str) -> str:
+    """Round thresholds down to float32 for ONNX; float32 features are split in the same way."""
 
     def rounded(line: re.Match[str]) -> str:
         exact = np.array(line[1].split(), np.float64)
@@ -109,13 +109,13 @@ def single(text: str) -> str:
 
 
 def save(model: Trees, folder: Path) -> None:
-    """Write the trees and all that goes with them into the model folder."""
+    """Write the trees and the metadata to the model folder."""
     (folder / FILE).write_text(model.text(), encoding="utf-8")
     content = {"fields": model.fields}
     (folder / FACTS).write_text(json.dumps(content, indent=1), encoding="utf-8")
 
 
 def load(folder: Path) -> Trees:
-    """The model of a model folder, ready to answer."""
+    """Load a model from its folder."""
     config = json.loads((folder / FACTS).read_text(encoding="utf-8"))
     return Trees(**config, text=(folder / FILE).read_text(encoding="utf-8"))

