@@ -146,11 +146,11 @@ def test_an_invalid_client_setting_does_not_stop_a_run(
 
 
 def test_the_wait_for_an_unresponsive_service_is_limited(project: Path, service: Wandb) -> None:
-    service.faults.append(Fault("slow", None, "Viewer", seconds=30))
+    service.faults.append(Fault("slow", None, "Viewer", seconds=300))
     printed = track(project, STEPS + END, service)
     assert "in time. Tracking offline." in printed
     seconds = float(next(line for line in printed.splitlines() if line.startswith("opened")).split()[1])
-    assert seconds < 15  # the timeout, plus the client's start on a busy machine
+    assert seconds < 100  # the timeout, plus the client's start on a busy machine; the service takes 300
     service.faults.clear()
     sync(project, service)
     assert history(service.store.run("one")) == record(project)
