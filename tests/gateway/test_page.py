@@ -61,6 +61,13 @@ def test_the_page_shows_what_happens(gateway: Deployed, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_the_link_that_serve_prints_opens_the_page(gateway: Deployed, tmp_path: Path) -> None:
+    page = browse(f"{gateway.url}/#key={KEY}", tmp_path)
+    assert ">63 in all<" in page
+    assert KEY not in page
+
+
+@pytest.mark.slow
 def test_without_a_key_the_page_asks_for_one_and_shows_nothing(gateway: Deployed, tmp_path: Path) -> None:
     page = browse(f"{gateway.url}/", tmp_path)
     assert ">key needed<" in page

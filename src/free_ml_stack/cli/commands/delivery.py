@@ -2,10 +2,12 @@
 
 import dataclasses
 import json
+import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 from free_ml_stack.cli.command import integer_from, say_next
 from free_ml_stack.cli.info import published_models
@@ -148,6 +150,9 @@ def serve(science: "Science", settings: Settings, args: Namespace) -> int:
     record = settings.private / RECORD
 
     def announce(text: str) -> None:
+        if sys.stdout.isatty():  # a log must not hold the key
+            running = json.loads(record.read_text(encoding="utf-8"))
+            say(f"Page: {running['url']}/#key={quote(running['key'], safe='')}")
         say(text, f"The key is in {display_path(record)}. Stop with Ctrl-C.")
 
     server.serve(app, keys=keys, host=args.host, port=args.port, workers=args.workers, record=record, say=announce)
