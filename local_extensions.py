@@ -1,7 +1,7 @@
-"""Refuse answers that cannot work, one line each, before a file is written; derive from the others what files say.
+"""Validate the answers, with one line per error, before a file is written; derive further variables from them.
 
-A Jinja extension, which runs in cookiecutter's own process, with hooks off too. `cruft update` renders two releases
-with the module of the first one: a new release must neither rename a filter nor need what the old one lacks.
+This is a Jinja extension, which runs in cookiecutter's process, also without hooks. `cruft update` renders two releases
+with the module of the older one, so a new release must neither rename a filter nor depend on a new one.
 """
 
 import keyword
@@ -17,28 +17,31 @@ from jinja2 import Environment, StrictUndefined, Template
 from jinja2.ext import Extension
 from slugify import slugify
 
-MINIMUM = (2, 2, 3)  # earlier ones stop half-way
-# Line ends, lone surrogates and non-characters break files; marks that reorder text hide what it says.
+MINIMUM = (2, 2, 3)  # earlier versions fail during generation
+# Line endings, lone surrogates and non-characters break files; bidirectional marks hide the real text.
 BROKEN = r"\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufdd0-\ufdef\ufffe\uffff" + "".join(
     rf"\U{plane:04x}fffe\U{plane:04x}ffff" for plane in range(1, 17)
 )
 LONGEST = 300
 MAY_BE_EMPTY = ("description", "author_email", "algorithmia_username", "wandb_entity", "huggingface_username",
                 "github_username")  # fmt: skip
-# What the whole answer must match, and what is said of one that does not.
+# Patterns that the whole answer must match, with the error message.
 RULES: dict[str, list[tuple[str, str]]] = {
     "project_name": [],
     "project_slug": [
         (
             r"[A-Za-z0-9](?:[A-Za-z0-9]|[-_.](?=[A-Za-z0-9]))*",
-            "must be letters and digits, with single - _ . between them",
+            "must consist of letters and digits, with single - _ . between them",
         ),
-        (r"(?i:(?!.*\.(?:git|ipynb)$)).{1,63}", "must have 63 characters at most, and not end in .git or .ipynb"),
+        (
+            r"(?i:(?!.*\.(?:git|ipynb)$)).{1,63}",
+            "must have at most 63 characters, and must not end with .git or .ipynb",
+        ),
     ],
     "package_name": [
         (
             r"[a-z][a-z0-9_]{0,49}",
-            "must be a lower-case letter, then lower-case letters, digits and _, 50 at most",
+            "must be a lower-case letter followed by lower-case letters, digits and _ (at most 50 characters)",
         )
     ],
     "description": [],
@@ -46,32 +49,34 @@ RULES: dict[str, list[tuple[str, str]]] = {
     "author_email": [
         (
             r"[A-Za-z0-9_.%+'-]+@(?:[A-Za-z0-9-]+\.)+[A-Za-z]{2,}",
-            "is not an e-mail address such as ada@example.org (it may be empty)",
+            "is not an e-mail address such as ada@example.org (can be empty)",
         )
     ],
-    # The rules of each service's own sign-up form, or of its client where that is what refuses.
+    # The rules of each service's sign-up form, or of its client if that is stricter.
     "algorithmia_username": [
         (
             r"[A-Za-z][A-Za-z0-9_]{0,29}",
-            "is not a user name there: a letter, then letters, digits and _, 30 at most",
+            "is not a valid user name: expected a letter followed by letters, digits and _ (at most 30 characters)",
         )
     ],
-    "wandb_entity": [(r"[A-Za-z0-9][A-Za-z0-9_-]{0,127}", "is not a user name there: letters, digits, - and _")],
+    "wandb_entity": [
+        (r"[A-Za-z0-9][A-Za-z0-9_-]{0,127}", "is not a valid user name: expected letters, digits, - and _")
+    ],
     "huggingface_username": [
         (
             r"[A-Za-z0-9](?:[A-Za-z0-9_]|[.-](?=[A-Za-z0-9_])){0,95}",
-            "is not a user name there: letters, digits, _ and single - or . between them",
+            "is not a valid user name: expected letters, digits and _, with single - or . between them",
         )
     ],
     "github_username": [
         (
             r"[A-Za-z0-9](?:[A-Za-z0-9]|[-_](?=[A-Za-z0-9])){0,38}",
-            "is not a user name there: letters, digits and single hyphens between them, 39 at most",
+            "is not a valid user name: expected letters and digits, with single hyphens between them (at most 39)",
         )
     ],
 }
-# A project named like what it installs or runs, like one of its folders or like a word or module of Python would hide
-# that. The last lines are modules that only some of the supported Pythons have, so that each refuses the same.
+# A project with the name of a dependency, of one of its folders, or of a Python keyword or module would shadow it. The
+# last lines are modules of only some supported Python versions, so that all versions reject the same names.
 TAKEN = set(
     """accelerate adk algo algorithm algorithmia anyio bash build cookiecutter data datasets dist
     false fastapi flask free-ml-stack fsspec git gradio gunicorn hf httptools httpx huggingface-hub hypothesis
@@ -89,13 +94,13 @@ WINDOWS = {"con", "prn", "aux", "nul"} | {f"{port}{number}" for port in ("com", 
 
 
 def problem(name: str, value: object) -> str | None:
-    """Return what is wrong with the answer to a question, or None."""
+    """Return the error message for the answer to a question, or None."""
     if not isinstance(value, str):
         return f"must be text, not {type(value).__name__}"
     if len(value) > LONGEST:
-        return f"has {len(value)} characters; {LONGEST} are the most"
+        return f"has {len(value)} characters; the maximum is {LONGEST}"
     if not value.isprintable() and (broken := re.search(f"[{BROKEN}]", value)):
-        return f"holds the control character U+{ord(broken[0]):04X}; use one line of plain text"
+        return f"contains the control character U+{ord(broken[0]):04X}; use one line of plain text"
     if not value.strip():
         return None if (name in MAY_BE_EMPTY and not value) or name == "description" else "is empty"
     for pattern, text in RULES[name]:
@@ -105,16 +110,16 @@ def problem(name: str, value: object) -> str | None:
 
 
 def name_problem(name: str) -> str | None:
-    """Return what a name in lower case would collide with, or None."""
+    """Return the error message for a lower-case name that collides with another name, or None."""
     if name.split(".")[0] in WINDOWS:
         return "is reserved on Windows"
     if name.replace("_", "-").replace(".", "-") in TAKEN:
-        return "is a word of Python, or the name of a module or program that the project needs; add a word to it"
+        return "is a Python keyword, or a module or program that the project uses; choose another name"
     return None
 
 
 def problems(answers: Mapping[str, object]) -> Iterator[str]:
-    """Yield one line for every answer that is refused."""
+    """Yield one line for each invalid answer."""
     for name in RULES:
         found = problem(name, answers[name]) if name in answers else None
         if found:
@@ -123,19 +128,19 @@ def problems(answers: Mapping[str, object]) -> Iterator[str]:
 
 
 def quoted(text: str) -> str:
-    """Return a text as a string of TOML, YAML or JSON."""
+    """Quote a text as a string of TOML, YAML or JSON."""
     return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
 
 
 def markdown(text: str) -> str:
-    """Return a text that Markdown shows as it is."""
+    """Escape a text for Markdown."""
     return re.sub(r"([\\`*_{}\[\]<>#|~$!&])", r"\\\1", text)
 
 
 def links(repository: str) -> str:
-    """Return the badges that open the notebook of a repository on GitHub."""
+    """Return badges that open the notebook of a GitHub repository."""
     if not repository:
-        return "Put this project on GitHub to open it in Colab or Kaggle, on a free GPU."
+        return "Push this project to GitHub to open it in Colab or Kaggle, on a free GPU."
     notebook = f"{repository}/blob/main/notebooks/train.ipynb"
     return (
         "[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)]"
@@ -146,7 +151,7 @@ def links(repository: str) -> str:
 
 
 def derived(answers: Mapping[str, str]) -> dict[str, str]:
-    """Return what files say besides the answers; copier.yml says the same in Jinja."""
+    """Return the variables derived from the answers; copier.yml has the same in Jinja."""
     name = answers["project_slug"]
     plain = name.lower().replace("_", "-").replace(".", "-")
     algorithm = plain.title().replace("-", "")
@@ -177,41 +182,41 @@ def derived(answers: Mapping[str, str]) -> dict[str, str]:
 
 
 def completed(answers: dict[str, Any]) -> str:
-    """Add what is derived to the answers, and return nothing.
+    """Add the derived variables to the answers, and return an empty string.
 
-    Raises FailedHookException, which cookiecutter prints as it is, where an answer is refused.
+    Raises FailedHookException, which cookiecutter prints unchanged, for invalid answers.
     """
-    if refused := list(problems(answers)):
-        raise FailedHookException("\n".join(refused))
+    if invalid := list(problems(answers)):
+        raise FailedHookException("\n".join(invalid))
     answers |= derived(answers)
     return ""
 
 
 def slug(title: object) -> str:
-    """Return a name for the folder and the repositories, made of a title in any script."""
+    """Create a name for the folder and the repositories from a title in any script."""
     text = str(title)
     plain = text if text.isascii() else slugify(text)
     return re.sub(r"[^a-z0-9]+", "-", plain.lower())[:51].strip("-")[:50].strip("-") or "ml-project"
 
 
 def package(slug: object) -> str:
-    """Return a name to import, made of a slug."""
+    """Create an import name from a slug."""
     name = re.sub(r"[^a-z0-9]+", "_", str(slug).lower()).strip("_")[:40].strip("_")
     return name if name[:1].isalpha() else f"project_{name}"
 
 
 class Filled:
-    """A text whose only Jinja is answers and included files, in place of a template; any other is compiled."""
+    """A template whose only Jinja is variables and includes, rendered without Jinja; others are compiled."""
 
     FIELD = re.compile(r"\{\{ ?cookiecutter\.(\w+) ?\}\}|\{\{ '(\w+)' \}\}")
     INCLUDE = re.compile(r'\{% include "([\w/.-]+)" ~ cookiecutter\.(\w+)(?: ~ "([\w/.-]+)")? %\}\n?')
 
     def __init__(self, text: str, compiled: Callable[[], Template], read: Callable[[str], str] | None = None) -> None:
-        """Take a text, what compiles it, and what reads the files that it includes."""
+        """Take a text, a function that compiles it, and one that reads included files."""
         self.text, self.compiled, self.read = text, compiled, read
 
     def render(self, **context: Any) -> str:
-        """Return the text filled in; raise UndefinedError where there is no such answer."""
+        """Render the text. Raises UndefinedError for an unknown variable."""
         answers, text = context["cookiecutter"], self.text
 
         def filled(field: re.Match[str]) -> str:
@@ -226,10 +231,10 @@ class Filled:
 
 
 class Answers(Extension):
-    """The filters, and a short way through Jinja: it takes longer to compile most names and files than to make them."""
+    """The filters, and a shortcut around Jinja, which takes longer to compile most templates than to render them."""
 
     def __init__(self, environment: Environment) -> None:
-        """Raise FailedHookException where cookiecutter is too old for this template."""
+        """Raise FailedHookException if cookiecutter is too old for this template."""
         super().__init__(environment)
         if tuple(int(part) for part in re.findall(r"\d+", cookiecutter.__version__)[:3]) < MINIMUM:
             wanted = ".".join(map(str, MINIMUM))
@@ -242,7 +247,7 @@ class Answers(Extension):
 
         def file(name: str, *rest: Any) -> Filled | Template:
             if ".." not in environment.loader.searchpath:
-                environment.loader.searchpath.append("..")  # so that a file includes templates/…, as copier has it
+                environment.loader.searchpath.append("..")  # so that files can include templates/…, as in copier
             return get_template(name, *rest) if rest else Filled(read(name), lambda: get_template(name), read)
 
         vars(environment).update(from_string=lambda text: Filled(text, lambda: from_string(text)), get_template=file)

@@ -1,7 +1,7 @@
-"""copier.yml is made from cookiecutter.json and the rules of local_extensions.py: `python tests/copier_questions.py` makes it again.
+"""Generation of copier.yml from cookiecutter.json and local_extensions.py: run `python tests/copier_questions.py`.
 
-Copier asks the same questions and fills in the same files. It runs no code of a template unless it is told to, so the
-rules and what is derived stand there in Jinja.
+Copier asks the same questions and renders the same files. It does not run code of untrusted templates, so the rules and
+the derived variables are in Jinja there.
 """
 
 import json
@@ -55,7 +55,7 @@ DERIVED = r"""
         ~ '(https://colab.research.google.com/github/' ~ notebook ~ ') '
         ~ '[![Open in Kaggle](https://kaggle.com/static/images/open-in-kaggle.svg)]'
         ~ '(https://kaggle.com/kernels/welcome?src=https://github.com/' ~ notebook ~ ')'
-        if repository else 'Put this project on GitHub to open it in Colab or Kaggle, on a free GPU.',
+        if repository else 'Push this project to GitHub to open it in Colab or Kaggle, on a free GPU.',
     __author='name = ' ~ quoted(author_name) ~ (', email = "' ~ author_email ~ '"' if author_email else ''),
     __license=('LicenseRef-' if license == 'Proprietary' else '') ~ license,
     __year='%Y' | strftime,
@@ -69,11 +69,11 @@ DERIVED = r"""
 
 
 class Dumper(yaml.SafeDumper):
-    """Writes texts of several lines as blocks."""
+    """Write multi-line texts as blocks."""
 
 
 def block(dumper: yaml.SafeDumper, text: str) -> yaml.Node:
-    """Represent a text, as a block where it has several lines."""
+    """Represent a text, as a block if it has several lines."""
     return dumper.represent_scalar("tag:yaml.org,2002:str", text, style="|" if "\n" in text else None)
 
 
@@ -81,15 +81,15 @@ Dumper.add_representer(str, block)
 
 
 def literal(text: str) -> str:
-    """Spell a text as a string of Jinja."""
+    """Quote a text as a string of Jinja."""
     return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
 
 
 def validator(name: str) -> str:
-    """Return the check of an answer: what it renders to is said of it, nothing where it will do."""
+    """Return the validator of an answer, which renders to the error message, or to nothing."""
     cases = [
         (f"{name} | length > {LONGEST}", f"has more than {LONGEST} characters"),
-        (f"{name} | regex_search(broken)", "holds a control character; use one line of plain text"),
+        (f"{name} | regex_search(broken)", "contains a control character; use one line of plain text"),
     ]
     if name != "description":
         optional = f"{name} and " if name in MAY_BE_EMPTY else ""
@@ -102,7 +102,7 @@ def validator(name: str) -> str:
             (f"({name} | lower).split('.')[0] in windows", "is reserved on Windows"),
             (
                 f"{name} | lower | replace('_', '-') | replace('.', '-') in taken",
-                "is a word of Python, or the name of a module or program that the project needs; add a word to it",
+                "is a Python keyword, or a module or program that the project uses; choose another name",
             ),
         ]
     tags = [f"{{% {'elif' if number else 'if'} {test} %}}{text}" for number, (test, text) in enumerate(cases)]

@@ -1,4 +1,4 @@
-"""Whatever is answered: it is refused in one line, or every generated file is sound; and no answer is ever run."""
+"""Arbitrary answers give a one-line error or valid files, and are never executed."""
 
 import pytest
 from answering import any_answers, holds
@@ -13,7 +13,7 @@ AWKWARD = "a'b\"c\\ #d: {{ 7*7 }} {% raw %} $(id) `id` \U0001f600 \u05e9\u05dc\u
 @example({"project_name": "x" * 200, "description": "x" * 200, "author_name": "x" * 200})
 @example({"project_name": "3D", "description": "1. a", "author_name": "-"})
 @settings(max_examples=300, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
-def test_any_text_is_refused_or_comes_out_right(answers):
+def test_any_text_is_rejected_or_rendered_correctly(answers):
     holds(answers)
 
 
@@ -32,5 +32,5 @@ def test_any_text_is_refused_or_comes_out_right(answers):
         "    indented",
     ],
 )
-def test_legal_but_awkward_texts_are_not_refused(text):
+def test_unusual_valid_texts_are_accepted(text):
     assert holds({"project_name": text, "description": text, "author_name": text})

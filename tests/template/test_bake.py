@@ -1,4 +1,4 @@
-"""Every answer gives a sound project: the defaults, every value of every choice, and all pairs of them."""
+"""Generated projects for the defaults, for every value of each choice, and for all pairs of values."""
 
 import ast
 import base64
@@ -25,13 +25,13 @@ from free_ml_stack.cli.commands import COMMANDS
 
 @pytest.fixture(autouse=True)
 def no_keys(monkeypatch, tmp_path):
-    """The hook of a bake finds no key and no identity of the person who runs the tests."""
+    """Hide the keys and the git identity of the user who runs the tests from the hook."""
     monkeypatch.setenv("HOME", str(tmp_path))
     for name in ("ALGORITHMIA_API_KEY", "WANDB_API_KEY", "HF_TOKEN", "NETRC", "HF_HOME", "HF_TOKEN_PATH"):
         monkeypatch.delenv(name, raising=False)
 
 
-def test_the_pairs_are_all_there():
+def test_all_pairs_of_values_are_covered():
     both = {pair for row in COMBINATIONS for pair in itertools.combinations(row.items(), 2)}
     for (one, values), (other, others) in itertools.combinations(FACTORS.items(), 2):
         assert both >= {((one, value), (other, second)) for value in values for second in others}
@@ -39,7 +39,7 @@ def test_the_pairs_are_all_there():
 
 
 @pytest.mark.parametrize("row", COMBINATIONS, ids=lambda row: "-".join(row.values()))
-def test_every_answer_gives_a_sound_project(tmp_path, row):
+def test_every_answer_gives_a_valid_project(tmp_path, row):
     answers = answers_of(row)
     whole = context(answers)["cookiecutter"]
     # `require` ends a generation without keys, as it should; without hooks the project is the same.
@@ -48,7 +48,7 @@ def test_every_answer_gives_a_sound_project(tmp_path, row):
     assert sound.ruff(project) == ""
 
 
-def test_defaults_alone_give_a_sound_project(cookies):
+def test_the_defaults_give_a_valid_project(cookies):
     result = cookies.bake(template=str(template()))
     assert result.exception is None
     sound.check(result.project_path, result.context)
@@ -56,7 +56,7 @@ def test_defaults_alone_give_a_sound_project(cookies):
 
 
 def test_answers_choose_defaults_never_code(tmp_path):
-    """Whatever is answered, the same files with the same Python in them."""
+    """All answers give the same files with the same Python code."""
     answers = answers_of(
         {
             "license": "Proprietary",
@@ -79,7 +79,7 @@ def test_answers_choose_defaults_never_code(tmp_path):
 # The skeleton as it stands.
 
 
-def test_the_skeletons_python_holds_no_jinja():
+def test_the_skeletons_python_contains_no_jinja():
     found = list(SKELETON.rglob("*.py"))
     assert found
     for path in found:
@@ -88,8 +88,8 @@ def test_the_skeletons_python_holds_no_jinja():
         assert "cookiecutter" not in text and "{%" not in text, path
 
 
-def test_jinja_takes_little_of_the_template():
-    """Block tags make up less than 5 % of the lines that are rendered."""
+def test_the_template_contains_little_jinja():
+    """Block tags are in less than 5 % of the rendered lines."""
     skeleton = template() / SKELETON.name
     found = [
         path
@@ -100,7 +100,7 @@ def test_jinja_takes_little_of_the_template():
     assert sum("{%" in line for line in lines) / len(lines) < 0.05
 
 
-def test_a_name_that_holds_jinja_is_legal_on_windows():
+def test_file_names_with_jinja_are_valid_on_windows():
     for path in SKELETON.rglob("*"):
         assert not sound.WINDOWS_FORBIDS.search(path.name), path
 
@@ -113,7 +113,7 @@ def project(tmp_path):
     return bake(tmp_path)
 
 
-def test_what_the_project_installs_cannot_name_a_project(project):
+def test_dependencies_are_reserved_project_names(project):
     package = tomllib.loads((project / "pyproject.toml").read_text(encoding="utf-8"))
     optional = package["project"]["optional-dependencies"].values()
     for requirement in itertools.chain(
@@ -136,7 +136,7 @@ def scan(project, *names):
     return subprocess.run(command, cwd=project, capture_output=True, text=True, check=False)
 
 
-def test_the_secret_scan_passes_as_generated_and_stops_a_key(project):
+def test_the_secret_scan_accepts_a_new_project_and_detects_a_key(project):
     clean = scan(project, *(str(name) for name, _ in sound.texts(project)))
     assert clean.returncode == 0, clean.stdout
     digest = hashlib.sha256(b"no key of anybody")
@@ -156,8 +156,8 @@ def test_a_dotenv_is_ignored_from_the_first_commit(project, monkeypatch):
         assert subprocess.run(["git", "check-ignore", "-q", name], check=False).returncode == 1, name
 
 
-def test_only_what_the_tools_make_is_ignored(project):
-    """A package of one's own may be called like a folder that a command makes; git and the wheel have it."""
+def test_only_outputs_of_tools_are_ignored(project):
+    """A user's package can have the name of an output folder; git and the wheel include it."""
     text = (project / ".gitignore").read_text("utf-8")
     made = re.findall(r"^/([\w.*/]+)$", text, re.MULTILINE)
     elsewhere = [line for line in text.splitlines() if line and line[0] not in "/#"]
@@ -180,7 +180,7 @@ def test_only_what_the_tools_make_is_ignored(project):
     assert held >= {"models", "runs", "store", "build", "dist", "wandb", "checkpoints", "model.py"}
 
 
-def test_the_example_of_the_secrets_holds_none_and_names_the_pages(project):
+def test_env_example_contains_no_key_and_names_the_pages(project):
     text = (project / ".env.example").read_text(encoding="utf-8")
     assert not re.search(r"^\w+=.+", text, re.MULTILINE)
     assert "https://huggingface.co/settings/tokens/new" in text and "WANDB_API_KEY=" in text
@@ -214,8 +214,8 @@ def test_a_project_is_small(project):
     assert 37 <= len(made.stdout.splitlines()) <= 45
 
 
-def test_a_project_is_installed_without_cuda_by_one_line_and_names_no_index(project):
-    """An index that can't be reached would stop `uv sync` for everybody."""
+def test_a_project_installs_without_cuda_and_names_no_index(project):
+    """An unreachable index would break `uv sync`."""
     [line] = re.findall(r"`uv venv && (uv pip install [^`]*)`", (project / "README.md").read_text("utf-8"))
     assert "--torch-backend cpu" in line
     runs = (project / ".github/workflows/tests.yml").read_text("utf-8")
@@ -238,7 +238,7 @@ def test_editors_and_containers_find_the_environment(project):
     assert rules["*"]["end_of_line"] == "lf" and rules["*.{json,yaml,yml}"]["indent_size"] == "2"
 
 
-def test_agents_are_told_commands_that_there_are(project):
+def test_agents_md_lists_existing_commands(project):
     text = (project / "AGENTS.stack.md").read_text("utf-8")
     named = {words.split()[0] for words in re.findall(r"^\| `([^`]*)`", text, re.MULTILINE)}
     assert named == {"info", "data", "train", "sweep", "publish"} and named <= {command.name for command in COMMANDS}
@@ -247,21 +247,21 @@ def test_agents_are_told_commands_that_there_are(project):
         assert (project / folder).is_dir() or f"/{folder}" in (project / ".gitignore").read_text("utf-8"), folder
 
 
-def test_issues_are_asked_for_in_forms(tmp_path):
+def test_issue_forms_are_valid(tmp_path):
     forms = [yaml.safe_load(path.read_text("utf-8")) for path in (TEMPLATE / ".github/ISSUE_TEMPLATE").glob("*.yml")]
     asked = [form for form in forms if "body" in form]
     assert len(asked) == 2 and all(form["name"] and form["description"] for form in asked)
     assert "in private" in (TEMPLATE / "SECURITY.md").read_text("utf-8")
 
 
-def test_githubs_expressions_come_out_as_they_are(project):
+def test_github_expressions_are_unchanged(project):
     text = (project / ".github/workflows/tests.yml").read_text(encoding="utf-8")
     assert "runs-on: ${{ matrix.system }}" in text and "UV_PYTHON: ${{ matrix.python }}" in text
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("answers", [{}, AWKWARD | {"license": "Proprietary"}], ids=["plain", "awkward"])
-def test_the_build_backend_takes_the_metadata(tmp_path, answers):
+def test_the_build_backend_accepts_the_metadata(tmp_path, answers):
     project = bake(tmp_path, **answers)
     command = [sys.executable, "-m", "hatchling", "metadata"]
     done = subprocess.run(command, cwd=project, capture_output=True, text=True, check=True)

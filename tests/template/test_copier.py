@@ -24,14 +24,14 @@ def copied(folder: Path, answers: dict[str, str]) -> Path:
     return folder
 
 
-def test_copier_yml_is_of_today() -> None:
+def test_copier_yml_is_up_to_date() -> None:
     assert copier_questions.MADE.read_text("utf-8") == copier_questions.converted(), (
         "run `python tests/copier_questions.py`"
     )
 
 
 @pytest.mark.parametrize("row", COMBINATIONS, ids=lambda row: "-".join(row.values()))
-def test_it_makes_what_cookiecutter_makes(tmp_path: Path, row: dict[str, str]) -> None:
+def test_copier_and_cookiecutter_give_the_same_project(tmp_path: Path, row: dict[str, str]) -> None:
     whole = context(answers_of(row))["cookiecutter"]
     answers = answers_of(row) | {name: whole[name] for name in ("project_slug", "package_name")}
     made = files(bake(tmp_path, hooks=False, **answers))
@@ -50,7 +50,7 @@ def test_a_plain_title_gives_the_same_names(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_it_refuses_what_cookiecutter_refuses(tmp_path: Path, name: str) -> None:
+def test_copier_rejects_the_same_answers_as_cookiecutter(tmp_path: Path, name: str) -> None:
     for answer in REFUSED[name]:
         with pytest.raises(ValueError, match=f"Validation error for question '{name}'"):
             copied(tmp_path / "refused", {"project_slug": "fine", "package_name": "fine", name: answer})
@@ -86,7 +86,7 @@ class Owner:
 
 
 @pytest.mark.slow
-def test_an_update_brings_the_release_and_keeps_what_is_ones_own(tmp_path: Path) -> None:
+def test_an_update_applies_the_release_and_keeps_own_changes(tmp_path: Path) -> None:
     owner = Owner(tmp_path)
     made = owner.template / SKELETON.name
     (made / "gone.md").write_text("Older.\n", "utf-8")
@@ -116,9 +116,9 @@ def test_an_update_brings_the_release_and_keeps_what_is_ones_own(tmp_path: Path)
     assert "_commit: v0.0.9" in (owner.project / LOGGED).read_text("utf-8")
 
 
-def test_a_bad_answer_makes_nothing_and_is_told_last(tmp_path: Path) -> None:
+def test_an_invalid_answer_is_reported_and_creates_nothing(tmp_path: Path) -> None:
     """Copier prints where in its own code it stopped first; it asks again where there is a terminal."""
     words = [COMMAND, "copy", "--defaults", "--data", "project_slug=a/b", str(template()), str(tmp_path / "project")]
     done = subprocess.run(words, capture_output=True, text=True, check=False)
-    assert done.returncode == 1 and "project_slug': must be letters" in done.stderr.splitlines()[-1]
+    assert done.returncode == 1 and "project_slug': must consist of letters" in done.stderr.splitlines()[-1]
     assert not list(tmp_path.iterdir())

@@ -1,4 +1,4 @@
-"""Updating with cruft: from an earlier release of the template, with everything that a project's owner changed kept."""
+"""Updates with cruft from an earlier release of the template, which keep the owner's changes."""
 
 import json
 import os
@@ -17,7 +17,7 @@ VERSION = WHEEL.split("-")[1]
 
 
 class Owner:
-    """Who has a home, a template with two releases, and a project of the first."""
+    """A user with a home, a template with two releases, and a project of the first one."""
 
     def __init__(self, folder: Path) -> None:
         self.home, self.template, self.work = folder / "home", folder / "template", folder / "work"
@@ -57,7 +57,7 @@ class Owner:
 
     @property
     def made(self) -> Path:
-        """The skeleton of the template, whose next release may differ."""
+        """The skeleton of the template, which the next release changes."""
         return self.template / SKELETON.name
 
     def edit(self, name: str, old: str, new: str) -> None:
@@ -71,7 +71,7 @@ class Owner:
 
 
 def earlier(template: Path) -> None:
-    """Turn the template of today into that of an earlier release."""
+    """Turn the current template into an earlier release."""
     skeleton = template / SKELETON.name
     new = skeleton / "vendor" / WHEEL
     new.with_name(WHEEL.replace(VERSION, "0.0.9")).write_bytes(b"PK\x05\x06 an older library \x00\xff" * 999)
@@ -89,7 +89,7 @@ def earlier(template: Path) -> None:
 
 @pytest.fixture
 def owner(tmp_path: Path) -> Owner:
-    """A project of the earlier release, as `cruft create` made it; the template has moved on."""
+    """A project created with `cruft create` from the earlier release, and a newer template."""
     made = Owner(tmp_path)
     earlier(made.template)
     made.release()
@@ -103,7 +103,7 @@ def owner(tmp_path: Path) -> Owner:
 
 
 @pytest.mark.slow
-def test_an_update_brings_the_release_and_keeps_what_is_ones_own(owner: Owner) -> None:
+def test_an_update_applies_the_release_and_keeps_own_changes(owner: Owner) -> None:
     assert "out of date" in owner.cruft("check")
     owner.edit("src/my_ml_project/model.py", "class ", "# My own line.\nclass ")
     owner.edit("pyproject.toml", '    "numpy>=2.1",\n', '    "numpy>=2.1",\n    "polars>=1",\n')
@@ -112,7 +112,7 @@ def test_an_update_brings_the_release_and_keeps_what_is_ones_own(owner: Owner) -
     owner.commit()
     assert "My own line" in owner.cruft("diff")
     told = owner.cruft("update", "--skip-apply-ask")
-    assert "Made " not in told and "Your keys" not in told
+    assert "Created " not in told and "Your keys" not in told
     model, package = owner.read("src/my_ml_project/model.py"), owner.read("pyproject.toml")
     assert "# My own line." in model and "An older note" not in model
     assert "polars" in package and f"free-ml-stack=={VERSION}" in package and "0.0.9" not in package
@@ -171,7 +171,7 @@ def test_a_project_inside_a_larger_repository_is_updated(tmp_path: Path) -> None
     assert (owner.work / "notes.md").read_text("utf-8") == "Of another project.\n"
 
 
-def test_create_leaves_the_commit_to_its_owner(tmp_path: Path) -> None:
+def test_cruft_create_leaves_the_commit_to_the_user(tmp_path: Path) -> None:
     owner = Owner(tmp_path)
     owner.release()
     owner.create()
@@ -180,10 +180,10 @@ def test_create_leaves_the_commit_to_its_owner(tmp_path: Path) -> None:
     assert owner.git("status", "--porcelain") == "" and ".cruft.json" in owner.git("ls-files")
 
 
-def test_a_bad_answer_makes_nothing(tmp_path: Path) -> None:
+def test_an_invalid_answer_creates_nothing(tmp_path: Path) -> None:
     owner = Owner(tmp_path)
     owner.release()
     answers = json.dumps({"project_slug": "a/b"})
     done = owner.run(COMMAND, "create", str(owner.template), "--no-input", "--extra-context", answers, at=owner.work)
-    assert done.returncode != 0 and "project_slug = 'a/b' must be letters" in done.stdout + done.stderr
+    assert done.returncode != 0 and "project_slug = 'a/b' must consist of letters" in done.stdout + done.stderr
     assert not list(owner.work.iterdir())

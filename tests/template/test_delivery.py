@@ -1,4 +1,4 @@
-"""The library reaches a project by the wheel in its vendor/: with uv, with pip, and nothing installed before."""
+"""Installation of the library from the wheel in vendor/, with uv and with pip, on a clean machine."""
 
 import os
 import re
@@ -20,7 +20,7 @@ WHERE = "import free_ml_stack; print(free_ml_stack.__file__)"
 
 
 def clean(home: Path) -> dict[str, str]:
-    """The environment of somebody who has a Python, uv, their caches, and nothing of this repository."""
+    """The environment of a user with Python, uv and their caches, without this repository."""
     found = {name: value for name, value in os.environ.items() if name.startswith(KEPT)}
     caches = {
         "UV_CACHE_DIR": subprocess.run([UV, "cache", "dir"], capture_output=True, text=True, check=True).stdout.strip()
@@ -32,7 +32,7 @@ def clean(home: Path) -> dict[str, str]:
 
 
 def run(folder: Path, *words: str | Path, code: int | None = 0, **extra: str) -> str:
-    """What a command prints in `folder`, once it has ended with `code`; None for any that is not 0."""
+    """Run a command in `folder`; check its exit code (None for any failure) and return its output."""
     done = subprocess.run(
         list(map(str, words)),
         cwd=folder,
@@ -54,7 +54,7 @@ def commit(project: Path) -> None:
 
 
 def newer(wheel: Path, folder: Path) -> Path:
-    """The next version of a wheel, as a release would bring it: the same code under another number."""
+    """The next version of a wheel: the same code with another version number."""
     version = wheel.name.split("-")[1]
     target = folder / wheel.name.replace(version, "99.0.0")
     with zipfile.ZipFile(wheel) as source, zipfile.ZipFile(target, "w") as made:
@@ -71,7 +71,7 @@ def newer(wheel: Path, folder: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def synced(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A project that was made without hooks, in a folder with a space, installed by the README's first command."""
+    """A project generated without hooks, in a folder with a space, installed with the README's first command."""
     project = bake(tmp_path_factory.mktemp("with space"), hooks=False, project_slug=SLUG)
     run(project, UV, "sync", "--quiet")
     commit(project)
@@ -79,7 +79,7 @@ def synced(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
-def test_uv_brings_the_demo_to_its_end(synced: Path) -> None:
+def test_the_demo_succeeds_with_uv(synced: Path) -> None:
     assert run(synced, UV, "run", "--quiet", SLUG, "demo").strip().splitlines()[-1].split() == [
         "Report",
         "report.html",
@@ -90,7 +90,7 @@ def test_uv_brings_the_demo_to_its_end(synced: Path) -> None:
 
 
 def clone(project: Path, folder: Path) -> Path:
-    """The project at another path, with its lock file and without its environment."""
+    """The project at another path, with its lock file but without its environment."""
     run(folder, "git", "clone", "--quiet", project, "elsewhere")
     shutil.copy(project / "uv.lock", folder / "elsewhere")
     return folder / "elsewhere"
@@ -118,7 +118,7 @@ def test_a_second_clone_at_another_path_installs_from_the_lock_and_is_updated(sy
 
 
 @pytest.mark.slow
-def test_a_changed_wheel_is_refused_by_name(synced: Path, tmp_path: Path) -> None:
+def test_a_changed_wheel_is_rejected(synced: Path, tmp_path: Path) -> None:
     other = clone(synced, tmp_path)
     [wheel] = (other / "vendor").glob("*.whl")
     with zipfile.ZipFile(wheel, "a") as archive:
@@ -128,14 +128,14 @@ def test_a_changed_wheel_is_refused_by_name(synced: Path, tmp_path: Path) -> Non
 
 
 def pip_line(project: Path) -> list[str]:
-    """The words after `pip install` in the project's README."""
+    """The arguments of `pip install` in the project's README."""
     found = re.search(r"`pip install ([^`]*)`", (project / "README.md").read_text("utf-8"))
     assert found and "--find-links" not in found[1]  # with it an index's package of the same version would win
     return found[1].split()
 
 
 @pytest.mark.slow
-def test_pip_brings_the_demo_to_its_end_editable_and_not(tmp_path: Path) -> None:
+def test_the_demo_succeeds_with_pip(tmp_path: Path) -> None:
     project = bake(tmp_path, hooks=False, project_slug=SLUG)
     run(tmp_path, sys.executable, "-m", "venv", "venv")
     programs = tmp_path / "venv" / "bin"

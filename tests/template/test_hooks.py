@@ -1,4 +1,4 @@
-"""Generation as users run it: the real `cookiecutter` command, with each trap of its hooks."""
+"""Generation with the `cookiecutter` command, and the behaviour of its hooks."""
 
 import json
 import os
@@ -17,7 +17,7 @@ IDENTITY = "[user]\n\tname = Ada Lovelace\n\temail = ada@example.org\n"
 
 
 class Machine:
-    """A fresh home and an empty folder to generate into."""
+    """A new home and an empty output folder."""
 
     def __init__(self, folder: Path) -> None:
         self.home, self.out = folder / "home", folder / "out"
@@ -27,7 +27,7 @@ class Machine:
         self.environ = {"HOME": str(self.home), "PATH": os.environ["PATH"], "LANG": "C.UTF-8"}
 
     def run(self, *arguments: str, typed: str | None = None, **environ: str) -> subprocess.CompletedProcess:
-        """Run cookiecutter without a terminal; `typed` is what comes from standard input."""
+        """Run cookiecutter without a terminal; `typed` is the standard input."""
         return subprocess.run(
             [COMMAND, str(template()), "--output-dir", str(self.out), *arguments],
             cwd=self.out,
@@ -73,7 +73,7 @@ def files(folder: Path) -> dict[str, bytes]:
 # The ways to generate.
 
 
-def test_defaults_alone_make_a_committed_project_and_say_what_to_run(machine):
+def test_defaults_create_a_committed_project_and_print_the_next_commands(machine):
     done = machine.run("--no-input", "check_credentials=skip")
     assert done.returncode == 0
     assert done.stdout.splitlines()[-3:] == ["  cd my-ml-project", "  uv sync", "  uv run my-ml-project demo"]
@@ -82,7 +82,7 @@ def test_defaults_alone_make_a_committed_project_and_say_what_to_run(machine):
     assert machine.git("branch", "--show-current") == "main"
 
 
-def test_typed_answers_are_taken_as_they_are(machine):
+def test_typed_answers_are_used_unchanged(machine):
     title = 'He said "hi" \\ {{ 7*7 }} {% raw %} $(id) `id` \U0001f600'
     typed = "\n".join([title, "talk", "", "", "", "", "1", "2", "4", "", "", "", "", "3"]) + "\n"
     done = machine.run(typed=typed)
@@ -91,7 +91,7 @@ def test_typed_answers_are_taken_as_they_are(machine):
     assert "Apache License" in (machine.out / "talk/LICENSE").read_text(encoding="utf-8")
 
 
-def test_a_replay_makes_the_same_project(machine):
+def test_a_replay_creates_the_same_project(machine):
     machine.run("--no-input", "check_credentials=skip", "storage=s3", "description=" + literal("{{ 7*7 }}"))
     first = files(machine.project)
     shutil.rmtree(machine.project)
@@ -100,7 +100,7 @@ def test_a_replay_makes_the_same_project(machine):
     assert "{{ 7*7 }}" in first["stack.toml"].decode()
 
 
-def test_the_users_defaults_are_taken(machine):
+def test_the_users_default_config_is_used(machine):
     defaults = "default_context:\n  author_name: Grace\n  license: BSD-3-Clause\n  check_credentials: skip\n"
     (machine.home / ".cookiecutterrc").write_text(defaults, encoding="utf-8")
     assert machine.run("--no-input").returncode == 0
@@ -108,7 +108,7 @@ def test_the_users_defaults_are_taken(machine):
     assert text.startswith("BSD 3-Clause") and "Grace" in text
 
 
-def test_a_default_that_is_no_text_is_refused_in_one_line(machine):
+def test_a_default_that_is_not_text_gives_a_one_line_error(machine):
     (machine.home / ".cookiecutterrc").write_text("default_context:\n  description: null\n", encoding="utf-8")
     done = machine.run("--no-input", "check_credentials=skip")
     assert done.returncode == 1 and machine.made == []
@@ -124,7 +124,7 @@ def test_without_hooks_the_project_is_the_same(machine):
     assert files(machine.project) == with_hooks
 
 
-def test_a_folder_with_a_space_and_a_foreign_letter_will_do(machine):
+def test_output_folders_can_contain_spaces_and_non_ascii_letters(machine):
     folder = machine.out / "m\u00eame \u05e9\u05dc\u05d5\u05dd"
     assert machine.run("--no-input", "-o", str(folder), "check_credentials=skip").returncode == 0
     assert (folder / "my-ml-project/stack.toml").is_file()
@@ -150,7 +150,7 @@ ATTACKS = [
 
 @pytest.mark.slow
 @pytest.mark.parametrize("attack", ATTACKS)
-def test_an_answer_is_never_run(machine, attack):
+def test_answers_are_never_executed(machine, attack):
     answers = [f"{name}={literal(attack)}" for name in ("project_name", "description", "author_name")]
     done = machine.run("--no-input", "check_credentials=skip", "project_slug=safe", "package_name=safe", *answers)
     assert done.returncode == 0, done.stdout
@@ -234,7 +234,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("question", REFUSED)
-def test_a_bad_answer_is_refused_in_one_line(question):
+def test_an_invalid_answer_gives_a_one_line_error(question):
     for answer in REFUSED[question]:
         lines = [line for line in refusals({question: answer}) if line.startswith(f"{question} = ")]
         assert len(lines) == 1, answer
@@ -242,14 +242,14 @@ def test_a_bad_answer_is_refused_in_one_line(question):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("slug", ["a/b/c", "../up", "..", "", "/abs", "a\x00b", "a\nb", "x" * 300, "~", "torch"])
-def test_no_folder_is_left_behind(machine, slug):
+def test_an_invalid_slug_leaves_no_folder(machine, slug):
     done = machine.run("--no-input", "check_credentials=skip", f"project_slug={literal(slug)}")
     assert done.returncode == 1 and "project_slug = " in done.stdout
     assert machine.made == []
     assert sorted(path.name for path in machine.out.parent.iterdir()) == ["home", "out"]
 
 
-def test_every_bad_answer_is_named_at_once(machine):
+def test_all_invalid_answers_are_reported_together(machine):
     done = machine.run("--no-input", "project_slug=a/b", "package_name=class", "github_username=-")
     assert [line.split(" = ")[0] for line in done.stdout.splitlines() if " = " in line][:3] == [
         "project_slug",
@@ -258,7 +258,7 @@ def test_every_bad_answer_is_named_at_once(machine):
     ]
 
 
-def test_an_existing_folder_is_left_alone(machine):
+def test_an_existing_folder_is_not_changed(machine):
     machine.project.mkdir()
     (machine.project / "mine").write_text("precious", encoding="utf-8")
     done = machine.run("--no-input", "check_credentials=skip")
@@ -279,7 +279,7 @@ def test_an_existing_folder_is_left_alone(machine):
         "Caf\u00e9 \u2014 no. 5",
     ],
 )
-def test_any_title_gives_names_that_work(machine, name):
+def test_every_title_gives_valid_names(machine, name):
     done = machine.run("--no-input", "check_credentials=skip", f"project_name={literal(name)}")
     assert done.returncode == 0, done.stdout
     (slug,) = machine.made
@@ -302,7 +302,7 @@ OWN = (
 
 @pytest.mark.parametrize("skip", [(), ("--skip-if-file-exists",)])
 def test_generating_over_a_project_deletes_nothing(machine, skip):
-    """With -s it does not touch what is there either, edited files of the template included."""
+    """With -s, existing files are not changed either, including edited files of the template."""
     machine.run("--no-input", "check_credentials=skip")
     for name in OWN:
         path = machine.project / name
@@ -318,21 +318,21 @@ def test_generating_over_a_project_deletes_nothing(machine, skip):
     assert (after["src/my_ml_project/model.py"] == b"EDITED = 1\n") == bool(skip)
 
 
-def test_a_bad_answer_spoils_no_project_that_is_there(machine):
+def test_an_invalid_answer_does_not_change_an_existing_project(machine):
     machine.run("--no-input", "check_credentials=skip")
     before = files(machine.out)
     done = machine.run("--no-input", "--overwrite-if-exists", "check_credentials=skip", "author_email=nobody")
     assert done.returncode == 1 and files(machine.out) == before
 
 
-def test_bad_answers_are_refused_with_hooks_off(machine):
+def test_invalid_answers_are_rejected_without_hooks(machine):
     done = machine.run("--no-input", "--accept-hooks", "no", "package_name=class")
-    assert done.returncode == 1 and "package_name = 'class' is a word of Python" in done.stdout
+    assert done.returncode == 1 and "package_name = 'class' is a Python keyword" in done.stdout
     assert machine.made == [] and "Traceback" not in done.stdout
 
 
-def test_no_folder_of_the_template_is_copied_as_a_whole():
-    """Cookiecutter would replace one, and what the user added to it."""
+def test_no_folder_is_copied_without_rendering():
+    """Cookiecutter would replace such a folder, including files that the user added."""
     patterns = json.loads((TEMPLATE / "cookiecutter.json").read_text("utf-8"))["_copy_without_render"]
     skeleton = template() / "{{cookiecutter.project_slug}}"
     folders = [path.relative_to(skeleton).as_posix() for path in skeleton.rglob("*") if path.is_dir()]
@@ -342,7 +342,7 @@ def test_no_folder_of_the_template_is_copied_as_a_whole():
 # git.
 
 
-def test_running_the_hooks_again_adds_nothing(machine):
+def test_hooks_are_idempotent(machine):
     machine.run("--no-input", "check_credentials=skip")
     before, head = files(machine.project), machine.git("rev-parse", "HEAD")
     done = machine.run("--no-input", "check_credentials=skip", "--overwrite-if-exists")
@@ -351,21 +351,21 @@ def test_running_the_hooks_again_adds_nothing(machine):
     assert machine.git("rev-parse", "HEAD") == head
 
 
-def test_inside_a_repository_none_is_made(machine):
+def test_no_repository_is_created_inside_another_one(machine):
     machine.git("init", "-q", at=machine.out)
     done = machine.run("--no-input", "check_credentials=skip")
-    assert done.returncode == 0 and "in a git repository already" in done.stdout
+    assert done.returncode == 0 and "inside an existing git repository" in done.stdout
     assert not (machine.project / ".git").exists()
 
 
-def test_inside_a_repository_that_ignores_it_one_is_made(machine):
+def test_a_repository_is_created_inside_one_that_ignores_the_project(machine):
     machine.git("init", "-q", at=machine.out)
     (machine.out / ".gitignore").write_text("my-ml-project/\n", encoding="utf-8")
     assert machine.run("--no-input", "check_credentials=skip").returncode == 0
     assert machine.git("rev-list", "--count", "HEAD") == "1"
 
 
-def test_inside_another_repositorys_hook_that_one_is_not_touched(machine):
+def test_a_repository_whose_hook_runs_generation_is_not_changed(machine):
     other = machine.home / "other"
     other.mkdir()
     machine.git("init", "-q", at=other)
@@ -379,14 +379,14 @@ def test_inside_another_repositorys_hook_that_one_is_not_touched(machine):
     assert machine.git("rev-list", "--count", "--all", at=other) == "0"
 
 
-def test_without_an_identity_nothing_is_committed_and_it_says_so(machine):
+def test_a_missing_git_identity_is_reported(machine):
     (machine.home / ".gitconfig").write_text("", encoding="utf-8")
     done = machine.run("--no-input", "check_credentials=skip")
     assert done.returncode == 0 and "user.name and user.email" in done.stdout
     assert machine.git("diff", "--cached", "--name-only") != ""
 
 
-def test_signing_and_the_users_own_hooks_do_not_stop_it(machine):
+def test_signing_and_hooks_of_the_user_are_ignored(machine):
     hooks = machine.home / "hooks"
     hooks.mkdir()
     (hooks / "pre-commit").write_text("#!/bin/sh\nexit 1\n", encoding="utf-8")
@@ -400,12 +400,12 @@ def test_signing_and_the_users_own_hooks_do_not_stop_it(machine):
 @pytest.mark.parametrize(
     ("script", "words"),
     [
-        ("echo 'a line'\necho 'no issue is named' >&2\necho", "git says: no issue is named"),
-        ("printf '\\033[31mred'", "git says: ?[31mred"),
-        (":", "git failed and says nothing"),
+        ("echo 'a line'\necho 'no issue is named' >&2\necho", "git: no issue is named"),
+        ("printf '\\033[31mred'", "git: ?[31mred"),
+        (":", "git failed without a message"),
     ],
 )
-def test_a_commit_that_a_hook_refuses_is_told_in_its_words(machine, script, words):
+def test_the_message_of_a_rejecting_hook_is_shown(machine, script, words):
     hook = machine.home / "hooks/prepare-commit-msg"
     hook.parent.mkdir()
     hook.write_text(f"#!/bin/sh\n{script}\nexit 1\n", encoding="utf-8")
@@ -417,7 +417,7 @@ def test_a_commit_that_a_hook_refuses_is_told_in_its_words(machine, script, word
     assert "user.name" not in done.stdout
 
 
-def test_with_its_output_closed_the_project_is_made_all_the_same(machine):
+def test_generation_works_with_closed_output(machine):
     command = (
         f'exec "{COMMAND}" "{template()}" --output-dir "{machine.out}" --no-input check_credentials=skip 1>&- 2>&-'
     )
@@ -426,31 +426,31 @@ def test_with_its_output_closed_the_project_is_made_all_the_same(machine):
     assert machine.git("rev-list", "--count", "HEAD") == "1"
 
 
-def test_without_git_the_project_is_made_all_the_same(machine):
+def test_generation_works_without_git(machine):
     done = machine.run("--no-input", "check_credentials=skip", PATH=str(machine.home))
-    assert done.returncode == 0 and "git does not work here" in done.stdout
+    assert done.returncode == 0 and "because git failed" in done.stdout
     assert (machine.project / "stack.toml").is_file() and not (machine.project / ".git").exists()
 
 
 # The credential check.
 
 
-def test_without_keys_it_tells_where_they_are_made_and_goes_on(machine):
+def test_missing_keys_are_reported_with_the_pages_for_new_ones(machine):
     done = machine.run("--no-input")
     assert done.returncode == 0
     assert done.stdout.count(": missing: ") == 3 and "https://huggingface.co/settings/tokens" in done.stdout
     assert "\033" not in done.stdout
 
 
-def test_require_stops_without_keys_and_leaves_nothing(machine):
+def test_require_fails_without_keys_and_leaves_no_project(machine):
     done = machine.run("--no-input", "check_credentials=require")
     assert done.returncode == 1 and machine.made == []
-    assert "check_credentials=require: not ok: wandb, huggingface." in done.stdout
+    assert "check_credentials=require: check failed for wandb, huggingface." in done.stdout
     kept = machine.run("--no-input", "check_credentials=require", "--keep-project-on-failure")
     assert kept.returncode == 1 and machine.made == ["my-ml-project"]
 
 
-def test_require_goes_on_with_keys_that_are_valid(machine):
+def test_require_accepts_valid_keys(machine):
     answers = ("check_credentials=require", "wandb_entity=lovelace-lab", "huggingface_username=ada")
     with serving(body=viewer()) as wandb, serving(body=whoami()) as hub:
         addresses = {"WANDB_BASE_URL": wandb.url, "HF_ENDPOINT": hub.url}
@@ -471,7 +471,7 @@ def test_an_outage_is_fatal_only_if_keys_are_required(machine, check, code):
     assert done.returncode == code and "(HTTP 503)" in done.stdout
 
 
-def test_skip_makes_no_call(machine):
+def test_skip_sends_no_requests(machine):
     with serving() as server:
         environ = {"WANDB_API_KEY": WANDB_KEY, "WANDB_BASE_URL": server.url}
         assert machine.run("--no-input", "check_credentials=skip", **environ).returncode == 0
@@ -481,5 +481,5 @@ def test_skip_makes_no_call(machine):
 def test_no_question_asks_for_a_secret():
     questions = json.loads((TEMPLATE / "cookiecutter.json").read_text(encoding="utf-8"))
     asked = [name for name in questions if not name.startswith("_")]
-    assert set(questions["__prompts__"]) == set(asked)  # and every question is put in words
+    assert set(questions["__prompts__"]) == set(asked)  # every question has a prompt
     assert not [name for name in asked if "key" in name or "token" in name or "secret" in name]

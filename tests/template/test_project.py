@@ -14,7 +14,7 @@ OPTIONS = {
 
 
 def run(project, home, check):
-    """Run one of the project's own checks in this environment, which has what the project installs."""
+    """Run one of the project's checks in this environment, which has the project's dependencies."""
     environ = {
         "HOME": str(home),
         "PATH": os.environ["PATH"],
@@ -27,14 +27,14 @@ def run(project, home, check):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("storage", "license"), [("huggingface", "Proprietary")])
-def test_its_own_tests_pass(tmp_path, storage, license):
-    """With one storage and license: they train and publish into a folder of their own, whatever the answers are."""
+def test_the_tests_of_a_project_pass(tmp_path, storage, license):
+    """One storage and license suffice: the tests train and publish in a folder of their own."""
     project = bake(tmp_path, hooks=False, storage=storage, license=license)
     done = run(project, tmp_path, "tests")
     assert done.returncode == 0, done.stdout[-4000:]
 
 
 @pytest.mark.slow
-def test_its_types_are_right(tmp_path):
+def test_a_project_passes_mypy(tmp_path):
     done = run(bake(tmp_path, hooks=False), tmp_path, "types")
     assert done.returncode == 0, done.stdout

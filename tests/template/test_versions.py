@@ -1,4 +1,4 @@
-"""The versions that will do: of cookiecutter, of Python, and of what the library depends on."""
+"""Supported versions of cookiecutter, of Python, and of the library's dependencies."""
 
 import os
 import shutil
@@ -20,28 +20,28 @@ OLDEST = ".".join(map(str, MINIMUM))
 
 
 def generated(folder: Path, version: str, code: int = 0) -> str:
-    """What a version of cookiecutter prints as it generates into `folder`."""
+    """Generate a project in `folder` with a version of cookiecutter; return the output."""
     folder.mkdir()
     tool = (UV, "tool", "run", "--quiet", "--from", f"cookiecutter{version}", "cookiecutter")
     return run(folder, *tool, str(template()), "--no-input", "check_credentials=skip", code=code)
 
 
 @pytest.mark.slow
-def test_the_oldest_and_the_newest_make_the_same(tmp_path: Path) -> None:
+def test_the_oldest_and_newest_cookiecutter_give_the_same_project(tmp_path: Path) -> None:
     for name, version in (("oldest", f"=={OLDEST}"), ("newest", "")):
         assert "uv run my-ml-project demo" in generated(tmp_path / name, version)
     assert files(tmp_path / "oldest/my-ml-project") == files(tmp_path / "newest/my-ml-project")
 
 
 @pytest.mark.slow
-def test_an_older_one_is_refused_and_leaves_nothing(tmp_path: Path) -> None:
+def test_an_older_cookiecutter_is_rejected(tmp_path: Path) -> None:
     told = generated(tmp_path / "older", "==2.1.1", code=1)
     assert told.strip().splitlines()[-1] == f"cookiecutter 2.1.1 is too old: install {OLDEST} or later"
     assert "Traceback" not in told and not list((tmp_path / "older").iterdir())
 
 
 def interpreter(version: str) -> str:
-    """The path of a Python on this machine, pyenv's or one on the path; empty where there is none of that version."""
+    """The path of a Python version on this machine, from pyenv or PATH; empty if there is none."""
     pyenv = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv")) / "versions"
     places = [*sorted(map(str, pyenv.glob(f"{version}.*/bin/python"))), shutil.which(f"python{version}")]
     for place in filter(None, places):
@@ -55,7 +55,7 @@ PYTHONS = [version for version in ("3.11", "3.12", "3.13", "3.14") if interprete
 
 @pytest.mark.slow
 @pytest.mark.parametrize("version", PYTHONS)
-def test_each_python_makes_the_same_and_opens_the_library(tmp_path: Path, version: str) -> None:
+def test_each_python_gives_the_same_project_and_imports_the_library(tmp_path: Path, version: str) -> None:
     (tmp_path / "here").mkdir()
     tool = (UV, "tool", "run", "--quiet", "--python", interpreter(version), "cookiecutter", str(template()))
     run(tmp_path, *tool, "--no-input", "check_credentials=skip")
@@ -76,7 +76,7 @@ def lower_bounds() -> dict[str, str]:
 
 
 def resolved(folder: Path, *words: str) -> dict[str, str]:
-    """What uv chooses for the library, of wheels alone and from the package index alone."""
+    """Versions that uv resolves for the library, from wheels of the package index only."""
     command = (
         UV,
         "pip",

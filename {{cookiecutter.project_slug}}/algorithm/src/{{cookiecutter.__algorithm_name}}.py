@@ -1,7 +1,7 @@
-"""The project's `predict.py` as an Algorithmia algorithm, on the ADK.
+"""The project's `predict.py` as an Algorithmia algorithm, based on the ADK.
 
-`deploy --target algorithmia` puts beside it what this folder lacks: predict.py, the manifest of the model's
-files with their sums, and a test case.
+`deploy --target algorithmia` adds predict.py, the manifest of the model's files with their checksums, and a test
+case to this folder.
 """
 
 import json
@@ -19,15 +19,15 @@ from . import predict
 
 CASES = Path("TEST_CASES.json")
 
-# The ADK (1.2.4) calls format_exception(etype=…), a name that Python 3.10 took away: without this, the first
-# failure ends the process and the caller gets no answer.
+# The ADK (1.2.4) calls format_exception(etype=…), a parameter that was removed in Python 3.10. Without this patch, the
+# first error ends the process and the caller gets no response.
 vars(import_module("adk.io"))["traceback"] = SimpleNamespace(
     format_exception=lambda etype, value, tb: traceback.format_exception(value)
 )
 
 
 def load(state: Any) -> Any:
-    """Gather the model's files, which the ADK has fetched and verified, in one folder, and load it."""
+    """Move the model's files, which the ADK has downloaded and verified, into one folder, and load the model."""
     folder = Path(tempfile.mkdtemp())
     for name in list(state.models):
         shutil.move(state.get_model(name), folder / name)
@@ -36,11 +36,11 @@ def load(state: Any) -> Any:
 
 
 def apply(input: Any, state: Any) -> Any:
-    """Answer one input; a mistake in the input is reported as InputError."""
+    """Run the model on one input; invalid inputs are reported as InputError."""
     try:
         return predict.apply(input, state["model"])
     except ValueError as error:
-        error.error_type = "InputError"  # type: ignore[attr-defined]  # the ADK looks for it
+        error.error_type = "InputError"  # type: ignore[attr-defined]  # read by the ADK
         raise
 
 

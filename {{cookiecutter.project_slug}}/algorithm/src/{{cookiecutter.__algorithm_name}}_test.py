@@ -1,4 +1,4 @@
-"""The algorithm answers its test cases; Algorithmia runs this at each build."""
+"""Test cases of the algorithm, run by Algorithmia at each build."""
 
 import importlib
 import json
@@ -14,7 +14,7 @@ algorithm = importlib.import_module(f"src.{CONF['algoname']}")
 
 
 def alike(one: Any, other: Any) -> bool:
-    """Whether two JSON documents are equal, numbers to 1e-5."""
+    """Return whether two JSON documents are equal, with a tolerance of 1e-5 for numbers."""
     if isinstance(one, dict):
         return one.keys() == other.keys() and all(alike(one[key], other[key]) for key in one)
     if isinstance(one, list):
@@ -24,12 +24,12 @@ def alike(one: Any, other: Any) -> bool:
 
 @pytest.mark.parametrize("case", CASES, ids=[case["case_name"] for case in CASES])
 def test_case(case: dict[str, Any]) -> None:
-    """The model that was deployed is the model that answers."""
+    """The deployed model gives the recorded output."""
     assert alike(algorithm.apply(case["input"], algorithm.algorithm.load_result), case["expected_output"])
 
 
-def test_bad_input_is_the_callers_mistake() -> None:
-    """What predict.py refuses is reported as InputError."""
+def test_invalid_input_raises_input_error() -> None:
+    """Inputs that predict.py rejects are reported as InputError."""
     with pytest.raises(ValueError) as raised:
         algorithm.apply(None, algorithm.algorithm.load_result)
     assert raised.value.error_type == "InputError"  # type: ignore[attr-defined]

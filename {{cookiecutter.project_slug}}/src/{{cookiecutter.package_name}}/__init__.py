@@ -1,1 +1,1 @@
-"""The science: config, data, model, train and predict are yours to edit."""
+"""Data, model and training of the project: config, data, model, train and predict."""
