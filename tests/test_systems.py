@@ -87,12 +87,12 @@ def test_a_file_that_is_open_elsewhere_is_replaced_when_it_is_closed(
 
 
 def test_macos_brings_files_to_the_disk_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    told: list[int] = []
+    commands: list[int] = []
     monkeypatch.setattr(
-        atomic, "fcntl", SimpleNamespace(F_FULLFSYNC=51, fcntl=lambda number, command: told.append(command))
+        atomic, "fcntl", SimpleNamespace(F_FULLFSYNC=51, fcntl=lambda number, command: commands.append(command))
     )
     atomic.replace(tmp_path / "a", b"new")
-    assert told == [51, 51]  # the file, and its folder
+    assert commands == [51, 51]  # the file, and its folder
 
 
 def test_what_processes_print_is_read_as_utf_8_anywhere() -> None:

@@ -36,8 +36,8 @@ def test_commands_without_training_import_neither_torch_nor_wandb(tmp_path: Path
     (tmp_path / ".stack/data/me/skeleton/data").mkdir(parents=True)
     (tmp_path / ".stack/data/me/skeleton/data/file").write_text("x")
     (tmp_path / "runs").mkdir()
-    told = probe(tmp_path, words)
-    assert told[-2:] == [f"code: {code}", "loaded: []"], told
+    stdout = probe(tmp_path, words)
+    assert stdout[-2:] == [f"code: {code}", "loaded: []"], stdout
 
 
 def probe(folder: Path, words: tuple[str, ...]) -> list[str]:
@@ -74,5 +74,5 @@ def test_a_sweep_of_another_program_imports_no_torch(tmp_path: Path) -> None:
         "command": ["${interpreter}", "${program}", "${args}"],
     }
     (tmp_path / "sweep.yaml").write_text(json.dumps(plan))
-    told = probe(tmp_path, ("sweep",))
-    assert told[-2:] == ["code: 0", "loaded: []"], told
+    stdout = probe(tmp_path, ("sweep",))
+    assert stdout[-2:] == ["code: 0", "loaded: []"], stdout

@@ -19,8 +19,8 @@ def test_info_of_a_new_project_has_its_settings_only(tmp_path: Path) -> None:
     assert found["settings"]["title"] == "Digits" and found["settings"]["tracker"] == "none"  # set in the environment
     assert (found["keys"], found["headline"], found["runs"]) == ([], None, [])
     assert (found["latest_model"], found["deployed"]) == (None, None)
-    told = projects.run(tmp_path, "info").splitlines()
-    assert told[-3:] == [
+    stdout = projects.run(tmp_path, "info").splitlines()
+    assert stdout[-3:] == [
         "No finished runs.",
         "Latest published model: none.",
         "Deployed: none.",
@@ -29,8 +29,8 @@ def test_info_of_a_new_project_has_its_settings_only(tmp_path: Path) -> None:
 
 def test_info_contains_no_key(tmp_path: Path) -> None:
     (tmp_path / "stack.toml").write_text('project = "skeleton"\n')
-    told = projects.run(tmp_path, "info", "--json", WANDB_API_KEY="w" * 40)
-    assert "wwww" not in told and json.loads(told)["keys"] == ["wandb"]
+    stdout = projects.run(tmp_path, "info", "--json", WANDB_API_KEY="w" * 40)
+    assert "wwww" not in stdout and json.loads(stdout)["keys"] == ["wandb"]
 
 
 def test_a_damaged_result_gives_a_one_line_error(tmp_path: Path) -> None:
@@ -39,8 +39,8 @@ def test_a_damaged_result_gives_a_one_line_error(tmp_path: Path) -> None:
     (tmp_path / "runs/one/config.json").write_text("{}")
     assert info(tmp_path)["runs"][0]["finished"] is False
     (tmp_path / "runs/one/result.json").write_text("{")
-    told = projects.run(tmp_path, "info", code=1)
-    assert "result.json" in told and len(told.strip().splitlines()) == 1
+    stdout = projects.run(tmp_path, "info", code=1)
+    assert "result.json" in stdout and len(stdout.strip().splitlines()) == 1
 
 
 @pytest.mark.slow

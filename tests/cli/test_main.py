@@ -30,8 +30,8 @@ def empty(tmp_path: Path) -> Path:
 
 
 def test_file_names_are_printed_to_pipes_of_any_encoding(empty: Path) -> None:
-    told = projects.run(empty, "data", "--set", "storage=./\u05e9\u05dc\u05d5\u05dd", PYTHONIOENCODING="cp1252")
-    assert "Data set digits written to ./\\u05e9\\u05dc\\u05d5\\u05dd/data." in told
+    stdout = projects.run(empty, "data", "--set", "storage=./\u05e9\u05dc\u05d5\u05dd", PYTHONIOENCODING="cp1252")
+    assert "Data set digits written to ./\\u05e9\\u05dc\\u05d5\\u05dd/data." in stdout
 
 
 @pytest.mark.parametrize("command", EARLY)

@@ -133,7 +133,7 @@ def test_error_messages_contain_no_key(done: Done, command: str) -> None:
     broken = Online(services.hub, services.wandb, services.project, services.environment | nowhere)
     process = broken.start(command)
     printed, _ = process.communicate(timeout=240)
-    # An unreachable service says nothing about the key, so doctor does not fail.
+    # An unreachable service leaves the key unknown, so doctor does not fail.
     assert process.returncode == (0 if command == "doctor" else 1)
     assert "Traceback" not in printed
     assert not leaking(printed.encode())

@@ -43,7 +43,7 @@ def answer(status, body, length=None):
 @pytest.mark.parametrize(
     ("reply", "reason"),
     [
-        (answer(401, b"", length=9), "timeout"),  # a truncated response says nothing about the key
+        (answer(401, b"", length=9), "timeout"),  # a truncated response leaves the key unknown
         (answer(503, b"", length=9), "timeout"),
         (b"HTTP/1.1 500 X\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n", "unreachable"),
         (b"SSH-2.0-OpenSSH\r\n", "unreachable"),

@@ -166,8 +166,8 @@ def test_json_is_read_with_and_without_a_byte_order_mark(tmp_path: Path, mark: b
 
 def test_the_local_folder_of_a_store_is_shown(project: Path) -> None:
     settings = load({"storage": "algorithmia://.my/p"}, project, {"HOME": str(project)})
-    told = place(settings.storage, "data", settings)
-    assert told == f"algorithmia://.my/p/data (without a key: {project}/.stack/data/me/p/data)"
+    shown = place(settings.storage, "data", settings)
+    assert shown == f"algorithmia://.my/p/data (without a key: {project}/.stack/data/me/p/data)"
     own = load({"storage": "./store"}, project, {"HOME": str(project)})
     assert place(own.storage, "data", own) == "./store/data"
     named = load({"storage": "s3://bucket"}, project, {"HOME": str(project), "AWS_PROFILE": "x"})

@@ -70,7 +70,11 @@ class Faulty:
 async def answer(kind: int | str, send: Any) -> None:
     """An answer that is none."""
     page = kind == "html"
-    body = b"<html><body>Welcome to our Wi-Fi</body></html>" if page else json.dumps({"error": "told to fail"}).encode()
+    body = (
+        b"<html><body>Welcome to our Wi-Fi</body></html>"
+        if page
+        else json.dumps({"error": "injected failure"}).encode()
+    )
     headers = [(b"content-type", b"text/html" if page else b"application/json")]
     headers += [(b"content-length", str(len(body)).encode())]
     headers += [(b"ratelimit", b'"api";r=0;t=1')] if kind == 429 else []

@@ -58,8 +58,8 @@ def test_agents_run_a_sweep_and_its_best_configuration_is_written(project: Path,
     assert service.store.run(table[0]["run"]).summary["validation_accuracy"] == table[0]["value"]
     assert (folder / "sweep.png").read_bytes().startswith(b"\x89PNG")
     assert not (project / "runs" / "latest").exists()  # trials are not published
-    [told] = [run for run in service.store.runs.values() if run.facts.get("jobType") == "sweep"]
-    assert told.summary["trials"] == 4
+    [tracked] = [run for run in service.store.runs.values() if run.facts.get("jobType") == "sweep"]
+    assert tracked.summary["trials"] == 4
 
     # A second call creates a new sweep, because this one is finished; an agent that joins the first has nothing to do.
     again = projects.run(project, "sweep", "--join", "me/skeleton/sweep0", "--agents", "1", **account(project, service))

@@ -1,4 +1,4 @@
-"""Both tabular tasks through the whole loop: their embedded data and a user's own table, by the real command line."""
+"""Both tabular tasks with all commands, with the embedded data and with a user's table."""
 
 import csv
 import datetime
@@ -74,7 +74,7 @@ def start(folder: Path, words: list[str]) -> forking.Running:
 
 
 def run(folder: Path, task: str, *arguments: str, code: int = 0) -> str:
-    """What a command of a task's package prints, once it has ended with `code`."""
+    """Run a command of a task's package; check its exit code and return its output."""
     process = start(folder, ["-m", package(task), *arguments])
     printed, complaint = process.communicate(timeout=300)
     assert process.returncode == code, printed + complaint
@@ -92,7 +92,7 @@ def settings(folder: Path) -> Path:
 
 @pytest.fixture(scope="module", params=NAMES)
 def shown(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
-    """A task, and a project of it that has been through its demo, with a sweep of four."""
+    """A task and a project after its demo, with a sweep of four trials."""
     folder = settings(tmp_path_factory.mktemp(request.param))
     sweep = (TASKS / request.param / "sweep.yaml").read_text()
     assert "run_cap: 8" in sweep and "value: 500" in sweep
@@ -105,18 +105,18 @@ def shown(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 @pytest.fixture(scope="module", params=NAMES)
 def own(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
-    """A task, and a project of it with a user's table, trained for a short time and published."""
+    """A task and a project with a user's table and a published model that was trained briefly."""
     folder = settings(tmp_path_factory.mktemp(request.param))
     houses(folder / "houses.csv")
-    told = run(folder, request.param, "data", "--from", "houses.csv", "--target", OWN[request.param])
-    assert f"Rows without {OWN[request.param]}: 1, left out." in told
+    stdout = run(folder, request.param, "data", "--from", "houses.csv", "--target", OWN[request.param])
+    assert f"Dropped 1 rows without a value of {OWN[request.param]}." in stdout
     run(folder, request.param, "train", "--name", "own", "--rounds", "40")
     run(folder, request.param, "publish")
     return request.param, folder
 
 
 def houses(path: Path) -> None:
-    """A table as people have them: names with signs, categories, dates, times, truth values, gaps."""
+    """A realistic table: column names with punctuation, categories, dates, times, booleans, missing values."""
     chance = random.Random(1)
     names = ["id", "area (m²)", 'kind "A", [x]', "sold on", "at", "garden", "rooms", *reversed(OWN.values())]
     with path.open("w", newline="", encoding="utf-8") as file:
@@ -141,7 +141,7 @@ def splits(task: str, folder: Path) -> tuple[Any, dict[str, Any]]:
 
 
 @pytest.mark.slow
-def test_the_whole_loop_ends_with_a_served_model_and_a_complete_card(shown: tuple[str, Path]) -> None:
+def test_the_demo_ends_with_a_served_model_and_a_complete_card(shown: tuple[str, Path]) -> None:
     task, folder = shown
     found = json.loads((folder / "runs" / "demo.json").read_text())
     assert found["calls"] >= 50 and found["prediction"].keys() & {"label", "prediction"}
@@ -163,7 +163,7 @@ def test_the_whole_loop_ends_with_a_served_model_and_a_complete_card(shown: tupl
 
 
 @pytest.mark.slow
-def test_it_is_as_good_as_scikit_learns_default(shown: tuple[str, Path]) -> None:
+def test_the_model_is_as_good_as_scikit_learns_default(shown: tuple[str, Path]) -> None:
     from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
 
     task, folder = shown
@@ -183,7 +183,7 @@ def test_it_is_as_good_as_scikit_learns_default(shown: tuple[str, Path]) -> None
 
 
 @pytest.mark.slow
-def test_killed_anywhere_it_ends_with_the_same_bytes(own: tuple[str, Path], tmp_path: Path) -> None:
+def test_killed_training_resumes_to_the_same_bytes(own: tuple[str, Path], tmp_path: Path) -> None:
     whole, other = tmp_path / "whole", tmp_path / "other"
     for folder in (whole, other):
         shutil.copytree(own[1], folder)
@@ -198,7 +198,7 @@ def test_killed_anywhere_it_ends_with_the_same_bytes(own: tuple[str, Path], tmp_
 
 
 @pytest.mark.slow
-def test_a_users_table_is_served_as_it_is(own: tuple[str, Path], tmp_path: Path) -> None:
+def test_a_users_table_is_served_without_preprocessing(own: tuple[str, Path], tmp_path: Path) -> None:
     task, folder = own
     predict = importlib.import_module(f"{package(task)}.predict")
     model = next((folder / "models").iterdir())
@@ -235,7 +235,7 @@ def test_a_users_table_is_served_as_it_is(own: tuple[str, Path], tmp_path: Path)
 
 @pytest.mark.slow
 def test_the_exported_trees_split_where_the_trained_ones_do(own: tuple[str, Path]) -> None:
-    """Numbers of which float32 holds one in 128, too, and rows that lack anything."""
+    """This includes numbers beyond the precision of float32, and rows with missing values."""
     task, folder = own
     science, parts = splits(task, folder)
     model = next((folder / "models").iterdir())
@@ -247,7 +247,7 @@ def test_the_exported_trees_split_where_the_trained_ones_do(own: tuple[str, Path
 
 
 @pytest.mark.slow
-def test_the_page_answers_as_the_service_does(own: tuple[str, Path], tmp_path: Path) -> None:
+def test_the_page_gives_the_same_results_as_the_service(own: tuple[str, Path], tmp_path: Path) -> None:
     task, folder = own
     predict, model = importlib.import_module(f"{package(task)}.predict"), next((folder / "models").iterdir())
     sample = json.loads((model / "sample.json").read_text())["input"]
@@ -292,8 +292,8 @@ def test_the_projects_own_checks_pass(task: str, check: tuple[str, ...], tmp_pat
 
 @pytest.mark.slow
 @pytest.mark.parametrize("task", NAMES)
-def test_half_a_million_rows_take_no_more_memory_than_they_must(task: str, tmp_path: Path) -> None:
-    """At most 0.75 GB, of which an empty training takes 0.5: so 2 million rows stay below 1.5."""
+def test_memory_for_half_a_million_rows_is_limited(task: str, tmp_path: Path) -> None:
+    """The maximum is 0.75 GB, of which an empty training takes 0.5, so that 2 million rows need less than 1.5 GB."""
     chance, rows = np.random.default_rng(0), 500_000
     columns = {f"x{number}": chance.normal(size=rows) for number in range(6)}
     target = columns["x0"] + chance.normal(size=rows) > 0
@@ -307,7 +307,7 @@ def test_half_a_million_rows_take_no_more_memory_than_they_must(task: str, tmp_p
 
 
 @pytest.mark.parametrize("task", NAMES)
-def test_a_target_of_one_value_is_refused(task: str, tmp_path: Path) -> None:
+def test_a_constant_target_is_rejected(task: str, tmp_path: Path) -> None:
     folder = settings(tmp_path)
     (folder / "same.csv").write_text("a,b\n" + "".join(f"{row},7\n" for row in range(100)))
     run(folder, task, "data", "--from", "same.csv", "--target", "b")
@@ -315,7 +315,7 @@ def test_a_target_of_one_value_is_refused(task: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("task", NAMES)
-def test_a_table_of_nothing_to_learn_from_is_refused(task: str, tmp_path: Path) -> None:
+def test_a_table_without_features_is_rejected(task: str, tmp_path: Path) -> None:
     folder = settings(tmp_path)
     (folder / "one.csv").write_text("b\n" + "1\n2\n" * 50)
     assert "no column of numbers, dates or texts besides b" in run(

@@ -1,4 +1,4 @@
-"""Texts into classes: the whole loop as a user runs it, other encoders, other data, and training that is killed."""
+"""Text classification with all commands, other encoders, other data, and killed training."""
 
 import importlib.util
 import json
@@ -59,7 +59,7 @@ def start(folder: Path, *arguments: str, **extra: str) -> forking.Running:
 
 
 def run(folder: Path, *arguments: str, code: int = 0, **extra: str) -> str:
-    """What a command prints, once it has ended with `code`."""
+    """Run a command; check its exit code and return its output."""
     process = start(folder, *arguments, **extra)
     printed, complaint = process.communicate(timeout=600)
     assert process.returncode == code, printed + complaint
@@ -81,7 +81,7 @@ def result(folder: Path, name: str) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small encoder without knowledge, with the tokenizer of the embedded one."""
+    """A small untrained encoder with the tokenizer of the embedded one."""
     from transformers import BertConfig, BertModel
 
     folder = tmp_path_factory.mktemp("bert")
@@ -94,7 +94,7 @@ def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def roberta(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small encoder of another kind, with another kind of tokenizer."""
+    """A small encoder of another architecture with another kind of tokenizer."""
     from tokenizers import ByteLevelBPETokenizer
     from tokenizers.processors import RobertaProcessing
     from transformers import PreTrainedTokenizerFast, RobertaConfig, RobertaModel
@@ -113,7 +113,7 @@ def roberta(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A project that has the embedded texts."""
+    """A project with the embedded data set."""
     folder = tmp_path_factory.mktemp("texts")
     (folder / "stack.toml").write_text('project = "texts"\nstorage = "./store"\nalgorithm = "me/Texts"\n')
     run(folder, "data")
@@ -128,7 +128,7 @@ def folder(data: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """A generated project that has been through its demo, its trials but for their number shortened."""
+    """A generated project after its demo, with short trials."""
     folder = tmp_path_factory.mktemp("demo")
     project = bake(folder, task=TASK, project_name="Texts", project_slug="texts", package_name="texts")
     sweep = (project / "sweep.yaml").read_text()
@@ -160,7 +160,7 @@ def baseline(project: Path) -> tuple[float, float]:
 
 
 @pytest.mark.slow
-def test_the_whole_loop_ends_well_above_a_baseline(demo: tuple[Path, str]) -> None:
+def test_the_model_is_better_than_a_baseline(demo: tuple[Path, str]) -> None:
     project, printed = demo
     found = json.loads((project / "runs" / "demo.json").read_text())
     accuracy, f1 = baseline(project)
@@ -186,8 +186,8 @@ def test_the_card_names_library_and_base_model(demo: tuple[Path, str]) -> None:
 
 
 @pytest.mark.slow
-def test_the_published_model_is_one_of_transformers(demo: tuple[Path, str]) -> None:
-    """Its own library loads it from the folder and answers as the service does."""
+def test_the_published_model_loads_with_transformers(demo: tuple[Path, str]) -> None:
+    """transformers loads it from the folder and gives the same results as the service."""
     from transformers import pipeline
 
     project, _ = demo
@@ -199,7 +199,7 @@ def test_the_published_model_is_one_of_transformers(demo: tuple[Path, str]) -> N
 
 
 @pytest.mark.slow
-def test_a_text_is_answered(demo: tuple[Path, str]) -> None:
+def test_a_text_is_classified(demo: tuple[Path, str]) -> None:
     project, _ = demo
     environ = projects.environment(project, PYTHONPATH=str(project / "src"))
     process = forking.start(["-m", "texts", "predict", "Who wrote Faust?"], project, environ)
@@ -218,8 +218,8 @@ def test_the_generated_project_passes_its_own_checks(tmp_path: Path, check: tupl
 
 
 @pytest.mark.slow
-def test_killed_in_the_middle_it_ends_with_the_same_bytes(folder: Path, bert: Path) -> None:
-    """With dropout, and layers that are in no checkpoint because they stay as they are."""
+def test_killed_training_resumes_to_the_same_weights(folder: Path, bert: Path) -> None:
+    """Dropout is on, and frozen layers are not in the checkpoints."""
     flags = ("--encoder", str(bert), "--frozen-layers", "1", "--epochs", "2", "--checkpoint-steps", "3", *QUICK)
     run(folder, "train", "--name", "whole", *flags)
     environ = projects.environment(folder)
@@ -283,7 +283,7 @@ def test_own_texts_and_an_encoder_of_the_hub(folder: Path, roberta: Path, hub: H
 
 
 @pytest.mark.slow
-def test_lora_trains_little_and_leaves_a_plain_model(folder: Path, bert: Path) -> None:
+def test_lora_trains_few_parameters_and_gives_a_plain_model(folder: Path, bert: Path) -> None:
     flags = ("--encoder", str(bert), "--lora", "4", "--lr", "0.01", "--epochs", "1", *QUICK)
     run(folder, "train", "--name", "lora", *flags)
     from safetensors.numpy import load_file
@@ -297,7 +297,7 @@ def test_lora_trains_little_and_leaves_a_plain_model(folder: Path, bert: Path) -
 
 
 @pytest.mark.slow
-def test_the_page_tokenizes_and_answers_as_the_service(folder: Path, bert: Path, tmp_path: Path) -> None:
+def test_the_page_tokenizes_and_classifies_as_the_service(folder: Path, bert: Path, tmp_path: Path) -> None:
     from importlib import import_module
 
     run(folder, "train", "--name", "page", "--encoder", str(bert), "--length", "40", "--epochs", "1", *QUICK)

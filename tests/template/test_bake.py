@@ -265,6 +265,6 @@ def test_the_build_backend_accepts_the_metadata(tmp_path, answers):
     project = bake(tmp_path, **answers)
     command = [sys.executable, "-m", "hatchling", "metadata"]
     done = subprocess.run(command, cwd=project, capture_output=True, text=True, check=True)
-    told = json.loads(done.stdout)
-    assert told["name"] == project.name
-    assert told["description"] == answers.get("description", QUESTIONS["description"])
+    metadata = json.loads(done.stdout)
+    assert metadata["name"] == project.name
+    assert metadata["description"] == answers.get("description", QUESTIONS["description"])

@@ -94,8 +94,8 @@ def test_an_update_applies_the_release_and_keeps_own_changes(tmp_path: Path) -> 
     (made / "ruff.toml").rename(tmp_path / "ruff.toml")
     (made / "AGENTS.md").write_text("# Older\n", "utf-8")
     owner.release("v0.0.8")
-    told = owner.run(COMMAND, "copy", "--defaults", str(owner.template), str(owner.project), at=tmp_path)
-    assert f"cd {owner.project}" in told and "uv run my-ml-project demo" in told
+    stdout = owner.run(COMMAND, "copy", "--defaults", str(owner.template), str(owner.project), at=tmp_path)
+    assert f"cd {owner.project}" in stdout and "uv run my-ml-project demo" in stdout
     owner.run("git", "init", "-q", at=owner.project)
     owner.commit(owner.project)
     shutil.rmtree(made)
@@ -117,7 +117,7 @@ def test_an_update_applies_the_release_and_keeps_own_changes(tmp_path: Path) -> 
 
 
 def test_an_invalid_answer_is_reported_and_creates_nothing(tmp_path: Path) -> None:
-    """Copier prints where in its own code it stopped first; it asks again where there is a terminal."""
+    """Copier prints a traceback first; on a terminal it would prompt again."""
     words = [COMMAND, "copy", "--defaults", "--data", "project_slug=a/b", str(template()), str(tmp_path / "project")]
     done = subprocess.run(words, capture_output=True, text=True, check=False)
     assert done.returncode == 1 and "project_slug': must consist of letters" in done.stderr.splitlines()[-1]

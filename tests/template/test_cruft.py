@@ -52,8 +52,8 @@ class Owner:
 
     def create(self, *answers: str) -> None:
         given = json.dumps({"check_credentials": "skip", **dict(answer.split("=") for answer in answers)})
-        told = self.cruft("create", str(self.template), "--no-input", "--extra-context", given, at=self.work)
-        assert (self.project / ".cruft.json").is_file(), told
+        stdout = self.cruft("create", str(self.template), "--no-input", "--extra-context", given, at=self.work)
+        assert (self.project / ".cruft.json").is_file(), stdout
 
     @property
     def made(self) -> Path:
@@ -111,8 +111,8 @@ def test_an_update_applies_the_release_and_keeps_own_changes(owner: Owner) -> No
     (owner.project / "AGENTS.md").write_text("# Older\n\nOur own rule.\n", "utf-8")
     owner.commit()
     assert "My own line" in owner.cruft("diff")
-    told = owner.cruft("update", "--skip-apply-ask")
-    assert "Created " not in told and "Your keys" not in told
+    stdout = owner.cruft("update", "--skip-apply-ask")
+    assert "Created " not in stdout and "Your keys" not in stdout
     model, package = owner.read("src/my_ml_project/model.py"), owner.read("pyproject.toml")
     assert "# My own line." in model and "An older note" not in model
     assert "polars" in package and f"free-ml-stack=={VERSION}" in package and "0.0.9" not in package

@@ -63,7 +63,7 @@ def newer(wheel: Path, folder: Path) -> Path:
             if name.endswith(("/METADATA", "/RECORD")):
                 content = content.replace(f"Version: {version}".encode(), b"Version: 99.0.0")
                 content = content.replace(f"-{version}.dist-info".encode(), b"-99.0.0.dist-info")
-            if name.endswith("/RECORD"):  # its own sums are checked by nobody, those of changed files would be
+            if name.endswith("/RECORD"):  # remove the checksum of METADATA, which has changed
                 content = re.sub(rb"(METADATA),[^\n]*", rb"\1,,", content)
             made.writestr(name.replace(f"-{version}.dist-info", "-99.0.0.dist-info"), content)
     return target
@@ -123,8 +123,8 @@ def test_a_changed_wheel_is_rejected(synced: Path, tmp_path: Path) -> None:
     [wheel] = (other / "vendor").glob("*.whl")
     with zipfile.ZipFile(wheel, "a") as archive:
         archive.writestr("free_ml_stack/added.py", "")
-    told = run(other, UV, "sync", "--frozen", code=None)
-    assert "Hash mismatch" in told and "free-ml-stack" in told.replace("_", "-")
+    stdout = run(other, UV, "sync", "--frozen", code=None)
+    assert "Hash mismatch" in stdout and "free-ml-stack" in stdout.replace("_", "-")
 
 
 def pip_line(project: Path) -> list[str]:

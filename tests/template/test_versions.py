@@ -35,9 +35,9 @@ def test_the_oldest_and_newest_cookiecutter_give_the_same_project(tmp_path: Path
 
 @pytest.mark.slow
 def test_an_older_cookiecutter_is_rejected(tmp_path: Path) -> None:
-    told = generated(tmp_path / "older", "==2.1.1", code=1)
-    assert told.strip().splitlines()[-1] == f"cookiecutter 2.1.1 is too old: install {OLDEST} or later"
-    assert "Traceback" not in told and not list((tmp_path / "older").iterdir())
+    stdout = generated(tmp_path / "older", "==2.1.1", code=1)
+    assert stdout.strip().splitlines()[-1] == f"cookiecutter 2.1.1 is too old: install {OLDEST} or later"
+    assert "Traceback" not in stdout and not list((tmp_path / "older").iterdir())
 
 
 def interpreter(version: str) -> str:
@@ -88,8 +88,8 @@ def resolved(folder: Path, *words: str) -> dict[str, str]:
         "--only-binary",
         ":all:",
     )
-    told = run(folder, *command, *words, str(TEMPLATE / "pyproject.toml"))
-    return dict(line.split(" ")[0].split("==") for line in told.splitlines() if "==" in line)
+    stdout = run(folder, *command, *words, str(TEMPLATE / "pyproject.toml"))
+    return dict(line.split(" ")[0].split("==") for line in stdout.splitlines() if "==" in line)
 
 
 @pytest.mark.slow

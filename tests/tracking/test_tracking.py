@@ -284,8 +284,8 @@ def test_a_failed_upload_does_not_block_other_runs(project: Path, service: Wandb
     track(project, STEPS + text + END, service, WANDB_API_KEY="")
     (project / "picture.png").unlink()
     (project / "runs/one").rename(project / "runs/another")
-    told = project / "runs/another/tracked.jsonl"
-    told.write_text(told.read_text().replace('"id": "one"', '"id": "another"'))
+    record = project / "runs/another/tracked.jsonl"
+    record.write_text(record.read_text().replace('"id": "one"', '"id": "another"'))
     track(project, STEPS + END, service, WANDB_API_KEY="")
     printed = sync(project, service, code=1)
     assert "another: upload incomplete" in printed
@@ -378,11 +378,11 @@ def test_sync_uploads_a_killed_run_whose_pid_is_reused(project: Path, service: W
     process = start(project, STEPS + "print('logged', flush=True)\ntime.sleep(60)\n", service, WANDB_API_KEY="")
     assert process.stdout
     next(line for line in process.stdout if line.startswith("logged"))
-    told = project / "runs" / "one" / "tracked.jsonl"
-    text = told.read_text().replace(f'"pid": {process.pid}', f'"pid": {os.getpid()}')
+    record = project / "runs" / "one" / "tracked.jsonl"
+    text = record.read_text().replace(f'"pid": {process.pid}', f'"pid": {os.getpid()}')
     process.kill()
     process.communicate()
-    told.write_text(text)
+    record.write_text(text)
     assert "/runs/one" in sync(project, service)
 
 

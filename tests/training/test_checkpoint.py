@@ -274,12 +274,12 @@ def test_training_resumes_from_disk_if_the_store_fails(
 ) -> None:
     class Gone(Store):
         def exists(self, path: str, **options: Any) -> bool:
-            raise OSError("nobody answers")
+            raise OSError("no answer")
 
     run = Run(folder, DirFileSystem(str(tmp_path / "store"), fs=Gone()))
     assert run.at.step == 2
-    assert "Can't read checkpoints from the store (nobody answers)" in capsys.readouterr().out
-    with pytest.raises(OSError, match="nobody answers"):  # it may have checkpoints, so the run must not start anew
+    assert "Can't read checkpoints from the store (no answer)" in capsys.readouterr().out
+    with pytest.raises(OSError, match="no answer"):  # it may have checkpoints, so the run must not start again
         Run(tmp_path / "elsewhere", DirFileSystem(str(tmp_path / "store"), fs=Gone()))
 
 

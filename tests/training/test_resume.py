@@ -88,9 +88,9 @@ def test_a_changed_configuration_names_the_field(stopped: Path) -> None:
     training = Training(stopped, "train", "--run", NAME, "--lr", "0.1")
     assert training.end() == 1
     assert "lr was 0.006 when this run started, but is 0.1 now" in training.printed()
-    nobody = Training(stopped, "train", "--run", "nobody")
-    assert nobody.end() == 1
-    assert "no run nobody" in nobody.printed()
+    unknown = Training(stopped, "train", "--run", "unknown")
+    assert unknown.end() == 1
+    assert "no run unknown" in unknown.printed()
 
 
 @pytest.mark.parametrize("file", ["state.safetensors", "state.json", "sums.json", "metrics.jsonl"])

@@ -63,7 +63,7 @@ def confusion(labels: Ints, predicted: Ints, classes: int) -> Ints:
 
 
 def per_class(counts: Ints) -> tuple[Floats, Floats, Floats]:
-    """Compute precision, recall and F1 (classes,) of a confusion matrix; 0 where the denominator is 0."""
+    """Compute precision, recall and F1 (classes,) of a confusion matrix; 0 if the denominator is 0."""
     right, predicted, true = np.diag(counts), counts.sum(axis=0), counts.sum(axis=1)
     return (
         _share(right, predicted),

@@ -235,7 +235,7 @@ class Workers:
 
 
 def _join(process: Any) -> None:
-    """Wait for a process that was told to end; kill it after GRACE seconds."""
+    """Wait for a terminated process; kill it after GRACE seconds."""
     process.join(GRACE)
     process.kill()
     process.join()

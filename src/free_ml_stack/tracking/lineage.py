@@ -25,7 +25,7 @@ def trained(run: Run, files: list[Path]) -> None:
 
 
 def published(settings: "Settings", folder: Path, facts: Mapping[str, str]) -> str:
-    """Record the publication of a model with its card and pictures; return the line that says where to see it."""
+    """Record the publication of a model with its card and pictures; return the line that shows where to see it."""
     run = open_run(settings, f"publish-{folder.name}", "publish", settings.runs / f"publish-{folder.name}", facts)
     run.uses(MODEL, folder.name)
     for path in sorted(folder.glob("*.png")):
@@ -42,7 +42,7 @@ def published(settings: "Settings", folder: Path, facts: Mapping[str, str]) -> s
 
 
 def deployed(settings: "Settings", folder: Path, version: str) -> str:
-    """Record the deployment of a published model as a version; return the line that says where to see it."""
+    """Record the deployment of a published model as a version; return the line that shows where to see it."""
     name = f"deploy-{version}-{folder.name}"
     facts = {"algorithm": settings.algorithm, "version": version}
     run = open_run(settings, name, "deploy", settings.runs / name, facts)

@@ -180,7 +180,7 @@ class Run:
         return not isinstance(self.events, NoRecord)
 
     def finish(self, exit_code: int = 0) -> str:
-        """End the run; return the line that says where to see it, or how to upload it later."""
+        """End the run; return the line that shows where to see it, or how to upload it later."""
         self.record.close()
         if self.progress:
             self.progress.close()

@@ -14,7 +14,7 @@ class RunStoppedError(Exception):
 class Tracker:
     """Base class of trackers, to which a run sends its metrics and files; this one ignores them.
 
-    Paths are relative to the run's folder or absolute. `finish` returns the line that says where to see the run.
+    Paths are relative to the run's folder or absolute. `finish` returns the line that shows where to see the run.
     """
 
     def log(self, row: int, values: Mapping[str, float]) -> None: ...

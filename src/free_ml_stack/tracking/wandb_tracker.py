@@ -1,6 +1,6 @@
 """Weights & Biases as tracker, through its own client: no prompts, and no failure or long wait stops a run.
 
-Row n of metrics.jsonl is W&B's step n, so that one number tells what W&B has of a run; `step` is the axis of charts.
+Row n of metrics.jsonl is W&B's step n, so that one number is enough to resume an upload; `step` is the axis of charts.
 """
 
 import logging
