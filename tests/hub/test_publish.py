@@ -220,10 +220,9 @@ def test_killed_while_it_sends_it_shows_one_version_or_the_other(
 @pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
 @pytest.mark.parametrize("kind", [429, 503, "reset"])
 def test_trouble_at_any_call_is_got_over(
-    hub: Hub, api: HfApi, old: Path, new: Path, kind: int | str, after: bool, monkeypatch: pytest.MonkeyPatch
+    hub: Hub, api: HfApi, old: Path, new: Path, kind: int | str, after: bool
 ) -> None:
     """Each of our own calls fails once, before or after the Hub has obeyed; the version is there all the same, once."""
-    monkeypatch.setattr("free_ml_stack.hub.client.reset", lambda header: 0.0)
     for match in ("repos/create", "/commit/", "/refs", "/tag/", "GET /api/models/me/model"):
         hub.repos.clear()
         hub.app.faults = []
@@ -234,6 +233,15 @@ def test_trouble_at_any_call_is_got_over(
         assert [commit.title for commit in repo.commits] == ["initial commit", "first", "second"]
         assert set(repo.tags) == {"v0.1.0", "v0.2.0"}
         assert shown(hub, "v0.2.0") == content(new)
+
+
+def test_a_quota_that_lasts_an_hour_is_told_at_once(hub: Hub, api: HfApi, old: Path, new: Path) -> None:
+    hub.limits.hourly = 1
+    upload(api, PLACE, old, "first")
+    with pytest.raises(StackError, match="the Hub answers 429: .*exceeded the rate limit for repository commits"):
+        upload(api, PLACE, new, "second")
+    assert hub.limits.exceeded == ["commit to model me/model"]
+    hub.limits.exceeded.clear()
 
 
 def test_the_clients_patience_is_not_multiplied_by_ours(

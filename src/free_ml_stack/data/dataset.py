@@ -21,6 +21,7 @@ from free_ml_stack.data.columns import VARIABLE, to_array
 from free_ml_stack.data.split import Cells, Split
 from free_ml_stack.errors import StackError
 from free_ml_stack.storage.atomic import CHUNK, replace
+from free_ml_stack.storage.changes import change, on_hub
 from free_ml_stack.storage.manifest import MANIFEST, DamagedError, read_manifest, verify
 
 if TYPE_CHECKING:
@@ -62,11 +63,15 @@ def write_to_store(target: AbstractFileSystem, content: Mapping[str, Any], folde
     """
     if _is_stored(target, content):
         return
+    manifest = {MANIFEST: json.dumps(content, indent=1).encode()}
+    if on_hub(target):
+        change(target, {**{name: folder / name for name in content["files"]}, **manifest})
+        return
     with root_filesystem(target).transaction:
         for name in content["files"]:
             with (folder / name).open("rb") as file, target.open(name, "wb") as there:
                 shutil.copyfileobj(file, there, CHUNK)
-    target.pipe_file(MANIFEST, json.dumps(content, indent=1).encode())
+    change(target, manifest)
 
 
 def examples(science: "Science", split: Split, rows: Iterable[int]) -> list[Any]:

@@ -26,6 +26,7 @@ from free_ml_stack.deployment.versions import (
 )
 from free_ml_stack.errors import StackError
 from free_ml_stack.project.science import Predictor
+from free_ml_stack.storage.changes import change, on_hub
 from free_ml_stack.storage.manifest import MANIFEST, verify
 
 
@@ -47,9 +48,8 @@ def deploy(
     started = now()
     algorithm = read_index(store, name) or Algorithm(name=name)
     version = algorithm.next_version(bump)
-    folder = claim(model_dir, store, f"{FOLDER}/{name}/{version}")
+    folder = upload(model_dir, store, f"{FOLDER}/{name}/{version}")
     try:
-        upload(model_dir, store, folder)
         build = Build(
             hash=commit_hash(algorithm, (model_dir / MANIFEST).read_bytes()),
             folder=folder,
@@ -61,8 +61,7 @@ def deploy(
         check_build(store, build, predictor)
         add_build(store, name, build)
     except BaseException:
-        with suppress(OSError):  # an unused folder may remain; raise the original error
-            store.rm(folder, recursive=True)
+        discard(store, folder)
         raise
     return build
 
@@ -102,21 +101,40 @@ def earlier(algorithm: Algorithm, version: str) -> Build | None:
     return None
 
 
-def claim(model_dir: Path, store: AbstractFileSystem, folder: str) -> str:
-    """Reserve a folder in the store by writing the manifest, with a suffix if `folder` exists; return its name."""
+def upload(model_dir: Path, store: AbstractFileSystem, folder: str) -> str:
+    """Copy a model folder to an unused name in the store, `folder` if possible; return the name."""
+    files = {path.relative_to(model_dir).as_posix(): path for path in sorted(model_dir.rglob("*")) if path.is_file()}
+    if on_hub(store):  # no exclusive creation there
+        folder = unused(folder) if store.exists(folder) else folder
+    else:
+        folder = claim(files.pop(MANIFEST), store, folder)
     try:
-        with store.open(f"{folder}/{MANIFEST}", "xb") as file:
-            file.write((model_dir / MANIFEST).read_bytes())
-    except FileExistsError:
-        return claim(model_dir, store, f"{folder}-{secrets.token_hex(4)}")
+        change(store, {f"{folder}/{name}": path for name, path in files.items()})
+    except BaseException:
+        discard(store, folder)
+        raise
     return folder
 
 
-def upload(model_dir: Path, store: AbstractFileSystem, folder: str) -> None:
-    """Copy the files of a model folder, except the manifest, which `claim` has written."""
-    for path in sorted(model_dir.rglob("*")):
-        if path.is_file() and path != model_dir / MANIFEST:
-            store.put_file(str(path), f"{folder}/{path.relative_to(model_dir).as_posix()}")
+def claim(manifest: Path, store: AbstractFileSystem, folder: str) -> str:
+    """Reserve a folder in the store by writing the manifest, with a suffix if `folder` exists; return its name."""
+    try:
+        with store.open(f"{folder}/{MANIFEST}", "xb") as file:
+            file.write(manifest.read_bytes())
+    except FileExistsError:
+        return claim(manifest, store, unused(folder))
+    return folder
+
+
+def unused(folder: str) -> str:
+    """Return a name derived from that of a folder which exists."""
+    return f"{folder}-{secrets.token_hex(4)}"
+
+
+def discard(store: AbstractFileSystem, folder: str) -> None:
+    """Remove a folder; errors are ignored, because no version refers to it."""
+    with suppress(OSError):
+        store.rm(folder, recursive=True)
 
 
 def check_build(

@@ -14,6 +14,7 @@ import orjson
 from fsspec import AbstractFileSystem
 
 from free_ml_stack.errors import StackError
+from free_ml_stack.storage.changes import change, on_hub
 
 Bump = Literal["major", "minor", "revision"]
 FOLDER = "deployments"
@@ -157,17 +158,14 @@ def remove(store: AbstractFileSystem, name: str) -> None:
 
     The log is removed because a later algorithm of the same name would be compared with its calls.
     """
+    others = [read_index(store, other) for other in names(store) if other != name]
+    used = {build.folder for other in others if other for build in other.builds}
     with index_lock(store, name):
         algorithm = read_index(store, name)
-        store.rm_file(index_path(name))
-    others = [read_index(store, other) for other in names(store)]
-    used = {build.folder for other in others if other for build in other.builds}
-    if store.isdir(f"logs/{name}"):
-        store.rm(f"logs/{name}", recursive=True)
-    own = {build.folder for build in algorithm.builds} if algorithm else set()
-    for folder in own - used:
-        if folder.startswith(f"{FOLDER}/{name}/") and store.exists(folder):
-            store.rm(folder, recursive=True)
+        own = {build.folder for build in algorithm.builds} if algorithm else set()
+        folders = [folder for folder in sorted(own - used) if folder.startswith(f"{FOLDER}/{name}/")]
+        rest = [place for place in (f"logs/{name}", *folders) if store.exists(place)]
+        change(store, {}, remove=[index_path(name), *rest])
 
 
 def names(store: AbstractFileSystem) -> list[str]:
@@ -178,7 +176,13 @@ def names(store: AbstractFileSystem) -> list[str]:
 
 @contextmanager
 def index_lock(store: AbstractFileSystem, name: str) -> Iterator[None]:
-    """Lock an index for a block; a stale lock is broken after LOCK_SECONDS."""
+    """Lock an index for a block; a stale lock is broken after LOCK_SECONDS.
+
+    A store on the Hub has no locks: of two concurrent changes the later one wins.
+    """
+    if on_hub(store):  # no exclusive creation there
+        yield
+        return
     lock = f"{FOLDER}/{name}/.lock"
     end = time.monotonic() + LOCK_SECONDS
     while True:

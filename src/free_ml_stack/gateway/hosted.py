@@ -4,13 +4,14 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from fsspec import AbstractFileSystem, filesystem
+from fsspec import AbstractFileSystem
 from fsspec.implementations.dirfs import DirFileSystem
 
 from free_ml_stack.gateway.app import Gateway, create_app
 from free_ml_stack.storage.local import local_store
+from free_ml_stack.storage.repository import HubFileSystem
 
-LOG_SECONDS = 600.0  # each file on the Hub is a commit, of which there may not be many in an hour
+LOG_SECONDS = 600.0  # each time is a commit on the Hub, of which there may not be many in an hour
 
 
 def asgi_app(package: str, variables: Mapping[str, str] = os.environ) -> Gateway:
@@ -48,4 +49,4 @@ def open_tree(store: str, inner: str = "", revision: str = "") -> AbstractFileSy
     if is_folder(store):
         return local_store(Path(store) / inner, Path(store))
     place = f"datasets/{store}{f'@{revision}' if revision else ''}/{inner}".rstrip("/")
-    return DirFileSystem(place, fs=filesystem("hf"))
+    return DirFileSystem(place, fs=HubFileSystem())

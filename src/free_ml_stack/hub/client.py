@@ -20,7 +20,8 @@ T = TypeVar("T")
 ATTEMPTS, PAUSE = 5, 1.0  # seconds before the second one
 PATIENCE = 20.0  # seconds after which trouble is told: most of the client's calls have been patient themselves by then
 CROSSED = (409, 412)  # another writer was quicker
-PASSING = (*CROSSED, 429, 500, 502, 503, 504)  # too many requests, a server in trouble
+TOO_MANY = 429
+PASSING = (*CROSSED, TOO_MANY, 500, 502, 503, 504)  # too many requests, a server in trouble
 XET_ANSWER = re.compile(r"HTTP status \w+ error \((?P<status>\d+[^)]*)\), domain: (?P<url>\S+)")  # hf_xet
 MISSING, UNKNOWN_KEY, FORBIDDEN = 404, 401, 403
 
@@ -77,7 +78,7 @@ def pause_after(error: Exception, last: bool, late: bool) -> float:
     Raises the error where something is missing, StackError where to wait is vain or this was the `last` attempt.
     """
     from huggingface_hub.errors import HfHubHTTPError
-    from huggingface_hub.utils import httpx  # type: ignore[attr-defined]
+    from huggingface_hub.utils import httpx, parse_ratelimit_headers  # type: ignore[attr-defined]
 
     wrapped = not isinstance(error, httpx.HTTPError) and isinstance(error.__cause__, httpx.HTTPError)
     answer = error.__cause__ if wrapped else error  # downloads wrap it
@@ -97,9 +98,12 @@ def pause_after(error: Exception, last: bool, late: bool) -> float:
     status = answer.response.status_code
     if status == MISSING:
         raise answer
-    if last or status not in (CROSSED if late else PASSING):
+    limits = parse_ratelimit_headers(answer.response.headers)  # every answer has them
+    asked_too_often = limits is not None and limits.remaining == 0
+    of_a_kind = status == TOO_MANY and limits is not None and not asked_too_often  # such as commits, for an hour
+    if last or of_a_kind or status not in (CROSSED if late else PASSING):
         raise http_error(answer) from None
-    return reset(answer.response.headers.get("ratelimit", ""))
+    return float(limits.reset_in_seconds) if limits and asked_too_often else 0.0
 
 
 def xet_refusal(text: str) -> str:
@@ -135,9 +139,3 @@ def check_cache_writable() -> None:
             raise StackError(
                 f"{name}: the Hub's client can't keep files in {folder} ({error.strerror}); name another folder there"
             ) from None
-
-
-def reset(header: str) -> float:
-    """The seconds that a `RateLimit` header asks to wait."""
-    found = re.search(r"\bt=(\d+)", header)
-    return float(found[1]) if found else 0.0

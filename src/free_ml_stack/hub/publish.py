@@ -17,6 +17,7 @@ from free_ml_stack.hub.client import (
     offline,
     with_retries,
 )
+from free_ml_stack.storage.changes import change
 from free_ml_stack.storage.manifest import MANIFEST, verify
 from free_ml_stack.storage.repository import Repository
 from free_ml_stack.storage.stores import open_store, place
@@ -60,11 +61,8 @@ def publish(settings: "Settings", folder: Path, public: bool = False, trouble: s
     Raises UnpublishedError where the Hub fails, or is in `trouble` already.
     """
     store, target = open_store(settings.storage, settings), f"{FOLDER}/{folder.name}"
-    for name in [
-        *sorted(verify(folder)["files"]),
-        MANIFEST,
-    ]:  # a reader goes by the manifest, so it comes last
-        store.put_file(str(folder / name), f"{target}/{name}")
+    kept = [*sorted(verify(folder)["files"]), MANIFEST]  # a reader goes by the manifest, so it comes last
+    change(store, {f"{target}/{name}": folder / name for name in kept})
     url, version = "", ""
     if repository := repository_of(settings):
         try:
@@ -164,13 +162,13 @@ def compare(api: "HfApi", repository: Repository, folder: Path) -> tuple[str, li
         return "", [Change("+", name, (folder / name).stat().st_size) for name in names(folder)]
     tree = api.list_repo_tree(repository.id, recursive=True, revision=head, repo_type=repository.kind)
     there = {item.path: item for item in tree if isinstance(item, RepoFile)}
-    changes = [change(folder, name, there.get(name)) for name in names(folder)]
+    changes = [difference_of(folder, name, there.get(name)) for name in names(folder)]
     before = earlier(api, repository, head) if MANIFEST in there else {}
     gone = sorted((set(before) & set(there)) - set(names(folder)))
     return head, [Change("-", name) for name in gone] + changes
 
 
-def change(folder: Path, name: str, there: Any) -> Change:
+def difference_of(folder: Path, name: str, there: Any) -> Change:
     """What publishing does to a file that is `there` on the Hub, or is not (None)."""
     from free_ml_stack.storage.checksums import git_sum, sum_of
 

@@ -1,15 +1,20 @@
-"""Repositories on the Hugging Face Hub as stores: made when they are missing, changed by commits of many files."""
+"""Repositories and buckets on the Hugging Face Hub as stores: made when they are missing, changed in one request."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from huggingface_hub import CommitOperationAdd, HfApi
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, HfFileSystem, parse_hf_uri
+from huggingface_hub.errors import EntryNotFoundError
+
+from free_ml_stack.errors import StackError
+
+SCHEME, BUCKET = "hf://", "bucket"
 
 
 @dataclass(frozen=True)
 class Repository:
-    """A repository on the Hub, as its client names it, or a folder in it."""
+    """A repository or a bucket on the Hub, as its client names it, or a folder in it."""
 
     id: str
     kind: str = "model"
@@ -21,27 +26,63 @@ class Repository:
         """Its path on the Hub's site."""
         return self.id if self.kind == "model" else f"{self.kind}s/{self.id}"
 
+    @property
+    def title(self) -> str:
+        """The message of its commits; it tells the writers to a repository apart."""
+        return f"Change {self.folder or 'the store'}"
 
-def parse(path: str) -> Repository:
-    """What `<kind>s/<user>/<name>@<revision>/<folder>`, a path without `hf://`, names; models need no kind."""
-    segments = path.split("/")
-    kind = segments.pop(0)[:-1] if segments[0] in ("datasets", "spaces", "models") else "model"
-    name, _, revision = "/".join(segments[:2]).partition("@")
-    return Repository(name, kind, revision or None, "/".join(segments[2:]))
+    def inside(self, name: str) -> str:
+        """The path in the repository of a file of this folder."""
+        return f"{self.folder}/{name}".lstrip("/")
+
+
+def parse(url: str) -> Repository:
+    """What `hf://` and `<kind>s/<user>/<name>@<revision>/<folder>` name; models need no kind. Raises StackError."""
+    try:
+        found = parse_hf_uri(url)
+    except ValueError as error:
+        raise StackError(f"{url}: {getattr(error, 'msg', error)}".strip()) from None
+    return Repository(found.id, found.type, found.revision, found.path_in_repo.strip("/"))
 
 
 def make(repository: Repository) -> None:
-    """Make the repository, private, where there is none."""
-    HfApi().create_repo(repository.id, repo_type=repository.kind, private=True, exist_ok=True)
+    """Make the repository or bucket, private, where there is none."""
+    if repository.kind == BUCKET:
+        HfApi().create_bucket(repository.id, private=True, exist_ok=True)
+    else:
+        HfApi().create_repo(repository.id, repo_type=repository.kind, private=True, exist_ok=True)
 
 
-def commit(repository: Repository, files: Mapping[str, Path]) -> None:
-    """Store local files under these names in one commit."""
-    operations = [CommitOperationAdd(f"{repository.folder}/{name}".lstrip("/"), path) for name, path in files.items()]
+def change(repository: Repository, add: Mapping[str, Path | bytes], remove: Iterable[str] = ()) -> None:
+    """Add and remove files of the folder in one commit, of a bucket in one batch."""
+    gone = [repository.inside(name) for name in remove]
+    if repository.kind == BUCKET:
+        added: list[tuple[str | Path | bytes, str]] = [
+            (content, repository.inside(name)) for name, content in add.items()
+        ]
+        HfApi().batch_bucket_files(repository.id, add=added, delete=gone)
+        return
     HfApi().create_commit(
         repository.id,
-        operations,
-        commit_message=f"Store {len(files)} files",
+        [
+            *(CommitOperationAdd(repository.inside(name), content) for name, content in add.items()),
+            *(CommitOperationDelete(path, is_folder=False) for path in gone),
+        ],
+        commit_message=repository.title,
         repo_type=repository.kind,
         revision=repository.revision,
     )
+
+
+class HubFileSystem(HfFileSystem):
+    """The Hub's files; one that is read whole is read as it is now, without a look at listings that were kept."""
+
+    def cat_file(self, path: str, start: int | None = None, end: int | None = None, **options: object) -> bytes:
+        """Return the content of a file, or a part of it."""
+        if start is not None or end is not None:
+            return bytes(super().cat_file(path, start, end, **options))
+        try:
+            with self.open(path, "rb", block_size=0) as file:
+                return bytes(file.read())
+        except EntryNotFoundError as error:
+            raise FileNotFoundError(path) from error

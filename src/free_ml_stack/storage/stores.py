@@ -37,7 +37,7 @@ def open_store(url: str, settings: "Settings") -> AbstractFileSystem:
         if service == "algorithmia" and (fault := _key_error(settings)):
             raise NoServiceError(fault)
         if service == "huggingface" and url == settings.storage:
-            _make_repository("/".join(segments))
+            _make_repository(url)
         return RootedFileSystem("/".join(segments), fs=_remote(service, settings))
     return embedded_store(service, segments, settings)
 
@@ -62,6 +62,10 @@ def parse(url: str) -> tuple[str, list[str]]:
     segments = path.strip("/").split("/")
     if ".." in segments or len(segments) < (1 if scheme == "s3" else 2) or not all(segments):
         raise StackError(f"{url}: {PLACE}")
+    if scheme == "hf":
+        from free_ml_stack.storage import repository
+
+        repository.parse(url)
     return SERVICES[scheme], segments
 
 
@@ -103,9 +107,13 @@ def with_local_services(settings: "Settings") -> "Settings":
 
 
 def _remote(service: str, settings: "Settings") -> AbstractFileSystem:
+    if service == "huggingface":
+        from free_ml_stack.storage.repository import HubFileSystem
+
+        return HubFileSystem()
     if service != "algorithmia":
         try:
-            return filesystem({"huggingface": "hf"}.get(service, service))
+            return filesystem(service)
         except ImportError as error:
             raise StackError(f"{service} storage needs a package that is not installed: {error}") from error
     return filesystem(
@@ -113,9 +121,8 @@ def _remote(service: str, settings: "Settings") -> AbstractFileSystem:
     )
 
 
-def _make_repository(path: str) -> None:
+def _make_repository(url: str) -> None:
     """The project's own store is made when it is missing, as a folder is; another URL may be mistyped."""
     from free_ml_stack.storage import repository
 
-    if not path.startswith("buckets/"):
-        repository.make(repository.parse(path))
+    repository.make(repository.parse(url))

@@ -15,11 +15,12 @@ from fsspec.implementations.local import LocalFileSystem
 from free_ml_stack.console import Progress
 from free_ml_stack.errors import StackError
 from free_ml_stack.storage.atomic import CHUNK
+from free_ml_stack.storage.changes import change, on_hub
 from free_ml_stack.storage.checksums import git_sum, sum_of
 from free_ml_stack.storage.parallel import InFlight
 
 AT_ONCE = 8
-COMMIT = 200  # files in one commit to the Hub
+TOGETHER = 200  # files in one commit or batch to the Hub
 Infos = Mapping[str, dict[str, Any]]
 
 
@@ -102,8 +103,8 @@ def _copy_all(
     source: AbstractFileSystem, target: AbstractFileSystem, missing: Infos, done: Callable[[int], None]
 ) -> None:
     names = list(missing)
-    if "hf" in target.fs.protocol and not target.path.startswith("buckets/"):
-        _commit(source, target, missing, done)
+    if on_hub(target):
+        _change_in_parts(source, target, missing, done)
     elif isinstance(source.fs, LocalFileSystem):
         target.put([f"{source.path}/{name}" for name in names], names, callback=ByteCounter(done))
     elif isinstance(target.fs, LocalFileSystem) and hasattr(source.fs, "sha256"):
@@ -148,24 +149,26 @@ class FileByteCounter(Callback):  # type: ignore[misc]
         self.done(inc)
 
 
-def _commit(
+def _change_in_parts(
     source: AbstractFileSystem, target: AbstractFileSystem, missing: Infos, done: Callable[[int], None]
 ) -> None:
-    """Add files to a repository on the Hub, many with each commit."""
+    """Add files to a repository or a bucket on the Hub, made where there is none, many with each request."""
     from free_ml_stack.storage import repository
 
-    store, names = repository.parse(target.path), list(missing)
-    repository.make(store)
-    for start in range(0, len(names), COMMIT):
+    place, names = on_hub(target), list(missing)
+    assert place
+    repository.make(place)
+    for start in range(0, len(names), TOGETHER):
         with tempfile.TemporaryDirectory() as folder:
-            files = {}
-            for name in names[start : start + COMMIT]:
-                files[name] = Path(source.path if isinstance(source.fs, LocalFileSystem) else folder, name)
-                if not files[name].exists():
-                    source.get_file(name, str(files[name]))
-            repository.commit(store, files)
+            files: dict[str, Path | bytes] = {}
+            for name in names[start : start + TOGETHER]:
+                local = Path(source.path if isinstance(source.fs, LocalFileSystem) else folder, name)
+                if not local.exists():
+                    local.parent.mkdir(parents=True, exist_ok=True)
+                    source.get_file(name, str(local))
+                files[name] = local
+            change(target, files)
             done(sum(missing[name]["size"] for name in files))
-    target.fs.invalidate_cache()
 
 
 @contextmanager

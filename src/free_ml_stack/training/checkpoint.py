@@ -17,7 +17,6 @@ from free_ml_stack.errors import PreemptedError, StackError
 from free_ml_stack.hub.pretrained import start
 from free_ml_stack.training.process import Process
 from free_ml_stack.training.snapshot import (
-    FILES,
     LOG,
     STATE,
     TENSORS,
@@ -26,10 +25,10 @@ from free_ml_stack.training.snapshot import (
     read_files,
     remove_incomplete,
     serialize,
-    verify,
     write,
 )
 from free_ml_stack.training.state import copy_tensors, flatten, generator_states, restore_generators, unflatten
+from free_ml_stack.training.stored import StoredCheckpoints
 
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
@@ -90,7 +89,8 @@ class Checkpoints:
         self.folder, self.log, self.config = folder, log, dict(config)
         self.fresh = fresh  # a new run: the store is not searched
         self.weights = weights
-        self.seconds, self.steps, self.keep, self.store = seconds, steps, keep, store
+        self.seconds, self.steps, self.keep = seconds, steps, keep
+        self.stored = None if store is None else StoredCheckpoints(folder, store, keep)
         self.process = process or Process(torch.device("cpu"))
         self.parts: dict[str, Stateful] = {}
         self.at = Position()
@@ -199,7 +199,7 @@ class Checkpoints:
         self.save()
         self.writer.shutdown()
         if self._wait_for_upload() and self.written != self.sent:
-            self._send(self.written)
+            self._send(self.written, last=True)
             self._wait_for_upload()
 
     def _name(self) -> str:
@@ -246,21 +246,18 @@ class Checkpoints:
         if not self.sending or self.sending.done():
             self._send(name)
 
-    def _send(self, name: str) -> None:
+    def _send(self, name: str, last: bool = False) -> None:
         """Start the upload of a checkpoint; newer ones stay on disk only until it finishes."""
-        if self.store is not None:
+        self.sent = name
+        if self.stored:
             self.sending = Future()
             # A daemon thread, so that a store that hangs does not block the exit of the program.
-            threading.Thread(target=self._upload, args=(name, self.sending), daemon=True).start()
-        self.sent = name
+            threading.Thread(target=self._upload, args=(self.stored, name, last, self.sending), daemon=True).start()
 
-    def _upload(self, name: str, sending: "Future[None]") -> None:
-        assert self.store is not None
+    def _upload(self, stored: StoredCheckpoints, name: str, last: bool, sending: "Future[None]") -> None:
         try:
-            for file in FILES:
-                self.store.put_file(str(self.folder / name / file), f"{name}/{file}")
-            for old in self._stored_names()[: -self.keep]:
-                self.store.rm(old, recursive=True)
+            if not stored.put(name, last):
+                self.sent = ""
         except Exception as error:  # every file system has its own errors, and none may stop the run
             self.sent = ""
             self._warn("Uploading a checkpoint failed", error)
@@ -295,11 +292,13 @@ class Checkpoints:
 
     def _latest_stored(self, local: str) -> Found | None:
         """Download the latest complete checkpoint of the store; return None if none is newer than `local`."""
-        for name in reversed(self._stored_names()):
+        if not self.stored:
+            return None
+        for name in reversed(self.stored.names()):
             if name <= local:
                 break
             try:
-                files = self._fetch(name)
+                files = self.stored.fetch(name)
             except DamagedCheckpointError as error:
                 say(f"{error} in the store; using the previous one")
                 continue
@@ -309,22 +308,6 @@ class Checkpoints:
                 self._warn("Writing a checkpoint failed", error)
             return name, files
         return None
-
-    def _fetch(self, name: str) -> dict[str, bytes]:
-        """Return the files of a checkpoint in the store. Raises DamagedCheckpointError for missing or changed files."""
-        assert self.store is not None
-        try:
-            files: dict[str, bytes] = {file: self.store.cat_file(f"{name}/{file}") for file in FILES}
-        except FileNotFoundError:
-            raise DamagedCheckpointError(f"checkpoint {name} is incomplete") from None
-        verify(name, files)
-        return files
-
-    def _stored_names(self) -> list[str]:
-        if self.store is None or not self.store.exists(""):
-            return []
-        names = (path.rstrip("/").rpartition("/")[2] for path in self.store.ls("", detail=False))
-        return sorted(name for name in names if name.startswith("step-"))
 
     def _folders(self) -> list[Path]:
         return sorted(self.folder.glob("step-*[0-9]"))

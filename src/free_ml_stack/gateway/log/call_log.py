@@ -12,6 +12,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from free_ml_stack.deployment.answering import JSON_OPTIONS
 from free_ml_stack.gateway.log.statistics import Statistics
+from free_ml_stack.storage.changes import change, on_hub
 
 log = logging.getLogger(__name__)
 FOLDER = "logs"
@@ -31,6 +32,7 @@ class CallLog:
     def __init__(self, store: AbstractFileSystem, name: str, seconds: float = 0.0) -> None:
         self.store, self.name = store, name
         self.appends = isinstance(getattr(store, "fs", store), LocalFileSystem)
+        self.at_once = bool(on_hub(store))  # in one request for all algorithms
         self.seconds = seconds or (0.25 if self.appends else 30.0)
         self.statistics = Statistics()
         self.pending: list[tuple[str, dict[str, Any]]] = []
@@ -82,25 +84,38 @@ class CallLog:
         async with self.writing:
             self.digest()
             lines, self.lines = self.lines, {}
-            for name, those in lines.items():
+            texts = {name: b"".join(those) for name, those in lines.items()}
+            for group in [list(texts)] if self.at_once and texts else [[name] for name in texts]:
                 try:
-                    await asyncio.to_thread(self._write, name, b"".join(those))
+                    await asyncio.to_thread(self._write, {name: texts[name] for name in group})
                 except OSError as error:
                     log.warning("calls could not be logged yet: %s", error)
-                    self.lines[name] = those[-KEPT:] + self.lines.get(name, [])
+                    for name in group:
+                        self.lines[name] = lines[name][-KEPT:] + self.lines.get(name, [])
 
-    def _write(self, name: str, text: bytes) -> None:
-        path, size = self.files.get(name, ("", FILE_BYTES))
-        if size + len(text) > FILE_BYTES or not self.appends:
-            path, size = f"{FOLDER}/{name}/{datetime.now(UTC):%Y%m%dT%H%M%S.%f}-{os.getpid()}.jsonl", 0
-            self.store.makedirs(f"{FOLDER}/{name}", exist_ok=True)
-        with self.store.open(path, "ab" if self.appends else "wb") as file:
-            file.write(text)
-        self.files[name] = path, size + len(text)
-        if not size:
-            self._rotate(name)
+    def _write(self, texts: dict[str, bytes]) -> None:
+        """Write down the lines of some algorithms: appended where that is possible, else all new files at once."""
+        if not self.appends:
+            added = {self._new(name): text for name, text in texts.items()}
+            change(self.store, added, [path for name in texts for path in self._surplus(name, FILES - 1)])
+            return
+        for name, text in texts.items():
+            path, size = self.files.get(name, ("", FILE_BYTES))
+            if size + len(text) > FILE_BYTES:
+                path, size = self._new(name), 0
+                self.store.makedirs(f"{FOLDER}/{name}", exist_ok=True)
+            with self.store.open(path, "ab") as file:
+                file.write(text)
+            self.files[name] = path, size + len(text)
+            if not size:
+                change(self.store, {}, self._surplus(name, FILES))
 
-    def _rotate(self, name: str) -> None:
-        files = sorted(self.store.glob(f"{FOLDER}/{name}/*.jsonl"))
-        for path in files[:-FILES]:
-            self.store.rm_file(path)
+    def _new(self, name: str) -> str:
+        return f"{FOLDER}/{name}/{datetime.now(UTC):%Y%m%dT%H%M%S.%f}-{os.getpid()}.jsonl"
+
+    def _surplus(self, name: str, kept: int) -> list[str]:
+        """The oldest files, beyond those that are kept."""
+        try:
+            return sorted(self.store.glob(f"{FOLDER}/{name}/*.jsonl"))[:-kept]
+        except FileNotFoundError:  # on the Hub there is no folder before the first file
+            return []
