@@ -159,7 +159,7 @@ def derived(answers: Mapping[str, str]) -> dict[str, str]:
     repositories = {service: f"{user}/{name}" if user else "" for service, user in users.items()}
     stores = {
         "algorithmia": f"algorithmia://.my/{name}",
-        "huggingface": f"hf://datasets/{users['huggingface'] or 'me'}/{name}",
+        "huggingface": f"hf://buckets/{users['huggingface'] or 'me'}/{name}",
         "s3": f"s3://{plain}{'-store' if len(plain) < 3 else ''}",
         "local": "./store",
     }

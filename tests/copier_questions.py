@@ -43,7 +43,7 @@ DERIVED = r"""
     __answers_file=_copier_conf.answers_file | string,
     __storage_url={
         'algorithmia': 'algorithmia://.my/' ~ project_slug,
-        'huggingface': 'hf://datasets/' ~ (huggingface_username or 'me') ~ '/' ~ project_slug,
+        'huggingface': 'hf://buckets/' ~ (huggingface_username or 'me') ~ '/' ~ project_slug,
         's3': 's3://' ~ plain ~ ('-store' if plain | length < 3 else ''),
         'local': './store',
     }[storage],

@@ -7,7 +7,11 @@ import sys
 
 import pytest
 from baking import TEMPLATE, bake
+from huggingface_hub import HfApi
 from key_server import HF_KEY, WANDB_KEY, environment, serving, viewer, whoami
+from services import hub_server
+from services.hub_faults import Fault
+from services.hub_server import Hub
 
 from free_ml_stack.cli import doctor
 from free_ml_stack.project import settings
@@ -15,16 +19,17 @@ from free_ml_stack.project import settings
 
 @pytest.fixture
 def examine(tmp_path, monkeypatch, capsys):
-    """Run doctor on a new project; return its exit code and output."""
+    """Run doctor on a project, new with the first call; return its exit code and output."""
+    made = []
 
     def run(storage="algorithmia", as_json=False, environ=None, flags=None, **answers):
-        project = bake(tmp_path, hooks=False, storage=storage, **answers)
+        made.extend([] if made else [bake(tmp_path, hooks=False, storage=storage, **answers)])
         for name in list(os.environ):
             if name.startswith(("WANDB_", "HF_", "ALGORITHMIA_", "AWS_")):
                 monkeypatch.delenv(name)
         for name, value in environment(tmp_path, **(environ or {})).items():
             monkeypatch.setenv(name, value)
-        code = doctor.doctor(settings.load(flags or {}, project), as_json)
+        code = doctor.doctor(settings.load(flags or {}, made[0]), as_json)
         return code, capsys.readouterr().out
 
     return run
@@ -67,6 +72,70 @@ def test_accounts_in_settings_are_compared_with_the_keys(examine):
     found = json.loads(text)
     assert code == 1 and found["wrong"] == ["Weights & Biases: valid, as ada, which has no access to elsewhere"]
     assert "which you have" in next(cost["text"] for cost in found["costs"] if cost["part"] == "hosting")
+
+
+def test_the_storage_that_is_used_on_the_hub_is_told(examine, tmp_path):
+    hub = Hub(tmp_path / "hub")
+    with hub_server.serving(hub) as url:
+        api = HfApi(endpoint=url, token="hf_write")
+        api.create_bucket("me/things", private=True)
+        api.batch_bucket_files("me/things", add=[(bytes(20_000_000), "big")])
+        hub.put("model", "me/model", {"model.onnx": bytes(1000)})
+        hub.put("model", "you/model", {"model.onnx": bytes(1000)})
+        environ = {"HF_TOKEN": "hf_write", "HF_ENDPOINT": url}
+        code, text = examine(as_json=True, environ=environ, storage="huggingface", huggingface_username="me")
+        told = json.loads(text)["hub_storage"]
+        assert told == {"account": "me", "private": 20_000_000, "public": 1181, "limit": 100e9}
+        assert code == 0
+        hub.app.faults = [Fault(403, match="repositories")]
+        assert json.loads(examine(as_json=True, environ=environ)[1])["hub_storage"] == {}
+        hub.app.faults = []
+        assert "On the Hub 0.02 of 100 GB private, 0.00 GB public, of me" in examine(environ=environ)[1]
+
+
+GATEWAY = {
+    "AWS_ENDPOINT_URL": "https://s3.hf.co/me",
+    "AWS_ACCESS_KEY_ID": "HFAKofme",
+    "AWS_DEFAULT_REGION": "us-east-1",
+    "AWS_REQUEST_CHECKSUM_CALCULATION": "when_required",
+    "AWS_RESPONSE_CHECKSUM_VALIDATION": "when_required",
+}
+
+
+def test_the_s3_gateway_of_the_hub_is_free_and_needs_four_settings(examine):
+    code, text = examine(storage="s3", as_json=True, environ=GATEWAY)
+    found = json.loads(text)
+    assert (code, found["wrong"]) == (0, [])
+    assert [cost["free"] for cost in found["costs"] if cost["part"] == "storage"] == [True]
+    other = {"AWS_ENDPOINT_URL": "https://s3.hf.co", "AWS_ACCESS_KEY_ID": "AKIAofme", "AWS_DEFAULT_REGION": "eu-west-1"}
+    code, text = examine(storage="s3", as_json=True, environ=other)
+    assert code == 1
+    assert [line.split()[0].rstrip(":") for line in json.loads(text)["wrong"]] == [
+        "AWS_ENDPOINT_URL",
+        "AWS_REQUEST_CHECKSUM_CALCULATION",
+        "AWS_RESPONSE_CHECKSUM_VALIDATION",
+        "AWS_DEFAULT_REGION",
+        "AWS_ACCESS_KEY_ID",
+    ]
+
+
+def test_what_a_profile_of_aws_says_counts_too(examine, tmp_path):
+    profile = tmp_path / "config"
+    lines = ["[default]", "region = us-east-1", "endpoint_url = https://s3.hf.co/me"]
+    lines += ["request_checksum_calculation = when_required", "response_checksum_validation = when_required"]
+    profile.write_text("\n".join(lines))
+    environ = {"AWS_CONFIG_FILE": str(profile), "AWS_ACCESS_KEY_ID": "HFAKofme"}
+    assert examine(storage="s3", environ=environ)[0] == 0
+    profile.write_text("\n".join(lines[:-1]))
+    code, text = examine(storage="s3", environ=environ)
+    assert code == 1 and "problem: AWS_RESPONSE_CHECKSUM_VALIDATION must be when_required" in text
+
+
+def test_another_s3_service_is_asked_for_nothing(examine):
+    environ = {"AWS_ACCESS_KEY_ID": "AKIAofme", "AWS_ENDPOINT_URL": "https://s3.example.org"}
+    code, text = examine(storage="s3", as_json=True, environ=environ)
+    assert (code, json.loads(text)["wrong"]) == (0, [])
+    assert [cost["free"] for cost in json.loads(text)["costs"] if cost["part"] == "storage"] == [False]
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import platform
 import re
 import shutil
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import metadata, util
 from pathlib import Path
@@ -13,8 +14,10 @@ from typing import Any
 
 from free_ml_stack.credentials import check as credentials
 from free_ml_stack.errors import StackError
+from free_ml_stack.hub import usage
 from free_ml_stack.notebook.packages import LIBRARY, vendored
 from free_ml_stack.project.settings import FILE, Settings
+from free_ml_stack.storage import s3
 from free_ml_stack.storage import stores as storage
 
 PACKAGES = (LIBRARY, "torch", "numpy", "pyarrow", "safetensors", "onnxruntime", "fsspec", "optuna")
@@ -38,13 +41,15 @@ def doctor(settings: Settings, as_json: bool = False) -> int:
     accounts["huggingface"] = settings.model_repo.rpartition("/")[0] or accounts["huggingface"]
     dotenv = credentials.read_env_file(settings.root / ".env")
     reports = credentials.check(os.environ, accounts, dotenv)
-    plan = next((report.plan for report in reports if report.service == "huggingface"), "")
+    on_hub = next(report for report in reports if report.service == "huggingface")
+    plan = on_hub.plan
     found: dict[str, Any] = {
         "python": f"{platform.python_version()} on {platform.system()} {platform.machine()}",
         "versions": {name: _version(name) for name in (*PACKAGES, *CLIENTS)},
         "device": _device(),
         "disk_free": shutil.disk_usage(settings.root).free,
         "storage": settings.storage,
+        "hub_storage": _used(on_hub, accounts["huggingface"], dotenv),
     }
     bills = costs(settings, plan)
     wrong = [
@@ -76,6 +81,8 @@ def costs(settings: Settings, plan: str = "") -> list[Cost]:
             "https://aws.amazon.com/s3/pricing",
         ),
     }
+    if s3.on_gateway():
+        stores["s3"] = stores["hf"]
     spaces = "static and ZeroGPU Spaces are free; a Docker Space requires PRO"
     return [
         stores.get(scheme, Cost("storage", True, "a local folder")),
@@ -90,6 +97,14 @@ def costs(settings: Settings, plan: str = "") -> list[Cost]:
             "https://research.google.com/colaboratory/faq.html",
         ),
     ]
+
+
+def _used(report: credentials.Report, namespace: str, dotenv: Mapping[str, str]) -> dict[str, Any]:
+    """The storage that is used on the Hub; {} without a key, or where the Hub does not say."""
+    key = credentials.find("huggingface", os.environ, dotenv)
+    if not key or report.outcome != "ok":
+        return {}
+    return usage.storage(key, report.account, namespace, report.plan)
 
 
 def _version(name: str) -> str:
@@ -123,6 +138,8 @@ def _wrong(settings: Settings, found: dict[str, Any]) -> list[str]:
             wrong.append(f"{name} in {FILE} is {value!r}, expected OWNER/NAME")
     if settings.storage.startswith("s3://") and "s3" in settings.credentials and not versions["s3fs"]:
         wrong.append("storage is on S3, but s3fs is not installed: install it, or change storage in stack.toml")
+    if settings.storage.startswith("s3://") and "s3" in settings.credentials:
+        wrong += s3.faults()
     if settings.tracker == "trackio" and not versions["trackio"]:
         wrong.append("tracker is trackio, which is not installed: install it, or change tracker in stack.toml")
     if found["disk_free"] < NEEDED:
@@ -145,7 +162,10 @@ def _wrong_library(root: Path, installed: str) -> list[str]:
 def _print(found: dict[str, Any], bills: list[Cost], wrong: list[str]) -> None:
     installed = ", ".join(f"{name} {version}" for name, version in found["versions"].items() if version)
     print(f"\nPython     {found['python']}\nPackages   {installed}\nDevice     {found['device']}")
-    print(f"Disk       {found['disk_free'] / 1e9:.0f} GB free\nStorage    {found['storage']}\n\nCost:")
+    print(f"Disk       {found['disk_free'] / 1e9:.0f} GB free\nStorage    {found['storage']}")
+    if found["hub_storage"]:
+        print(f"On the Hub {usage.line(found['hub_storage'])}")
+    print("\nCost:")
     for bill in bills:
         page = f" - {bill.page}" if bill.page else ""
         print(f"  {bill.part:<9}{'free' if bill.free else 'paid'}: {bill.text}{page}")

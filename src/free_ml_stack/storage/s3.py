@@ -1,0 +1,52 @@
+"""What the S3 gateway to the Hub's buckets needs of clients that are made for Amazon's S3.
+
+Source: https://huggingface.co/docs/hub/storage-buckets-s3
+"""
+
+import os
+from collections.abc import Iterator
+from importlib import util
+from urllib.parse import urlsplit
+
+HOST, REGION, PREFIX = "s3.hf.co", "us-east-1", "HFAK"
+CHECKSUMS = ("request_checksum_calculation", "response_checksum_validation")
+REQUIRED = "when_required"
+
+
+def on_gateway() -> bool:
+    """Whether the S3 client is set to the gateway, by the environment or by its profile."""
+    return urlsplit(_endpoint()).hostname == HOST
+
+
+def faults() -> Iterator[str]:
+    """What is set otherwise than the gateway needs it, a line each with the remedy."""
+    if not on_gateway():
+        return
+    if not urlsplit(_endpoint()).path.strip("/"):
+        yield f"AWS_ENDPOINT_URL: name the owner of the bucket, https://{HOST}/USER"
+    from botocore.session import Session
+
+    session = Session()
+    for name in CHECKSUMS:
+        if session.get_config_variable(name) != REQUIRED:
+            yield f"AWS_{name.upper()} must be {REQUIRED}: {HOST} does not parse the checksums that S3 clients send"
+    if session.get_config_variable("region") not in (None, REGION):
+        yield f"AWS_DEFAULT_REGION must be {REGION} for {HOST}, is {session.get_config_variable('region')}"
+    if not os.environ.get("AWS_ACCESS_KEY_ID", PREFIX).startswith(PREFIX):
+        yield f"AWS_ACCESS_KEY_ID is no key for {HOST}, which begin with {PREFIX}: https://huggingface.co/settings/tokens"
+
+
+def _endpoint() -> str:
+    if not util.find_spec("botocore"):
+        return os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL", "")
+    from botocore.configprovider import ConfiguredEndpointProvider
+    from botocore.exceptions import ProfileNotFound
+    from botocore.session import Session
+
+    session = Session()
+    try:
+        scoped = session.get_scoped_config()
+    except ProfileNotFound:
+        scoped = {}
+    found = ConfiguredEndpointProvider(full_config=session.full_config, scoped_config=scoped, client_name="s3")
+    return str(found.provide() or "")
