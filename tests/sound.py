@@ -22,7 +22,7 @@ LICENSES = {
 }
 STORES = {
     "algorithmia": "algorithmia://.my/{project_slug}",
-    "huggingface": "hf://datasets/{user}/{project_slug}",
+    "huggingface": "hf://buckets/{user}/{project_slug}",
     "s3": "s3://{bucket}",
     "local": "./store",
 }
