@@ -138,7 +138,7 @@ def deployed_build(store: AbstractFileSystem, name: str, command: str) -> Build:
 
 def write_index(store: AbstractFileSystem, algorithm: Algorithm) -> None:
     """Replace the index atomically."""
-    store.pipe_file(index_path(algorithm.name), orjson.dumps(algorithm, option=orjson.OPT_INDENT_2))
+    change(store, {index_path(algorithm.name): orjson.dumps(algorithm, option=orjson.OPT_INDENT_2)})
 
 
 def add_build(store: AbstractFileSystem, name: str, build: Build) -> None:

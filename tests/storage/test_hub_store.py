@@ -1,0 +1,85 @@
+"""A project whose store is on the Hub, from data to monitoring, counted by request and by commit."""
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import projects
+import pytest
+from services.hub_server import Hub, serving
+
+COMMANDS = (
+    ("data",),
+    ("train", "--name", "first", "--epochs", "2", "--checkpoint-steps", "20"),
+    ("publish",),
+    ("deploy",),
+    ("predict",),
+    ("monitor",),
+)
+
+
+@pytest.fixture
+def hub(tmp_path: Path) -> Iterator[Hub]:
+    hub = Hub(tmp_path / "hub")
+    with serving(hub):
+        yield hub
+
+
+def loop(folder: Path, hub: Hub, storage: str, *commands: tuple[str, ...]) -> dict[str, tuple[int, str]]:
+    """The calls of the Hub's API by each command, and what that printed."""
+    environ = {
+        "HF_ENDPOINT": hub.url,
+        "HF_TOKEN": "hf_write",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "STACK_STORAGE": storage,
+    }
+    told = {}
+    for command in commands:
+        before = len(hub.calls)
+        printed = projects.run(folder, *command, **environ)
+        told[command[0]] = (len([call for call in hub.calls[before:] if " /api/" in call]), printed)
+    return told
+
+
+@pytest.fixture
+def project(tmp_path: Path, data: Path) -> Path:
+    folder = projects.make(tmp_path / "project", data)
+    shutil.rmtree(folder / ".stack")
+    return folder
+
+
+@pytest.mark.slow
+def test_in_a_bucket_each_step_is_one_batch(hub: Hub, project: Path) -> None:
+    told = loop(project, hub, "hf://buckets/me/things", *COMMANDS)
+    batches = [{line.split("/")[0] for line in batch} for batch in hub.buckets.all["me/things"].batches]
+    written = [place for number, place in enumerate(batches) if place not in batches[:number]]
+    assert written == [{"+data"}, {"+checkpoints"}, {"+models"}, {"+deployments"}, {"+logs"}]
+    counts = [batches.count({place}) for place in ("+data", "+models", "+deployments", "+logs")]
+    assert counts == [1, 1, 2, 1]  # a version is in the index only once its folder has answered
+    assert max(calls for calls, _ in told.values()) < 20
+    assert "Going on after step" not in told["train"][1]
+    shutil.rmtree(project / "runs")
+    [(_, again)] = loop(project, hub, "hf://buckets/me/things", COMMANDS[1]).values()
+    assert "Going on after step" in again  # as another session does, from the bucket
+
+
+@pytest.mark.slow
+def test_in_a_repository_each_step_is_one_commit_and_it_can_move_to_a_bucket(hub: Hub, project: Path) -> None:
+    told = loop(project, hub, "hf://datasets/me/things", *COMMANDS)
+    commits = hub.repo("dataset", "me/things").commits[1:]
+    written = [{path.split("/")[0] for path in commit.changed} for commit in commits]
+    counts = [written.count({place}) for place in ("data", "models", "deployments", "logs")]
+    assert counts == [1, 1, 2, 1]
+    assert 1 <= written.count({"checkpoints"}) <= 2
+    assert len(written) == sum(counts) + written.count({"checkpoints"})
+    assert max(calls for calls, _ in told.values()) < 20
+    held = {path: data for path, data in hub.files("dataset", "me/things").items() if path != ".gitattributes"}
+    move = ("storage", "push", "hf://buckets/me/moved")
+    [(_, printed)] = loop(project, hub, "hf://datasets/me/things", move).values()
+    assert f"{len(held)} files copied, 0 were there already" in printed
+    assert hub.buckets.content("me/moved") == held
+    assert len(hub.buckets.all["me/moved"].batches) == 1
+    [(_, printed)] = loop(project, hub, "hf://datasets/me/things", move).values()
+    assert f"0 files copied, {len(held)} were there already" in printed
+    moved = loop(project, hub, "hf://buckets/me/moved", ("info",), ("predict",))
+    assert "Skeleton 0.1.0" in moved["info"][1]
