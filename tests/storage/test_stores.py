@@ -221,6 +221,16 @@ def test_a_repository_on_the_hub_is_a_store(tmp_path: Path):
     assert commits == [1, 3, 1, 1]  # .gitattributes; as many files as were missing, each time in one commit
 
 
+def test_a_bucket_on_the_hub_is_a_store(tmp_path: Path):
+    hub = hub_server.Hub(tmp_path / "hub")
+    environ = {"HF_TOKEN": "hf_write", "HF_HOME": str(tmp_path / "home")}
+    with hub_server.serving(hub) as url:
+        work(tmp_path, "hf://buckets/me/things/sub", "huggingface", HF_ENDPOINT=url, **environ)
+    assert [len(batch) for batch in hub.buckets.all["me/things"].batches] == [3, 1, 1]
+    # what is the same is told by its checksum: only what is copied back and what `verify` reads is fetched
+    assert len([call for call in hub.calls if "/resolve/" in call]) <= 7
+
+
 S3 = {
     "AWS_ACCESS_KEY_ID": "HFAKofme",
     "AWS_SECRET_ACCESS_KEY": "secret",

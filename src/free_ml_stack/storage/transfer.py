@@ -21,6 +21,7 @@ from free_ml_stack.storage.parallel import InFlight
 
 AT_ONCE = 8
 TOGETHER = 200  # files in one commit or batch to the Hub
+XET = "xet"  # the Hub's own checksum, of files in a bucket the only one
 Infos = Mapping[str, dict[str, Any]]
 
 
@@ -65,8 +66,10 @@ def _files(store: AbstractFileSystem) -> Infos:
 def _missing(source: AbstractFileSystem, target: AbstractFileSystem, wanted: Infos, present: Infos) -> Infos:
     missing = {name for name in wanted if name not in present or wanted[name]["size"] != present[name]["size"]}
 
+    local = isinstance(source.fs, LocalFileSystem) or isinstance(target.fs, LocalFileSystem)
+
     def compare(name: str) -> None:
-        kind = (_told(present[name]) or _told(wanted[name]) or ("sha-256", ""))[0]
+        kind = _kind(_told(present[name]), _told(wanted[name]), local)
         if _sum(source, name, wanted[name], kind) != _sum(target, name, present[name], kind):
             missing.add(name)
 
@@ -76,21 +79,32 @@ def _missing(source: AbstractFileSystem, target: AbstractFileSystem, wanted: Inf
     return {name: info for name, info in wanted.items() if name in missing}
 
 
-def _told(info: dict[str, Any]) -> tuple[str, str] | None:
-    """The checksum that a listing of the Hub or of S3 holds: its kind, and the value in hexadecimal."""
-    if lfs := info.get("lfs"):
-        return "sha-256", lfs["sha256"]
-    if blob := info.get("blob_id"):
-        return "git", blob
+def _told(info: dict[str, Any]) -> dict[str, str]:
+    """The checksums in hexadecimal, by kind, that a listing of the Hub or of S3 holds."""
     etag = str(info.get("ETag", "")).strip('"')
-    return ("md5", etag) if len(etag) == 32 else None  # of a file stored in parts it is no MD5
+    told = {
+        "sha-256": (info.get("lfs") or {}).get("sha256"),
+        "git": "" if info.get("lfs") else info.get("blob_id"),
+        "md5": etag if len(etag) == 32 else "",  # of a file stored in parts it is no MD5
+        XET: info.get("xet_hash"),
+    }
+    return {kind: value for kind, value in told.items() if value}
+
+
+def _kind(there: dict[str, str], here: dict[str, str], local: bool) -> str:
+    """The kind of checksum that says most for the least: one that both sides tell, else one that can be made."""
+    both = [kind for kind in there if kind in here]
+    return next((kind for kind in both or (*there, *here) if kind != XET or both or local), "sha-256")
 
 
 def _sum(store: AbstractFileSystem, name: str, info: dict[str, Any], kind: str) -> str:
     """A file's checksum in hexadecimal: as the store tells it, else of the bytes read."""
-    told = _told(info)
-    if told and told[0] == kind:
-        return told[1]
+    if told := _told(info).get(kind):
+        return told
+    if kind == XET:
+        from hf_xet import hash_files
+
+        return str(hash_files([f"{store.path}/{name}"])[0].hash)
     if kind == "sha-256" and hasattr(store.fs, "sha256"):
         return str(store.fs.sha256(f"{store.path}/{name}"))
     with store.open(name, "rb") as file:
