@@ -231,6 +231,8 @@ def test_a_start_that_can_not_be_is_told_in_one_line(project: Project) -> None:
         "me/digits": "no weights at 'me/digits'; expected hf://USER/NAME",
         "hf://me/nothing": "is not on the Hub",
         "hf://me/digits@v9": "is not on the Hub",
+        "hf://me/digits@a/b": "expected hf://USER/NAME or hf://USER/NAME@REVISION, a / in the revision as %2F",
+        "hf://datasets/me/digits": "expected hf://USER/NAME or hf://USER/NAME@REVISION",
         "hf://me/digits": "no tensor of hf://me/digits",
         "hf://you/pickled": "other formats may run code",
         "hf://you/torn": "model.safetensors is no whole file of safetensors",

@@ -18,6 +18,7 @@ from free_ml_stack.project.settings import Settings
 from free_ml_stack.storage import retry
 from free_ml_stack.storage.local import local_store
 from free_ml_stack.storage.manifest import DamagedError, verify, write_manifest
+from free_ml_stack.storage.repository import Repository, parse
 from free_ml_stack.storage.stores import open_store
 from free_ml_stack.storage.transfer import transfer
 
@@ -71,6 +72,36 @@ def test_a_url_that_names_no_store_is_refused_in_one_line(settings: Settings, ur
     with pytest.raises(StackError, match=r"^[^\n]*use algorithmia|^[^\n]*name a place") as refusal:
         open_store(url, settings)
     assert url in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("url", "words"),
+    [
+        ("hf://datasets/things", "Repository id must be 'namespace/name'"),
+        ("hf://buckets/me/things@v1", "Bucket URIs do not support a revision"),
+        ("hf://datasets/me/things@", "Empty revision"),
+        ("hf://me/th..ings", "Cannot have -- or .."),
+    ],
+)
+def test_a_url_of_the_hub_is_judged_by_its_own_client(settings: Settings, url: str, words: str):
+    with pytest.raises(StackError, match=r"^[^\n]*$") as refusal:
+        open_store(url, settings)
+    assert str(refusal.value).startswith(f"{url}: ") and words in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("url", "place"),
+    [
+        ("hf://buckets/me/things", Repository("me/things", "bucket")),
+        ("hf://buckets/me/things/in/side/", Repository("me/things", "bucket", None, "in/side")),
+        ("hf://datasets/me/x@refs/convert/parquet/in", Repository("me/x", "dataset", "refs/convert/parquet", "in")),
+        ("hf://datasets/me/x@a%2Fb/in@2", Repository("me/x", "dataset", "a/b", "in@2")),
+        ("hf://models/me/x@v1", Repository("me/x", "model", "v1")),
+        ("hf://me/x", Repository("me/x")),
+    ],
+)
+def test_a_url_of_the_hub_names_a_repository_or_a_bucket(url: str, place: Repository):
+    assert parse(url) == place
 
 
 def test_what_was_stored_offline_is_what_the_gateway_serves(settings: Settings):

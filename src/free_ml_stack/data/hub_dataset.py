@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -22,7 +21,7 @@ from free_ml_stack.hub import client as hub_client
 from free_ml_stack.hub import publish as hub
 from free_ml_stack.hub.card import ID, check, custom_sections, escape_markdown, marked_section, repository_id
 from free_ml_stack.storage.manifest import MANIFEST, verify, write_manifest
-from free_ml_stack.storage.repository import Repository
+from free_ml_stack.storage.repository import Repository, parse
 
 SCHEME = "hf://datasets/"
 SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
@@ -53,12 +52,13 @@ def from_hub(url: str) -> Source:
 
 def parts(url: str) -> tuple[Repository, str, str]:
     """Parse the repository, revision and folder of a URL. Raises StackError if it is not a data set on the Hub."""
-    found = re.fullmatch(
-        r"hf://datasets/([\w.-]+/[\w.-]+)(?:@(refs/(?:convert|pr)/[\w.-]+|[\w.-]+))?(?:/(.+?))?/?", url
-    )
-    if not found:
+    try:
+        found = parse(url)
+    except StackError:
+        found = None
+    if not found or found.kind != "dataset":
         raise StackError(f"expected hf://datasets/USER/NAME, optionally with @REVISION and /FOLDER, got {url!r}")
-    return Repository(found[1], "dataset"), found[2] or "", found[3] or ""
+    return Repository(found.id, "dataset"), found.revision or "", found.folder
 
 
 def require_data_set(url: str, work: Any) -> Any:

@@ -14,10 +14,10 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from free_ml_stack.project.settings import Settings
+    from free_ml_stack.storage.repository import Repository
 
 SCHEME, WEIGHTS, INDEX = "hf://", "model.safetensors", "model.safetensors.index.json"
 COMMIT = re.compile(r"[0-9a-f]{40}")
-NAMED = re.compile(r"hf://([\w.-]+/[\w.-]+)(?:@([\w./-]+))?")
 LISTED = 5  # names of tensors in a line
 
 
@@ -40,7 +40,7 @@ def pinned(place: str, settings: "Settings") -> str:
 def all_pinned(config: Mapping[str, Any], settings: "Settings") -> dict[str, str]:
     """What of a configuration names a model, pinned: `init`, and each text that is the address of one on the Hub."""
     texts = {name: value for name, value in config.items() if isinstance(value, str)}
-    places = {name: value for name, value in texts.items() if name == "init" or NAMED.fullmatch(value)}
+    places = {name: value for name, value in texts.items() if name == "init" or _on_hub(value)}
     return {name: pinned(place, settings) for name, place in places.items()}
 
 
@@ -136,10 +136,22 @@ def _shards(place: str, index: Path) -> list[str]:
 
 
 def _parts(place: str) -> tuple[str, str]:
-    found = NAMED.fullmatch(place)
-    if not found:
-        raise StackError(f"init: expected hf://USER/NAME or hf://USER/NAME@REVISION, got {place!r}")
-    return found[1], found[2] or ""
+    if found := _on_hub(place):
+        return found.id, found.revision or ""
+    raise StackError(
+        f"init: expected hf://USER/NAME or hf://USER/NAME@REVISION, a / in the revision as %2F; got {place!r}"
+    )
+
+
+def _on_hub(place: str) -> "Repository | None":
+    """The model repository that a text names as a whole; None for any other text."""
+    from free_ml_stack.storage.repository import parse
+
+    try:
+        found = parse(place) if place.startswith(SCHEME) else None
+    except StackError:
+        return None
+    return found if found and found.kind == "model" and not found.folder else None
 
 
 def _asked(place: str, work: Callable[[], Any]) -> Any:
