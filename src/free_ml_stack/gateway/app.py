@@ -47,17 +47,16 @@ def create_app(
     limits: Limits = Limits(),  # noqa: B008
     poll_seconds: float = 1.0,
     logs: AbstractFileSystem | None = None,
-    log_seconds: float = 0.0,
 ) -> "Gateway":
     """The ASGI application.
 
     `store` holds the Data API's tree (`<user>/<collection>/…`), `project` the deployments and logs: usually a
     collection of that tree. Each of `keys` makes its bearer the `user`. `algorithm` is `owner/name`.
     `predictor` is the project's predict.py or its name as a module: only the processes that run the model import it.
-    `logs` is where calls are logged, if not in `project`, each `log_seconds`, if not as fits the store.
+    `logs` is where calls are logged, if not in `project`.
     """
     owner, _, name = algorithm.partition("/")
-    call_log = CallLog(logs or project, name, log_seconds)
+    call_log = CallLog(logs or project, name)
     models = Models(project, predictor, call_log.record, limits.queue, poll_seconds)
     calls = Calls(owner, models, call_log, limits)
     management = Management(owner, name, models)

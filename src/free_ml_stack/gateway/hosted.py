@@ -11,8 +11,6 @@ from free_ml_stack.gateway.app import Gateway, create_app
 from free_ml_stack.storage.local import local_store
 from free_ml_stack.storage.repository import HubFileSystem
 
-LOG_SECONDS = 600.0  # each time is a commit on the Hub, of which there may not be many in an hour
-
 
 def asgi_app(package: str, variables: Mapping[str, str] = os.environ) -> Gateway:
     """Make the ASGI application that serves the model of a project; `package` is its import name.
@@ -35,7 +33,6 @@ def asgi_app(package: str, variables: Mapping[str, str] = os.environ) -> Gateway
         algorithm=variables["ALGORITHM"],
         predictor=f"{package}.predict",
         poll_seconds=60.0,
-        log_seconds=0.0 if is_folder(store) else LOG_SECONDS,
     )
 
 

@@ -10,7 +10,7 @@ from huggingface_hub import HfApi
 from huggingface_hub.utils import build_hf_headers, paginate, parse_datetime  # type: ignore[attr-defined]
 
 from free_ml_stack.storage.changes import on_hub
-from free_ml_stack.storage.repository import BUCKET, Repository
+from free_ml_stack.storage.repository import Repository
 
 HOURLY, HOUR = 128, 3600.0  # commits that the Hub takes of a new account; its refusal names the number
 SHARE = 112  # of these; the others are for what must go at once: data, models, the last checkpoint of a run
@@ -56,4 +56,4 @@ class CommitQuota:
 def commit_quota(store: AbstractFileSystem) -> CommitQuota | None:
     """The quota of a store; None where it takes any number of changes, as a bucket does."""
     target = on_hub(store)
-    return CommitQuota(target) if target and target.kind != BUCKET else None
+    return CommitQuota(target) if target and target.versioned else None

@@ -3,9 +3,11 @@
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, HfFileSystem, parse_hf_uri
 from huggingface_hub.errors import EntryNotFoundError
+from huggingface_hub.utils.tqdm import disable_progress_bars
 
 from free_ml_stack.errors import StackError
 
@@ -20,6 +22,11 @@ class Repository:
     kind: str = "model"
     revision: str | None = None
     folder: str = ""
+
+    @property
+    def versioned(self) -> bool:
+        """Whether a change is a commit, of which the Hub takes a number in an hour."""
+        return self.kind != BUCKET
 
     @property
     def page(self) -> str:
@@ -47,16 +54,16 @@ def parse(url: str) -> Repository:
 
 def make(repository: Repository) -> None:
     """Make the repository or bucket, private, where there is none."""
-    if repository.kind == BUCKET:
-        HfApi().create_bucket(repository.id, private=True, exist_ok=True)
-    else:
+    if repository.versioned:
         HfApi().create_repo(repository.id, repo_type=repository.kind, private=True, exist_ok=True)
+    else:
+        HfApi().create_bucket(repository.id, private=True, exist_ok=True)
 
 
 def change(repository: Repository, add: Mapping[str, Path | bytes], remove: Iterable[str] = ()) -> None:
     """Add and remove files of the folder in one commit, of a bucket in one batch."""
     gone = [repository.inside(name) for name in remove]
-    if repository.kind == BUCKET:
+    if not repository.versioned:
         added: list[tuple[str | Path | bytes, str]] = [
             (content, repository.inside(name)) for name, content in add.items()
         ]
@@ -75,7 +82,14 @@ def change(repository: Repository, add: Mapping[str, Path | bytes], remove: Iter
 
 
 class HubFileSystem(HfFileSystem):
-    """The Hub's files; one that is read whole is read as it is now, without a look at listings that were kept."""
+    """The Hub's files; one that is read whole is read as it is now, without a look at listings that were kept.
+
+    The client shows no bars any more: checkpoints are stored while training prints.
+    """
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        disable_progress_bars()
 
     def cat_file(self, path: str, start: int | None = None, end: int | None = None, **options: object) -> bytes:
         """Return the content of a file, or a part of it."""

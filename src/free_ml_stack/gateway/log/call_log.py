@@ -19,6 +19,7 @@ FOLDER = "logs"
 FILE_BYTES = 16 << 20
 FILES = 64  # kept of each algorithm
 CHUNK = 64  # calls that are written down together
+COMMIT_SECONDS = 600.0  # between two writes that are commits, of which the Hub takes 128 an hour
 KEPT = 1000  # chunks, while the store takes none
 
 
@@ -26,14 +27,16 @@ class CallLog:
     """Writes each call down in `logs/<name>/` of the store, and counts those of the algorithm `name`.
 
     A local file is appended to every quarter of a second, so that memory and pauses stay small; another store gets a
-    new file every half minute.
+    new file every half minute, a repository on the Hub every ten minutes.
     """
 
-    def __init__(self, store: AbstractFileSystem, name: str, seconds: float = 0.0) -> None:
+    def __init__(self, store: AbstractFileSystem, name: str) -> None:
         self.store, self.name = store, name
         self.appends = isinstance(getattr(store, "fs", store), LocalFileSystem)
-        self.at_once = bool(on_hub(store))  # in one request for all algorithms
-        self.seconds = seconds or (0.25 if self.appends else 30.0)
+        target = on_hub(store)
+        self.at_once = target is not None  # in one request for all algorithms
+        commits = target is not None and target.versioned
+        self.seconds = COMMIT_SECONDS if commits else 0.25 if self.appends else 30.0
         self.statistics = Statistics()
         self.pending: list[tuple[str, dict[str, Any]]] = []
         self.lines: dict[str, list[bytes]] = {}

@@ -1,0 +1,53 @@
+"""The log of calls on the Hub: all algorithms in one request, old files removed with it."""
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fsspec import AbstractFileSystem
+from fsspec.implementations.dirfs import DirFileSystem
+from huggingface_hub import HfApi, constants
+from huggingface_hub.utils import disable_progress_bars
+from services.hub_faults import Fault
+from services.hub_server import Hub, serving
+
+from free_ml_stack.gateway.log import call_log
+from free_ml_stack.gateway.log.call_log import CallLog
+from free_ml_stack.storage.repository import HubFileSystem
+
+CALL: dict[str, Any] = {"version": "0.1.0", "latency_ms": 1.0, "outcome": "ok"}
+
+
+async def write(store: AbstractFileSystem, times: int) -> CallLog:
+    """Log a call of each of two algorithms, several times."""
+    log = CallLog(store, "One")
+    for _ in range(times):
+        for name in ("One", "Two"):
+            log.record(name, dict(CALL))
+        await log.flush()
+    return log
+
+
+@pytest.mark.parametrize("place", ["buckets/me/logged", "datasets/me/logged"])
+def test_on_the_hub_it_is_one_request_each_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str) -> None:
+    disable_progress_bars()
+    monkeypatch.setattr(call_log, "FILES", 2)
+    hub = Hub(tmp_path / "hub")
+    with serving(hub) as url:
+        monkeypatch.setattr(constants, "ENDPOINT", url)
+        monkeypatch.setenv("HF_TOKEN", "hf_write")
+        HfApi().create_bucket("me/logged")
+        HfApi().create_repo("me/logged", repo_type="dataset")
+        store = DirFileSystem(f"{place}/me/digits", fs=HubFileSystem(skip_instance_cache=True))
+        log = asyncio.run(write(store, 4))
+        changes = [commit.changed for commit in hub.repo("dataset", "me/logged").commits[1:]]
+        changes += [tuple(batch) for batch in hub.buckets.all["me/logged"].batches]
+        assert [len(change) for change in changes] == [2, 2, 4, 4]
+        for name in ("One", "Two"):
+            assert len(store.find(f"logs/{name}")) == 2
+        # with storage in a repository there is no more than a commit in ten minutes
+        assert log.seconds == (600 if place.startswith("datasets") else 30)
+        hub.app.faults = [Fault(403, match="/batch"), Fault(403, match="/commit/")]
+        log = asyncio.run(write(store, 1))
+        assert set(log.lines) == {"One", "Two"}  # kept for the next time
