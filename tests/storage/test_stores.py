@@ -3,12 +3,14 @@
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import places
 import pytest
 from fsspec.implementations.dirfs import DirFileSystem
 from fsspec.implementations.memory import MemoryFileSystem
+from huggingface_hub import constants
 from services import hub_server, s3_gateway
 from serving import serving
 from storing import data_app
@@ -16,6 +18,7 @@ from storing import data_app
 from free_ml_stack.errors import StackError
 from free_ml_stack.project.settings import Settings
 from free_ml_stack.storage import retry
+from free_ml_stack.storage.changes import change
 from free_ml_stack.storage.local import local_store
 from free_ml_stack.storage.manifest import DamagedError, verify, write_manifest
 from free_ml_stack.storage.repository import Repository, parse
@@ -260,6 +263,25 @@ def test_a_bucket_on_the_hub_is_a_store(tmp_path: Path):
     assert [len(batch) for batch in hub.buckets.all["me/things"].batches] == [3, 1, 1]
     # what is the same is told by its checksum: only what is copied back and what `verify` reads is fetched
     assert len([call for call in hub.calls if "/resolve/" in call]) <= 7
+
+
+def test_from_place_to_place_on_the_hub_a_bucket_is_filled_by_the_hub(
+    tmp_path: Path, settings: Settings, monkeypatch: pytest.MonkeyPatch
+):
+    hub = hub_server.Hub(tmp_path / "hub")
+    with hub_server.serving(hub) as url:
+        monkeypatch.setattr(constants, "ENDPOINT", url)
+        monkeypatch.setenv("HF_TOKEN", "hf_write")
+        online = replace(settings, credentials=frozenset({"huggingface"}))
+        here = open_store("hf://buckets/me/here/in", replace(online, storage="hf://buckets/me/here/in"))
+        change(here, FILES)
+        sent, calls = hub.sent, len(hub.calls)
+        there = open_store("hf://buckets/me/there", online)
+        assert [transfer(here, there).copied, transfer(here, there).same] == [3, 3]
+        assert hub.buckets.content("me/there") == FILES
+        assert hub.sent == sent
+        assert not [call for call in hub.calls[calls:] if "/resolve/" in call]
+        assert [len(batch) for batch in hub.buckets.all["me/there"].batches] == [3]
 
 
 S3 = {

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, HfFileSystem, parse_hf_uri
@@ -60,14 +61,23 @@ def make(repository: Repository) -> None:
         HfApi().create_bucket(repository.id, private=True, exist_ok=True)
 
 
-def change(repository: Repository, add: Mapping[str, Path | bytes], remove: Iterable[str] = ()) -> None:
-    """Add and remove files of the folder in one commit, of a bucket in one batch."""
+def change(
+    repository: Repository,
+    add: Mapping[str, Path | bytes],
+    remove: Iterable[str] = (),
+    copy: Mapping[str, tuple[Repository, str]] = MappingProxyType({}),
+) -> None:
+    """Add and remove files of the folder in one commit, or those of a bucket in one batch.
+
+    `copy` maps names in a bucket to files elsewhere on the Hub, by their Xet hash, which the Hub copies itself.
+    """
     gone = [repository.inside(name) for name in remove]
     if not repository.versioned:
         added: list[tuple[str | Path | bytes, str]] = [
             (content, repository.inside(name)) for name, content in add.items()
         ]
-        HfApi().batch_bucket_files(repository.id, add=added, delete=gone)
+        copied = [(source.kind, source.id, xet, repository.inside(name)) for name, (source, xet) in copy.items()]
+        HfApi().batch_bucket_files(repository.id, add=added, copy=copied, delete=gone)
         return
     HfApi().create_commit(
         repository.id,

@@ -15,7 +15,7 @@ from fsspec.implementations.local import LocalFileSystem
 from free_ml_stack.console import Progress
 from free_ml_stack.errors import StackError
 from free_ml_stack.storage.atomic import CHUNK
-from free_ml_stack.storage.changes import change, on_hub
+from free_ml_stack.storage.changes import on_hub
 from free_ml_stack.storage.checksums import git_sum, sum_of
 from free_ml_stack.storage.parallel import InFlight
 
@@ -169,20 +169,27 @@ def _change_in_parts(
     """Add files to a repository or a bucket on the Hub, made where there is none, many with each request."""
     from free_ml_stack.storage import repository
 
-    place, names = on_hub(target), list(missing)
+    place, origin, names = on_hub(target), on_hub(source), list(missing)
     assert place
     repository.make(place)
     for start in range(0, len(names), TOGETHER):
+        part = names[start : start + TOGETHER]
+        copies = {}
+        if origin and not place.versioned:  # the Hub copies to buckets by itself what it has by that hash
+            copies = {name: (origin, str(xet)) for name in part if (xet := missing[name].get("xet_hash"))}
         with tempfile.TemporaryDirectory() as folder:
             files: dict[str, Path | bytes] = {}
-            for name in names[start : start + TOGETHER]:
+            for name in part:
+                if name in copies:
+                    continue
                 local = Path(source.path if isinstance(source.fs, LocalFileSystem) else folder, name)
                 if not local.exists():
                     local.parent.mkdir(parents=True, exist_ok=True)
                     source.get_file(name, str(local))
                 files[name] = local
-            change(target, files)
-            done(sum(missing[name]["size"] for name in files))
+            repository.change(place, files, copy=copies)
+        done(sum(missing[name]["size"] for name in part))
+    target.invalidate_cache()
 
 
 @contextmanager
