@@ -86,6 +86,16 @@ def test_the_hub_has_the_model_under_its_version(done: Done) -> None:
 
 
 @pytest.mark.slow
+def test_the_hub_is_asked_for_little(done: Done) -> None:
+    """A free account has 1,000 requests in five minutes and 128 commits in an hour; the loopback Hub holds to that."""
+    hub = done[0].hub
+    assert [len(repo.commits) for repo in hub.repos.values()] == [2]  # the Hub's own first one, and the model
+    asked = [call for call in hub.calls if "/api/" in call]
+    assert len(asked) < 40, asked
+    assert len([call for call in asked if "whoami" in call]) < 10
+
+
+@pytest.mark.slow
 def test_algorithmia_has_data_model_and_calls(done: Done) -> None:
     services, found, _ = done
     url = services.environment["ALGORITHMIA_API"]

@@ -10,13 +10,14 @@ import pytest
 from huggingface_hub import constants
 from huggingface_hub.utils import disable_progress_bars
 from services import hub_limits
+from services.hub_faults import Fault
 from services.hub_server import Hub, serving
 
 from free_ml_stack.project.settings import Settings
 from free_ml_stack.storage.rooted import RootedFileSystem
 from free_ml_stack.storage.stores import open_store
 from free_ml_stack.training.snapshot import FILES, SUMS
-from free_ml_stack.training.stored import RARER, StoredCheckpoints
+from free_ml_stack.training.stored import FEWER, StoredCheckpoints
 
 
 @pytest.fixture
@@ -84,6 +85,20 @@ def test_a_repository_takes_each_in_one_commit(hub: Hub, begin: Begin) -> None:
     assert held == set(places)
 
 
+def test_the_last_checkpoint_of_a_run_is_tried_again(hub: Hub, begin: Begin, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("free_ml_stack.storage.retry.SCALE", 0.01)
+    stored = begin("hf://datasets/me/things", "run")
+    fault = Fault(500, at=[1, 2, 3, 5, 6, 7], match="/commit/")
+    hub.app.faults = [fault]
+    with pytest.raises(OSError, match="500"):
+        save(stored, 1)
+    assert save(stored, 2, last=True)
+    with pytest.raises(OSError, match="500"):
+        save(stored, 3, last=True)
+    assert fault.seen == 1 + 3 + 3
+    assert begin("hf://datasets/me/things", "run").names() == ["step-000000002"]
+
+
 def train(hub: Hub, runs: list[StoredCheckpoints], hours: float, share: int = 0, first: int = 0) -> list[list[float]]:
     """Offer a checkpoint every ten seconds, and the last ones at the end; the times at which each run stored one."""
     now = hub.limits.clock()
@@ -109,7 +124,7 @@ def test_an_hour_of_training_makes_no_more_commits_than_a_repository_takes(hub: 
     stored = begin("hf://datasets/me/things", "run")
     stored.say = said.append
     [times] = train(hub, [stored], 1.1)
-    assert said == [RARER]
+    assert said == [FEWER]
     assert max(after - before for before, after in itertools.pairwise(times)) <= 60
     assert 90 < len(hub.limits.commits["dataset me/things"]) < hub_limits.COMMITS
     assert len([call for call in hub.calls if "/commits/" in call]) < 2 * len(times)

@@ -100,7 +100,7 @@ def costs(settings: Settings, plan: str = "") -> list[Cost]:
 
 
 def _used(report: credentials.Report, namespace: str, dotenv: Mapping[str, str]) -> dict[str, Any]:
-    """The storage that is used on the Hub; {} without a key, or where the Hub does not say."""
+    """Return the storage used on the Hub; {} without a key or an answer."""
     key = credentials.find("huggingface", os.environ, dotenv)
     if not key or report.outcome != "ok":
         return {}
@@ -164,7 +164,7 @@ def _print(found: dict[str, Any], bills: list[Cost], wrong: list[str]) -> None:
     print(f"\nPython     {found['python']}\nPackages   {installed}\nDevice     {found['device']}")
     print(f"Disk       {found['disk_free'] / 1e9:.0f} GB free\nStorage    {found['storage']}")
     if found["hub_storage"]:
-        print(f"On the Hub {usage.line(found['hub_storage'])}")
+        print(f"Hub        {usage.line(found['hub_storage'])}")
     print("\nCost:")
     for bill in bills:
         page = f" - {bill.page}" if bill.page else ""

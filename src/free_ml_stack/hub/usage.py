@@ -1,4 +1,4 @@
-"""How much of an account's storage on the Hub is used."""
+"""Query how much storage an account uses on the Hub."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -9,7 +9,7 @@ PRIVATE = {"free": 100e9, "PRO": 1e12}  # bytes; https://huggingface.co/docs/hub
 
 
 def storage(key: "Key", account: str, namespace: str, plan: str) -> dict[str, Any]:
-    """Bytes that a namespace has private and public, and what is free of the former; {} where the Hub does not say.
+    """Return the private and public bytes of a namespace and its private limit; {} if the Hub does not tell.
 
     Source: huggingface_hub's list_user_repos.
     """
@@ -18,14 +18,14 @@ def storage(key: "Key", account: str, namespace: str, plan: str) -> dict[str, An
     own = namespace.casefold() in ("", account.casefold())
     try:
         repos = list(HfApi(endpoint=key.address, token=key.value).list_user_repos(None if own else namespace))
-    except Exception:  # whatever comes in place of an answer: this is only for information
+    except Exception:  # any failure: this is only information
         return {}
     sizes = {kind: sum(repo.storage for repo in repos if repo.visibility == kind) for kind in ("private", "public")}
     return {"account": namespace or account, **sizes, "limit": PRIVATE.get(plan) if own else None}
 
 
 def line(used: dict[str, Any]) -> str:
-    """The same in words."""
+    """Format the result of `storage` as a line."""
     limit = f" of {used['limit'] / 1e9:,.0f}" if used["limit"] else ""
     return (
         f"{used['private'] / 1e9:,.2f}{limit} GB private, {used['public'] / 1e9:,.2f} GB public, of {used['account']}"

@@ -1,4 +1,4 @@
-"""Change several files of a store at once: on the Hub, which counts commits and requests, in one of them."""
+"""Change several files of a store together: in one request on the Hub, which limits commits and requests."""
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -12,9 +12,9 @@ if TYPE_CHECKING:
 
 
 def change(store: AbstractFileSystem, add: Mapping[str, Path | bytes], remove: Iterable[str] = ()) -> None:
-    """Add files, by local path or content, then remove files and folders.
+    """Add files, given as local paths or contents, then remove files and folders.
 
-    On the Hub it is one request; elsewhere one file follows the other in the given order.
+    On the Hub this is one request; other stores get one file after another, in the given order.
     """
     target = on_hub(store)
     if target is None:
@@ -35,7 +35,7 @@ def change(store: AbstractFileSystem, add: Mapping[str, Path | bytes], remove: I
 
 
 def on_hub(store: AbstractFileSystem) -> "Repository | None":
-    """The repository or bucket of which a store is a folder; None where it is not on the Hub."""
+    """Return the repository or bucket that a store is a folder of; None if it is not on the Hub."""
     path = ""
     while isinstance(store, DirFileSystem):
         path, store = store._join(path), store.fs
@@ -47,6 +47,6 @@ def on_hub(store: AbstractFileSystem) -> "Repository | None":
 
 
 def _files(store: AbstractFileSystem, name: str) -> list[str]:
-    """The files that a name stands for, as they are now."""
+    """List the files of a folder, or a single file, without cached listings."""
     store.invalidate_cache(name)
     return [str(path) for path in store.find(name)]

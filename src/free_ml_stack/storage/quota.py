@@ -1,4 +1,4 @@
-"""Commits to a repository on the Hub, spaced so that it never refuses one."""
+"""Space commits to a repository on the Hub so that they stay within its hourly limit."""
 
 import time
 from collections import Counter
@@ -12,25 +12,27 @@ from huggingface_hub.utils import build_hf_headers, paginate, parse_datetime  # 
 from free_ml_stack.storage.changes import on_hub
 from free_ml_stack.storage.repository import Repository
 
-HOURLY, HOUR = 128, 3600.0  # commits that the Hub takes of a new account; its refusal names the number
-SHARE = 112  # of these; the others are for what must go at once: data, models, the last checkpoint of a run
-PAUSES = 20  # within which who has committed twice counts as a writer
+HOUR = 3600.0  # seconds
+# The Hub accepts 128 commits per hour from a new account. The rest is reserved for what must not wait: data, models,
+# the last checkpoint of each run.
+SHARE = 112
+PAUSES = 20  # a writer with two commits within so many pauses counts as active
 
 
 class CommitQuota:
-    """What one writer may commit to a repository, as every commit of the last hour counts, whoever made it.
+    """Decide when one writer may commit to a repository; commits of all writers in the last hour count.
 
-    A writer alone may commit every 32 seconds; several, who know of each other by the titles of their commits, share
-    that. Where an hour has had its share all the same, the next one waits until there is room.
+    A single writer may commit every 32 seconds. Concurrent writers, recognized by the titles of their commits, share
+    this rate. Once the last hour has `share` commits, none is due until the oldest expires.
     """
 
     def __init__(self, repository: Repository, clock: Callable[[], float] = time.time, share: int = SHARE) -> None:
         self.repository, self.clock, self.share = repository, clock, share
-        self.last = self.asked = 0.0  # when this writer committed, and when the Hub was asked for the commits
+        self.last = self.asked = 0.0  # times of the last commit of this writer and of the last request
         self.pause = HOUR / share
 
     def due(self) -> bool:
-        """Whether a commit may be made now."""
+        """Return whether this writer may commit now."""
         now = self.clock()
         if now - max(self.last, self.asked) < HOUR / self.share or now - self.last < self.pause:
             return False
@@ -41,11 +43,11 @@ class CommitQuota:
         return len(recent) < self.share and now - self.last >= self.pause
 
     def committed(self) -> None:
-        """Note a commit that was made now."""
+        """Record a commit made now."""
         self.last = self.clock()
 
     def recent(self, since: float) -> list[tuple[float, str]]:
-        """The times and titles of the commits since a time; the Hub lists them from the newest on."""
+        """Return time and title of the commits since a time; the Hub lists the latest first."""
         api, revision = HfApi(), self.repository.revision or "main"
         url = f"{api.endpoint}/api/{self.repository.kind}s/{self.repository.id}/commits/{revision}"
         commits = paginate(url, params={}, headers=build_hf_headers())
@@ -54,6 +56,6 @@ class CommitQuota:
 
 
 def commit_quota(store: AbstractFileSystem) -> CommitQuota | None:
-    """The quota of a store; None where it takes any number of changes, as a bucket does."""
+    """Return the quota of a store; None for a store without one, such as a bucket."""
     target = on_hub(store)
     return CommitQuota(target) if target and target.versioned else None

@@ -1,4 +1,4 @@
-"""Repositories and buckets on the Hugging Face Hub as stores: made when they are missing, changed in one request."""
+"""Repositories and buckets on the Hugging Face Hub as stores: created on first use, changed in one request."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ SCHEME, BUCKET = "hf://", "bucket"
 
 @dataclass(frozen=True)
 class Repository:
-    """A repository or a bucket on the Hub, as its client names it, or a folder in it."""
+    """A repository or bucket on the Hub, or a folder in it, in the terms of the client."""
 
     id: str
     kind: str = "model"
@@ -26,26 +26,26 @@ class Repository:
 
     @property
     def versioned(self) -> bool:
-        """Whether a change is a commit, of which the Hub takes a number in an hour."""
+        """Return whether a change is a commit, which the Hub limits per hour."""
         return self.kind != BUCKET
 
     @property
     def page(self) -> str:
-        """Its path on the Hub's site."""
+        """Return its path on the website of the Hub."""
         return self.id if self.kind == "model" else f"{self.kind}s/{self.id}"
 
     @property
     def title(self) -> str:
-        """The message of its commits; it tells the writers to a repository apart."""
+        """Return the message of its commits, by which concurrent writers are told apart."""
         return f"Change {self.folder or 'the store'}"
 
     def inside(self, name: str) -> str:
-        """The path in the repository of a file of this folder."""
+        """Return the path in the repository of a file of this folder."""
         return f"{self.folder}/{name}".lstrip("/")
 
 
 def parse(url: str) -> Repository:
-    """What `hf://` and `<kind>s/<user>/<name>@<revision>/<folder>` name; models need no kind. Raises StackError."""
+    """Parse `hf://<kind>s/<user>/<name>@<revision>/<folder>`; the kind of a model is optional. Raises StackError."""
     try:
         found = parse_hf_uri(url)
     except ValueError as error:
@@ -54,7 +54,7 @@ def parse(url: str) -> Repository:
 
 
 def make(repository: Repository) -> None:
-    """Make the repository or bucket, private, where there is none."""
+    """Create the repository or bucket, private, unless it exists."""
     if repository.versioned:
         HfApi().create_repo(repository.id, repo_type=repository.kind, private=True, exist_ok=True)
     else:
@@ -69,7 +69,7 @@ def change(
 ) -> None:
     """Add and remove files of the folder in one commit, or those of a bucket in one batch.
 
-    `copy` maps names in a bucket to files elsewhere on the Hub, by their Xet hash, which the Hub copies itself.
+    `copy` maps names in a bucket to files elsewhere on the Hub, by Xet hash; the Hub copies them itself.
     """
     gone = [repository.inside(name) for name in remove]
     if not repository.versioned:
@@ -92,9 +92,9 @@ def change(
 
 
 class HubFileSystem(HfFileSystem):
-    """The Hub's files; one that is read whole is read as it is now, without a look at listings that were kept.
+    """The files of the Hub; a whole file is read without cached listings, so that changes by others are seen.
 
-    The client shows no bars any more: checkpoints are stored while training prints.
+    Progress bars of the client are disabled: they would mix with the output of training.
     """
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
@@ -102,7 +102,7 @@ class HubFileSystem(HfFileSystem):
         disable_progress_bars()
 
     def cat_file(self, path: str, start: int | None = None, end: int | None = None, **options: object) -> bytes:
-        """Return the content of a file, or a part of it."""
+        """Return the content of a file or of a range of it."""
         if start is not None or end is not None:
             return bytes(super().cat_file(path, start, end, **options))
         try:

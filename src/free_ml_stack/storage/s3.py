@@ -1,4 +1,4 @@
-"""What the S3 gateway to the Hub's buckets needs of clients that are made for Amazon's S3.
+"""Check the settings that S3 clients need for the S3 gateway of the Hub's buckets.
 
 Source: https://huggingface.co/docs/hub/storage-buckets-s3
 """
@@ -14,26 +14,26 @@ REQUIRED = "when_required"
 
 
 def on_gateway() -> bool:
-    """Whether the S3 client is set to the gateway, by the environment or by its profile."""
+    """Return whether the environment or the AWS profile selects the gateway."""
     return urlsplit(_endpoint()).hostname == HOST
 
 
 def faults() -> Iterator[str]:
-    """What is set otherwise than the gateway needs it, a line each with the remedy."""
+    """Yield one line with the remedy for each setting that does not fit the gateway."""
     if not on_gateway():
         return
     if not urlsplit(_endpoint()).path.strip("/"):
-        yield f"AWS_ENDPOINT_URL: name the owner of the bucket, https://{HOST}/USER"
+        yield f"AWS_ENDPOINT_URL lacks the owner of the bucket: set it to https://{HOST}/USER"
     from botocore.session import Session
 
     session = Session()
     for name in CHECKSUMS:
         if session.get_config_variable(name) != REQUIRED:
-            yield f"AWS_{name.upper()} must be {REQUIRED}: {HOST} does not parse the checksums that S3 clients send"
+            yield f"AWS_{name.upper()} must be {REQUIRED}: {HOST} does not accept the default checksums of S3 clients"
     if session.get_config_variable("region") not in (None, REGION):
         yield f"AWS_DEFAULT_REGION must be {REGION} for {HOST}, is {session.get_config_variable('region')}"
     if not os.environ.get("AWS_ACCESS_KEY_ID", PREFIX).startswith(PREFIX):
-        yield f"AWS_ACCESS_KEY_ID is no key for {HOST}, which begin with {PREFIX}: https://huggingface.co/settings/tokens"
+        yield f"AWS_ACCESS_KEY_ID is not a key for {HOST} ({PREFIX}...): generate one at https://huggingface.co/settings/tokens"
 
 
 def _endpoint() -> str:

@@ -80,7 +80,7 @@ def _missing(source: AbstractFileSystem, target: AbstractFileSystem, wanted: Inf
 
 
 def _told(info: dict[str, Any]) -> dict[str, str]:
-    """The checksums in hexadecimal, by kind, that a listing of the Hub or of S3 holds."""
+    """Return the hexadecimal checksums, by kind, that a listing of the Hub or of S3 contains."""
     etag = str(info.get("ETag", "")).strip('"')
     told = {
         "sha-256": (info.get("lfs") or {}).get("sha256"),
@@ -92,7 +92,7 @@ def _told(info: dict[str, Any]) -> dict[str, str]:
 
 
 def _kind(there: dict[str, str], here: dict[str, str], local: bool) -> str:
-    """The kind of checksum that says most for the least: one that both sides tell, else one that can be made."""
+    """Choose a kind of checksum: one that both sides provide, else one that can be computed."""
     both = [kind for kind in there if kind in here]
     return next((kind for kind in both or (*there, *here) if kind != XET or both or local), "sha-256")
 
@@ -175,7 +175,7 @@ def _change_in_parts(
     for start in range(0, len(names), TOGETHER):
         part = names[start : start + TOGETHER]
         copies = {}
-        if origin and not place.versioned:  # the Hub copies to buckets by itself what it has by that hash
+        if origin and not place.versioned:  # server-side, without a download
             copies = {name: (origin, str(xet)) for name in part if (xet := missing[name].get("xet_hash"))}
         with tempfile.TemporaryDirectory() as folder:
             files: dict[str, Path | bytes] = {}

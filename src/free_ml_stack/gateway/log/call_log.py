@@ -19,7 +19,7 @@ FOLDER = "logs"
 FILE_BYTES = 16 << 20
 FILES = 64  # kept of each algorithm
 CHUNK = 64  # calls that are written down together
-COMMIT_SECONDS = 600.0  # between two writes that are commits, of which the Hub takes 128 an hour
+COMMIT_SECONDS = 600.0  # between writes to a repository: the Hub limits commits per hour
 KEPT = 1000  # chunks, while the store takes none
 
 
@@ -97,7 +97,7 @@ class CallLog:
                         self.lines[name] = lines[name][-KEPT:] + self.lines.get(name, [])
 
     def _write(self, texts: dict[str, bytes]) -> None:
-        """Write down the lines of some algorithms: appended where that is possible, else all new files at once."""
+        """Write the lines of some algorithms: append them if possible, else add all as new files together."""
         if not self.appends:
             added = {self._new(name): text for name, text in texts.items()}
             change(self.store, added, [path for name in texts for path in self._surplus(name, FILES - 1)])
@@ -117,7 +117,7 @@ class CallLog:
         return f"{FOLDER}/{name}/{datetime.now(UTC):%Y%m%dT%H%M%S.%f}-{os.getpid()}.jsonl"
 
     def _surplus(self, name: str, kept: int) -> list[str]:
-        """The oldest files, beyond those that are kept."""
+        """Return the oldest log files, beyond those to keep."""
         try:
             return sorted(self.store.glob(f"{FOLDER}/{name}/*.jsonl"))[:-kept]
         except FileNotFoundError:  # on the Hub there is no folder before the first file
