@@ -77,10 +77,10 @@ def test_in_a_repository_each_step_is_one_commit_and_it_can_move_to_a_bucket(hub
     held = {path: data for path, data in hub.files("dataset", "me/things").items() if path != ".gitattributes"}
     move = ("storage", "push", "hf://buckets/me/moved")
     [(_, printed)] = loop(project, hub, "hf://datasets/me/things", move).values()
-    assert f"{len(held)} files copied, 0 were there already" in printed
+    assert f"{len(held)} files copied, 0 unchanged" in printed
     assert hub.buckets.content("me/moved") == held
     assert len(hub.buckets.all["me/moved"].batches) == 1
     [(_, printed)] = loop(project, hub, "hf://datasets/me/things", move).values()
-    assert f"0 files copied, {len(held)} were there already" in printed
+    assert f"0 files copied, {len(held)} unchanged" in printed
     moved = loop(project, hub, "hf://buckets/me/moved", ("info",), ("predict",))
     assert "Skeleton 0.1.0" in moved["info"][1]
