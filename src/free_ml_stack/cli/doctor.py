@@ -14,7 +14,7 @@ from typing import Any
 
 from free_ml_stack.credentials import check as credentials
 from free_ml_stack.errors import StackError
-from free_ml_stack.hub import usage
+from free_ml_stack.hub import account
 from free_ml_stack.notebook.packages import LIBRARY, vendored
 from free_ml_stack.project.settings import FILE, Settings
 from free_ml_stack.storage import s3
@@ -104,7 +104,7 @@ def _used(report: credentials.Report, namespace: str, dotenv: Mapping[str, str])
     key = credentials.find("huggingface", os.environ, dotenv)
     if not key or report.outcome != "ok":
         return {}
-    return usage.storage(key, report.account, namespace, report.plan)
+    return account.storage(key, report.account, namespace, report.plan)
 
 
 def _version(name: str) -> str:
@@ -164,7 +164,7 @@ def _print(found: dict[str, Any], bills: list[Cost], wrong: list[str]) -> None:
     print(f"\nPython     {found['python']}\nPackages   {installed}\nDevice     {found['device']}")
     print(f"Disk       {found['disk_free'] / 1e9:.0f} GB free\nStorage    {found['storage']}")
     if found["hub_storage"]:
-        print(f"Hub        {usage.line(found['hub_storage'])}")
+        print(f"Hub        {account.line(found['hub_storage'])}")
     print("\nCost:")
     for bill in bills:
         page = f" - {bill.page}" if bill.page else ""
