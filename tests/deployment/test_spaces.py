@@ -17,7 +17,7 @@ from services.spaces import as_json
 from skeleton import predict
 
 from free_ml_stack.deployment.answering import close
-from free_ml_stack.deployment.spaces import Hosted, Project, host
+from free_ml_stack.deployment.spaces import Hosted, SpaceContent, host
 from free_ml_stack.errors import StackError
 
 
@@ -27,9 +27,9 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return space_files(tmp_path_factory.mktemp("project")) / "cache"
 
 
-def ship(api: HfApi, model: Path, cache: Path, rung: str = "auto") -> tuple[Hosted, list[str]]:
+def ship(api: HfApi, model: Path, cache: Path, kind: str = "auto") -> tuple[Hosted, list[str]]:
     said: list[str] = []
-    project = Project(
+    project = SpaceContent(
         title="Digits & more",
         root=cache.parent,
         package=Path(predict.__file__).parent,
@@ -38,19 +38,19 @@ def ship(api: HfApi, model: Path, cache: Path, rung: str = "auto") -> tuple[Host
         cache=cache,
         samples=SAMPLES,
     )
-    done = host(model, project, predict, api, "me/digits", KEY, "hf_of_a_test", rung, say=said.append, seconds=90)
+    done = host(model, project, predict, api, "me/digits", KEY, "hf_of_a_test", kind, say=said.append, seconds=90)
     return done, said
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("rung", "granted"), [("zerogpu", "zero-a10g"), ("docker", "docker")])
+@pytest.mark.parametrize(("kind", "granted"), [("zerogpu", "zero-a10g"), ("docker", "docker")])
 def test_an_uploaded_space_starts_and_answers(
-    tmp_path: Path, model: Path, cache: Path, rung: str, granted: str
+    tmp_path: Path, model: Path, cache: Path, kind: str, granted: str
 ) -> None:
     with hub(tmp_path, granted) as (spaces, api):
         done, _ = ship(api, model, cache)
-        assert (done.rung, done.version) == (rung, "0.1.0")
-        assert spaces.readme()["sdk"] == ("gradio" if rung == "zerogpu" else "docker")
+        assert (done.kind, done.version) == (kind, "0.1.0")
+        assert spaces.readme()["sdk"] == ("gradio" if kind == "zerogpu" else "docker")
         assert spaces.space.secrets == {"ALGORITHMIA_API_KEY": KEY, "HF_TOKEN": "hf_of_a_test"}
         assert KEY not in "".join(spaces.space.variables.values())
         for path in spaces.uploaded.rglob("*"):
@@ -75,7 +75,7 @@ def test_a_static_space_is_available_to_every_account(tmp_path: Path, model: Pat
     """The page gives the same results as predict.py, without external resources or secrets."""
     with hub(tmp_path, "static", refusal=refusal) as (spaces, api):
         done, said = ship(api, model, cache)
-        assert done.rung == "static"
+        assert done.kind == "static"
         assert [line.split()[1] for line in said[:2]] == ["zerogpu", "docker"]
         assert spaces.space.secrets == {}
         assert [asked.get("hardware") for asked in spaces.asked_for] == ["zero-a10g", None, None]

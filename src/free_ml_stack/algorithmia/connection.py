@@ -28,7 +28,7 @@ LONGEST_PAUSE = 300.0  # maximum Retry-After in seconds
 CONNECT_SECONDS, READ_SECONDS = 10.0, 60.0
 SLOWEST = 5e6  # minimum bytes per second that a server is expected to write
 BUSY = {408, 425, 429, 500, 502, 503, 504}
-UNTOUCHED = {429, 503}  # rejected before processing, so that any request can be retried
+NOT_PROCESSED = {429, 503}  # rejected before processing, so that any request can be retried
 ERRORS = {
     400: errno.EINVAL,
     401: errno.EACCES,
@@ -139,7 +139,7 @@ class Connection:
 
     def _after_status(self, answer: BaseHTTPResponse, path: str, once: bool, attempts: int) -> float:
         """Return the seconds to wait after an error status. Raises its error if a retry is useless or unsafe."""
-        if attempts == ATTEMPTS or answer.status not in (UNTOUCHED if once else BUSY):
+        if attempts == ATTEMPTS or answer.status not in (NOT_PROCESSED if once else BUSY):
             raise _error(answer, path, self.host) from None
         try:
             return min(Retry().get_retry_after(answer) or 0.0, LONGEST_PAUSE)
@@ -148,10 +148,10 @@ class Connection:
 
     def _after_failure(self, error: Exception, once: bool, attempts: int) -> float:
         """Return the seconds to wait after a failed request. Raises ConnectionError if a retry is useless or unsafe."""
-        untouched = isinstance(error, NewConnectionError)
+        not_processed = isinstance(error, NewConnectionError)
         self.reached |= isinstance(error, ProtocolError | ReadTimeoutError)
-        last = FIRST_ATTEMPTS if untouched and not self.reached else ATTEMPTS
-        if attempts >= last or (once and not untouched):
+        last = FIRST_ATTEMPTS if not_processed and not self.reached else ATTEMPTS
+        if attempts >= last or (once and not not_processed):
             failure = str(error).rpartition("): ")[2] or type(error).__name__
             raise ConnectionError(f"no answer from {self.host}: {failure}") from error
         return 0.0

@@ -19,7 +19,7 @@ from fsspec.utils import isfilelike
 
 from free_ml_stack.algorithmia.connection import Connection, read_json
 from free_ml_stack.algorithmia.mover import AT_ONCE, Mover
-from free_ml_stack.algorithmia.streams import FAST, Download, ReadFile, Upload, UploadFile
+from free_ml_stack.algorithmia.streams import DIGEST, Download, ReadFile, Upload, UploadFile
 from free_ml_stack.storage.checksums import digest_field, read_digest, sum_of
 from free_ml_stack.storage.parallel import InFlight
 
@@ -226,7 +226,7 @@ class AlgorithmiaFileSystem(AbstractFileSystem):  # type: ignore[misc]
     def pipe_file(self, path: str, value: bytes, mode: str = "overwrite", **options: Any) -> None:
         """Store bytes as a file; the server verifies their checksum."""
         value = bytes(value)
-        headers = {"Repr-Digest": digest_field(FAST, sum_of(io.BytesIO(value), FAST))}
+        headers = {"Repr-Digest": digest_field(DIGEST, sum_of(io.BytesIO(value), DIGEST))}
         upload = Upload(lambda: io.BytesIO(value), len(value))
         self.mover.send(self._strip_protocol(path), upload, headers, exclusive=mode == "create")
 
@@ -291,7 +291,7 @@ class AlgorithmiaFileSystem(AbstractFileSystem):  # type: ignore[misc]
         if mode not in ("wb", "xb", "ab"):
             raise ValueError(f"unsupported mode {mode!r}; expected rb, wb, xb or ab")
         if mode == "xb":
-            self.mover.refuse_taken(path)
+            self.mover.raise_if_exists(path)
         file = UploadFile(lambda growing: self.mover.put(growing, path, DEFAULT_CALLBACK, mode == "xb"), autocommit)
         if mode == "ab":
             with suppress(FileNotFoundError):

@@ -13,7 +13,7 @@ from urllib3 import BaseHTTPResponse
 
 from free_ml_stack.algorithmia import bundle
 from free_ml_stack.algorithmia.connection import Connection, read_json
-from free_ml_stack.algorithmia.streams import WISH, ChecksumError, Download, Upload
+from free_ml_stack.algorithmia.streams import WANT_DIGEST, ChecksumError, Download, Upload
 from free_ml_stack.storage.atomic import growing, write_all
 from free_ml_stack.storage.checksums import read_digest
 from free_ml_stack.storage.parallel import InFlight
@@ -100,9 +100,9 @@ class Mover:
 
     def send(self, path: str, upload: Upload, extra: dict[str, str] | None = None, exclusive: bool = False) -> None:
         """Store a file; retry until the server's checksum matches, or its size if the server sends no checksum."""
-        headers = {**WISH, **(extra or {})}
+        headers = {**WANT_DIGEST, **(extra or {})}
         if exclusive:
-            self.refuse_taken(path)
+            self.raise_if_exists(path)
             headers["If-None-Match"] = "*"
         for _ in range(TRIES):
             answer = self._send_once(path, upload, headers)
@@ -124,7 +124,7 @@ class Mover:
     def _has_size(self, path: str, size: int) -> bool:
         return self.fs.info(path)["size"] in (size, None)
 
-    def refuse_taken(self, path: str) -> None:
+    def raise_if_exists(self, path: str) -> None:
         """Raise FileExistsError if the path exists."""
         if self.fs.exists(path):
             raise FileExistsError(errno.EEXIST, "exists", path)

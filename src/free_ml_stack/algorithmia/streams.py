@@ -19,8 +19,8 @@ from free_ml_stack.storage import retry
 from free_ml_stack.storage.atomic import CHUNK, WholeFile, write_all
 from free_ml_stack.storage.checksums import SUMS, read_digest
 
-FAST = "xxh3-128"  # a checksum with negligible cost
-WISH = {"Want-Repr-Digest": f"{FAST}=1"}
+DIGEST = "xxh3-128"  # a checksum with negligible cost
+WANT_DIGEST = {"Want-Repr-Digest": f"{DIGEST}=1"}
 LARGE = 1 << 20  # minimum bytes of a file for which a separate request for the checksum pays off
 
 
@@ -40,8 +40,8 @@ class Download(io.RawIOBase):
         self.position, self.end = start, end
         self.etag, self.size, self.failures = "", -1, 0
         whole = start == 0 and end is None
-        self.answer = self._open(WISH if whole else {})
-        self.kind, self.expected = self._promise() if whole else ("", b"")
+        self.answer = self._open(WANT_DIGEST if whole else {})
+        self.kind, self.expected = self._announced_digest() if whole else ("", b"")
         self.total = SUMS[self.kind]() if self.kind else None
 
     def _open(self, wish: dict[str, str]) -> BaseHTTPResponse:
@@ -71,14 +71,14 @@ class Download(io.RawIOBase):
         if size >= 0:
             self.end = size if self.end is None else min(self.end, size)
 
-    def _promise(self) -> tuple[str, bytes]:
+    def _announced_digest(self) -> tuple[str, bytes]:
         """Return the algorithm and the checksum sent by the server, or the algorithm to request afterwards."""
         kind, digest = read_digest(self.answer.headers.get("Repr-Digest", ""))
         if kind:
             return kind, digest
         if re.fullmatch(r'"?[0-9a-f]{32}"?', self.etag):
             return "md5", bytes.fromhex(self.etag.strip('"'))
-        return (FAST, b"") if self.size >= LARGE else ("", b"")
+        return (DIGEST, b"") if self.size >= LARGE else ("", b"")
 
     def readable(self) -> bool:
         """Return True."""
@@ -121,7 +121,7 @@ class Download(io.RawIOBase):
         if not self.total:
             return
         if not self.expected:
-            headers = self.connection.send("HEAD", self.path, WISH).headers
+            headers = self.connection.send("HEAD", self.path, WANT_DIGEST).headers
             if headers.get("ETag", "") == self.etag:
                 self.expected = read_digest(headers.get("Repr-Digest", ""))[1]
         if self.expected and self.total.digest() != self.expected:
@@ -176,12 +176,12 @@ class RemoteFile(io.RawIOBase):
         if 0 <= self.size <= self.position:
             return 0
         if self.download.position != self.position or self.download.position == self.download.end:
-            self._jump(len(buffer))
+            self._reopen(len(buffer))
         count = self.download.readinto(buffer)
         self.position += count
         return count
 
-    def _jump(self, wanted: int) -> None:
+    def _reopen(self, wanted: int) -> None:
         in_order = self.download.position == self.position
         self.window = max(wanted, CHUNK, self.window * 4 if in_order else 0)
         etag = self.download.etag
@@ -228,7 +228,7 @@ class Upload:
     def begin(self) -> "Upload":
         """Restart at the first byte."""
         self.file.close()
-        self.file, self.total = self.opened(), SUMS[FAST]()
+        self.file, self.total = self.opened(), SUMS[DIGEST]()
         self.sent(-self.count)
         self.count = 0
         return self

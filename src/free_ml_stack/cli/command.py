@@ -51,7 +51,7 @@ def parse_seconds(text: str) -> float:
     return value
 
 
-def say_next(settings: Settings, *commands: str) -> int:
+def print_next(settings: Settings, *commands: str) -> int:
     """Print the commands to run next; return exit code 0."""
     say("Next: " + " or ".join(f"`{settings.command} {command}`" for command in commands))
     return 0

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from free_ml_stack.algorithmia.calls import START, call_algorithm, gateway_address, start_gateway
-from free_ml_stack.cli.commands.delivery import say_monitoring
+from free_ml_stack.cli.commands.delivery import print_monitoring
 from free_ml_stack.console import display_path, say, table
 from free_ml_stack.deployment.deploy import versions
 from free_ml_stack.deployment.monitor import Monitoring, monitor, read_calls
@@ -93,7 +93,7 @@ class DemoRun:
         self.predict()
         say("", "== monitor ==")
         self.seen = monitor(self.settings)
-        say_monitoring(self.seen)
+        print_monitoring(self.seen)
 
     def step(self, name: str) -> None:
         """Run one command. Raises StackError if it fails, except for `doctor` and for uploads to the Hub.

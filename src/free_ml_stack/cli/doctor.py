@@ -57,7 +57,7 @@ def doctor(settings: Settings, as_json: bool = False) -> int:
         for report in reports
         if report.outcome == "rejected" and (report.service != "wandb" or settings.tracker == "wandb")
     ]
-    wrong += _wrong(settings, found)
+    wrong += _problems(settings, found)
     if as_json:
         services, prices = credentials.as_json(reports), [vars(bill) for bill in bills]
         print(json.dumps({**found, "services": services, "costs": prices, "wrong": wrong}, indent=2))
@@ -124,14 +124,14 @@ def _device() -> str:
     return "mps" if torch.backends.mps.is_available() else f"cpu ({os.cpu_count()} cores)"
 
 
-def _wrong(settings: Settings, found: dict[str, Any]) -> list[str]:
+def _problems(settings: Settings, found: dict[str, Any]) -> list[str]:
     wrong = []
     versions = found["versions"]
     try:
         storage.parse(settings.storage)
     except StackError as error:
         wrong.append(str(error))
-    wrong += _wrong_library(settings.root, versions[LIBRARY])
+    wrong += _library_problems(settings.root, versions[LIBRARY])
     for name, optional in (("algorithm", False), ("model_repo", True)):
         value = getattr(settings, name)
         if not re.fullmatch(r"[\w.-]+/[\w.-]+", value) and (value or not optional):
@@ -147,7 +147,7 @@ def _wrong(settings: Settings, found: dict[str, Any]) -> list[str]:
     return wrong
 
 
-def _wrong_library(root: Path, installed: str) -> list[str]:
+def _library_problems(root: Path, installed: str) -> list[str]:
     """Return problems with the library: a changed wheel, or another installed version."""
     if not (root / "pyproject.toml").is_file():
         return []

@@ -80,20 +80,20 @@ def key_problem(service: str, account: str, env_file: Path) -> str:
 def _check_key(key: Key, expected: str, seconds: float) -> Report:
     if not is_address(key.address):
         return report(key, "address")
-    if key.twice:
+    if key.conflicting:
         return report(key, "conflict")
     if key.source.startswith(EXCHANGED):
         return report(key, "exchanged")
     if rule := _broken_rule(key):
         return report(key, "malformed", rule=rule)
-    status, body, failure = _ask(key, seconds)
+    status, body, failure = _send(key, seconds)
     if failure == "refused" and renewable(key):
         failure = "login-expired"
     if failure:
         return report(key, failure, status, certificates=missing_certificates(os.environ))
-    judge = {"algorithmia": _judge_algorithmia, "wandb": _judge_wandb, "huggingface": _judge_huggingface}
+    evaluate = {"algorithmia": _evaluate_algorithmia, "wandb": _evaluate_wandb, "huggingface": _evaluate_huggingface}
     try:
-        return judge[key.service](key, expected, body)
+        return evaluate[key.service](key, expected, body)
     except (AttributeError, KeyError, IndexError, TypeError):  # JSON of an unexpected structure
         return report(key, "unexpected", status)
 
@@ -112,14 +112,14 @@ def _broken_rule(key: Key) -> str:
     return "" if len(secret) >= 40 else f"expected at least 40 letters and digits, got {len(secret)}"
 
 
-def _ask(key: Key, seconds: float) -> tuple[int, Any, str]:
+def _send(key: Key, seconds: float) -> tuple[int, Any, str]:
     """Send the request; return (status, JSON, "") or (status, None, reason)."""
     import http.client
     import ssl
     import urllib.error
     import urllib.request
 
-    class AsAnswered(urllib.request.HTTPErrorProcessor):
+    class NoRedirects(urllib.request.HTTPErrorProcessor):
         """Return every status as a response and follow no redirect, so that a key is sent to its host only."""
 
         def http_response(self, request: Any, response: Any) -> Any:
@@ -130,12 +130,12 @@ def _ask(key: Key, seconds: float) -> tuple[int, Any, str]:
     try:
         bundle = os.environ.get("REQUESTS_CA_BUNDLE") or os.environ.get("CURL_CA_BUNDLE")  # as in the clients
         context = ssl.create_default_context(cafile=bundle if bundle and os.path.isfile(bundle) else None)  # noqa: PTH113
-        handlers: list[Any] = [AsAnswered, urllib.request.HTTPSHandler(context=context)]
+        handlers: list[Any] = [NoRedirects, urllib.request.HTTPSHandler(context=context)]
         if is_loopback(key.address):
             handlers.append(urllib.request.ProxyHandler({}))
         opener = urllib.request.build_opener(*handlers)
         with opener.open(_request(key), timeout=seconds) as answer:
-            return _sort(answer.status, answer.read(ANSWER_LIMIT))
+            return _classify_response(answer.status, answer.read(ANSWER_LIMIT))
     except (
         OSError,
         http.client.HTTPException,
@@ -168,7 +168,7 @@ def _request(key: Key) -> "urllib.request.Request":
     return urllib.request.Request(key.address + path, data, headers)  # noqa: S310 (http or https: is_address)
 
 
-def _sort(status: int, raw: bytes) -> tuple[int, Any, str]:
+def _classify_response(status: int, raw: bytes) -> tuple[int, Any, str]:
     """Distinguish a JSON response of the service from other responses, such as those of proxies."""
     reasons = {429: "rate-limit", 407: "proxy", 401: "refused", 403: "refused"}
     if status == 511:  # Network Authentication Required
@@ -185,7 +185,7 @@ def _sort(status: int, raw: bytes) -> tuple[int, Any, str]:
         return status, None, "unexpected"
 
 
-def _judge_algorithmia(key: Key, expected: str, body: Any) -> Report:
+def _evaluate_algorithmia(key: Key, expected: str, body: Any) -> Report:
     """Evaluate the root listing, which names the caller's own folder first."""
     names = [folder["name"] for folder in body.get("folders") or []]
     account = names[0] if names else "a user without collections"
@@ -194,7 +194,7 @@ def _judge_algorithmia(key: Key, expected: str, body: Any) -> Report:
     return report(key, "valid", account=account, rights=f"owns the collections of {expected or account}")
 
 
-def _judge_wandb(key: Key, expected: str, body: Any) -> Report:
+def _evaluate_wandb(key: Key, expected: str, body: Any) -> Report:
     """Evaluate the viewer, which is null for an unknown key."""
     viewer = body["data"]["viewer"]
     if viewer is None:
@@ -208,7 +208,7 @@ def _judge_wandb(key: Key, expected: str, body: Any) -> Report:
     return report(key, "valid", account=names[0], rights=f"logs to {entity}")
 
 
-def _judge_huggingface(key: Key, expected: str, body: Any) -> Report:
+def _evaluate_huggingface(key: Key, expected: str, body: Any) -> Report:
     """Evaluate whoami: the namespace must be writable, and the account's own or one of its organizations'."""
     account, namespace = body["name"], expected or body["name"]
     roles = {account: "admin"} | {org["name"]: (org.get("roleInOrg") or "") for org in body.get("orgs") or []}
@@ -217,7 +217,7 @@ def _judge_huggingface(key: Key, expected: str, body: Any) -> Report:
     if role is None:
         accounts = ", ".join(roles)
         return report(key, "other-account", 0, account, plan, expected=expected, accounts=accounts)
-    may = _may_write(body.get("auth") or {}, namespace)
+    may = _can_write(body.get("auth") or {}, namespace)
     if may and role in ("", "read"):
         may = False if role else None
     if may is None:
@@ -226,7 +226,7 @@ def _judge_huggingface(key: Key, expected: str, body: Any) -> Report:
     return report(key, "valid" if may or not expected else "rights", 0, account, plan, rights=rights)
 
 
-def _may_write(auth: Mapping[str, Any], namespace: str) -> bool | None:
+def _can_write(auth: Mapping[str, Any], namespace: str) -> bool | None:
     """Return whether a token can write to a namespace; None if unknown. No global permission includes writing."""
     token = auth.get("accessToken") or {}
     if token.get("role") in ("read", "write"):

@@ -33,7 +33,7 @@ class Key:
     value: str = field(repr=False)
     source: str
     address: str
-    twice: bool = False  # whether two keys are set, which the client rejects
+    conflicting: bool = False  # whether two keys are set, which the client rejects
 
 
 def read_env_file(path: Path) -> dict[str, str]:
@@ -69,8 +69,8 @@ def find(service: str, environ: Mapping[str, str], dotenv: Mapping[str, str] | N
         return None
     if dotenv and dotenv.get(source) == values.get(source, ""):
         source += " in .env"
-    twice = service == "wandb" and all(name in values for name in VARIABLES[service])
-    return Key(service, value.strip(), source, address(service, values), twice)
+    conflicting = service == "wandb" and all(name in values for name in VARIABLES[service])
+    return Key(service, value.strip(), source, address(service, values), conflicting)
 
 
 def present(environ: Mapping[str, str], dotenv: Mapping[str, str] | None = None) -> frozenset[str]:

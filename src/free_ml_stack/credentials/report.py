@@ -23,9 +23,9 @@ SETTINGS = {
     "wandb": "wandb_entity",
     "huggingface": "huggingface_username",
 }
-NAMED = {"huggingface": "huggingface_username and the owner in model_repo"}
-CURRENT = {"https://api.wandb.ai": "https://wandb.ai/authorize"}  # public servers besides the defaults
-OWN = {"wandb": "/authorize", "huggingface": "/settings/tokens"}  # pages for keys of self-hosted servers
+SETTING_NAMES = {"huggingface": "huggingface_username and the owner in model_repo"}
+OTHER_PAGES = {"https://api.wandb.ai": "https://wandb.ai/authorize"}  # public servers besides the defaults
+SELF_HOSTED_PAGES = {"wandb": "/authorize", "huggingface": "/settings/tokens"}  # pages for keys of self-hosted servers
 REASONS = {  # reason: (outcome, text, remedy)
     "valid": ("ok", "valid, as {account}; {rights}", ""),
     "missing": (
@@ -125,7 +125,7 @@ def report(key: Key, reason: str, status: int = 0, account: str = "", plan: str 
     name, page = key.service, page_of(key)
     facts |= {"account": account, "page": page, "host": host(key.address), "status": str(status)}
     facts |= {"variable": ADDRESSES[name][0], "secret": SECRET[name], "title": SERVICES[name]}
-    facts |= {"without": WITHOUT[name], "setting": NAMED.get(name, SETTINGS[name])}
+    facts |= {"without": WITHOUT[name], "setting": SETTING_NAMES.get(name, SETTINGS[name])}
     last_four = key.value[-4:] if len(key.value) >= 16 and reason != "malformed" else ""
     text, remedy = _printable(text.format(**facts)), _printable(remedy.format(**facts))
     return Report(name, outcome, reason, text, remedy, page, key.source, last_four, _printable(account), plan)
@@ -134,9 +134,12 @@ def report(key: Key, reason: str, status: int = 0, account: str = "", plan: str 
 def page_of(key: Key) -> str:
     """Return the page where keys of the key's server are created."""
     default = ADDRESSES[key.service][1]
-    if key.service not in OWN or key.address in ("", default) or not is_address(key.address):
+    if key.service not in SELF_HOSTED_PAGES or key.address in ("", default) or not is_address(key.address):
         return PAGES[key.service]
-    return CURRENT.get(key.address) or key.address.partition("://")[0] + f"://{host(key.address)}{OWN[key.service]}"
+    return (
+        OTHER_PAGES.get(key.address)
+        or key.address.partition("://")[0] + f"://{host(key.address)}{SELF_HOSTED_PAGES[key.service]}"
+    )
 
 
 def _printable(text: str) -> str:

@@ -38,7 +38,7 @@ def to_storage_type(column: pa.Array, name: str, names: Sequence[str] = ()) -> p
     """
     kind = column.type
     if names:
-        return _named(column, name, names)
+        return _class_names(column, name, names)
     if isinstance(column, pa.ExtensionArray):
         return column
     if pa.types.is_dictionary(kind):
@@ -63,7 +63,7 @@ def to_storage_type(column: pa.Array, name: str, names: Sequence[str] = ()) -> p
     raise StackError(f"{name} has type {kind}; expected numbers, lists of numbers, text, bytes or dates")
 
 
-def _named(column: pa.Array, name: str, names: Sequence[str]) -> pa.Array:
+def _class_names(column: pa.Array, name: str, names: Sequence[str]) -> pa.Array:
     """Replace class numbers by class names; -1 is missing, as in the Hub's test splits without labels."""
     numbers = pc.fill_null(column.cast(pa.int64()), -1)
     if (most := pc.max(numbers).as_py() or 0) >= len(names):
@@ -171,12 +171,12 @@ def check_target(name: str, described: Description, rows: Mapping[str, int], war
     for split, count in rows.items():
         counts = described.counts.get(split, Counter())
         if absent := [str(value) for value in classes if not counts[value]]:
-            warn(f"{split} has no row of {_listed(absent)}")
+            warn(f"{split} has no row of {_join_names(absent)}")
         if rare := [str(value) for value in classes if 0 < counts[value] < count / 100]:
-            warn(f"fewer than 1 in 100 rows of {split} are {_listed(rare)}")
+            warn(f"fewer than 1 in 100 rows of {split} are {_join_names(rare)}")
 
 
-def _listed(values: Sequence[str], most: int = 5) -> str:
+def _join_names(values: Sequence[str], most: int = 5) -> str:
     more = f" and {len(values) - most} more" if len(values) > most else ""
     return ", ".join(values[:most]) + more
 

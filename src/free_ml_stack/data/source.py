@@ -137,10 +137,10 @@ def _by_folder(root: Path, files: Sequence[Path]) -> dict[str, Rows]:
         folders = path.relative_to(root).parts[:-1]
         split = split_of(f"/{folders[0]}/")[0] if len(folders) > 1 else ""
         found.setdefault(split or "train", []).append((path, "/".join(folders[bool(split) :])))
-    return {split: _encoded(found[split]) for split in WORDS if split in found}
+    return {split: _file_rows(found[split]) for split in WORDS if split in found}
 
 
-def _encoded(files: Sequence[tuple[Path, str]]) -> Rows:
+def _file_rows(files: Sequence[tuple[Path, str]]) -> Rows:
     """Create rows of the content of files and the names of their folders."""
 
     def read(names: Sequence[str]) -> Batches:
@@ -175,7 +175,7 @@ def from_files(files: AbstractFileSystem, paths: Sequence[str]) -> Rows:
 
 
 @dataclass(frozen=True)
-class Opened:
+class Reader:
     """Reader of files of one format: column names of the first file, batches of a file, and class names by column."""
 
     names: list[str]
@@ -183,13 +183,13 @@ class Opened:
     classes: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
 
-def _read_column(batch: pa.RecordBatch, name: str, path: str, opened: Opened) -> pa.Array:
+def _read_column(batch: pa.RecordBatch, name: str, path: str, opened: Reader) -> pa.Array:
     if name not in batch.schema.names:
         raise StackError(f"{path} lacks the column {name}; all files of a split must have the same columns")
     return col.to_storage_type(batch.column(name), f"{path}: column {name}", opened.classes.get(name, ()))
 
 
-def _parquet(files: AbstractFileSystem, paths: Sequence[str]) -> Opened:
+def _parquet(files: AbstractFileSystem, paths: Sequence[str]) -> Reader:
     def batches(path: str, names: list[str]) -> Iterator[pa.RecordBatch]:
         with (
             files.open(path, "rb", block_size=2 * BUFFER) as file,
@@ -203,7 +203,7 @@ def _parquet(files: AbstractFileSystem, paths: Sequence[str]) -> Opened:
             schema = parquet.schema_arrow
     except pa.ArrowException as error:
         raise StackError(f"{paths[0]} is not a complete Parquet file ({first_line(error)})") from None
-    return Opened(schema.names, batches, _classes(schema.metadata or {}))
+    return Reader(schema.names, batches, _classes(schema.metadata or {}))
 
 
 def _classes(metadata: Mapping[bytes, bytes]) -> dict[str, Sequence[str]]:
@@ -212,7 +212,7 @@ def _classes(metadata: Mapping[bytes, bytes]) -> dict[str, Sequence[str]]:
     return {name: one["names"] for name, one in features.items() if isinstance(one, dict) and one.get("names")}
 
 
-def _csv(files: AbstractFileSystem, paths: Sequence[str]) -> Opened:
+def _csv(files: AbstractFileSystem, paths: Sequence[str]) -> Reader:
     types: dict[str, pa.DataType] = {}
     names: list[str] = []
 
@@ -228,7 +228,7 @@ def _csv(files: AbstractFileSystem, paths: Sequence[str]) -> Opened:
 
     for path in paths:
         _widen(lambda path=path: batches(path, []), types, names, path)  # type: ignore[misc]
-    return Opened(list(names), batches)
+    return Reader(list(names), batches)
 
 
 def _widen(
@@ -249,7 +249,7 @@ def _widen(
             types[name] = pa.float64() if types.get(name) == pa.int64() else pa.string()
 
 
-def _json(files: AbstractFileSystem, paths: Sequence[str]) -> Opened:
+def _json(files: AbstractFileSystem, paths: Sequence[str]) -> Reader:
     filesystem = pa.fs.PyFileSystem(pa.fs.FSSpecHandler(files))
 
     def batches(path: str, names: list[str]) -> Iterator[pa.RecordBatch]:
@@ -261,4 +261,4 @@ def _json(files: AbstractFileSystem, paths: Sequence[str]) -> Opened:
         names = pads.dataset([paths[0]], format="json", filesystem=filesystem).schema.names
     except pa.ArrowException as error:
         raise StackError(f"{paths[0]} is not a complete JSON Lines file ({first_line(error)})") from None
-    return Opened(names, batches)
+    return Reader(names, batches)

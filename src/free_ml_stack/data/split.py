@@ -139,11 +139,11 @@ class Split(Mapping[str, Any]):
 
         variable = any(isinstance(column, Cells) for column in self.columns.values())
         numbers = range(first, -(-len(chosen) // size))
-        for found in _ahead(work, numbers) if variable else map(work, numbers):
+        for found in _prefetch(work, numbers) if variable else map(work, numbers):
             yield {name: _tensor(values, process) for name, values in found.items()}
 
 
-def _ahead(work: Callable[[int], Mapping[str, Any]], numbers: range) -> Iterator[Mapping[str, Any]]:
+def _prefetch(work: Callable[[int], Mapping[str, Any]], numbers: range) -> Iterator[Mapping[str, Any]]:
     """Compute the next few results in threads; yield them in order."""
     threads = min(THREADS, os.cpu_count() or 1)
     waiting: deque[Future[Mapping[str, Any]]] = deque()

@@ -20,8 +20,8 @@ from free_ml_stack.deployment.versions import (
     commit_hash,
     index_lock,
     now,
-    order,
     read_index,
+    version_key,
     write_index,
 )
 from free_ml_stack.errors import StackError
@@ -85,7 +85,7 @@ def rollback(store: AbstractFileSystem, name: str, version: str = "") -> Build:
                 f"{name} has no {f'version {version}' if version else 'earlier version'}; see `deploy --list`"
             )
         for build in algorithm.published():
-            if order(build) >= order(target) and build.callability == "public":
+            if version_key(build) >= version_key(target) and build.callability == "public":
                 algorithm = algorithm.with_build(replace(build, withdrawn=build != target))
         write_index(store, algorithm)
     return replace(target, withdrawn=False)
@@ -95,7 +95,7 @@ def earlier(algorithm: Algorithm, version: str) -> Build | None:
     """Return the public build of a version; for "", the latest one before the live version."""
     latest = algorithm.latest()
     for build in algorithm.published():
-        before = latest is not None and order(build) < order(latest) and not build.withdrawn
+        before = latest is not None and version_key(build) < version_key(latest) and not build.withdrawn
         if build.callability == "public" and (build.version == version if version else before):
             return build
     return None
@@ -107,7 +107,7 @@ def upload(model_dir: Path, store: AbstractFileSystem, folder: str) -> str:
     if on_hub(store):  # no exclusive creation there
         folder = unused(folder) if store.exists(folder) else folder
     else:
-        folder = claim(files.pop(MANIFEST), store, folder)
+        folder = reserve_folder(files.pop(MANIFEST), store, folder)
     try:
         change(store, {f"{folder}/{name}": path for name, path in files.items()})
     except BaseException:
@@ -116,13 +116,13 @@ def upload(model_dir: Path, store: AbstractFileSystem, folder: str) -> str:
     return folder
 
 
-def claim(manifest: Path, store: AbstractFileSystem, folder: str) -> str:
+def reserve_folder(manifest: Path, store: AbstractFileSystem, folder: str) -> str:
     """Reserve a folder in the store by writing the manifest, with a suffix if `folder` exists; return its name."""
     try:
         with store.open(f"{folder}/{MANIFEST}", "xb") as file:
             file.write(manifest.read_bytes())
     except FileExistsError:
-        return claim(manifest, store, unused(folder))
+        return reserve_folder(manifest, store, unused(folder))
     return folder
 
 

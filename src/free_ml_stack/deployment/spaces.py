@@ -45,7 +45,7 @@ WAIT_SECONDS = 900.0
 
 
 @dataclass(frozen=True)
-class Rung:
+class SpaceKind:
     """A kind of Space: options for its creation, description and front matter."""
 
     name: str
@@ -54,15 +54,15 @@ class Rung:
     front: dict[str, Any]
 
 
-LADDER = (
-    Rung(
+SPACE_KINDS = (
+    SpaceKind(
         "zerogpu",
         {"space_sdk": "gradio", "space_hardware": "zero-a10g"},
         "free: two per account that is a month old and has a verified e-mail address",
         {"sdk": "gradio", "sdk_version": GRADIO, "app_file": "app.py", "python_version": "3.12"},
     ),
-    Rung("docker", {"space_sdk": "docker"}, "for accounts with PRO", {"sdk": "docker", "app_port": 7860}),
-    Rung(
+    SpaceKind("docker", {"space_sdk": "docker"}, "for accounts with PRO", {"sdk": "docker", "app_port": 7860}),
+    SpaceKind(
         "static",
         {"space_sdk": "static"},
         "free for everyone: the model runs in the visitor's browser",
@@ -72,7 +72,7 @@ LADDER = (
 
 
 @dataclass(frozen=True)
-class Project:
+class SpaceContent:
     """The parts of a project that are uploaded to a Space."""
 
     title: str
@@ -88,7 +88,7 @@ class Project:
 class Hosted:
     """A running Space; `calls` are Python lines that call it, empty for a static one."""
 
-    rung: str
+    kind: str
     page: str
     url: str
     version: str
@@ -97,28 +97,28 @@ class Hosted:
 
 def host(
     model_dir: Path,
-    project: Project,
+    project: SpaceContent,
     predictor: "Predictor",
     api: "HfApi",
     space: str,
     key: str,
     token: str,
-    rung: str = "auto",
+    kind: str = "auto",
     bump: Bump = "minor",
     say: Callable[[str], None] = print,
     seconds: float = WAIT_SECONDS,
 ) -> Hosted:
     """Host a model folder on the Space `space` ("user/name") and wait until it answers.
 
-    `rung` is zerogpu, docker, static, or auto: the first of these that the account can create. The gateway on the
+    `kind` is zerogpu, docker, static, or auto: the first of these that the account can create. The gateway on the
     Space stores its data in the private dataset repository `<space>-store`, which it reads with `token`, and serves
     the model at the commit created here to callers with `key`. Raises StackError.
     """
     verify(model_dir)
-    chosen = [step for step in LADDER if rung in ("auto", step.name)]
-    if not chosen:
-        raise StackError(f"unknown kind of Space {rung!r}; expected auto, zerogpu, docker or static")
-    step = create_space(api, space, chosen, say)
+    permitted = [step for step in SPACE_KINDS if kind in ("auto", step.name)]
+    if not permitted:
+        raise StackError(f"unknown kind of Space {kind!r}; expected auto, zerogpu, docker or static")
+    step = create_space(api, space, permitted, say)
     with tempfile.TemporaryDirectory() as scratch:
         tree = Path(scratch) / "tree"
         assemble(tree, step, model_dir, project)
@@ -139,29 +139,29 @@ def host(
     return Hosted(step.name, f"{api.endpoint}/spaces/{space}", url, version, calls if version else "")
 
 
-def create_space(api: "HfApi", space: str, ladder: list[Rung], say: Callable[[str], None]) -> Rung:
+def create_space(api: "HfApi", space: str, kinds: list[SpaceKind], say: Callable[[str], None]) -> SpaceKind:
     """Create the Space with the first kind that the Hub permits. Raises StackError if it permits none."""
     from huggingface_hub.errors import HfHubHTTPError
 
-    for rung in ladder:
-        options: dict[str, Any] = dict(rung.options)
+    for kind in kinds:
+        options: dict[str, Any] = dict(kind.options)
         try:
             api.create_repo(space, repo_type="space", exist_ok=True, private=False, **options)
-            return rung
+            return kind
         except HfHubHTTPError as error:
             if error.response.status_code not in (402, 403):
                 raise StackError(f"can't create the Space {space}: {error.server_message or error}") from None
-            say(f"{rung.name} Space not available to this account ({rung.about}): {error.server_message or 'denied'}")
-    raise StackError(f"the account can't create a Space of kind {' or '.join(rung.name for rung in ladder)}")
+            say(f"{kind.name} Space not available to this account ({kind.about}): {error.server_message or 'denied'}")
+    raise StackError(f"the account can't create a Space of kind {' or '.join(kind.name for kind in kinds)}")
 
 
-def assemble(tree: Path, rung: Rung, model_dir: Path, project: Project) -> None:
+def assemble(tree: Path, kind: SpaceKind, model_dir: Path, project: SpaceContent) -> None:
     """Create the folder to upload: the files for the kind of Space, and the code or the model."""
-    shutil.copytree(project.root / "space" / rung.name, tree)
-    front = {"title": project.title, "emoji": "🧪", "colorFrom": "blue", "colorTo": "gray", **rung.front}
+    shutil.copytree(project.root / "space" / kind.name, tree)
+    front = {"title": project.title, "emoji": "🧪", "colorFrom": "blue", "colorTo": "gray", **kind.front}
     text = yaml.safe_dump(front, allow_unicode=True, sort_keys=False)
-    (tree / "README.md").write_text(f"---\n{text}---\n\n{project.title}: {rung.about}.\n", encoding="utf-8")
-    if rung.name == "static":
+    (tree / "README.md").write_text(f"---\n{text}---\n\n{project.title}: {kind.about}.\n", encoding="utf-8")
+    if kind.name == "static":
         web_page(tree, model_dir, project)
         return
     shutil.copy(project.root / "space" / "requirements.txt", tree)
@@ -178,7 +178,7 @@ def library() -> Path:
     return Path(__file__).parents[1]
 
 
-def web_page(tree: Path, model_dir: Path, project: Project) -> None:
+def web_page(tree: Path, model_dir: Path, project: SpaceContent) -> None:
     """Write the files of a page that runs the model in the browser: model, samples, card and runtime."""
     for path in model_dir.iterdir():
         if path.is_file() and not path.name.endswith(LEFT_OUT):
@@ -216,7 +216,7 @@ def fetch_runtime(cache: Path) -> Path:
 
 
 def store_model(
-    model_dir: Path, project: Project, predictor: "Predictor", api: "HfApi", repo: str, bump: Bump
+    model_dir: Path, project: SpaceContent, predictor: "Predictor", api: "HfApi", repo: str, bump: Bump
 ) -> tuple[str, str]:
     """Deploy a model folder to a dataset repository in one commit; return version and commit."""
     from huggingface_hub.errors import EntryNotFoundError

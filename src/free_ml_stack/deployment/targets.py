@@ -38,7 +38,7 @@ def to_installation(science: "Science", settings: "Settings", model_dir: Path, b
 
 
 def to_space(
-    science: "Science", settings: "Settings", model_dir: Path, bump: Bump, rung: str, key: str = ""
+    science: "Science", settings: "Settings", model_dir: Path, bump: Bump, kind: str, key: str = ""
 ) -> "Hosted":
     """Host a model on a Space of the account; write its URL and key to `.stack/space.json`.
 
@@ -48,7 +48,7 @@ def to_space(
     from huggingface_hub.errors import HfHubHTTPError
     from huggingface_hub.utils import httpx  # type: ignore[attr-defined]
 
-    from free_ml_stack.deployment.spaces import Project, host
+    from free_ml_stack.deployment.spaces import SpaceContent, host
 
     token = get_token()
     if not token:
@@ -57,7 +57,7 @@ def to_space(
     if problem := credentials.key_problem("huggingface", account, settings.root / ".env"):
         raise StackError(problem)
     record = settings.private / RECORD
-    project = Project(
+    project = SpaceContent(
         title=settings.title or settings.project,
         root=settings.root,
         package=science.folder,
@@ -70,7 +70,7 @@ def to_space(
     try:
         space = settings.model_repo or f"{api.whoami()['name']}/{settings.project}"
         key = key or saved_key(record) or secrets.token_urlsafe(24)
-        hosted = host(model_dir, project, science.predict, api, space, key, token, rung, bump, say)
+        hosted = host(model_dir, project, science.predict, api, space, key, token, kind, bump, say)
     except HfHubHTTPError as error:
         raise StackError(f"request rejected by the Hub: {error.server_message or error}") from None
     except httpx.HTTPError as error:

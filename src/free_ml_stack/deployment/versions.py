@@ -55,7 +55,7 @@ class Algorithm:
 
     def published(self) -> list[Build]:
         """Return the builds with a version, newest version first."""
-        return sorted((build for build in self.builds if build.version), key=order, reverse=True)
+        return sorted((build for build in self.builds if build.version), key=version_key, reverse=True)
 
     def latest(self) -> Build | None:
         """Return the version that is called by default."""
@@ -75,7 +75,7 @@ class Algorithm:
 
     def next_version(self, bump: Bump) -> str:
         """Return the version that follows the highest one; the first minor version is 0.1.0."""
-        major, minor, revision = order(max(self.builds, key=order)) if self.published() else (0, 0, 0)
+        major, minor, revision = version_key(max(self.builds, key=version_key)) if self.published() else (0, 0, 0)
         following = {
             "major": (major + 1, 0, 0),
             "minor": (major, minor + 1, 0),
@@ -89,7 +89,7 @@ class Algorithm:
         return replace(self, builds=(*others, build))
 
 
-def order(build: Build) -> tuple[int, int, int]:
+def version_key(build: Build) -> tuple[int, int, int]:
     """Return the sort key by semantic version; unpublished builds come first."""
     major, minor, revision = map(int, (build.version or "-1.0.0").split("."))
     return major, minor, revision

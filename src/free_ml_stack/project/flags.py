@@ -67,7 +67,7 @@ def convert(cls: type, name: str, value: Any) -> Any:
         raise StackError(unknown(name, list(fields)))
     kind, choices = _type(cls, name), fields[name].metadata["choices"]
     try:
-        result = _bool(value) if kind is bool else _exact(kind, value)
+        result = _bool(value) if kind is bool else _convert_exactly(kind, value)
     except (TypeError, ValueError, OverflowError):
         raise StackError(f"{name}: expected {kind.__name__}, got {value!r}") from None
     if choices and result not in choices:
@@ -113,7 +113,7 @@ def _type(cls: type, name: str) -> type:
     return kind
 
 
-def _exact(kind: type, value: Any) -> Any:
+def _convert_exactly(kind: type, value: Any) -> Any:
     """Convert without loss: no booleans as numbers, no dropped fractions, no NaN."""
     if isinstance(value, bool | list | dict | None):
         raise TypeError

@@ -105,12 +105,12 @@ def load(flags: Mapping[str, Any], start: Path, environ: MutableMapping[str, str
     bypass_proxy_for_loopback(environ)
     names = {PREFIX + option.name.upper(): option.name for option in fields(Options)}
     layers = (
-        _named(FILE, read_toml(root / FILE)),
+        _check_source(FILE, read_toml(root / FILE)),
         {option: environ[name] for name, option in CLIENTS.items() if environ.get(name)},
         {names[name]: environ[name] for name in names if name in environ},
     )
-    _refuse_unknown(environ, names)
-    _refuse_for_clients(environ)
+    _check_unknown(environ, names)
+    _check_client_variables(environ)
     options = read(Options, *layers, flags)
     if not 0 < options.patience < math.inf:
         raise StackError(f"patience: expected a number above 0, got {options.patience}")
@@ -160,7 +160,7 @@ def _number(environ: Mapping[str, str], name: str, default: int) -> int:
         raise StackError(f"environment variable {name}: expected a number, got {environ[name]!r}") from None
 
 
-def _named(source: str, values: Mapping[str, Any]) -> Mapping[str, Any]:
+def _check_source(source: str, values: Mapping[str, Any]) -> Mapping[str, Any]:
     """Check `values` and return them. Raises StackError with the name of the file."""
     for name, value in values.items():
         try:
@@ -170,7 +170,7 @@ def _named(source: str, values: Mapping[str, Any]) -> Mapping[str, Any]:
     return values
 
 
-def _refuse_for_clients(environ: Mapping[str, str]) -> None:
+def _check_client_variables(environ: Mapping[str, str]) -> None:
     """Raise StackError for variables on which the services' clients would fail with a traceback."""
     from free_ml_stack.credentials.environment import invalid_number
     from free_ml_stack.credentials.keys import ADDRESSES, is_address
@@ -185,7 +185,7 @@ def _refuse_for_clients(environ: Mapping[str, str]) -> None:
         raise StackError(f"environment variable WANDB_MODE: expected one of {', '.join(WANDB_MODES)}, got {mode!r}")
 
 
-def _refuse_unknown(environ: Mapping[str, str], names: Mapping[str, str]) -> None:
+def _check_unknown(environ: Mapping[str, str], names: Mapping[str, str]) -> None:
     for name in environ:
         if name.startswith(PREFIX) and name not in names:
             raise StackError(f"environment: {unknown(name, list(names))}")

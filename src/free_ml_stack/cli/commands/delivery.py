@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from free_ml_stack.cli.command import integer_from, say_next
+from free_ml_stack.cli.command import integer_from, print_next
 from free_ml_stack.cli.info import published_models
 from free_ml_stack.console import display_path, say, table
 from free_ml_stack.errors import StackError
@@ -48,7 +48,7 @@ def publish(science: "Science", settings: Settings, args: Namespace) -> int:
         *filter(None, [tracked]),
     )
     say(f"Published at {published.url} as {published.version}." if published.url else not_published)
-    return say_next(settings, "deploy")
+    return print_next(settings, "deploy")
 
 
 def add_publish_arguments(parser: ArgumentParser, science: "Science") -> None:
@@ -75,7 +75,7 @@ def deploy(science: "Science", settings: Settings, args: Namespace) -> int:
     if args.rollback is not None:
         build = deployment.rollback(store, name, args.rollback)
         say(f"Rolled {settings.algorithm} back to version {build.version}.")
-        return say_next(settings, "predict")
+        return print_next(settings, "predict")
     if args.target != "gateway":
         return _deploy_elsewhere(science, settings, args)
     model = published_model(settings, args.model)
@@ -86,7 +86,7 @@ def deploy(science: "Science", settings: Settings, args: Namespace) -> int:
         "its prediction for the sample equals the recorded one.",
         *filter(None, [tracked]),
     )
-    return say_next(settings, "serve", "predict")
+    return print_next(settings, "serve", "predict")
 
 
 def add_deploy_arguments(parser: ArgumentParser, science: "Science") -> None:
@@ -116,9 +116,9 @@ def _deploy_elsewhere(science: "Science", settings: Settings, args: Namespace) -
     if args.target == "algorithmia":
         version = to_installation(science, settings, model, args.bump)
         say(f"Deployed version {version} of {settings.algorithm} to {settings.algorithmia_api}.")
-        return say_next(settings, "predict")
+        return print_next(settings, "predict")
     hosted = to_space(science, settings, model, args.bump, args.space)
-    say(f"The {hosted.rung} Space {hosted.page} is running at {hosted.url}")
+    say(f"The {hosted.kind} Space {hosted.page} is running at {hosted.url}")
     if hosted.calls:
         say(f"Its key is in {display_path(settings.private / RECORD)}. To call it from Python:", hosted.calls)
     return 0
@@ -180,7 +180,7 @@ def predict(science: "Science", settings: Settings, args: Namespace) -> int:
     with start_gateway(science, settings):
         [answer] = call_algorithm(settings, [value], args.version)
     say(json.dumps(answer, indent=1))
-    return say_next(settings, "monitor")
+    return print_next(settings, "monitor")
 
 
 def add_predict_arguments(parser: ArgumentParser, science: "Science") -> None:
@@ -194,11 +194,11 @@ def monitor(science: "Science", settings: Settings, args: Namespace) -> int:
     """Compare the gateway's calls with the training data."""
     from free_ml_stack.deployment import monitor as monitoring
 
-    say_monitoring(monitoring.monitor(settings))
+    print_monitoring(monitoring.monitor(settings))
     return 0
 
 
-def say_monitoring(seen: "Monitoring") -> None:
+def print_monitoring(seen: "Monitoring") -> None:
     """Print the results of monitoring."""
     say(table([(name, f"{score:.3f}") for name, score in seen.drift["scores"].items()], ("quantity", "drift")))
     say(

@@ -4,7 +4,7 @@ from argparse import ArgumentParser, Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from free_ml_stack.cli.command import integer_from, parse_seconds, say_next
+from free_ml_stack.cli.command import integer_from, parse_seconds, print_next
 from free_ml_stack.console import display_path, say, table
 from free_ml_stack.errors import PreemptedError, StackError
 from free_ml_stack.project.settings import Settings
@@ -32,7 +32,7 @@ def data(science: "Science", settings: Settings, args: Namespace) -> int:
     if args.publish:
         url, version = hub_dataset.publish(args.publish, store, science.model.TASK, written["name"], args.public)
         say(f"Published at {url} as {version}.")
-    return say_next(settings, "train")
+    return print_next(settings, "train")
 
 
 def _source(science: "Science", place: str) -> "Source":
@@ -96,7 +96,7 @@ def train(science: "Science", settings: Settings, args: Namespace) -> int:
             *filter(None, [result["tracked"]]),
         )
         if not settings.wandb_sweep:  # trials have no next step
-            say_next(settings, "sweep", "publish")
+            print_next(settings, "sweep", "publish")
     return 0
 
 
@@ -115,7 +115,7 @@ def sweep(science: "Science", settings: Settings, args: Namespace) -> int:
     say(f"Best: {found.metric} {found.best_value:.4f}, written to {display_path(found.best_config)}.")
     if not runs_train(found.plan, science.package):  # the configuration of another program is not for `train`
         return 0
-    return say_next(settings, f"train --config {display_path(found.best_config)}", "publish")
+    return print_next(settings, f"train --config {display_path(found.best_config)}", "publish")
 
 
 def add_sweep_arguments(parser: ArgumentParser, science: "Science") -> None:
