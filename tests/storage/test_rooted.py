@@ -50,7 +50,7 @@ def test_the_id_of_a_run_is_no_pattern(tmp_path: Path, name: str) -> None:
     for run in ("one", "one1"):
         store.pipe_file(f"checkpoints/{run}/step-00000001/{STATE}", b'{"config": {"seed": 1}}')
     assert saved_config(settings, "one") == {"seed": 1}
-    with pytest.raises(StackError, match=re.escape(f"no run {name} here")):
+    with pytest.raises(StackError, match=re.escape(f"no run {name} on disk")):
         saved_config(settings, name)
     store.pipe_file(f"checkpoints/{name}/step-00000002/{STATE}", b'{"config": {"seed": 2}}')
     assert saved_config(settings, name) == {"seed": 2}

@@ -121,8 +121,8 @@ def http_error(error: "HfHubHTTPError") -> StackError:
     status, reason = error.response.status_code, " ".join((error.server_message or str(error)).split())[:200]
     right = "read" if error.response.request.method in ("GET", "HEAD") else "write"
     if status in (UNKNOWN_KEY, FORBIDDEN):
-        needed = f"it must be one that may {right}, " if status == FORBIDDEN else ""
-        return StackError(f"the Hub refuses the key ({status}): {reason}; {needed}see `doctor`")
+        needed = f"it needs {right} access; " if status == FORBIDDEN else ""
+        return StackError(f"key rejected by the Hub ({status}): {reason}; {needed}run `doctor`")
     return StackError(f"the Hub answers {status}: {reason}{'; try again later' if status in PASSING else ''}")
 
 
