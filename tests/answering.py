@@ -1,4 +1,4 @@
-"""Any text as an answer: what may be given, and what must hold of it. Everything is rendered in this process."""
+"""Strategies for arbitrary answers, and the conditions that they must meet. Templates are rendered in this process."""
 
 import ast
 import atexit
@@ -126,7 +126,7 @@ VALID = {
 def mostly(
     usual: strategies.SearchStrategy[str], rare: strategies.SearchStrategy[str]
 ) -> strategies.SearchStrategy[str]:
-    """Draw the rare kind once in twenty times."""
+    """Draw the rare strategy once in twenty draws."""
     return strategies.integers(0, 19).flatmap(lambda number: rare if number == 7 else usual)
 
 
@@ -146,7 +146,7 @@ any_answers = strategies.fixed_dictionaries(
 
 
 def holds(answers: dict[str, str]) -> bool:
-    """Assert that the answers are refused, or that every file of theirs is sound; and that none of them is ever code.
+    """Assert that the answers are rejected, or that all files are valid, and that no answer becomes code.
 
     Returns whether they were accepted.
     """
@@ -162,7 +162,7 @@ def holds(answers: dict[str, str]) -> bool:
 
 
 def stays_data(hook: str, whole: dict) -> None:
-    """Assert that answers change nothing of a hook but the strings that hold them."""
+    """Assert that answers change only the strings of a hook that contain them."""
     rendered = ast.parse(environment().get_template(hook).render(**whole))
     held = []
     for node, written in zip(ast.walk(rendered), syntax(hook), strict=True):
@@ -175,13 +175,13 @@ def stays_data(hook: str, whole: dict) -> None:
 
 @cache
 def syntax(hook: str) -> list[ast.AST]:
-    """The nodes of a hook as it stands in the repository."""
+    """The syntax nodes of a hook in the repository."""
     return list(ast.walk(ast.parse((TEMPLATE / "hooks" / hook).read_text(encoding="utf-8"))))
 
 
 @cache
 def folder() -> Path:
-    """One folder for every case, since all make the same files; removed when this process ends."""
+    """One folder for all cases, which write the same files; removed when this process exits."""
     made = tempfile.TemporaryDirectory()
     atexit.register(made.cleanup)
     return Path(made.name)
@@ -189,7 +189,7 @@ def folder() -> Path:
 
 @cache
 def names() -> list[str]:
-    """The files of the skeleton that are rendered, not copied."""
+    """The files of the skeleton that are rendered."""
     skeleton = template() / SKELETON.name
     found = [path.relative_to(skeleton).as_posix() for path in skeleton.rglob("*") if path.is_file()]
     copied = context({})["cookiecutter"]["_copy_without_render"]
@@ -198,7 +198,7 @@ def names() -> list[str]:
 
 
 def render(folder: Path, whole: dict) -> None:
-    """Write the rendered files below `folder`."""
+    """Write the rendered files to `folder`."""
     for name in names():
         path = folder / environment().from_string(name).render(**whole) if "{" in name else folder / name
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""What hostile callers send."""
+"""Requests of hostile callers."""
 
 import json
 from collections.abc import Iterator
@@ -38,7 +38,7 @@ ESCAPES = [
 
 
 def bodies(good: object) -> Iterator[tuple[str, bytes]]:
-    """Bodies that break servers, each with its content type; `good` is an input that the model answers."""
+    """Malicious bodies with their content types; `good` is a valid input of the model."""
     deep = 100_000
     texts = [
         "",

@@ -1,4 +1,4 @@
-"""Generate a project, or only judge answers, in this process."""
+"""Generation of projects and validation of answers in this process."""
 
 import atexit
 import shutil
@@ -24,7 +24,7 @@ sys.path.append(str(TEMPLATE))  # as cookiecutter does, so that the template's e
 
 @cache
 def template() -> Path:
-    """What a user clones: the template without what the tools of people at work on it have cached there."""
+    """The template as cloned by a user, without caches of development tools."""
     made = tempfile.TemporaryDirectory()
     atexit.register(made.cleanup)
     kept = ("{{", "hooks/", "templates/", "cookiecutter.json", "local_extensions.py", "copier.yml")
@@ -38,7 +38,7 @@ def template() -> Path:
 
 
 def bake(folder: Path, hooks: bool = True, **answers: str) -> Path:
-    """Generate a project below `folder` with the defaults but for `answers`; return its folder."""
+    """Generate a project in `folder` with the defaults and `answers`; return its folder."""
     config = folder / "cookiecutter.yaml"
     config.write_text(f"replay_dir: {folder / 'replay'}\n", encoding="utf-8")
     extra = spelled({"check_credentials": "skip", **answers})
@@ -47,18 +47,18 @@ def bake(folder: Path, hooks: bool = True, **answers: str) -> Path:
 
 
 def literal(text: str) -> str:
-    """Spell an answer so that cookiecutter, which renders what a program answers, takes it as it is."""
+    """Escape an answer, because cookiecutter renders answers that are passed by a program."""
     return '{{ "' + "".join(f"\\U{ord(character):08x}" for character in text) + '" }}'
 
 
 def spelled(answers: dict[str, str]) -> dict[str, str]:
-    """Answers with every text spelled literally; a choice is none of cookiecutter's templates."""
+    """Escape all text answers; choices are not rendered."""
     choices = ("task", "license", "storage", "check_credentials")
     return {name: answer if name in choices else literal(answer) for name, answer in answers.items()}
 
 
 def context(answers: dict[str, str]) -> dict[str, Any]:
-    """The whole context that cookiecutter makes of literal answers: defaults and derived values added."""
+    """The complete context of cookiecutter for literal answers, with defaults and derived values."""
     found = generate_context(str(TEMPLATE / "cookiecutter.json"), extra_context=spelled(answers))
     found["cookiecutter"].update(prompt_for_config(found, no_input=True))
     found["cookiecutter"]["_output_dir"] = str(TEMPLATE / "build")
@@ -67,14 +67,14 @@ def context(answers: dict[str, str]) -> dict[str, Any]:
 
 @cache
 def environment() -> StrictEnvironment:
-    """Jinja as cookiecutter sets it up for this template; kept, so that each file is compiled once."""
+    """The Jinja environment of cookiecutter for this template, cached so that each file is compiled once."""
     made = create_env_with_context(context({}))
     made.loader = FileSystemLoader([SKELETON, TEMPLATE / "hooks", TEMPLATE])
     return made
 
 
 def refusals(answers: dict[str, str]) -> list[str]:
-    """The lines with which answers are refused."""
+    """The error lines for invalid answers."""
     try:
         context(answers)
     except FailedHookException as refused:

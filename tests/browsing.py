@@ -11,7 +11,7 @@ QUIET = (
 
 
 def browse(url: str, profile: Path) -> str:
-    """The page's text and mark-up after it has drawn itself."""
+    """The HTML of a page after its scripts have run."""
     browser = shutil.which("chromium") or shutil.which("google-chrome") or "chromium"
     command = [browser, *QUIET, f"--user-data-dir={profile}", "--virtual-time-budget=3000", "--dump-dom", url]
     return subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout

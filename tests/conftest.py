@@ -1,4 +1,4 @@
-"""What all tests share."""
+"""Fixtures and hooks of all tests."""
 
 import os
 import signal
@@ -20,13 +20,13 @@ if bundle := os.environ.pop("REQUESTS_CA_BUNDLE", ""):
 
 
 def spent() -> float:
-    """The seconds of CPU that this process has taken, with its children that have ended."""
+    """The CPU seconds of this process and its finished children."""
     return sum(os.times()[:4]) + forking.Process.spent
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
-    """Fail a test that is slow and is not marked so: `make test-fast` runs it."""
+    """Fail a slow test without the marker, which `make test-fast` would run."""
     before = spent()
     yield
     seconds = spent() - before
@@ -36,14 +36,14 @@ def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_teardown() -> Iterator[None]:
-    """No test finds a process that another has left running; its services are there until it has ended."""
+    """Terminate the processes that a test has left running, before its services are stopped."""
     forking.end_all()
     yield
 
 
 @pytest.fixture(scope="session")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A project that has its data, to make others from."""
+    """A project with its data set, as a template for others."""
     import projects
 
     return projects.make(tmp_path_factory.mktemp("data"))

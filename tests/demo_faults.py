@@ -52,7 +52,7 @@ UNSERVED = "otel"  # telemetry, which the loopback W&B never takes
 
 @dataclass(frozen=True)
 class Case:
-    """A failure: of the `number`-th call that a step makes to a service, or of that and all later ones."""
+    """A failure of the `number`-th request of a step to a service, or of that and all later ones."""
 
     service: str
     step: str
@@ -67,7 +67,7 @@ class Case:
 
 
 class World:
-    """The services, the project, and what both were before each step of a demo in which nothing failed."""
+    """The services, the project, and the states of both before each step of a successful demo."""
 
     def __init__(self, folder: Path, services: Online, relay: Relay, gateway: ExitStack) -> None:
         self.folder, self.services, self.relay, self.gateway = folder, services, relay, gateway
@@ -81,7 +81,7 @@ class World:
         }
 
     def record(self) -> None:
-        """Go through the demo once, and keep the calls of each step and what was there before it."""
+        """Run the demo once; record the requests of each step and the state before it."""
         for step in STEPS:
             self._keep(step)
             code, printed = self.run(step)
@@ -92,7 +92,7 @@ class World:
             self.stored[step] = set(self.in_store())
 
     def cases(self, each: bool = True) -> Iterator[Case]:
-        """A failure of each call; else of the first call of each operation of a step."""
+        """Failures of each request, or of the first request of each operation of a step."""
         seen = set()
         for (service, step), calls in self.calls.items():
             for number, call in enumerate(calls, 1):
@@ -105,7 +105,7 @@ class World:
                 yield Case(service, step, number, name, kinds[number // 2 % len(kinds)], dies)
 
     def run(self, step: str, *arguments: str) -> tuple[int, str]:
-        """A command's exit code and what it prints; calls are counted from its beginning."""
+        """Run a command, with requests counted from its start; return its exit code and output."""
         for faulty in self.faulty.values():
             faulty.calls.clear()
         process = self.services.start(step, *(arguments or STEPS.get(step, ())))
@@ -117,7 +117,7 @@ class World:
         return process.returncode, printed
 
     def suffer(self, case: Case) -> list[str]:
-        """What is wrong after a failure, in words, with what was printed; nothing if all is as promised."""
+        """Run a case; return the violated conditions with the output, or nothing."""
         self._restore(case.step)
         at = range(case.number, 10**9) if case.dies else (case.number,)
         self.faulty[case.service].faults[:] = [Fault(case.kind, at, seconds=3)]
@@ -134,7 +134,7 @@ class World:
         return [*wrong, printed] if wrong else []
 
     def demo(self, case: Case) -> list[str]:
-        """The same with the demo as one command, which ends well whatever fails, and says what is missing where."""
+        """The same with the demo as one command, which always succeeds and reports missing uploads."""
         self._restore("doctor")
         before = sum(len(self.calls[case.service, step]) for step in [*STEPS][: [*STEPS].index(case.step)])
         first = before + case.number
@@ -155,19 +155,19 @@ class World:
         return [*wrong, printed] if wrong else []
 
     def _lacking(self) -> list[str]:
-        """What the services do not have of a whole demo."""
+        """The results of a complete demo that the services lack."""
         lost = self.stored["monitor"] - set(self.in_store())
         return wrong_at_services(self, "monitor") + [f"the store has no {name}" for name in sorted(lost)]
 
     def _repair(self, *commands: str) -> Iterator[str]:
-        """What a person does once the service is well again; yields what goes wrong even then."""
+        """Run the commands that repair the state once the service works again; yield problems."""
         for command in commands:
             code, printed = self.run(command)
             if code or "Traceback" in printed:
                 yield f"`{command}` ends with {code}, and nothing fails any more:\n{printed}"
 
     def done(self, step: str) -> bool:
-        """Whether all that a step makes on this machine is there."""
+        """Whether all local results of a step exist."""
         return all(list((self.services.project).glob(name)) for name in MADE.get(step, ()))
 
     def in_store(self) -> list[str]:
@@ -185,7 +185,7 @@ class World:
         return [re.sub(r"\d{8}-\d{6}-[0-9a-f]{4}", "RUN", name) for name in names]
 
     def store(self) -> Path:
-        """The folder in which Algorithmia keeps what it was sent."""
+        """The folder with Algorithmia's data."""
         return next((self.folder / "elsewhere" / SLUG / ".stack" / "data").glob("*/*"), self.folder / "none")
 
     def _keep(self, step: str) -> None:
@@ -203,7 +203,7 @@ class World:
         self._serve()
 
     def _serve(self) -> None:
-        """Start the installation of Algorithmia again."""
+        """Restart the Algorithmia installation."""
         kept = ("ALGORITHMIA", "WANDB", "HF_", "PYTHONPATH")
         own = {name: value for name, value in self.services.environment.items() if not name.startswith(kept)}
         self.relay.target = self.gateway.enter_context(serve(self.folder / "elsewhere" / SLUG, own))
@@ -214,7 +214,7 @@ class World:
 
 @contextmanager
 def recorded(folder: Path) -> Iterator[World]:
-    """The services after a demo in which nothing failed, with trials that are few and short."""
+    """The services after a successful demo with few and short trials."""
     relay = Relay()
     with online(folder / "now", relay) as services, ExitStack() as gateway:
         file = services.project / "sweep.yaml"
@@ -227,7 +227,7 @@ def recorded(folder: Path) -> Iterator[World]:
 
 
 def operation(call: str) -> str:
-    """What a call does, without the names of what it does it to."""
+    """The operation of a request, without names of resources."""
     method, path = call.split()
     path = re.sub(r"me/digits-online(/[^/]+)?(?=/|$)", "*", path)
     parts = [part for part in path.strip("/").split("/") if not re.search(r"[0-9a-f]{16}|\d{4}", part)]
@@ -236,7 +236,7 @@ def operation(call: str) -> str:
 
 
 def wrong_in(world: World, case: Case, code: int, printed: str) -> Iterator[str]:
-    """What is wrong with how a step ended."""
+    """Problems with the end of a step."""
     if "Traceback" in printed:
         yield "a traceback"
     if code == -1:
@@ -256,7 +256,7 @@ def wrong_in(world: World, case: Case, code: int, printed: str) -> Iterator[str]
 
 
 def wrong_at_services(world: World, step: str) -> list[str]:
-    """What a step, and all before it, should have left at the services by what is on this machine, and didn't."""
+    """Results of a step and all earlier ones that exist locally but not at the services."""
     return [
         *missing_at_wandb(world.services),
         *(missing_at_hub(world.services) if passed(step, "publish") else ()),
@@ -265,12 +265,12 @@ def wrong_at_services(world: World, step: str) -> list[str]:
 
 
 def passed(step: str, other: str) -> bool:
-    """Whether one step comes with or after another."""
+    """Whether a step is the same as another or a later one."""
     return [*STEPS].index(step) >= [*STEPS].index(other)
 
 
 def missing_at_wandb(services: Online) -> Iterator[str]:
-    """The runs that are kept here and not whole at W&B: rows, end, and artifacts."""
+    """Local runs that are incomplete at W&B: rows, end and artifacts."""
     store = services.wandb.store
     here = {one.name: one for one in store.runs.values()}
     committed = {
@@ -298,7 +298,7 @@ def missing_at_wandb(services: Online) -> Iterator[str]:
 
 
 def missing_at_hub(services: Online) -> Iterator[str]:
-    """What the Hub does not show of the model folder, under one version."""
+    """The files of the model folder that the Hub lacks in one version."""
     try:
         shown = services.hub.files("model", "me/digits-online")
     except (KeyError, AssertionError):
@@ -311,13 +311,13 @@ def missing_at_hub(services: Online) -> Iterator[str]:
 
 
 def missing_in_store(world: World) -> Iterator[str]:
-    """What Algorithmia's store does not hold of the model folder."""
+    """The files of the model folder that Algorithmia's store lacks."""
     root = world.store()
     if model(root) != model(world.services.project):
         yield "the store has another model"
 
 
 def model(root: Path) -> dict[str, bytes]:
-    """The files of the newest model in a project or in its store."""
+    """The files of the latest model in a project or in its store."""
     folder = max(root.glob("models/*"), default=root / "none")
     return {path.name: path.read_bytes() for path in folder.glob("*") if path.is_file()}

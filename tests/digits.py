@@ -1,4 +1,4 @@
-"""The digits as a data set without a store: what its manifest says, and splits of some images."""
+"""The digits as a data set without a store: its manifest, and splits of some images."""
 
 from typing import Any
 
@@ -19,6 +19,6 @@ FACTS: dict[str, Any] = {
 
 
 def split(images: Any) -> Split:
-    """A split of images (n, 8, 8), each a zero."""
+    """A split of images (n, 8, 8) with the label zero."""
     pixels: NDArray[np.uint8] = np.asarray(images, np.uint8)
     return Split({"image": pixels, "label": np.zeros(len(pixels), np.int64)}, FACTS)

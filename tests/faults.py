@@ -1,4 +1,4 @@
-"""What goes wrong between a client and a server: a proxy that cuts and slows, applications that refuse and spoil."""
+"""Faults between client and server: a proxy that cuts or delays connections, applications that fail or corrupt data."""
 
 import socket
 import threading
@@ -11,7 +11,7 @@ from typing import Any
 
 @dataclass
 class Faults:
-    """What the proxy does to the next connections; `cuts` are used up one by one, then connections live."""
+    """The faults of the next connections; each of `cuts` applies once, later connections are not cut."""
 
     cuts: Iterator[tuple[str, int]]  # ("up" | "down", bytes after which the connection is reset)
     bytes_per_second: float = float("inf")
@@ -20,7 +20,7 @@ class Faults:
 
 @contextmanager
 def proxied(url: str, faults: Faults) -> Iterator[str]:
-    """The URL of a proxy to `url` that does what `faults` says."""
+    """The URL of a proxy to `url` that injects `faults`."""
     host, port = url.removeprefix("http://").split(":")
     with socket.create_server(("127.0.0.1", 0), backlog=256) as listener:
         stop = threading.Event()
@@ -89,7 +89,7 @@ class Pair:
 
 
 def failing(app: Any, answers: list[tuple[int, dict[str, str]]], calls: list[str]) -> Any:
-    """`app` behind a server that first gives these answers: `(status, headers)`; `calls` collects the methods."""
+    """`app` behind a server that first returns these `(status, headers)`; `calls` collects the methods."""
 
     async def wrapped(scope: Any, receive: Any, send: Any) -> None:
         calls.append(scope["method"])
@@ -105,7 +105,7 @@ def failing(app: Any, answers: list[tuple[int, dict[str, str]]], calls: list[str
 
 
 def spoiling(app: Any, spoil: Callable[[], bool]) -> Any:
-    """`app` behind a network that changes a byte of each body, up and down, while `spoil()` says so."""
+    """`app` behind a network that changes a byte of each body, in both directions, while `spoil()` is true."""
 
     async def wrapped(scope: Any, receive: Any, send: Any) -> None:
         async def spoiled_receive() -> Any:
@@ -125,7 +125,7 @@ def spoiling(app: Any, spoil: Callable[[], bool]) -> Any:
 
 
 def changed(body: bytes) -> bytes:
-    """The same number of bytes, one of them another."""
+    """Change one byte."""
     return bytes([body[0] ^ 1]) + body[1:]
 
 

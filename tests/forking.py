@@ -39,13 +39,13 @@ FOR_PYTHON = (
 
 
 class Process:
-    """A program under way, used like subprocess.Popen with text pipes."""
+    """A running program, with the interface of subprocess.Popen with text pipes."""
 
     spent = 0.0  # seconds of CPU of all that have ended, with their children
     running: ClassVar[list["Process"]] = []
 
     def __init__(self, arguments: Sequence[str], folder: Path, environ: Mapping[str, str], merged: bool) -> None:
-        """Start `python ARGUMENTS`, where those begin with -m or -c; `merged`: errors go where the rest goes."""
+        """Start `python ARGUMENTS`, which start with -m or -c; `merged` redirects errors to the output."""
         self.args = [sys.executable, *arguments]
         self.returncode: int | None = None
         self.connection = socket.socket(socket.AF_UNIX)
@@ -67,13 +67,13 @@ class Process:
         self.printed = {"stdout": "", "stderr": ""}
 
     def poll(self) -> int | None:
-        """The exit code, None while it runs."""
+        """The exit code, or None while it runs."""
         if self.returncode is None and readable(self.connection, 0):
             self._end()
         return self.returncode
 
     def wait(self, timeout: float | None = None) -> int:
-        """The exit code, once it has ended. Raises subprocess.TimeoutExpired."""
+        """Wait for the exit code. Raises subprocess.TimeoutExpired."""
         if self.returncode is None:
             if not readable(self.connection, timeout):
                 raise subprocess.TimeoutExpired(self.args, timeout or 0)
@@ -90,7 +90,7 @@ class Process:
         self.connection.close()
 
     def communicate(self, timeout: float | None = None) -> tuple[str, str]:
-        """The rest of what it prints, and of what it complains of, once it has ended; may be called again."""
+        """Wait, and return the remaining output and errors; can be called repeatedly."""
         end = None if timeout is None else time.monotonic() + timeout
 
         def left() -> float | None:
@@ -114,7 +114,7 @@ class Process:
             stream.close()
 
     def send_signal(self, number: int) -> None:
-        """Send a signal, unless it has ended."""
+        """Send a signal, unless the process has ended."""
         if self.poll() is None:
             os.kill(self.pid, number)
 
@@ -135,7 +135,7 @@ class Process:
 
 
 def end_all(seconds: float = 30) -> None:
-    """End what a test that failed has left: asked to first, for a sweep then ends its agents."""
+    """Terminate, then kill, the processes that a failed test has left; a terminated sweep stops its agents."""
     for process in list(Process.running):
         process.terminate()
         try:
@@ -150,7 +150,7 @@ Running = Process | subprocess.Popen[str]
 
 
 def start(arguments: Sequence[str], folder: Path, environ: Mapping[str, str], merged: bool = False) -> Running:
-    """Start `python ARGUMENTS` in `folder`, forked where that is the same."""
+    """Start `python ARGUMENTS` in `folder`, by forking if that is equivalent."""
     if not any(name in environ and environ[name] != os.environ.get(name) for name in FOR_PYTHON):
         return Process(arguments, folder, environ, merged)
     return subprocess.Popen(
@@ -166,7 +166,7 @@ def start(arguments: Sequence[str], folder: Path, environ: Mapping[str, str], me
 
 @cache
 def server() -> str:
-    """The address of this worker's server, which ends with it."""
+    """The address of this worker's fork server, which exits with it."""
     home = tempfile.TemporaryDirectory(prefix="forking-")
     address = f"{home.name}/socket"
     environ = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}

@@ -1,4 +1,4 @@
-"""A git server on loopback, as an installation of Algorithmia has one: anyone fetches, the owner pushes."""
+"""A loopback git server like that of an Algorithmia installation: everyone can fetch, the owner can push."""
 
 import asyncio
 import base64
@@ -8,14 +8,14 @@ from typing import Any
 
 
 class GitServer:
-    """The ASGI app of the repositories in a folder, which git's own `http-backend` serves."""
+    """An ASGI app for the repositories in a folder, based on git's `http-backend`."""
 
     def __init__(self, folder: Path, user: str, key: str) -> None:
         self.folder = folder
         self.owner = b"Basic " + base64.b64encode(f"{user}:{key}".encode())
 
     def create(self, name: str, hook: str) -> None:
-        """Make an empty repository, with the shell script that runs after each push."""
+        """Create an empty repository with a shell script that runs after each push."""
         path = self.folder / f"{name}.git"
         subprocess.run(["git", "init", "--quiet", "--bare", "--initial-branch=main", str(path)], check=True)
         subprocess.run(["git", "-C", str(path), "config", "http.receivepack", "true"], check=True)

@@ -1,4 +1,4 @@
-"""A loopback Hub that hosts Spaces, and what is shown there."""
+"""A loopback Hub that hosts Spaces."""
 
 import shutil
 from collections.abc import Iterator
@@ -25,7 +25,7 @@ def hub(root: Path, *granted: str, refusal: int = 402) -> Iterator[tuple[Spaces,
 
 
 def space_files(folder: Path) -> Path:
-    """A project's `space/` for the package `skeleton`, as the template renders it; returns `folder`."""
+    """Render a project's `space/` for the package `skeleton` into `folder`; return `folder`."""
     shutil.copytree(SKELETON / "space", folder / "space")
     (folder / "space" / "static" / "index.{{ 'html' }}").unlink()
     shutil.copy(TASKS / DEFAULT / "index.html", folder / "space" / "static")

@@ -1,4 +1,4 @@
-"""A server on loopback that answers a credential check as a real service does, and keys of the right form."""
+"""A loopback server that responds to credential checks like the real services, and valid keys."""
 
 import http.server
 import json
@@ -17,7 +17,7 @@ SERVICES = list(VARIABLE)
 
 
 class Server(http.server.ThreadingHTTPServer):
-    """Answers every request alike and keeps what was asked."""
+    """Return the same response to every request, and record the requests."""
 
     daemon_threads = True
 

@@ -1,4 +1,4 @@
-"""Training in processes that start in no time, and are killed at a moment that is told.
+"""Training in processes that start quickly and are killed at a given moment.
 
 A server that has imported torch once forks them, so that twenty starts cost what one does from the shell.
 """
@@ -36,7 +36,7 @@ class Blow(NamedTuple):
 
 
 def struck(function: Callable[..., Any], blow: Blow) -> Callable[..., Any]:
-    """`function`, with the blow as it begins."""
+    """Wrap `function` so that the signal is sent when it starts."""
     calls = itertools.count(1)
 
     @functools.wraps(function)
@@ -58,7 +58,7 @@ def work(
     extra: dict[str, str],
     blow: Blow | None,
 ) -> None:
-    """Run a command of the project: the real code, struck at one moment."""
+    """Run a command of the project, with a signal at one moment."""
     from skeleton import train
 
     from free_ml_stack.cli import main as cli
@@ -88,7 +88,7 @@ def work(
 
 
 class Training:
-    """A command of a project under way, struck by `blow` if there is one."""
+    """A running command of a project, which receives the signal of `blow`, if any."""
 
     def __init__(self, folder: Path, *arguments: str, blow: Blow | None = None, **extra: str) -> None:
         self.told = folder / "printed.txt"
@@ -96,11 +96,11 @@ class Training:
         self.process.start()
 
     def end(self, seconds: float = 120) -> int:
-        """Its exit code, once it has ended; minus the signal's number where one ended it."""
+        """Wait for the exit code; it is the negative number of the signal that ended the process."""
         self.process.join(seconds)
         assert self.process.exitcode is not None, self.printed()
         return self.process.exitcode
 
     def printed(self) -> str:
-        """All that the project's commands have printed so far."""
+        """The output of the project's commands so far."""
         return self.told.read_text() if self.told.exists() else ""

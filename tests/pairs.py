@@ -1,4 +1,4 @@
-"""The answers that are tried: every value of every choice, and all pairs of them."""
+"""The tested answers: every value of every choice, and all pairs of values."""
 
 import itertools
 import json
@@ -28,7 +28,7 @@ FACTORS = {
 
 
 def all_pairs(factors: dict[str, list[str]]) -> list[dict[str, str]]:
-    """Few combinations that hold every pair of values of every two factors (greedy)."""
+    """A small set of combinations with all pairs of values of every two factors (greedy)."""
     rows = [dict(zip(factors, row, strict=True)) for row in itertools.product(*factors.values())]
 
     def pairs(row: dict[str, str]) -> set:

@@ -1,4 +1,4 @@
-"""Where things are; imported, it makes the science of each task importable, that of the default one as `skeleton`.
+"""Paths of the repository. On import, the package of each task becomes importable, the default one as `skeleton`.
 
 It holds no Jinja, so it is tested as it stands.
 """
@@ -17,12 +17,12 @@ DEFAULT = "image-classification"
 
 
 def package(task: str) -> str:
-    """The name under which a task's science is imported here."""
+    """The import name of a task's package in tests."""
     return "skeleton" if task == DEFAULT else f"skeleton_{task.replace('-', '_')}"
 
 
 def link_skeletons() -> None:
-    """A package for each task: links to the skeleton's files and to the task's; safe in several workers at once."""
+    """Create a package for each task, of links to files of the skeleton and the task; safe with parallel workers."""
     common = SKELETON / "src" / "{{cookiecutter.package_name}}"
     for task in TASKS.glob("*-*/"):
         folder = SOURCE / package(task.name)

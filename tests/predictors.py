@@ -1,4 +1,4 @@
-"""Two predictors as a project's `predict.py` would be, and the model folders that they load."""
+"""Predictors with the interface of a project's `predict.py`, and their model folders."""
 
 import ctypes
 import json
@@ -17,7 +17,7 @@ from free_ml_stack.storage.manifest import write_manifest
 
 
 class Echo:
-    """Answers what it is asked, with a few inputs that have an effect instead."""
+    """Returns its input, except for a few inputs with special effects."""
 
     def load(self, model_dir: Path) -> str:
         return (model_dir / "word.txt").read_text()
@@ -43,7 +43,7 @@ class Echo:
 
 
 def echo_folder(folder: Path, word: str = "hello") -> Path:
-    """A model folder that Echo loads; its model is a word."""
+    """A model folder of Echo; its model is a word."""
     folder.mkdir(parents=True)
     (folder / "word.txt").write_text(word)
     (folder / "sample.json").write_text(json.dumps({"input": "word", "output": word}))
@@ -52,7 +52,7 @@ def echo_folder(folder: Path, word: str = "hello") -> Path:
 
 
 class Slow(Echo):
-    """Answers after a while, and notes how many were asked together in the file that it is made with."""
+    """Answers with a delay, and records the batch sizes in a file."""
 
     def __init__(self, sizes: Path, seconds: float) -> None:
         self.sizes, self.seconds = sizes, seconds
@@ -68,7 +68,7 @@ class Slow(Echo):
 
 
 class Freezing(Echo):
-    """Echo, with inputs that hold up everything in its process, or end it, and that say where it runs."""
+    """Echo with inputs that block or end its process, or return its process id."""
 
     def apply(self, payload: Any, model: str) -> Any:
         match payload:
@@ -118,7 +118,7 @@ class Digits:
 
 
 def digits_folder(folder: Path, seed: int = 0) -> Path:
-    """A model folder that Digits loads: weights by chance, its sample input answered."""
+    """A model folder of Digits with random weights and a recorded sample."""
     folder.mkdir(parents=True)
     weights = np.random.default_rng(seed).normal(size=(64, 10)).astype(np.float32) / 30
     graph = helper.make_graph(

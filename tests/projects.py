@@ -1,4 +1,4 @@
-"""A project folder for tests: settings and data, run through the real command line."""
+"""A project folder for tests, with settings and data, used through the command line."""
 
 import os
 import shutil
@@ -12,7 +12,7 @@ SERVICES = ("WANDB", "HF_", "HUGGING", "ALGORITHMIA", "AWS", "STACK_")
 
 
 def environment(home: Path, **extra: str) -> dict[str, str]:
-    """The environment of a user without credentials, whose home is `home`."""
+    """The environment of a user without credentials and with the home `home`."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(SERVICES)}
     own = {
         "HOME": str(home),
@@ -29,7 +29,7 @@ def start(folder: Path, *arguments: str, **extra: str) -> forking.Running:
 
 
 def run(folder: Path, *arguments: str, code: int = 0, **extra: str) -> str:
-    """What a command prints, once it has ended with `code`."""
+    """Run a command; check its exit code and return its output."""
     process = start(folder, *arguments, **extra)
     printed, complaint = process.communicate(timeout=300)
     assert process.returncode == code, printed + complaint
@@ -38,7 +38,7 @@ def run(folder: Path, *arguments: str, code: int = 0, **extra: str) -> str:
 
 
 def make(folder: Path, template: Path | None = None) -> Path:
-    """A project in `folder`: its settings, and its data, copied from `template` where one is given."""
+    """Create a project in `folder` with settings and data, copied from `template` if given."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "stack.toml").write_text(
         'project = "skeleton"\nstorage = "algorithmia://.my/skeleton"\nalgorithm = "me/Skeleton"\n'
@@ -51,7 +51,7 @@ def make(folder: Path, template: Path | None = None) -> Path:
 
 
 def workers(parent: int) -> list[int]:
-    """The processes that train in a sweep: the children of its fork server."""
+    """The worker processes of a sweep: the children of its fork server."""
     table = subprocess.run(["ps", "-eww", "-o", "pid,ppid,args"], capture_output=True, text=True, check=True).stdout
     rows = [line.split(None, 2) for line in table.splitlines()[1:]]
     servers = [pid for pid, above, args in rows if int(above) == parent and "forkserver" in args]

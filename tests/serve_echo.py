@@ -1,4 +1,4 @@
-"""A process that serves Echo from a folder, as a project's `serve` command would: FOLDER [WORKERS [PORT]]."""
+"""Serve Echo from a folder like a project's `serve` command: FOLDER [WORKERS [PORT]]."""
 
 import sys
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Serve an ASGI app on 127.0.0.1, on a port that the system chooses."""
+"""Serve an ASGI app on a free port of 127.0.0.1."""
 
 import threading
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ from services.ports import listening
 
 @contextmanager
 def serving(app: Any, **options: Any) -> Iterator[str]:
-    """The URL at which a thread serves `app`, which is stopped on leaving; `options` are uvicorn's."""
+    """Serve `app` in a thread for a block, and yield its URL; `options` are passed to uvicorn."""
     options = {"timeout_keep_alive": 75, **options}  # as the gateway does it
     with listening() as listener:  # connections queue here until the server runs
         server = uvicorn.Server(uvicorn.Config(app, log_level="warning", **options))

@@ -1,4 +1,4 @@
-"""A disk below the real code: fails at a call, or loses power there, with what was not synced dropped or not.
+"""A simulated disk that fails or loses power at a given call, with or without the loss of unsynced data.
 
 It stands where Python meets the operating system (open, write, fsync, mkdir, rename, unlink, rmdir), passes each call
 below its folder on, and keeps beside it what a disk would hold after a power cut: the bytes of a file as they
@@ -18,18 +18,18 @@ CALLS = ("mkdir", "rename", "replace", "unlink", "rmdir", "fsync", "open")
 
 
 class PowerCut(BaseException):
-    """The machine is off: this call, and all after it, never happen."""
+    """Simulated power failure: this call and all later ones do not happen."""
 
 
 class File:
-    """The bytes of a file, now and as of its last fsync."""
+    """The bytes of a file, current and at its last fsync."""
 
     def __init__(self, content: bytes = b"", synced: bytes = b"") -> None:
         self.now, self.synced = bytearray(content), synced
 
 
 class Folder:
-    """The names in a folder, now and as of its last fsync."""
+    """The names in a folder, current and at its last fsync."""
 
     def __init__(self) -> None:
         self.now: dict[str, Any] = {}
@@ -57,7 +57,7 @@ class SickDisk:
         self._write(self.tree, folder, name, content)
 
     def call(self, name: str, path: Path) -> bool:
-        """Count a call; whether it is below the root. Raises the fault when its turn comes."""
+        """Count a call and return whether it is inside the root. Raises the fault at its call."""
         if self.root not in (path, *path.parents):
             return False
         if self.off:
