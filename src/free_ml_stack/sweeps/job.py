@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,6 +10,16 @@ if TYPE_CHECKING:
     from free_ml_stack.project.science import Science
     from free_ml_stack.project.settings import Settings
     from free_ml_stack.sweeps.search_space import Sweep
+
+
+class EventKind(StrEnum):
+    """What happened to a trial."""
+
+    VALUE = "value"  # it reported a value of the metric
+    DONE = "done"  # it finished with a value
+    STOPPED = "stopped"  # it was stopped early, with a value
+    FAILED = "failed"  # it raised an error, or exceeded the time limit
+    DIED = "died"  # its process died
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from free_ml_stack.console import display_path, say
 from free_ml_stack.errors import StackError
 from free_ml_stack.evaluation import plots as pictures
 from free_ml_stack.storage.documents import as_json
+from free_ml_stack.sweeps.job import EventKind, Task
 from free_ml_stack.sweeps.search_space import Parameter, Sweep, lookup
 from free_ml_stack.sweeps.sweep_file import parse_sweep, read_sweep
 from free_ml_stack.tracking.opening import open_run, reachable
@@ -150,7 +151,6 @@ def sweep_locally(
 ) -> list[dict[str, Any]]:
     """Run a sweep on this machine and all others that share its trials; return the trials."""
     from free_ml_stack.sweeps.agents import local_trials
-    from free_ml_stack.sweeps.job import Task
     from free_ml_stack.sweeps.trials import Trials, ask_lock, open_storage, open_study, table_row
     from free_ml_stack.sweeps.workers import Workers
 
@@ -180,14 +180,14 @@ def run_trials(trials: "Trials", workers: "Workers", limit: int) -> None:
                 workers.submit(job)
         if not workers.busy and wanted <= 0 and not running:
             return
-        for number, what, value in workers.events(POLL):
-            if what == "value":
+        for number, kind, value in workers.events(POLL):
+            if kind == EventKind.VALUE:
                 workers.answer(number, trials.report(number, value))
-            elif what in ("done", "stopped"):
-                trials.end(number, value, what == "stopped")
-                early = ", stopped early" if what == "stopped" else ""
+            elif kind in (EventKind.DONE, EventKind.STOPPED):
+                trials.end(number, value, kind == EventKind.STOPPED)
+                early = ", stopped early" if kind == EventKind.STOPPED else ""
                 say(f"Trial {number}: {trials.plan.metric} {value:.4f}{early}")
-            elif what == "died" and trials.retry(number):
+            elif kind == EventKind.DIED and trials.retry(number):
                 say(f"Trial {number}: {value}; retrying it.")
             else:
                 trials.fail(number, value)

@@ -17,13 +17,13 @@ from typing import Any, NamedTuple
 from free_ml_stack.errors import PreemptedError, StackError
 from free_ml_stack.processes import shorten_socket_paths
 from free_ml_stack.sweeps.command import TrialCommand, environment_variables, runs_train, train_arguments, trial_command
-from free_ml_stack.sweeps.job import Job, Task
+from free_ml_stack.sweeps.job import EventKind, Job, Task
 from free_ml_stack.sweeps.search_space import is_number, metric_value
 from free_ml_stack.tracking.tracker import RunStoppedError, Tracker
 
 GRACE = 10  # seconds for a terminated trial to write its checkpoint
 STARTS = 20  # attempts to start a worker, because new ones may be killed as well
-Event = tuple[int, str, Any]  # trial; value, done, stopped, failed or died; value or message
+Event = tuple[int, EventKind, Any]  # trial, kind, value or message
 
 
 class Reporter(Tracker):
@@ -39,7 +39,7 @@ class Reporter(Tracker):
         self.names |= set(values)
         if self.metric in values:
             self.value = values[self.metric]
-            self.connection.send((self.trial, "value", self.value))
+            self.connection.send((self.trial, EventKind.VALUE, self.value))
             if self.connection.recv() == "stop":
                 raise RunStoppedError
 
@@ -82,19 +82,19 @@ def terminate_when_closed(alive: "Connection") -> None:
     signal.raise_signal(signal.SIGTERM)
 
 
-def run_job(task: Task, job: Job, reporter: Reporter) -> tuple[str, Any]:
+def run_job(task: Task, job: Job, reporter: Reporter) -> tuple[EventKind, Any]:
     """Run a trial; return how it ended (done, stopped, failed) and its value or error message."""
     try:
         with suppress(RunStoppedError):
             run_trial(task, job, reporter)
-            return "done", reporter.result()
-        return "stopped", reporter.result()
+            return EventKind.DONE, reporter.result()
+        return EventKind.STOPPED, reporter.result()
     except (EOFError, ConnectionError, PreemptedError):
         raise
     except StackError as error:
-        return "failed", str(error)
+        return EventKind.FAILED, str(error)
     except Exception:
-        return "failed", traceback.format_exc()
+        return EventKind.FAILED, traceback.format_exc()
 
 
 def run_trial(task: Task, job: Job, reporter: Reporter) -> None:
@@ -188,14 +188,14 @@ class Workers:
             try:
                 event: Event = ready.recv()
             except (EOFError, ConnectionError):
-                event = (job.trial, "died", f"the process died (exit code {self._replace(ready)})")
-            if event[1] in ("done", "stopped", "failed"):
+                event = (job.trial, EventKind.DIED, f"the process died (exit code {self._replace(ready)})")
+            if event[1] in (EventKind.DONE, EventKind.STOPPED, EventKind.FAILED):
                 self.free.append(self.busy.pop(ready)[0])
             yield event
         for connection, (_, job, end) in list(self.busy.items()):
             if time.monotonic() > end:
                 self._replace(connection)
-                yield job.trial, "failed", f"exceeded the time limit of {self.seconds:g} seconds"
+                yield job.trial, EventKind.FAILED, f"exceeded the time limit of {self.seconds:g} seconds"
 
     def answer(self, trial: int, order: str) -> None:
         """Send "on" or "stop" to a trial that has reported a value; do nothing if it has died."""
