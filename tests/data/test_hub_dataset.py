@@ -243,10 +243,10 @@ def test_a_key_without_read_access_is_reported(hub: Hub, tmp_path: Path) -> None
     for match in ("GET /api/datasets/you/gated", "/tree/", "/resolve/"):
         hub.app.faults = [Fault(403, match=match)]
         [line, _] = fetch(tmp_path / match.strip("/")[:4], hub, "hf://datasets/you/gated")
-        assert line == "the Hub refuses the key (403): injected failure; it must be one that may read, see `doctor`"
+        assert line == "key rejected by the Hub (403): injected failure; it needs read access; run `doctor`"
     hub.app.faults = []
     [line, _] = fetch(tmp_path, hub, "hf://datasets/you/gated", HF_TOKEN="hf_unknown")
-    assert line.startswith("the Hub refuses the key (401): Invalid credentials")
+    assert line.startswith("key rejected by the Hub (401): Invalid credentials")
 
 
 @pytest.mark.slow
