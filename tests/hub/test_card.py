@@ -1,6 +1,7 @@
 """The model card: what was measured, what people wrote, and nothing that the Hub would refuse."""
 
 import html
+import json
 from pathlib import Path
 from typing import Any
 
@@ -75,22 +76,45 @@ def test_what_it_started_from_is_its_base_model() -> None:
     assert "base_model" not in front(text())
 
 
-def test_what_model_py_says_of_it_is_on_the_card(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_a_run_of_this_project_started_from_is_its_base_model(tmp_path: Path) -> None:
+    """However many runs are between them; runs that started from each other have none."""
+    inits = {"first": "hf://you/model@abc", "second": "first", "third": "second", "a": "b", "b": "a"}
+    for run, init in inits.items():
+        (tmp_path / "runs" / run).mkdir(parents=True)
+        (tmp_path / "runs" / run / "result.json").write_text(json.dumps({"config": {"init": init}}))
+    for init, expected in (("third", "you/model"), ("a", None), ("other", None), ("./first", None)):
+        assert front(text(result={"config": {"init": init}}, root=tmp_path)).get("base_model") == expected
+
+
+def test_what_model_py_says_of_it_is_on_the_card(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert "library_name" not in front(text())
-    use = 'load("<repository>")'
-    own = {"LIBRARY": "setfit", "USE": use, "base_model": lambda config: f"you/encoder-{config.seed}"}
+    own = {"library": "setfit", "use": 'load("<repository>")', "base_model": "you/encoder"}
     for name, value in own.items():
-        monkeypatch.setattr(SCIENCE.model, name, value, raising=False)
+        monkeypatch.setattr(SCIENCE.model, name, lambda config, value=value: value, raising=False)
     made = text(model_repo="me/digits")
-    assert (front(made)["library_name"], front(made)["base_model"]) == ("setfit", "you/encoder-0")
+    assert (front(made)["library_name"], front(made)["base_model"]) == ("setfit", "you/encoder")
     assert '```python\nload("me/digits")\n```' in made
-    assert "made of you/encoder-0" in made
+    assert "made of you/encoder" in made
     other = text(result={"config": {"init": "hf://you/model@abc"}})
     assert front(other)["base_model"] == "you/model"
+    assert capsys.readouterr().out == ""
+    monkeypatch.setattr(SCIENCE.model, "library", lambda config: "pytorch")
+    assert "library_name" not in front(text())
+    assert "library_name is left out of the card: the Hub has no library pytorch" in capsys.readouterr().out
+
+
+def test_its_bucket_and_what_replaces_it_are_linked() -> None:
+    made = text(storage="hf://buckets/me/digits/sub", new_version="me/digits-2")
+    check(made)
+    assert (front(made)["buckets"], front(made)["new_version"]) == (["me/digits"], "me/digits-2")
+    assert not front(text(storage="./store")).keys() & {"buckets", "new_version", "datasets"}
 
 
 def test_a_data_set_on_the_hub_is_linked() -> None:
     assert front(text(storage="hf://datasets/me/digits/sub"))["datasets"] == ["me/digits"]
+    assert front(text(result={"data": {**RESULT["data"], "published": "hf://datasets/me/d"}}))["datasets"] == ["me/d"]
     assert "datasets" not in front(text(storage="algorithmia://.my/digits"))
 
 
@@ -266,6 +290,8 @@ MALFORMED = {
     "license text": ("---\nlicense: MIT License\n---\n", "license must be one of the Hub's ids"),
     "task": ("---\npipeline_tag: 5\n---\n", "pipeline_tag must be one"),
     "data set": ("---\ndatasets: ['a b']\n---\n", "datasets must name repositories"),
+    "bucket": ("---\nbuckets: ['a b']\n---\n", "buckets must name repositories"),
+    "version": ("---\nnew_version: you/a/b\n---\n", "new_version must name repositories as USER/NAME"),
     "base": ("---\nbase_model: https://hub/x/y\n---\n", "base_model must name repositories"),
     "open": ("---\nlicense: mit\n", "must begin with a block"),
     "gap": ("---\nlicense: mit\n---\n[More Information Needed]", "it says 'More Information Needed'"),

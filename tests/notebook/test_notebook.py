@@ -79,6 +79,7 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (colab / "__init__.py").write_text("")
     (colab / "errors.py").write_text("class Error(Exception): pass\n")
     (colab / "userdata.py").write_text(USERDATA)
+    (colab / "runtime.py").write_text('def unassign(): print("unassigned")\n')
     (folder / "kaggle_secrets.py").write_text(KAGGLE)
     return folder
 
@@ -155,7 +156,7 @@ def test_every_parameter_is_a_field_of_the_configuration(project: Path) -> None:
     from dataclasses import fields
 
     found = [line for cell in cells_of(project) for line in cell.source.splitlines() if "@param" in line]
-    defaults = {field.name: field.default for field in fields(TrainConfig)}
+    defaults = {field.name: field.default for field in fields(TrainConfig)} | {"release": True}
     assert found
     for line in found:
         name, value = line.split("  #")[0].split(" = ")
@@ -198,6 +199,7 @@ def test_two_runs_without_any_key_print_the_same(tmp_path: Path, places: Path) -
         "Best: validation_loss",
         "as version 0.1.0 of",
         '"label"',
+        "Session kept: its results are stored only on this machine.",
     ):
         assert words in printed[0]
 
@@ -228,6 +230,7 @@ def test_with_all_keys_it_uses_every_service(tmp_path: Path, places: Path) -> No
         )
         assert "Published at" in printed
         assert '"label"' in printed
+        assert printed.endswith("Session ended to release the GPU; the results are in the store.\nunassigned\n")
         reached(services)
 
 
@@ -240,7 +243,7 @@ def reached(services: Online) -> None:
 AMISS = {
     None: "not among the secrets",
     "!denied": "switch on “Notebook access” next to the secret",
-    "!timeout": "a line in .env sets it here",
+    "!timeout": """run `import os, getpass; os.environ["{}"] = getpass.getpass()` in a cell, then this cell again""",
     "!other": "do not give it (Error)",
 }
 
@@ -265,7 +268,7 @@ def test_a_secret_that_is_not_given_is_told_in_one_line(
     printed = capsys.readouterr().out
     told = {line.split(":")[0]: line for line in printed.splitlines()}
     assert list(told) == list(KEYS)
-    assert AMISS[amiss] in told[name]
+    assert AMISS[amiss].format(name) in told[name]
     assert name not in environ
     assert "value of" not in printed
     later = KEYS[KEYS.index(name) + 1 :] if amiss == "!timeout" else ()  # each would take ten seconds more

@@ -7,12 +7,14 @@ import signal
 from pathlib import Path
 
 import forking
+import fresh
 import projects
 import pytest
 from huggingface_hub import ModelCard
 from waiting import until
 
 import free_ml_stack
+from free_ml_stack.deployment.answering import close
 
 TESTS = Path(__file__).parent.parent
 # Words in identifiers and texts; comments and docstrings may give examples.
@@ -21,10 +23,11 @@ OF_TASKS = {
     *("accuracy", "f1", "rmse", "logit", "logits", "softmax", "probability", "probabilities", "confidence"),
     *("tokenizer", "timm", "transformers", "lightgbm", "sklearn", "grayscale", "rgb"),
 }
-# Terms of W&B, trackio, Algorithmia, Prometheus, Pillow and IPython, and digits of numbers.
+# Terms of W&B, trackio, Algorithmia, Prometheus, Pillow, IPython and the Hub, and digits of numbers.
 OF_OTHERS = {
     "algorithmia/installation.py": {"label"},
     "credentials/check.py": {"digits"},
+    "data/hub_card.py": {"image", "label"},
     "deployment/installation.py": {"label"},
     "gateway/algorithms/management.py": {"label", "digits"},
     "gateway/dashboard.py": {"labels", "digits"},
@@ -68,6 +71,8 @@ def test_an_unusual_task_runs_through_all_commands(tmp_path: Path) -> None:
     card = ModelCard.load(tmp_path / "models" / "one" / "README.md")
     assert card.data.pipeline_tag == "tabular-regression"
     assert card.data.eval_results and card.data.eval_results[0].metric_type == "rmse"
+    sample = json.loads((tmp_path / "models/one/sample.json").read_text())  # its predict.py imports its data.py
+    assert close(ast.literal_eval(fresh.use(str(card), tmp_path / "models/one")), sample["output"])
     run(tmp_path, "deploy")
     answer = json.loads(run(tmp_path, "predict", '{"note": "sun sun drum", "length": 3}').rpartition("}")[0] + "}")
     assert answer["warm"] == pytest.approx(4, abs=0.5)

@@ -436,7 +436,7 @@ class Wandb:
     def artifact_files(self, variables: Variables) -> Any:
         """core: CreateArtifactFiles; no address is given out for a file that is there."""
         nodes = []
-        for file in variables["input"]["artifactFiles"]:
+        for file in variables.get("input", variables)["artifactFiles"]:  # 0.28 and 0.31
             path = f"artifact/{file['artifactID']}/{file['name']}"
             self.store.artifacts[file["artifactID"]].files[file["name"]] = path
             node = {"storagePath": path, "uploadUrl": f"{self.url}/storage/{path}", "uploadHeaders": []}
@@ -591,7 +591,9 @@ def named(app: Any) -> Any:
 
         query = json.loads(body).get("query", "")
         match = re.search(r"(?:query|mutation)\s+(\w+)", query)
-        return await app({**scope, "path": f"/graphql/{match[1] if match else '-'}"}, again, send)
+        only = re.match(r"query\s*\{\s*(\w+)", query)  # 0.28 asks `query { viewer { id } }` for a key
+        operation = match[1] if match else only[1].capitalize() if only else "-"
+        return await app({**scope, "path": f"/graphql/{operation}"}, again, send)
 
     return wrapped
 

@@ -1,5 +1,6 @@
 """Both tabular tasks with all commands, with the embedded data and with a user's table."""
 
+import ast
 import csv
 import datetime
 import importlib
@@ -10,21 +11,20 @@ import shutil
 import signal
 import subprocess
 import sys
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Thread
 from types import SimpleNamespace
 from typing import Any
 
 import Algorithmia
 import forking
+import fresh
 import numpy as np
 import projects
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from baking import bake
-from browsing import browse
+from browsing import browse_folder
 from deployed import KEY, deployed
 from huggingface_hub import ModelCard
 from places import ROOT, TASKS, package
@@ -203,6 +203,7 @@ def test_a_users_table_is_served_without_preprocessing(own: tuple[str, Path], tm
     predict = importlib.import_module(f"{package(task)}.predict")
     model = next((folder / "models").iterdir())
     sample = json.loads((model / "sample.json").read_text())
+    assert close(ast.literal_eval(fresh.use((model / "README.md").read_text(), model)), sample["output"])
     fields = json.loads((model / "config.json").read_text())["fields"]
     assert {field["name"]: field["type"] for field in fields} | {"id": "int64"} == {
         "id": "int64",
@@ -258,22 +259,6 @@ def test_the_page_gives_the_same_results_as_the_service(own: tuple[str, Path], t
     found = json.loads(page.partition('id="answers">')[2].partition("</script>")[0])
     for one, other in zip(found, predict.apply_batch(samples, predict.load(model)), strict=True):
         assert close(one, other)
-
-
-def browse_folder(folder: Path, profile: Path) -> str:
-    class Quiet(SimpleHTTPRequestHandler):
-        def __init__(self, *arguments: Any) -> None:
-            super().__init__(*arguments, directory=str(folder))
-
-        def log_message(self, *_: Any) -> None:
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Quiet) as server:
-        Thread(target=server.serve_forever).start()
-        try:
-            return browse(f"http://127.0.0.1:{server.server_port}/index.html", profile)
-        finally:
-            server.shutdown()
 
 
 @pytest.mark.slow

@@ -1,5 +1,6 @@
 """Text classification with all commands, other encoders, other data, and killed training."""
 
+import ast
 import importlib.util
 import json
 import os
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import forking
+import fresh
 import numpy as np
 import projects
 import pytest
@@ -23,6 +25,7 @@ from places import package
 from services.hub_server import Hub, serving
 from services.spaces import as_json
 
+from free_ml_stack.deployment.answering import close
 from free_ml_stack.deployment.spaces import Project, host
 
 TASK = "text-classification"
@@ -183,6 +186,15 @@ def test_the_card_names_library_and_base_model(demo: tuple[Path, str]) -> None:
     assert {"accuracy", "f1"} <= {one.metric_type for one in card.data.eval_results or []}
     assert "More Information Needed" not in card.text
     assert 'pipeline("text-classification", "' in card.text
+
+
+@pytest.mark.slow
+def test_its_card_and_notebook_answer_where_the_project_is_not(demo: tuple[Path, str]) -> None:
+    model = Path(json.loads((demo[0] / "runs" / "demo.json").read_text())["model"])
+    answer = json.loads((model / "sample.json").read_text())["output"]
+    assert close(ast.literal_eval(fresh.use((model / "README.md").read_text(), model)), answer)
+    seen = fresh.execute(model / "notebook.ipynb")
+    assert close(ast.literal_eval(seen[seen.index("{") :]), answer)
 
 
 @pytest.mark.slow

@@ -1,14 +1,12 @@
 """Supported versions of cookiecutter, of Python, and of the library's dependencies."""
 
-import os
-import shutil
-import subprocess
 import tomllib
 from pathlib import Path
 
 import pytest
 import test_light
 from baking import TEMPLATE, bake, template
+from fresh import interpreter
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from test_delivery import UV, run
@@ -38,16 +36,6 @@ def test_an_older_cookiecutter_is_rejected(tmp_path: Path) -> None:
     stdout = generated(tmp_path / "older", "==2.1.1", code=1)
     assert stdout.strip().splitlines()[-1] == f"cookiecutter 2.1.1 is too old: install {OLDEST} or later"
     assert "Traceback" not in stdout and not list((tmp_path / "older").iterdir())
-
-
-def interpreter(version: str) -> str:
-    """The path of a Python version on this machine, from pyenv or PATH; empty if there is none."""
-    pyenv = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv")) / "versions"
-    places = [*sorted(map(str, pyenv.glob(f"{version}.*/bin/python"))), shutil.which(f"python{version}")]
-    for place in filter(None, places):
-        if subprocess.run([place, "-c", ""], capture_output=True, check=False).returncode == 0:  # a shim may fail
-            return place
-    return ""
 
 
 PYTHONS = [version for version in ("3.11", "3.12", "3.13", "3.14") if interpreter(version)]

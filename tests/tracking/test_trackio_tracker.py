@@ -2,35 +2,22 @@
 
 import json
 import os
-import shutil
 import sqlite3
-import subprocess
-import sys
 from pathlib import Path
 
+import fresh
 import projects
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
-from places import ROOT, SOURCE
+from places import SOURCE
+from services.hub_server import Hub, serving
 
 
 @pytest.fixture(scope="module")
-def trackio(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def trackio() -> Path:
     """A folder with the package alone, because its dependencies change the event loop of the whole environment."""
-    folder = tmp_path_factory.mktemp("trackio")
-    uv = shutil.which("uv") or str(ROOT / "build" / "tools" / "bin" / "uv")
-    command = [
-        uv,
-        "pip",
-        "install",
-        "--quiet",
-        "--no-deps",
-        "--target",
-        str(folder),
-        "--python",
-        sys.executable,
-    ]
-    subprocess.run([*command, "trackio>=0.40"], check=True)
-    return folder
+    return fresh.target("trackio>=0.40")
 
 
 @pytest.mark.parametrize("command", ["train", "sweep"])
@@ -56,6 +43,28 @@ def test_a_run_is_logged_to_trackio_completely(tmp_path: Path, trackio: Path) ->
     database.close()
     assert found[: len(rows)] == rows
     assert any("final/test_accuracy" in row for row in found[len(rows) :])
+
+    sent = {"STACK_TRACKER": "trackio", "PYTHONPATH": path, "HF_HUB_DISABLE_TELEMETRY": "1"}
+    hub = Hub(tmp_path / "hub")
+    with serving(hub) as url:
+        sent |= {"HF_ENDPOINT": url}
+        assert "error: no key for Hugging Face: set HF_TOKEN" in projects.run(tmp_path, "sync", code=1, **sent)
+        assert hub.repos == {}
+        for _ in range(2):  # the second time it is made new
+            printed = projects.run(tmp_path, "sync", HF_TOKEN="hf_write", **sent)
+            assert f"Public dashboard: {url}/spaces/me/skeleton-runs" in printed
+        assert [repo.space["sdk"] for repo in hub.repos.values()] == ["static"]
+        files = hub.files("space", "me/skeleton-runs")
+        assert b"sdk: static" in files["README.md"] and "index.html" in files
+        about = json.loads(files["config.json"])
+        assert (about["mode"], about["project"]) == ("static", "skeleton")
+        kept = hub.buckets.content(about["bucket_id"])
+        assert not hub.buckets.all[about["bucket_id"]].private
+        table = pq.read_table(pa.BufferReader(kept["metrics.parquet"])).to_pylist()
+        assert {row["validation_accuracy"] for row in table} >= {
+            row["validation_accuracy"] for row in rows if "epoch" in row
+        }
+        assert "error: " in projects.run(tmp_path, "sync", code=1, HF_TOKEN="hf_read", **sent)
 
 
 def test_the_error_without_trackio_names_the_package(tmp_path: Path) -> None:

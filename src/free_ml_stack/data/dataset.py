@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from free_ml_stack.project.science import Science
 
 FOLDER = "data"
-VERIFIED = "verified.json"
+VERIFIED, PUBLISHED = "verified.json", "published.json"
 ROWS = 512  # decoded at once
 SPLITS = ("train", "validation", "test")
 
@@ -83,6 +83,18 @@ def fingerprint(content: Mapping[str, Any]) -> str:
     """Compute one SHA-256 for a data set from its files' checksums, in order of the file names."""
     sums = [content["files"][name]["sha256"] for name in sorted(content["files"])]
     return hashlib.sha256("".join(sums).encode()).hexdigest()
+
+
+def remember_published(store: AbstractFileSystem, sha256: str, url: str) -> None:
+    """Record in the store where on the Hub its data set was published, for the cards of models trained on it."""
+    data_folder(store).pipe_file(PUBLISHED, json.dumps({"sha256": sha256, "url": url}).encode())
+
+
+def published(store: AbstractFileSystem, sha256: str) -> str:
+    """Return the Hub's URL of a data set that was published from the store; an empty text for any other data set."""
+    folder = data_folder(store)
+    record = json.loads(folder.cat_file(PUBLISHED)) if folder.exists(PUBLISHED) else {}
+    return str(record["url"]) if record.get("sha256") == sha256 else ""
 
 
 def data_folder(store: AbstractFileSystem) -> AbstractFileSystem:

@@ -3,9 +3,8 @@
 import json
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from importlib.resources import files as resources
 from pathlib import Path
 from typing import Any
 from urllib.parse import urljoin
@@ -15,16 +14,15 @@ from fsspec.implementations.dirfs import DirFileSystem
 from fsspec.implementations.local import LocalFileSystem
 
 from free_ml_stack.data import dataset
+from free_ml_stack.data.hub_card import card, features, viewable
 from free_ml_stack.data.source import TABLES, Batches, Rows, Source, by_split, from_files, split_of
 from free_ml_stack.errors import StackError
 from free_ml_stack.hub import client as hub_client
 from free_ml_stack.hub import publish as hub
-from free_ml_stack.hub.card import ID, check, custom_sections, escape_markdown, marked_section, repository_id
 from free_ml_stack.storage.manifest import MANIFEST, verify, write_manifest
 from free_ml_stack.storage.repository import Repository, parse
 
 SCHEME = "hf://datasets/"
-SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
 
 
 def from_hub(url: str) -> Source:
@@ -137,10 +135,13 @@ def publish(url: str, store: AbstractFileSystem, task: str, title: str, public: 
         made = Path(scratch)
         for name in facts["files"]:
             link(source, name, made / name)
-        (made / hub.CARD).write_text(card(facts, task, title, kept), encoding="utf-8")
+            viewable(made / name)
+        (made / hub.CARD).write_text(card(facts, features(facts, made), task, title, kept), encoding="utf-8")
         content = {**facts, **write_manifest(made)}
         (made / MANIFEST).write_text(json.dumps(content, indent=1), encoding="utf-8")
-        return hub.upload(hub_client.client(), repository, made, f"Publish {facts['name']}", public)
+        page = hub.upload(hub_client.client(), repository, made, f"Publish {facts['name']}", public)
+    dataset.remember_published(store, dataset.fingerprint(facts), url)
+    return page
 
 
 def repository_of(url: str) -> Repository:
@@ -160,39 +161,3 @@ def link(source: AbstractFileSystem, name: str, path: Path) -> None:
         except OSError:  # another disk
             pass
     source.get_file(name, str(path))
-
-
-def card(facts: Mapping[str, Any], task: str, title: str, kept: Mapping[str, str]) -> str:
-    """Return the card of a data set, generated from its manifest."""
-    from huggingface_hub import DatasetCard, DatasetCardData
-
-    terms = facts.get("license", {"license": ""})
-    total = sum(facts["rows"].values())
-    parts = [{"split": split, "path": f"{split}.parquet"} for split in facts["rows"]]
-    front = DatasetCardData(
-        pretty_name=title,
-        **(terms if ID.fullmatch(terms["license"]) else {"license": "unknown"}),
-        source_datasets=list(filter(None, [repository_id(facts["source"], "datasets/")])) or None,
-        task_categories=[task],
-        size_categories=[next((word for limit, word in SIZES if total < limit), "n>1M")],
-        tags=["free-ml-stack"],
-        configs=[{"config_name": "default", "data_files": parts}],
-    )
-    target = facts["columns"][facts["target"]]
-    classes = escape_markdown(", ".join(map(str, target.get("categories", ()))))
-    what = f"with the classes {classes}" if classes else f"of {escape_markdown(facts['target'])}"
-    intended = f"{task.replace('-', ' ').capitalize()} {what}."
-    limits = "The examples were selected and labelled by the source, whose documented limits apply here too."
-    made = DatasetCard.from_template(
-        front,
-        template_str=resources(__package__).joinpath("dataset_card.md").read_text(encoding="utf-8"),
-        **facts,
-        escape=escape_markdown,
-        title=title,
-        fingerprint=dataset.fingerprint(facts),
-        intended_use=marked_section(kept.get("Intended use"), intended),
-        limits=marked_section(kept.get("Limits"), limits),
-        custom_sections=custom_sections(kept),
-    )
-    check(str(made))
-    return str(made)

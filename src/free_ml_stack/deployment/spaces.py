@@ -34,6 +34,7 @@ WEB_SHA256 = "d2228df7e4616bc3348bf504ee888f3bec43789a273f0a63f3e68d203ce3bf71" 
 WEB_FILES = ("ort.wasm.min.mjs", "ort-wasm-simd-threaded.mjs", "ort-wasm-simd-threaded.wasm")
 LEFT_OUT = (  # files of a model folder that a static page does not need
     ".safetensors",
+    ".ipynb",
     ".png",
     ".md",
     ".txt",

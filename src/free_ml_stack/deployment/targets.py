@@ -46,9 +46,9 @@ def to_space(
     """
     from huggingface_hub import HfApi, get_token
     from huggingface_hub.errors import HfHubHTTPError
-    from huggingface_hub.utils import httpx  # type: ignore[attr-defined]
 
     from free_ml_stack.deployment.spaces import SpaceContent, host
+    from free_ml_stack.hub.client import http_library
 
     token = get_token()
     if not token:
@@ -73,7 +73,7 @@ def to_space(
         hosted = host(model_dir, project, science.predict, api, space, key, token, kind, bump, say)
     except HfHubHTTPError as error:
         raise StackError(f"request rejected by the Hub: {error.server_message or error}") from None
-    except httpx.HTTPError as error:
+    except http_library().HTTPError as error:
         raise StackError(f"no answer from {api.endpoint}: {error}") from None
     if hosted.calls:
         write_private(record, {"url": hosted.url, "key": key})

@@ -1,7 +1,6 @@
 """The model card: metadata and text made from the run, nothing that was not measured."""
 
 import hashlib
-import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from importlib.resources import files
@@ -9,10 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
-from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from huggingface_hub import ModelCard
 
 from free_ml_stack.errors import StackError
 from free_ml_stack.evaluation.result import metric_title, tables_with_pictures
+from free_ml_stack.hub.metadata import base_model, metadata, said
+from free_ml_stack.hub.usage import lines, needed, reloading
 
 if TYPE_CHECKING:
     from free_ml_stack.project.science import Science
@@ -32,12 +33,12 @@ def card(
     settings: "Settings", science: "Science", result: Mapping[str, Any], model: str, kept: Mapping[str, str]
 ) -> ModelCard:
     """The card of a run's model. `model` names its class, `kept` are the sections that a person wrote before."""
+    config = result["config"]
     card: ModelCard = ModelCard.from_template(
         metadata(settings, science, result),
         template_str=files(__package__).joinpath("model_card.md").read_text(encoding="utf-8"),
         **{"url": "", "parameters": 0, "pictures": {}, "tables": {}, **result},
         tables_with_pictures=tables_with_pictures(result.get("pictures", {}), result.get("tables", {})),
-        on_the_hub=hasattr(getattr(science.model, model, None), "from_pretrained"),
         escape=escape_markdown,
         metric_title=metric_title,
         title=settings.title or settings.project,
@@ -46,8 +47,12 @@ def card(
         license=settings.license,
         model=model,
         model_repo=settings.model_repo or ".",
-        use=loading(science, settings.model_repo or "."),
-        base_model=base_model(science, result),
+        use=said(science, "use", config).replace("<repository>", settings.model_repo or "."),
+        library=said(science, "library", config),
+        packages=needed(science.folder),
+        snippet="\n".join(lines(science.package, settings.model_repo)),
+        reload=reloading(science.package, settings.model_repo),
+        base_model=base_model(settings, science, config),
         package=science.package,
         source=result["data"].get("source", science.data.SOURCE),
         intended_use=marked_section(kept.get("Intended use"), _intended(science, result["data"])),
@@ -55,63 +60,6 @@ def card(
         custom_sections=custom_sections(kept),
     )
     return card
-
-
-def metadata(settings: "Settings", science: "Science", result: Mapping[str, Any]) -> ModelCardData:
-    """The block that the Hub reads: license, task, data, what it started from, and results."""
-    license_id = "other" if settings.license == "Proprietary" else settings.license.lower()
-    data_name, sources = result["data"]["name"], (result["data"].get("source", ""), settings.storage)
-    data_id = next(filter(None, (repository_id(url, "datasets/") for url in sources)), data_name)
-    scores = {name: float("nan" if value is None else value) for name, value in result["test"].items()}
-    if unfit := next((name for name, value in scores.items() if not math.isfinite(value)), ""):
-        raise StackError(f"README.md: the metric {unfit} is {scores[unfit]}")
-    results = [
-        EvalResult(
-            task_type=science.model.TASK,
-            dataset_type=data_id,
-            dataset_name=data_name,
-            dataset_split="test",
-            metric_type=name,
-            metric_name=metric_title(name),
-            metric_value=value,
-        )
-        for name, value in scores.items()
-    ]
-    extra: dict[str, Any] = {}
-    if license_id == "other":
-        extra = {"license_name": settings.license.lower(), "license_link": "LICENSE"}
-    if "/" in data_id:
-        extra["datasets"] = [data_id]
-    if started := repository_id(result["config"].get("init", "")) or base_model(science, result):
-        extra |= {"base_model": started, "base_model_relation": "finetune"}
-    return ModelCardData(
-        model_name=settings.title or settings.project,
-        license=license_id,
-        library_name=getattr(science.model, "LIBRARY", None),  # an id of the Hub's, where one fits
-        pipeline_tag=science.model.TASK,
-        tags=[data_name.rpartition("/")[2], "free-ml-stack"],
-        metrics=list(scores),
-        eval_results=results,
-        **extra,
-    )
-
-
-def base_model(science: "Science", result: Mapping[str, Any]) -> str:
-    """The model on the Hub that a run's model is made of, as model.py names it for a configuration; or nothing."""
-    named = getattr(science.model, "base_model", None)
-    return str(named(science.config(**result["config"]))) if named else ""
-
-
-def loading(science: "Science", repository: str) -> str:
-    """The lines that load the model, as model.py's `USE` has them, in Markdown; or nothing."""
-    lines = getattr(science.model, "USE", "").replace("<repository>", repository)
-    return f"```python\n{lines}\n```" if lines else ""
-
-
-def repository_id(url: str, kind: str = "") -> str:
-    """The `user/name` in a URL of the Hub, empty for any other URL."""
-    path = url.removeprefix(f"hf://{kind}").partition("@")[0]
-    return "/".join(path.split("/")[:2]) if url.startswith(f"hf://{kind}") else ""
 
 
 def custom_sections(kept: Mapping[str, str]) -> str:
@@ -227,7 +175,7 @@ def _malformed(front: Mapping[str, Any]) -> Iterable[str]:
     for name in ("license", "pipeline_tag"):
         if name in front and not (isinstance(front[name], str) and ID.fullmatch(front[name])):
             yield f"{name} must be one of the Hub's ids, is {front[name]!r}"
-    for name in ("base_model", "datasets"):
+    for name in ("base_model", "datasets", "buckets", "new_version"):
         values = front.get(name, [])
         for value in values if isinstance(values, list) else [values]:
             if not REPOSITORY.fullmatch(str(value)):

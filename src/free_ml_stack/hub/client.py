@@ -4,8 +4,9 @@ import re
 import tempfile
 import time
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from free_ml_stack.console import is_terminal
 from free_ml_stack.credentials.environment import explain_error
@@ -43,13 +44,21 @@ def client() -> "HfApi":
     return HfApi()
 
 
+def http_library() -> Any:
+    """Return the module whose errors the Hub's client raises: httpx2, or httpx before its version 2."""
+    from huggingface_hub import utils
+
+    return getattr(utils, "httpx", None) or import_module("httpx")
+
+
 def with_retries(work: Callable[[], T]) -> T:
     """Return what `work` returns, tried again while the Hub or the way there is in trouble.
 
     What is missing is the caller's business. Raises StackError with one line where it stays in trouble or refuses.
     """
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-    from huggingface_hub.utils import httpx  # type: ignore[attr-defined]
+
+    httpx = http_library()
 
     passing = (HfHubHTTPError, httpx.HTTPError, OSError, RuntimeError)
     end = time.monotonic() + PATIENCE
@@ -78,7 +87,9 @@ def pause_after(error: Exception, last: bool, late: bool) -> float:
     Raises the error where something is missing, StackError where to wait is vain or this was the `last` attempt.
     """
     from huggingface_hub.errors import HfHubHTTPError
-    from huggingface_hub.utils import httpx, parse_ratelimit_headers  # type: ignore[attr-defined]
+    from huggingface_hub.utils import parse_ratelimit_headers  # type: ignore[attr-defined]
+
+    httpx = http_library()
 
     wrapped = not isinstance(error, httpx.HTTPError) and isinstance(error.__cause__, httpx.HTTPError)
     answer = error.__cause__ if wrapped else error  # downloads wrap it

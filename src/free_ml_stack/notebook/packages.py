@@ -25,8 +25,9 @@ KEPT = ("torch", "triton", "pytorch-triton", "nvidia-", "cuda-", "cupy", "jax", 
 def install(root: Path) -> None:
     """Install the packages of the project in `root` that are missing here or too old.
 
-    Those of the machine's torch, CUDA and numpy keep their version. Raises StackError, with nothing installed, where
-    a package can't be had without changing them, or where the vendored wheel is not the one that was recorded.
+    Those of the machine's torch, CUDA and numpy keep their version, and what other packages here require of a version
+    stays met. Raises StackError, with nothing installed, where a package can't be had so, or where the vendored wheel
+    is not the one that was recorded.
     """
     wheel = vendored(root)
     wanted = missing(requirements(root, wheel))
@@ -37,7 +38,8 @@ def install(root: Path) -> None:
     sources = [str(wheel) if wheel and named(text) == LIBRARY else text for text in wanted]
     with tempfile.TemporaryDirectory() as scratch:
         pinned = Path(scratch, "constraints.txt")
-        pinned.write_text("\n".join(f"{name}=={number}" for name, number in before.items()), encoding="utf-8")
+        pins = [f"{name}=={number}" for name, number in before.items()]
+        pinned.write_text("\n".join([*pins, *required_here()]), encoding="utf-8")
         done = subprocess.run(
             [*installer(), "--quiet", "--constraint", str(pinned), *sources],
             capture_output=True,
@@ -122,6 +124,22 @@ def missing(requirements: Iterable[str]) -> list[str]:
             return False
 
     return [text for text in requirements if not met(Requirement(text))]
+
+
+def required_here() -> list[str]:
+    """Return what installed packages require of the versions of others, as far as it is met and can be compared."""
+    try:
+        from packaging.requirements import Requirement
+    except ImportError:
+        return []
+    here = {re.sub(r"[-_.]+", "-", one.name).lower(): one.version for one in distributions()}
+    found = set()
+    for requirement in (Requirement(text) for one in distributions() for text in one.requires or ()):
+        name = re.sub(r"[-_.]+", "-", requirement.name).lower()
+        applies = not requirement.marker or requirement.marker.evaluate({"extra": ""})
+        if applies and requirement.specifier and requirement.specifier.contains(here.get(name, ""), prereleases=True):
+            found.add(f"{name}{requirement.specifier}")
+    return sorted(found)
 
 
 def kept() -> dict[str, str]:

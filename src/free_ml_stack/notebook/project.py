@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from free_ml_stack.console import say
 from free_ml_stack.errors import StackError
 from free_ml_stack.notebook import packages
+from free_ml_stack.notebook.secret_stores import secrets
 from free_ml_stack.processes import INTERRUPT, OWN_GROUP
 from free_ml_stack.project.flags import read
 from free_ml_stack.project.science import Science
@@ -113,6 +114,22 @@ class Project:
 
         with start_gateway(self.science, load({}, self.root, self.environ)):
             self("predict")
+
+    def release(self, wanted: bool = True) -> None:
+        """Release Colab's machine if `wanted`, which ends the session; keep it if results are stored only there."""
+        from free_ml_stack.storage.stores import connected, parse
+
+        settings = load({}, self.root, self.environ)
+        service, _ = parse(settings.storage)
+        if find_spec("google") is None or find_spec("google.colab") is None:
+            say("Not on Colab: end the session where you started it.")
+        elif not wanted:
+            say("Session kept, which uses GPU time; end it with Runtime > Disconnect and delete runtime.")
+        elif not service or not connected(service, settings):
+            say("Session kept: its results are stored only on this machine. Download models/, then disconnect.")
+        else:
+            say("Session ended to release the GPU; the results are in the store.")
+            import_module("google.colab.runtime").unassign()
 
     def model(self, run: str) -> Any:
         """Load the model of a finished run, ready to answer."""
@@ -207,48 +224,3 @@ class Curves:
             self.shown = ipython.display(picture, display_id=True)
         else:
             self.shown.update(picture)
-
-
-def secrets(environ: MutableMapping[str, str]) -> Callable[[str], tuple[str, str]]:
-    """How to ask this place for a secret: a function from its name to its value and a line on it."""
-    if "KAGGLE_KERNEL_RUN_TYPE" in environ:
-        return kaggle_secret
-    if "COLAB_RELEASE_TAG" in environ and "VERTEX_PRODUCT" not in environ:
-        return ColabSecrets()
-    return lambda name: ("", "not set; working without it (a line in .env sets it)")
-
-
-class ColabSecrets:
-    """Colab's secrets; where nobody answers (VS Code, a terminal), it is not asked again."""
-
-    def __init__(self) -> None:
-        self.silent = False
-
-    def __call__(self, name: str) -> tuple[str, str]:
-        """The value of a secret, or none, and what to do about it."""
-        if self.silent:
-            return "", "not asked for again; working without it"
-        errors, userdata = import_module("google.colab.errors"), import_module("google.colab.userdata")
-        try:
-            value = str(userdata.get(name))
-        except userdata.SecretNotFoundError:
-            return "", "not among the secrets; working without it (the key symbol on the left adds it)"
-        except userdata.NotebookAccessError:
-            return (
-                "",
-                "switch on “Notebook access” next to the secret, and run this again; working without it",
-            )
-        except userdata.TimeoutException:
-            self.silent = True
-            return "", "Colab's secrets answer only in Colab's own page; a line in .env sets it here"
-        except (errors.Error, ValueError) as error:
-            return "", f"Colab's secrets do not give it ({type(error).__name__}); working without it"
-        return value, "from Colab's secrets"
-
-
-def kaggle_secret(name: str) -> tuple[str, str]:
-    """A secret of Kaggle, whose client has an error of its own for each way to fail."""
-    try:
-        return str(import_module("kaggle_secrets").UserSecretsClient().get_secret(name)), "from Kaggle's secrets"
-    except Exception as error:
-        return "", f"not given ({type(error).__name__}); working without it (Add-ons > Secrets adds it)"

@@ -38,8 +38,9 @@ class Data(Protocol):
 class Model(Protocol):
     """`model.py`: the model, with functions to save and export it.
 
-    Optional, for the card: `LIBRARY`, the Hub's id of the library that loads the model; `USE`, Python lines that load
-    it, with <repository> as placeholder; and `base_model(config)`, the model on the Hub that it is based on.
+    Optional, for the card, each a function of a configuration that may return an empty text: `library`, the Hub's id of
+    the library that loads the model; `use`, Python lines that load it, with <repository> as placeholder; `base_model`,
+    the model on the Hub that it is based on.
 
     If the model is not a torch module, `export(model, inputs, path)` replaces `served`, `INPUTS` and `OUTPUTS`: it
     writes the ONNX file and returns the outputs of the trained model by name.

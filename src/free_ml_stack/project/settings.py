@@ -36,6 +36,7 @@ class Options:
     wandb_entity: str = flag("", "user or team at Weights & Biases")
     algorithm: str = flag("me/Model", "the deployed algorithm, OWNER/NAME")
     model_repo: str = flag("", "model repository on the Hub, USER/NAME; empty: a local folder")
+    new_version: str = flag("", "model repository on the Hub that replaces this one, USER/NAME; for the card")
     wandb_project: str = flag("", "project at Weights & Biases")
     tracker: str = flag("wandb", "tracker that receives metrics besides metrics.jsonl", ("wandb", "trackio", "none"))
     patience: float = flag(1.0, "factor for the timeouts of services")

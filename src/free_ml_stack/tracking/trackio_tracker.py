@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from free_ml_stack.errors import StackError
+from free_ml_stack.credentials import check as credentials
+from free_ml_stack.errors import StackError, first_line
 from free_ml_stack.tracking.tracker import Tracker, Values
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ class TrackioTracker(Tracker):
 
     def __init__(self, settings: "Settings", id: str, kind: str, folder: Path, config: Values) -> None:
         trackio = require_trackio()
-        self.folder, self.rows = folder, 0
+        self.folder, self.rows, self.command = folder, 0, settings.command
         self.project = settings.wandb_project or settings.project
         self.run: Any = trackio.init(
             project=self.project, name=id, group=kind, config=dict(config), resume="allow", embed=False
@@ -50,4 +51,22 @@ class TrackioTracker(Tracker):
     def finish(self, exit_code: int) -> str:
         """End the run; return the command to see it."""
         self.run.finish()
-        return f"Trackio: run `trackio show --project {self.project}` to see the run."
+        see = f"run `trackio show --project {self.project}` to see the run"
+        return f"Trackio: {see}, `{self.command} sync` to publish the dashboard."
+
+
+def publish(settings: "Settings") -> str:
+    """Publish the project's runs as a static Space with a public bucket, or update it; return its URL. StackError."""
+    trackio, project = require_trackio(), settings.wandb_project or settings.project
+    account = settings.model_repo.partition("/")[0] or settings.huggingface_username
+    if "huggingface" not in settings.credentials:
+        raise StackError("no key for Hugging Face: set HF_TOKEN to a token that can write, or run `hf auth login`")
+    if problem := credentials.key_problem("huggingface", account, settings.root / ".env"):
+        raise StackError(problem)
+    try:
+        space = trackio.sync(project, f"{account}/{project}-runs" if account else f"{project}-runs", sdk="static")
+    except Exception as error:  # of the Hub's client, the network or Trackio
+        raise StackError(f"Trackio's Space was not published: {first_line(error)}; run sync again") from error
+    from huggingface_hub import HfApi
+
+    return f"{HfApi().endpoint}/spaces/{space}"

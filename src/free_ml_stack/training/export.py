@@ -12,7 +12,8 @@ import numpy as np
 from free_ml_stack.data import dataset
 from free_ml_stack.errors import StackError, one_line
 from free_ml_stack.evaluation.drift import reference
-from free_ml_stack.hub.card import card, edited_sections, merge_sections, read_card
+from free_ml_stack.hub.card import card, edited_sections, escape_markdown, merge_sections, read_card
+from free_ml_stack.hub.usage import NOTEBOOK, copy_code, notebook
 from free_ml_stack.project.settings import FILE
 from free_ml_stack.storage.documents import as_json, as_sent
 from free_ml_stack.storage.manifest import write_manifest
@@ -42,7 +43,8 @@ def export(science: "Science", settings: "Settings", run: Path, kept: Mapping[st
     """
     result = json.loads((run / RESULT).read_text(encoding="utf-8"))
     folder = settings.models / run.name
-    splits, facts = dataset.read(open_store(settings.storage, settings), settings.private / "cache", settings.command)
+    store = open_store(settings.storage, settings)
+    splits, facts = dataset.read(store, settings.private / "cache", settings.command)
     if dataset.fingerprint(facts) != result["data"]["sha256"]:
         raise StackError(
             f"the data set in {settings.storage} differs from the one that run {run.name} was trained on; "
@@ -53,7 +55,8 @@ def export(science: "Science", settings: "Settings", run: Path, kept: Mapping[st
     written = merge_sections(kept_sections(settings.models, folder), kept or {})
     shutil.copytree(run / MODEL, folder, dirs_exist_ok=True)  # a README.md in it is overwritten below
     judged = json.loads((run / EVALUATION).read_text(encoding="utf-8"))
-    card(settings, science, {**result, **judged}, type(model).__name__, written).save(folder / CARD)
+    told = {**result["data"], "published": dataset.published(store, result["data"]["sha256"])}
+    card(settings, science, {**result, **judged, "data": told}, type(model).__name__, written).save(folder / CARD)
     for name in judged["pictures"].values():
         shutil.copyfile(run / PICTURES / name, folder / name)
     write_onnx(science, config, model, splits["test"], folder / ONNX)
@@ -64,6 +67,10 @@ def export(science: "Science", settings: "Settings", run: Path, kept: Mapping[st
     _json(folder / "sample.json", {"input": sample, "output": _call_predict(science.predict.apply, sample, predictor)})
     _json(folder / "reference.json", reference(watch_examples(science, splits["train"], predictor)))
     write_origins(settings, folder)
+    copy_code(science.folder, folder)
+    name = escape_markdown(settings.title or settings.project)
+    text = notebook(name, science.folder, settings.model_repo)
+    (folder / NOTEBOOK).write_text(text, encoding="utf-8")
     write_manifest(folder)
     return folder
 

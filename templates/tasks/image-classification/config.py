@@ -11,6 +11,7 @@ class TrainConfig:
 
     init: str = flag("", "weights to start from: hf://USER/NAME[@REVISION], a run, a folder, a .safetensors file")
     backbone: str = flag("", "timm network such as resnet18; empty: the small network of model.py")
+    pretrained: bool = flag(True, "load the backbone's weights from the Hub, unless --init names others")
     frozen_epochs: int = flag(0, "first epochs in which only the head of a backbone is trained", least=0)
     size: int = flag(0, "height and width of images in pixels; 0: as stored, or 64 for files", least=0)
     epochs: int = flag(15, "passes over the training split", least=1)

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from free_ml_stack import StackError
-from huggingface_hub import PyTorchModelHubMixin
 from numpy.typing import NDArray
-from safetensors.torch import load_model
+from safetensors.torch import load_model, save_model
 from torch import Tensor, nn
 
 from .config import TrainConfig
@@ -18,21 +18,31 @@ from .data import shape
 TASK = "image-classification"
 INPUTS = {"image": {0: "batch"}}  # inputs of the exported model with their dynamic axes
 OUTPUTS = {"probabilities": {0: "batch"}}
+CONFIG, WEIGHTS = "config.json", "model.safetensors"
 
 
-class ImageNet(nn.Module, PyTorchModelHubMixin, pipeline_tag=TASK):
+class ImageNet(nn.Module):
     """A classifier with its metadata: class names, image shape and maximum pixel value."""
+
+    mean: Tensor  # of the backbone's pretraining images
+    std: Tensor
 
     def __init__(self, labels: list[Any], shape: list[int], levels: int, backbone: str, **sizes: Any) -> None:
         super().__init__()
-        self.labels, self.levels = labels, levels
-        make = timm if backbone else small
-        self.net = make(backbone, shape, len(labels), **sizes)
+        self.about = {"labels": labels, "shape": shape, "levels": levels, "backbone": backbone, **sizes}
+        self.labels, self.levels, self.backbone = labels, levels, backbone
+        self.net = (timm if backbone else small)(backbone, shape, len(labels), **sizes)
+        known: Any = self.net.pretrained_cfg if backbone else {"mean": (0,), "std": (1,)}
+        for name in ("mean", "std"):
+            self.register_buffer(name, torch.tensor(known[name]).view(-1, 1, 1), persistent=False)
 
     def forward(self, image: Tensor) -> Tensor:
         """Compute logits (n, classes) from pixels (n, h, w) or (n, h, w, 3) with values from 0 to `levels`."""
         planes = image.float() / self.levels
-        logits: Tensor = self.net(planes.permute(0, 3, 1, 2) if planes.ndim > 3 else planes.unsqueeze(1))
+        planes = planes.permute(0, 3, 1, 2) if planes.ndim > 3 else planes.unsqueeze(1)
+        if self.backbone:  # grayscale as three equal channels
+            planes = (planes.expand(-1, 3, -1, -1) - self.mean) / self.std
+        logits: Tensor = self.net(planes)
         return logits
 
 
@@ -54,14 +64,46 @@ def timm(name: str, shape: Sequence[int], classes: int, dropout: float, **_: Any
     """Create a network of timm with a new head. Raises StackError."""
     try:
         import timm
-
-        channels = (*shape, 1)[2]
-        made: nn.Module = timm.create_model(name, in_chans=channels, num_classes=classes, drop_rate=dropout)
-        return made
     except ImportError:
         raise StackError("--backbone requires timm; run `uv sync --extra timm`") from None
+    try:
+        made: nn.Module = timm.create_model(name, num_classes=classes, drop_rate=dropout)
     except RuntimeError as error:
         raise StackError(f"backbone: {error}; see `timm.list_models()`") from None
+    about: Any = made.pretrained_cfg
+    if about.get("fixed_input_size") and (size := about["input_size"][1]) != shape[0]:
+        raise StackError(f"backbone: {name} requires images of {size} pixels; add --size {size}")
+    return made
+
+
+def base_model(config: TrainConfig) -> str:
+    """Return the model on the Hub with the weights of the backbone; empty without a pretrained backbone."""
+    if not config.backbone or not config.pretrained:
+        return ""
+    import timm
+
+    known = timm.models.get_pretrained_cfg(config.backbone)
+    return str(known.hf_hub_id or "") if known else ""
+
+
+def initial_weights(config: TrainConfig) -> str:
+    """Return the place of the weights to start from: --init, else the backbone's on the Hub. Raises StackError."""
+    if config.init or not (config.backbone and config.pretrained):
+        return config.init
+    if not (found := base_model(config)):
+        raise StackError(f"backbone: no weights of {config.backbone} on the Hub; add --init or --pretrained false")
+    return f"hf://{found}"
+
+
+def library(config: TrainConfig) -> str:
+    """Return the Hub's id of the library that loads the model; empty for the small network."""
+    return "timm" if config.backbone else ""
+
+
+def use(config: TrainConfig) -> str:
+    """Return the Python lines of the card that load the model with its library; empty for the small network."""
+    lines = '# pip install timm\nimport timm\n\nmodel = timm.create_model("hf_hub:<repository>", pretrained=True)'
+    return lines if config.backbone else ""
 
 
 def freeze(model: ImageNet, frozen: bool) -> None:
@@ -89,12 +131,26 @@ def served(model: ImageNet) -> nn.Module:
 
 
 def save(model: ImageNet, folder: Path) -> None:
-    """Write the weights and the metadata to the model folder."""
-    model.save_pretrained(folder)
+    """Write the weights and the metadata to the model folder; a backbone's in the format of timm."""
+    about: dict[str, Any] = {}
+    if model.backbone:
+        from timm.models import save_for_hf
+
+        save_for_hf(model.net, folder, safe_serialization=True)
+        about = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        size = {"input_size": [3, *model.about["shape"][:2]], "crop_pct": 1.0, "crop_mode": "squash"}
+        others = {name: value for name, value in about["pretrained_cfg"].items() if not name.startswith("test_")}
+        about |= {"pretrained_cfg": {**others, **size, "interpolation": "bilinear"}}
+        about |= {"label_names": [*map(str, model.labels)]}
+    else:
+        save_model(model, str(folder / WEIGHTS))
+    (folder / CONFIG).write_text(json.dumps({**about, **model.about}, indent=1), encoding="utf-8")
 
 
 def load(folder: Path) -> ImageNet:
     """Load a model from its folder, in evaluation mode."""
-    model = ImageNet(**json.loads((folder / "config.json").read_text(encoding="utf-8")))
-    load_model(model, folder / "model.safetensors")
+    about = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    names = ("labels", "shape", "levels", "backbone", "width", "hidden", "dropout")
+    model = ImageNet(**{name: about[name] for name in names})
+    load_model(model.net if model.backbone else model, folder / WEIGHTS)
     return model.eval()

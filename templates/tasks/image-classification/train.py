@@ -14,7 +14,7 @@ from torch.nn.functional import cross_entropy
 
 from .config import TrainConfig
 from .data import prepare
-from .model import ImageNet, build, freeze
+from .model import ImageNet, build, freeze, initial_weights
 
 
 def fit(
@@ -38,7 +38,7 @@ def fit(
     at = checkpoints.resume(model=model, optimizer=optimizer, schedule=schedule, scaler=scaler)
     run.expect(config.epochs * steps, at.step)
     if not at.step:
-        checkpoints.load_pretrained(model, config.init)
+        checkpoints.load_pretrained(model, initial_weights(config))
     ready = partial(prepare, config, train.facts)
 
     while at.epoch < config.epochs and not (config.patience and at.stale >= config.patience):

@@ -18,10 +18,6 @@ TASK = "text-classification"
 FREE = {0: "batch", 1: "tokens"}  # dynamic axes
 INPUTS = {"input_ids": FREE, "attention_mask": FREE}
 OUTPUTS = {"probabilities": {0: "batch"}}
-LIBRARY = "transformers"  # id of the library on the Hub
-USE = """from transformers import pipeline
-
-classify = pipeline("text-classification", "<repository>")"""
 
 logging.set_verbosity_error()  # hides the warning about the new head
 logging.disable_progress_bar()
@@ -105,6 +101,19 @@ def served(model: Any) -> nn.Module:
 def inputs(batch: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
     """Return the inputs of the exported model, by name, from a batch."""
     return {name: batch[name] for name in INPUTS}
+
+
+def library(config: TrainConfig) -> str:
+    """Return the Hub's id of the library that loads the model."""
+    return "transformers"
+
+
+def use(config: TrainConfig) -> str:
+    """Return the Python lines of the card that load the model with its library."""
+    return """# pip install torch transformers
+from transformers import pipeline
+
+classify = pipeline("text-classification", "<repository>")"""
 
 
 def base_model(config: TrainConfig) -> str:

@@ -50,7 +50,12 @@ def add_info_arguments(parser: ArgumentParser, science: "Science") -> None:
 
 
 def sync(science: "Science", settings: Settings, args: Namespace) -> int:
-    """Upload runs that were tracked offline to Weights & Biases."""
+    """Upload runs tracked offline to Weights & Biases; with Trackio, publish its dashboard as a static Space."""
+    if settings.tracker == "trackio":
+        from free_ml_stack.tracking.trackio_tracker import publish
+
+        say(f"Public dashboard: {publish(settings)}")
+        return 0
     from free_ml_stack.tracking import sync as syncing
 
     count = 0

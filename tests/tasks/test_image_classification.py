@@ -1,0 +1,212 @@
+"""Images of a user: files of any size and colour, a network of timm's with weights from the Hub, the page for them."""
+
+import base64
+import io
+import json
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import forking
+import fresh
+import numpy as np
+import projects
+import pytest
+import timm_here
+from browsing import browse_folder
+from huggingface_hub import ModelCard
+from PIL import Image
+from places import ROOT, SOURCE, TASKS
+from services.hub_server import Hub, serving
+
+from free_ml_stack.deployment.answering import close
+from free_ml_stack.deployment.spaces import Project, web_page
+
+TASK, BASE = "image-classification", "timm/resnet18.a1_in1k"
+MADE = """
+import sys, timm, torch
+torch.manual_seed(0)
+made = timm.create_model("resnet18", num_classes=11)
+timm.models.save_for_hf(made, sys.argv[1], model_args={"num_classes": 11}, safe_serialization=True)
+"""
+READ = """
+import json, sys, timm, torch
+from pathlib import Path
+from PIL import Image
+import numpy as np
+model = timm.create_model("hf_hub:me/shapes", pretrained=True).eval()
+about = timm.data.resolve_model_data_config(model)
+transform = timm.data.create_transform(**about, is_training=False)
+print(json.dumps([about["input_size"], model.pretrained_cfg["label_names"],
+    model(transform(Image.open(sys.argv[1]).convert("RGB"))[None]).softmax(1)[0].tolist()]))
+"""
+QUICK = ("--size", "32", "--epochs", "1", "--batch-size", "16", "--shift", "0", "--lr", "0.001")
+
+
+@dataclass
+class Shapes:
+    """A project with a user's pictures, the Hub, and the environment with timm."""
+
+    folder: Path
+    hub: Hub
+    environ: dict[str, str]
+
+    def run(self, *arguments: str, code: int = 0) -> str:
+        return projects.run(self.folder, *arguments, code=code, **self.environ)
+
+    def python(self, code: str, *arguments: str) -> str:
+        process = forking.start(
+            ["-c", code, *arguments], self.folder, projects.environment(self.folder, **self.environ)
+        )
+        printed, complaint = process.communicate(timeout=300)
+        assert process.returncode == 0, complaint
+        return printed
+
+
+def pictures(folder: Path) -> None:
+    """Discs and stripes, JPEG and PNG, of many sizes and colours."""
+    chance = np.random.default_rng(0)
+    for number in range(60):
+        high, wide = chance.integers(40, 120, 2)
+        rows, columns = np.mgrid[:high, :wide]
+        kind = ("disc", "stripes")[number % 2]
+        inside = (rows - high / 2) ** 2 + (columns - wide / 2) ** 2 < (min(high, wide) / 3) ** 2
+        mask = inside if kind == "disc" else columns // 8 % 2 == 0
+        colours = chance.integers(0, 256, (2, 3))
+        image = Image.fromarray(np.where(mask[..., None], *colours).astype(np.uint8))
+        (folder / kind).mkdir(parents=True, exist_ok=True)
+        image.save(folder / kind / f"{number}.{('png', 'jpg')[number // 2 % 2]}")
+
+
+@pytest.fixture(scope="module")
+def shapes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shapes]:
+    """A project with pictures, and a Hub with the weights of a backbone as timm itself writes them."""
+    root = tmp_path_factory.mktemp("shapes")
+    folder = root / "project"
+    pictures(folder / "pictures")
+    (folder / "stack.toml").write_text(
+        'project = "shapes"\nstorage = "./store"\nalgorithm = "me/Shapes"\nmodel_repo = "me/shapes"\n'
+    )
+    hub = Hub(root / "hub")
+    with serving(hub) as url:
+        path = f"{SOURCE}:{timm_here.folder()}"
+        environ = {"PYTHONPATH": path, "HF_ENDPOINT": url, "HF_TOKEN": "hf_write", "HF_HUB_DISABLE_TELEMETRY": "1"}
+        made = Shapes(folder, hub, environ)
+        made.python(MADE, str(root / "resnet18"))
+        hub.put("model", BASE, {path.name: path.read_bytes() for path in (root / "resnet18").iterdir()})
+        made.run("data", "--from", "pictures")
+        yield made
+
+
+@pytest.fixture(scope="module")
+def published(shapes: Shapes) -> tuple[Path, str]:
+    """The folder of a published model that stands on the backbone, and what training and publishing printed."""
+    flags = ("--backbone", "resnet18", "--frozen-epochs", "1", *QUICK)
+    printed = shapes.run("train", "--name", "backbone", *flags)
+    return shapes.folder / "models" / "backbone", printed + shapes.run("publish")
+
+
+def weights(path: Path) -> dict[str, Any]:
+    from safetensors.numpy import load_file
+
+    return dict(load_file(path))
+
+
+@pytest.mark.slow
+def test_a_backbone_starts_from_its_weights_on_the_hub(shapes: Shapes, published: tuple[Path, str]) -> None:
+    """All but its head, which alone was trained."""
+    folder, printed = published
+    assert f"Starting from hf://{BASE}: 120 of 122 tensors. Not taken: fc." in printed
+    before, after = (
+        weights(shapes.folder.parent / "resnet18" / "model.safetensors"),
+        weights(folder / "model.safetensors"),
+    )
+    assert before.keys() == after.keys()
+    kept = {
+        name for name in before if before[name].shape == after[name].shape and np.array_equal(before[name], after[name])
+    }
+    assert {name for name in before if not name.startswith("fc.")} - kept <= {
+        name for name in before if "running" in name or "num_batches" in name
+    }
+    assert not kept & {"fc.weight", "fc.bias"}
+
+
+@pytest.mark.slow
+def test_what_is_published_is_one_of_timm(shapes: Shapes, published: tuple[Path, str], tmp_path: Path) -> None:
+    """timm loads it from the Hub with its own preprocessing, and answers alike; the card says so and says from what."""
+    folder, _ = published
+    card = ModelCard((folder / "README.md").read_text())
+    assert (card.data.library_name, card.data.base_model) == ("timm", BASE)
+    assert 'timm.create_model("hf_hub:me/shapes", pretrained=True)' in card.text
+    sample = json.loads((folder / "sample.json").read_text())
+    (tmp_path / "sample.png").write_bytes(base64.b64decode(sample["input"]))
+    small = Image.open(tmp_path / "sample.png").convert("RGB").resize((32, 32), Image.Resampling.BILINEAR)
+    small.save(tmp_path / "small.png")
+    size, names, answer = json.loads(shapes.python(READ, str(tmp_path / "small.png")))
+    assert (size, names) == ([3, 32, 32], ["disc", "stripes"])
+    with (tmp_path / "small.png").open("rb") as file:
+        served = shapes.python(SERVED, str(folder), base64.b64encode(file.read()).decode())
+    assert answer == pytest.approx(json.loads(served), abs=1e-4)
+
+
+SERVED = """
+import json, sys
+from pathlib import Path
+from skeleton.predict import apply, load
+print(json.dumps(apply(sys.argv[2], load(Path(sys.argv[1])))["probabilities"]))
+"""
+
+
+@pytest.mark.slow
+def test_its_card_answers_without_torch_and_timm(published: tuple[Path, str], tmp_path: Path) -> None:
+    folder, _ = published
+    answer = json.loads((folder / "sample.json").read_text())["output"]
+    text = (folder / "README.md").read_text()
+    printed = fresh.use(
+        text.replace('Path(snapshot_download("me/shapes", ignore_patterns="*.safetensors"))', 'Path(".")'), folder
+    )
+    assert close(json.loads(printed.replace("'", '"')), answer)
+
+
+@pytest.mark.slow
+def test_what_can_not_be_a_backbone_is_told_in_one_line(shapes: Shapes) -> None:
+    for flags, words in (
+        (("--backbone", "nonsense"), "backbone: Unknown model (nonsense)"),
+        (("--backbone", "vit_tiny_patch16_224"), "requires images of 224 pixels; add --size 224"),
+        (("--backbone", "resnet34"), "hf://timm/resnet34.a1_in1k is not on the Hub"),
+    ):
+        printed = shapes.run("train", *flags, *(() if "vit" in flags[1] else QUICK), "--batch-size", "16", code=1)
+        assert [line for line in printed.splitlines() if line.startswith("error: ") and words in line], printed
+    assert "Starting from" not in shapes.run("train", "--backbone", "resnet34", "--pretrained", "false", *QUICK)
+
+
+@pytest.mark.slow
+def test_the_page_answers_as_the_service_does(shapes: Shapes, tmp_path: Path) -> None:
+    """Files of the model's size to 1e-4; larger ones, which a browser makes smaller in its own way, with the same class."""
+    from skeleton import predict
+
+    shapes.run("train", "--name", "own", "--epochs", "3", "--batch-size", "16")
+    shapes.run("publish")
+    model = shapes.folder / "models" / "own"
+    assert "library_name" not in (model / "README.md").read_text()
+    files = [path.read_bytes() for path in sorted((shapes.folder / "pictures").rglob("*.png"))[::6]]
+    exact = [png(Image.open(io.BytesIO(file)).resize((64, 64))) for file in files]
+    samples = [base64.b64encode(file).decode() for file in [*exact, *files]]
+    project = Project("Shapes", tmp_path, tmp_path, "me/Shapes", "shapes", ROOT / "build" / "web", samples)
+    web_page(tmp_path, model, project)
+    shutil.copy(TASKS / TASK / "index.html", tmp_path)
+    page = browse_folder(tmp_path, tmp_path / "profile")
+    found = json.loads(page.partition('id="answers">')[2].partition("</script>")[0])
+    expected = predict.apply_batch([base64.b64decode(sample) for sample in samples], predict.load(model))
+    assert [answer["label"] for answer in found] == [answer["label"] for answer in expected]
+    for one, other in zip(found[: len(exact)], expected, strict=False):
+        assert one["probabilities"] == pytest.approx(other["probabilities"], abs=1e-4)
+
+
+def png(image: Image.Image) -> bytes:
+    """An image as a PNG file."""
+    written = io.BytesIO()
+    image.save(written, "PNG")
+    return written.getvalue()
