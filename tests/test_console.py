@@ -48,3 +48,13 @@ def test_progress_prints_nothing_without_standard_error(monkeypatch: pytest.Monk
     progress.at(5)
     progress.close()
     assert progress.bar is None
+
+
+def test_long_lines_are_wrapped_at_the_width_of_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "20")
+    assert console.wrapped("one two three four five six") == "one two three four\n  five six"
+    assert console.wrapped("a https://example.org/a/very/long/address b") == (
+        "a\n  https://example.org/a/very/long/address\n  b"
+    )
+    assert console.wrapped("a row  of a table  is left as it is") == "a row  of a table  is left as it is"
+    assert console.wrapped("short\n\nlines") == "short\n\nlines"

@@ -1,7 +1,9 @@
 """Console output of the commands: lines, aligned tables and a progress bar."""
 
 import os
+import shutil
 import sys
+import textwrap
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -29,9 +31,21 @@ def is_terminal() -> bool:
 
 
 def say(*lines: str) -> None:
-    """Print lines and flush them, so that they appear immediately in a pipe too."""
+    """Print lines and flush them, so that they appear immediately in a pipe too; on a terminal, wrap long ones."""
     for line in lines:
-        print(line, flush=True)
+        print(wrapped(line) if sys.stdout.isatty() else line, flush=True)
+
+
+def wrapped(text: str, indent: int = 2) -> str:
+    """Wrap lines at the width of the terminal, with a hanging indent; words, URLs and rows of tables stay whole."""
+    width = shutil.get_terminal_size().columns
+    wrapper = textwrap.TextWrapper(
+        width, subsequent_indent=" " * indent, break_long_words=False, break_on_hyphens=False
+    )
+    return "\n".join(
+        wrapper.fill(line) if len(line) > width > indent and "  " not in line.strip() else line
+        for line in text.split("\n")
+    )
 
 
 def display_path(path: Path) -> str:

@@ -90,7 +90,7 @@ def test_the_storage_that_is_used_on_the_hub_is_told(examine, tmp_path):
         hub.app.faults = [Fault(403, match="repositories")]
         assert json.loads(examine(as_json=True, environ=environ)[1])["hub_storage"] == {}
         hub.app.faults = []
-        assert "Hub        0.02 of 100 GB private, 0.00 GB public, of me" in examine(environ=environ)[1]
+        assert "Hub: 0.02 of 100 GB private, 0.00 GB public, of me" in examine(environ=environ)[1]
 
 
 GATEWAY = {

@@ -148,7 +148,7 @@ def test_an_invalid_client_setting_does_not_stop_a_run(
 def test_the_wait_for_an_unresponsive_service_is_limited(project: Path, service: Wandb) -> None:
     service.faults.append(Fault("slow", None, "Viewer", seconds=300))
     printed = track(project, STEPS + END, service)
-    assert "in time. Tracking offline." in printed
+    assert "Tracking offline." in printed
     seconds = float(next(line for line in printed.splitlines() if line.startswith("opened")).split()[1])
     assert seconds < 100  # the timeout, plus the client's start on a busy machine; the service takes 300
     service.faults.clear()
@@ -284,8 +284,8 @@ def test_a_failed_upload_does_not_block_other_runs(project: Path, service: Wandb
     track(project, STEPS + text + END, service, WANDB_API_KEY="")
     (project / "picture.png").unlink()
     (project / "runs/one").rename(project / "runs/another")
-    record = project / "runs/another/tracked.jsonl"
-    record.write_text(record.read_text().replace('"id": "one"', '"id": "another"'))
+    events = project / "runs/another/tracked.jsonl"
+    events.write_text(events.read_text().replace('"id": "one"', '"id": "another"'))
     track(project, STEPS + END, service, WANDB_API_KEY="")
     printed = sync(project, service, code=1)
     assert "another: upload incomplete" in printed

@@ -12,6 +12,7 @@ from importlib import metadata, util
 from pathlib import Path
 from typing import Any
 
+from free_ml_stack.console import say
 from free_ml_stack.credentials import check as credentials
 from free_ml_stack.errors import StackError
 from free_ml_stack.hub import account
@@ -161,16 +162,12 @@ def _library_problems(root: Path, installed: str) -> list[str]:
 
 def _print(found: dict[str, Any], bills: list[Cost], wrong: list[str]) -> None:
     installed = ", ".join(f"{name} {version}" for name, version in found["versions"].items() if version)
-    print(f"\nPython     {found['python']}\nPackages   {installed}\nDevice     {found['device']}")
-    print(f"Disk       {found['disk_free'] / 1e9:.0f} GB free\nStorage    {found['storage']}")
+    facts = {"Python": found["python"], "Packages": installed, "Device": found["device"]}
+    facts |= {"Disk": f"{found['disk_free'] / 1e9:.0f} GB free", "Storage": found["storage"]}
     if found["hub_storage"]:
-        print(f"Hub        {account.line(found['hub_storage'])}")
-    print("\nCost:")
+        facts["Hub"] = account.line(found["hub_storage"])
+    say("", *(f"{name}: {text}" for name, text in facts.items()), "", "Cost:")
     for bill in bills:
-        page = f" - {bill.page}" if bill.page else ""
-        print(f"  {bill.part:<9}{'free' if bill.free else 'paid'}: {bill.text}{page}")
-    print()
-    for line in wrong:
-        print(f"problem: {line}")
-    if not wrong:
-        print("No problems found.")
+        page = f" ({bill.page})" if bill.page else ""
+        say(f"  {bill.part}: {'free' if bill.free else 'paid'}, {bill.text}{page}")
+    say("", *(f"problem: {line}" for line in wrong), *([] if wrong else ["No problems found."]))

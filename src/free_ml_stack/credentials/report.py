@@ -1,5 +1,7 @@
 """Reports on the services' keys, and their output, with the standard library only."""
 
+import shutil
+import textwrap
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import TextIO
@@ -152,17 +154,26 @@ def show(reports: Iterable[Report], stream: TextIO, environ: Mapping[str, str]) 
     terminal = bool(stream) and stream.isatty()  # None if it is closed
     colour = terminal and not environ.get("NO_COLOR") and environ.get("TERM") != "dumb"
     for one in reports:
-        name, outcome, indent = f"{SERVICES[one.service]}: ", f"{one.outcome}: ", "  "
+        name, outcome = f"{SERVICES[one.service]}: ", f"{one.outcome}: "
         if terminal:
-            name, outcome, indent = f"{SERVICES[one.service]:<18}", f"{one.outcome:<10}", " " * 28
-        if colour:
-            code = {"ok": 32, "rejected": 31}.get(one.outcome, 33)
-            outcome = f"\033[{code}m{outcome}\033[0m"
+            name, outcome = f"{SERVICES[one.service]:<18}", f"{one.outcome:<10}"
         ending = f", ...{one.last_four}" if one.last_four else ""
         source = f" [{one.source}{ending}]" if one.source else ""
-        print(f"{name}{outcome}{one.text}{source}", file=stream)
+        text = f"{name}{outcome}{one.text}{source}"
+        if terminal:
+            text = _wrapped(text, 28)
+        if colour:
+            code = {"ok": 32, "rejected": 31}.get(one.outcome, 33)
+            text = text.replace(outcome, f"\033[{code}m{outcome}\033[0m", 1)
+        print(text, file=stream)
         if one.remedy:
-            print(f"{indent}{one.remedy}", file=stream)
+            print(_wrapped(f"  {one.remedy}", 2) if terminal else f"  {one.remedy}", file=stream)
+
+
+def _wrapped(text: str, indent: int) -> str:
+    """Wrap a line at the width of the terminal, with a hanging indent; URLs stay whole."""
+    width = max(shutil.get_terminal_size().columns, 2 * indent)
+    return textwrap.fill(text, width, subsequent_indent=" " * indent, break_long_words=False, break_on_hyphens=False)
 
 
 def as_json(reports: Iterable[Report]) -> list[dict[str, str]]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from free_ml_stack import git
-from free_ml_stack.console import display_path, say
+from free_ml_stack.console import say
 from free_ml_stack.errors import first_line
 from free_ml_stack.tracking.tracker import PREEMPTED, RunStoppedError, Tracker, Values
 
@@ -53,6 +53,7 @@ class WandbTracker(Tracker):
         import wandb
 
         self.folder, self.online, self.command = folder, mode == "online", settings.command
+        self.kind = opened["kind"]
         self.failure, self.sweep, self.stopped = "", settings.wandb_sweep, threading.Event()
         # Settings from the environment and the user's files take precedence. Without the mode, the client would
         # connect.
@@ -200,7 +201,10 @@ class WandbTracker(Tracker):
         return self.online and not self.failure
 
     def finish(self, exit_code: int) -> str:
-        """End the run and the client's service process; return its URL, or how to upload it later."""
+        """End the run and the client's service process; return its URL, or how to upload it later.
+
+        Offline, only training says how: the other commands follow it.
+        """
         self._send()
         if self.pictures and self.known <= self.rows:
             self._call_with_timeout(self._send_pictures, self.rows)
@@ -214,9 +218,10 @@ class WandbTracker(Tracker):
         end_service()
         if self.online and not self.failure:
             return f"W&B: {self.url}"
+        if not self.online and self.kind != "train":
+            return ""
         why = f"{self.failure}; the run is kept on disk" if self.online else "offline"
-        folder = display_path(self.folder / "wandb")
-        return f"W&B: {why}. Run `{self.command} sync` to upload it, or `wandb leet {folder}` to see it locally."
+        return f"W&B: {why}. Run `{self.command} sync` to upload it."
 
     def _end_polling(self) -> None:
         """Stop the client's polling threads of an unfinished run; without the service they print a traceback."""

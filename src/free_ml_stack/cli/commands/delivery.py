@@ -208,7 +208,7 @@ def print_monitoring(seen: "Monitoring") -> None:
     say(
         f"Drift: {seen.drift['verdict']}.",
         *(f"Picture: {display_path(path)}" for path in seen.pictures.values()),
-        seen.tracked,
+        *filter(None, [seen.tracked]),
     )
 
 

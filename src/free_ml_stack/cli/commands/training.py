@@ -110,7 +110,7 @@ def sweep(science: "Science", settings: Settings, args: Namespace) -> int:
     say(
         table(found.rows(), found.header()),
         f"Trials and pictures are in {display_path(found.folder)}.",
-        found.tracked,
+        *filter(None, [found.tracked]),
     )
     say(f"Best: {found.metric} {found.best_value:.4f}, written to {display_path(found.best_config)}.")
     if not runs_train(found.plan, science.package):  # the configuration of another program is not for `train`
