@@ -189,7 +189,7 @@ def rows(found: dict[str, Any]) -> list[tuple[str, object]]:
     )
     lines: list[tuple[str, object]] = [
         headline("Test", found["test"]),
-        ("Best of the sweep", best),
+        ("Best trial", best),
         ("Model", display_path(Path(found["model"]))),
         ("Model card", display_path(Path(found["card"]))),
         ("Stored in", found["stored"]),
