@@ -18,7 +18,7 @@ if __name__ == "__main__":
     import places  # noqa: F401 - puts the skeleton on the path
 
 from free_ml_stack.gateway.data.api import DataAPI
-from free_ml_stack.gateway.http import DisconnectedError, HTTPError, Memory, request_of
+from free_ml_stack.gateway.http import DisconnectedError, HTTPError, Memory, make_request
 from free_ml_stack.gateway.protocol.direct import DirectProtocol
 
 USERS = {b"key-of-me": "me", b"key-of-you": "you"}
@@ -29,7 +29,7 @@ def data_app(folder: Path) -> Any:
     api = DataAPI(folder)
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
-        request = request_of(scope, receive, send, Memory())
+        request = make_request(scope, receive, send, Memory())
         request.user = USERS.get(request.headers.get(b"authorization", b""))
         with suppress(DisconnectedError):
             try:

@@ -1,4 +1,4 @@
-"""What Windows and macOS have not, or have otherwise, tested by taking it away here."""
+"""Differences of Windows and macOS, simulated on this system."""
 
 import ast
 import asyncio
@@ -23,7 +23,7 @@ SOURCE = Path(free_ml_stack.__file__).parent
 
 
 @pytest.mark.parametrize("absent", ["add_reader", "sendfile"])
-def test_files_go_through_a_loop_that_watches_no_sockets(
+def test_files_are_sent_and_received_with_a_loop_without_readers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, absent: str
 ) -> None:
     if absent == "sendfile":
@@ -40,20 +40,20 @@ def test_files_go_through_a_loop_that_watches_no_sockets(
         assert gateway.client().algo("me/demo").pipe("word").result == "hello"
 
 
-def test_several_workers_need_fork_and_say_so(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_several_workers_need_fork(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(os, "fork")
-    with pytest.raises(StackError, match="--workers 2: this system can't fork processes; leave it at 1"):
+    with pytest.raises(StackError, match="--workers 2: this system cannot fork processes; use --workers 1"):
         serve(lambda keys: pytest.fail("no application is made"), workers=2)
 
 
-def test_a_port_is_not_shared_where_the_usual_option_shares_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(socket, "SO_EXCLUSIVEADDRUSE", socket.SO_KEEPALIVE, raising=False)  # any that Linux has
+def test_a_port_is_not_shared_on_windows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(socket, "SO_EXCLUSIVEADDRUSE", socket.SO_KEEPALIVE, raising=False)  # any option of Linux
     with open_port("127.0.0.1", 0) as listening:
         assert listening.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
         assert not listening.getsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR)
 
 
-def test_training_ends_with_a_checkpoint_at_the_signal_that_windows_has(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_training_stops_with_a_checkpoint_on_sigbreak(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(signal, "SIGBREAK", signal.SIGUSR1, raising=False)
     checkpoints = SimpleNamespace(stopping=False)
     with stop_after_checkpoint(checkpoints):  # type: ignore[arg-type]
@@ -62,7 +62,7 @@ def test_training_ends_with_a_checkpoint_at_the_signal_that_windows_has(monkeypa
     assert signal.getsignal(signal.SIGUSR1) == signal.SIG_DFL
 
 
-def test_a_file_that_is_open_elsewhere_is_replaced_when_it_is_closed(
+def test_a_file_open_in_another_process_is_replaced_after_its_close(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     replace, refused = Path.replace, []
@@ -86,17 +86,17 @@ def test_a_file_that_is_open_elsewhere_is_replaced_when_it_is_closed(
     assert (tmp_path / "a").read_bytes() == b"new"
 
 
-def test_macos_brings_files_to_the_disk_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_macos_flushes_files_to_disk_with_fcntl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     commands: list[int] = []
     monkeypatch.setattr(
         atomic, "fcntl", SimpleNamespace(F_FULLFSYNC=51, fcntl=lambda number, command: commands.append(command))
     )
     atomic.replace(tmp_path / "a", b"new")
-    assert commands == [51, 51]  # the file, and its folder
+    assert commands == [51, 51]  # the file and its folder
 
 
-def test_what_processes_print_is_read_as_utf_8_anywhere() -> None:
-    """And files are: the encoding of the system is no part of a format."""
+def test_output_and_files_are_utf_8_on_every_system() -> None:
+    """Formats do not depend on the encoding of the system."""
     for path in SOURCE.rglob("*.py"):
         for call in (node for node in ast.walk(ast.parse(path.read_bytes())) if isinstance(node, ast.Call)):
             given = {keyword.arg: keyword.value for keyword in call.keywords}

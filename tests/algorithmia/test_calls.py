@@ -81,7 +81,7 @@ def test_stdout_is_returned_on_request(gateway: Deployed) -> None:
         ("exit", "exited with code 3", "SystemExit"),
         (
             "object",
-            "the answer can't be written as JSON: Type is not JSON serializable: object",
+            "the answer is not JSON-serializable: Type is not JSON serializable: object",
             "AlgorithmError",
         ),
     ],

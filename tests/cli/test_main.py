@@ -51,7 +51,7 @@ def test_a_missing_earlier_step_is_reported_with_its_command(empty: Path, comman
         (("sweep",), "no such file"),
         (("sweep", "--file", "."), ".: Is a directory"),
         (("serve", "--port", "99999"), "a port is a number from 0 to 65535"),
-        (("serve", "--host", "no.such.host.invalid"), "can't be opened"),
+        (("serve", "--host", "no.such.host.invalid"), "cannot open no.such.host.invalid"),
     ],
 )
 def test_invalid_arguments_give_one_line_errors(empty: Path, arguments: tuple[str, ...], words: str) -> None:

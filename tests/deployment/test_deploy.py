@@ -80,12 +80,12 @@ def without_manifest(folder: Path) -> None:
     ("spoil", "message"),
     [
         (damaged, "word.txt"),
-        (changed_with_new_sums, "answers its sample input with 'hellO' instead of 'hello'"),
+        (changed_with_new_sums, "sample.json: expected 'hello', got 'hellO' from the model"),
         (without_sample, "sample.json is missing"),
         (refused_sample, "fails on its own sample input: that makes no sense"),
         (sample_that_is_no_strict_json, "sample.json is not valid JSON: .*; run `publish` again"),
         (reference_that_is_no_strict_json, "reference.json is not valid JSON"),
-        (answer_that_is_none, "the answer can't be written as JSON"),
+        (answer_that_is_none, "the answer is not JSON-serializable"),
         (without_manifest, "manifest.json is missing"),
     ],
 )
@@ -125,7 +125,7 @@ def test_the_sample_is_compared_with_a_tolerance(store: AbstractFileSystem, tmp_
         (folder / "sample.json").write_text(json.dumps(sample))
         write_manifest(folder)
         if refused:
-            with pytest.raises(StackError, match="instead of"):
+            with pytest.raises(StackError, match="sample.json: expected"):
                 deploy(folder, store, "digits", Digits())
         else:
             deploy(folder, store, "digits", Digits())

@@ -1,4 +1,4 @@
-"""The log of calls on the Hub: all algorithms in one request, old files removed with it."""
+"""The call log on the Hub: one request for all algorithms, which also removes old files."""
 
 import asyncio
 from pathlib import Path
@@ -20,7 +20,7 @@ CALL: dict[str, Any] = {"version": "0.1.0", "latency_ms": 1.0, "outcome": "ok"}
 
 
 async def write(store: AbstractFileSystem, times: int) -> CallLog:
-    """Log a call of each of two algorithms, several times."""
+    """Log calls of two algorithms several times."""
     log = CallLog(store, "One")
     for _ in range(times):
         for name in ("One", "Two"):
@@ -30,7 +30,7 @@ async def write(store: AbstractFileSystem, times: int) -> CallLog:
 
 
 @pytest.mark.parametrize("place", ["buckets/me/logged", "datasets/me/logged"])
-def test_on_the_hub_it_is_one_request_each_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str) -> None:
+def test_a_flush_to_the_hub_is_one_request(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str) -> None:
     disable_progress_bars()
     monkeypatch.setattr(call_log, "FILES", 2)
     hub = Hub(tmp_path / "hub")
@@ -46,8 +46,8 @@ def test_on_the_hub_it_is_one_request_each_time(tmp_path: Path, monkeypatch: pyt
         assert [len(change) for change in changes] == [2, 2, 4, 4]
         for name in ("One", "Two"):
             assert len(store.find(f"logs/{name}")) == 2
-        # with storage in a repository there is no more than a commit in ten minutes
+        # a repository gets at most one commit in ten minutes
         assert log.seconds == (600 if place.startswith("datasets") else 30)
         hub.app.faults = [Fault(403, match="/batch"), Fault(403, match="/commit/")]
         log = asyncio.run(write(store, 1))
-        assert set(log.lines) == {"One", "Two"}  # kept for the next time
+        assert set(log.lines) == {"One", "Two"}  # kept for the next attempt

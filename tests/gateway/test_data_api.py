@@ -1,4 +1,4 @@
-"""The Data API as the official client, unmodified, and other programs see it."""
+"""The Data API with the official client and other HTTP clients."""
 
 import errno
 import hashlib
@@ -69,14 +69,14 @@ def http(url):
 
 
 class TestFiles:
-    def test_bytes_come_back_as_they_went(self, collection):
+    def test_bytes_are_returned_unchanged(self, collection):
         content = bytes(range(256)) * 100
         file = collection.file("a.bin").put(content)
         assert file.exists()
         assert file.getBytes() == content
         assert Path(file.getFile(as_path=True)).read_bytes() == content
 
-    def test_text_keeps_its_characters(self, collection):
+    def test_text_is_returned_unchanged(self, collection):
         assert collection.file("a.txt").put("Grüße, 世界").getString() == "Grüße, 世界"
 
     @pytest.mark.filterwarnings("ignore:'pkgutil.find_loader' is deprecated")  # the client's own
@@ -104,12 +104,12 @@ class TestFiles:
     @pytest.mark.parametrize("name", ["with space", "a+b&c=d;e'(f):g", "[brackets]", "ünï-код-文件.txt", "100%", "%41"])
     def test_names_that_need_encoding(self, collection, client, name):
         client.file(f"{collection.path}/{name}").put("x")
-        named = "A" if name == "%41" else name  # the client itself takes %41 for A
+        named = "A" if name == "%41" else name  # the client decodes %41 to A
         assert [file.getName() for file in collection.files()] == [named]
         assert client.file(f"{collection.path}/{name}").getString() == "x"
 
     @pytest.mark.parametrize("name", ["a:", "s3:", "a:b:", ":"])
-    def test_a_folder_with_a_colon_is_one_like_others(self, collection, client, name):
+    def test_a_folder_name_may_contain_a_colon(self, collection, client, name):
         folder = client.dir(f"{collection.path}/{name}")
         folder.create()
         folder.file("x").put("y")
@@ -117,7 +117,7 @@ class TestFiles:
         assert [file.getName() for file in folder.files()] == ["x"]
         folder.delete(force=True)
 
-    def test_what_is_missing_is_said_to_be_missing(self, collection):
+    def test_a_missing_file_or_folder_is_reported(self, collection):
         assert not collection.file("nothing").exists()
         with pytest.raises(DataApiError, match="no such file or directory: data://me/"):
             collection.file("nothing").getString()
@@ -134,9 +134,9 @@ class TestDirectories:
     def test_the_root_lists_the_user(self, client):
         assert client.username() == "me"
 
-    def test_a_directory_is_made_once(self, collection):
+    def test_a_directory_cannot_be_created_twice(self, collection):
         assert collection.exists()
-        with pytest.raises(Exception, match="409"):  # the client drops the words
+        with pytest.raises(Exception, match="409"):  # the client drops the message
             collection.create()
 
     def test_files_and_directories_are_listed_with_size_and_time(self, collection):
@@ -149,7 +149,7 @@ class TestDirectories:
         assert first.size == 5
         assert abs(first.last_modified.replace(tzinfo=UTC) - datetime.now(UTC)).total_seconds() < 60
 
-    def test_a_long_listing_comes_in_pages(self, collection, folder, http):
+    def test_a_long_listing_is_paginated(self, collection, folder, http):
         names = {f"{number:04d}" for number in range(2500)}
         for name in names:
             (folder / "me" / collection.getName() / name).touch()
@@ -158,7 +158,7 @@ class TestDirectories:
         assert len(page["files"]) == 1000
         assert http("GET", collection.url, params={"marker": "nonsense"}).status_code == 400
 
-    def test_a_directory_with_files_is_deleted_by_force(self, collection):
+    def test_a_directory_with_files_is_deleted_with_force(self, collection):
         inner = collection.dir("inner")
         inner.create()
         inner.file("a").put("x")
@@ -169,12 +169,12 @@ class TestDirectories:
         inner.create()
         assert inner.delete()
 
-    def test_a_directory_is_fetched_at_once(self, collection):
+    def test_a_directory_is_downloaded(self, collection):
         for name in ("a", "b"):
             collection.file(name).put(name)
         assert sorted(path.name for path in Path(collection.getDir()).iterdir()) == ["a", "b"]
 
-    def test_a_directory_and_a_file_can_not_have_one_name(self, collection, http):
+    def test_a_directory_and_a_file_cannot_share_a_name(self, collection, http):
         collection.file("file").put("x")
         collection.dir("dir").create()
         assert http("PUT", f"{collection.url}/dir", data=b"x").status_code == 409
@@ -184,13 +184,13 @@ class TestDirectories:
 
 class TestRights:
     @pytest.mark.parametrize("acl", [ReadAcl.public, ReadAcl.private, ReadAcl.my_algos])
-    def test_a_directory_is_made_with_rights(self, client, acl):
+    def test_a_directory_is_created_with_rights(self, client, acl):
         directory = client.dir("data://.my/rights")
         directory.create(acl)
         assert directory.get_permissions().read_acl is acl.read_acl
         directory.delete()
 
-    def test_rights_are_changed_and_forgotten_with_the_directory(self, collection):
+    def test_rights_are_changed_and_deleted_with_the_directory(self, collection):
         inner = collection.dir("inner")
         inner.create(ReadAcl.public)
         inner.update_permissions(ReadAcl.private)
@@ -199,13 +199,13 @@ class TestRights:
         inner.create()
         assert inner.get_permissions().read_acl is ReadAcl.my_algos.read_acl
 
-    def test_rights_outlive_the_server(self, collection, folder, you):
+    def test_rights_persist_across_restarts(self, collection, folder, you):
         collection.update_permissions(ReadAcl.public)
         collection.file("a").put("x")
         with serving(data_app(folder), lifespan="off") as url:
             assert Algorithmia.client(None, url).file(f"data://me/{collection.getName()}/a").getString() == "x"
 
-    def test_others_read_what_is_public_and_write_nothing(self, collection, you, stranger):
+    def test_other_users_can_read_public_collections_and_write_nothing(self, collection, you, stranger):
         collection.file("a").put("x")
         path = f"data://me/{collection.getName()}"
         for other, word in ((you, "no access"), (stranger, "authorization required")):
@@ -227,13 +227,13 @@ class TestRights:
         assert collection.file("a").getString() == "x"
 
     @pytest.mark.parametrize("acl", [None, {}, {"read": ["user://someone"]}, {"read": "user://*"}, {"write": []}, 7])
-    def test_rights_that_do_not_exist_are_refused(self, collection, http, acl):
+    def test_unknown_rights_are_rejected(self, collection, http, acl):
         answer = http("PATCH", collection.url, json={"acl": acl})
         assert (answer.status_code, answer.json()["error"]["message"][:7]) == (400, "acl mus")
 
 
 class TestHttp:
-    def test_the_connector_address_is_the_same_store(self, collection, http):
+    def test_the_connector_path_is_the_same_store(self, collection, http):
         path = f"me%2F{collection.getName()}%2Fa%20b"
         assert http("PUT", f"/v1/connector/data/{path}", data=b"x").json() == {
             "result": f"data://me/{collection.getName()}/a b"
@@ -243,15 +243,15 @@ class TestHttp:
         assert http("GET", "/v1/data/s3+label://bucket/x").status_code == 404
         assert http("GET", "/v1/data/s3+label:/bucket/x").status_code == 404
 
-    def test_nothing_of_a_session_can_be_read_later(self, http):
-        """A session is one call of an algorithm; what is not bound to one is not taken."""
+    def test_session_paths_are_not_supported(self, http):
+        """A session is one call of an algorithm; requests outside of a call are rejected."""
         for path in ("/v1/data/.session/x", "/v1/connector/data/.session/x", "/v1/data//.session//x"):
             refused = http("PUT", path, data=b"secret")
             assert (refused.status_code, ".session is not kept" in refused.text) == (404, True)
             assert http("GET", path).status_code == 404
 
     @pytest.mark.parametrize("path", ["//v1/data/.my/{}", "/v1/data//.my//{}/", "/v1/data/me/{}//"])
-    def test_slashes_too_many_are_forgiven(self, collection, http, path):
+    def test_repeated_slashes_are_ignored(self, collection, http, path):
         collection.file("a").put("x")
         assert http("GET", path.format(collection.getName())).json()["files"][0]["filename"] == "a"
 
@@ -277,7 +277,7 @@ class TestHttp:
         begin = slice_.indices(size)[0]
         assert answer.headers["Content-Range"] == f"bytes {begin}-{begin + len(answer.content) - 1}/{size}"
 
-    def test_ranges_that_can_not_be_had(self, collection, http):
+    def test_invalid_ranges(self, collection, http):
         collection.file("a").put("0123456789")
         get = lambda **headers: http("GET", f"{collection.url}/a", headers=headers)  # noqa: E731
         assert get(Range="bytes=10-").status_code == 416
@@ -287,7 +287,7 @@ class TestHttp:
         changed = {"Range": "bytes=2-3", "If-Range": '"of another version"'}
         assert http("GET", f"{collection.url}/a", headers=changed).content == b"0123456789"
 
-    def test_head_and_get_agree_and_tell_the_md5(self, collection, http):
+    def test_head_and_get_agree_and_contain_the_md5(self, collection, http):
         content = os.urandom(1000)
         collection.file("a").put(content)
         head, get = http("HEAD", f"{collection.url}/a"), http("GET", f"{collection.url}/a")
@@ -297,24 +297,24 @@ class TestHttp:
         assert head.headers["X-Data-Type"] == "file"
         folder = http("HEAD", collection.url).headers
         assert folder["X-Data-Type"] == "directory"
-        assert "Content-Length" not in folder  # that of GET is known after a listing only
+        assert "Content-Length" not in folder  # the length of GET needs a listing
         unchanged = http("GET", f"{collection.url}/a", headers={"If-None-Match": head.headers["ETag"]})
         assert (unchanged.status_code, unchanged.content) == (304, b"")
 
-    def test_a_large_file_has_an_etag_that_changes_with_it(self, collection, http):
+    def test_the_etag_of_a_large_file_changes_with_the_file(self, collection, http):
         tags = set()
         for _ in range(2):
             collection.file("large").put(bytes(17 << 20))
             tags.add(http("HEAD", f"{collection.url}/large").headers["ETag"])
         assert len(tags) == 2
 
-    def test_bytes_that_do_not_have_the_sum_sent_with_them_are_not_stored(self, collection, http):
+    def test_a_body_with_a_checksum_mismatch_is_not_stored(self, collection, http):
         right = {"Repr-Digest": "sha-256=:LPJNul+wow4m6DsqxbninhsWHlwfp0JecwQzYpOLmCQ=:"}
         assert http("PUT", f"{collection.url}/a", data=b"hello", headers=right).status_code == 200
         wrong = http("PUT", f"{collection.url}/a", data=b"hellO", headers=right)
         assert (wrong.status_code, collection.file("a").getString()) == (400, "hello")
 
-    def test_a_file_is_made_only_where_there_is_none(self, collection, http):
+    def test_if_none_match_prevents_an_overwrite(self, collection, http):
         new = {"If-None-Match": "*"}
         answers = [http("PUT", f"{collection.url}/a", data=b"x", headers=new).status_code for _ in range(2)]
         assert answers == [200, 412]
@@ -343,9 +343,7 @@ class TestHttp:
             ("GET", "/v1/data/.my/c/a%00b", {}, 404),
         ],
     )
-    def test_a_request_that_makes_no_sense_gets_an_error_in_the_contract_s_form(
-        self, http, method, path, options, status
-    ):
+    def test_an_invalid_request_gets_an_error_of_the_documented_form(self, http, method, path, options, status):
         answer = http(method, path, **options)
         error = answer.json()["error"]
         assert (answer.status_code, set(error)) == (status, {"id", "code", "message"})
@@ -382,7 +380,7 @@ TRAVERSAL = [
 
 
 def ask(url: str, method: str, path: str, body: bytes = b"") -> bytes:
-    """An answer to a request whose address no library has made harmless."""
+    """Send a request with the given path, without normalization by a library."""
     host, port = url.removeprefix("http://").split(":")
     with socket.create_connection((host, int(port)), timeout=10) as connection:
         head = f"{method} /v1/data/{path} HTTP/1.1\r\nHost: {host}\r\nAuthorization: key-of-me\r\nConnection: close\r\n"
@@ -391,7 +389,7 @@ def ask(url: str, method: str, path: str, body: bytes = b"") -> bytes:
 
 
 @pytest.mark.parametrize("path", TRAVERSAL)
-def test_no_path_leaves_the_store(tmp_path, path):
+def test_no_path_points_outside_the_store(tmp_path, path):
     store, outside = tmp_path / "store", tmp_path / "outside"
     (store / "me" / "c").mkdir(parents=True)
     outside.mkdir()
@@ -415,10 +413,10 @@ def test_no_path_leaves_the_store(tmp_path, path):
 
 
 class TestFaults:
-    """A server that is killed or runs out of disk keeps what it had, and nothing half-written."""
+    """A server that is killed or out of disk space keeps complete files only."""
 
     @pytest.mark.parametrize("chunked", [False, True])
-    def test_a_server_killed_in_mid_upload(self, tmp_path, chunked):
+    def test_a_server_killed_during_an_upload(self, tmp_path, chunked):
         store, port = tmp_path / "store", free_port()
         content = os.urandom(20 << 20)
 
@@ -439,8 +437,8 @@ class TestFaults:
             assert [file.getName() for file in client.dir("data://.my/c").files()] == ["a"]
             assert client.file("data://.my/c/a").getString() == "old"
 
-    def test_a_killed_server_takes_up_where_the_file_system_is_sending(self, tmp_path, monkeypatch):
-        """The file system sends again what was under way when the server went, as soon as it is back."""
+    def test_the_file_system_retries_after_a_restart_of_the_server(self, tmp_path, monkeypatch):
+        """The file system repeats an interrupted upload when the server is back."""
         tried = Semaphore(0)
         monkeypatch.setattr(connection.log, "info", lambda *_: tried.release())
         port = free_port()
@@ -452,14 +450,14 @@ class TestFaults:
                 upload = pool.submit(fs.put_file, str(tmp_path / "up"), ".my/c/a", callback=sent)
                 first.wait()
                 assert not (tmp_path / "store" / "me" / "c" / "a").exists()
-                # it is waited for longer than a server that was never there
+                # the retries last longer than for a server that was never reachable
                 assert all(tried.acquire(timeout=30) for _ in range(connection.FIRST_ATTEMPTS))
                 with process(tmp_path / "store", port):
                     upload.result()
                     fs.get_file(".my/c/a", str(tmp_path / "down"))
         assert (tmp_path / "down").read_bytes() == (tmp_path / "up").read_bytes()
 
-    def test_what_a_killed_server_left_behind_is_removed_after_a_day(self, tmp_path):
+    def test_partial_files_of_a_killed_server_are_removed_after_a_day(self, tmp_path):
         part = tmp_path / ".part"
         part.mkdir()
         for name, age in (("old", 2 * 86400), ("fresh", 60)):
@@ -488,7 +486,7 @@ class TestFaults:
             assert failure.value.errno == errno.ENOSPC
         assert list((tmp_path / "store" / ".part").iterdir()) == []
 
-    def test_a_client_that_goes_away_leaves_nothing(self, url, folder, collection):
+    def test_a_disconnected_client_leaves_no_file(self, url, folder, collection):
         host, port = url.removeprefix("http://").split(":")
         for length in (b"Content-Length: 9000000", b"Transfer-Encoding: chunked"):
             with socket.create_connection((host, int(port))) as connection:
@@ -500,7 +498,7 @@ class TestFaults:
 
 
 class Sized:
-    """A body of known length for requests."""
+    """A body with a known length for requests."""
 
     def __init__(self, pieces, size):
         self.pieces, self.size = pieces, size
@@ -516,7 +514,7 @@ KEY = {"Authorization": "key-of-me"}
 
 
 def wait_until(condition, seconds=10):
-    """Return as soon as a condition holds."""
+    """Wait until a condition is true."""
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end
@@ -524,7 +522,7 @@ def wait_until(condition, seconds=10):
 
 
 @pytest.mark.parametrize("address", ["/v1/database", "/v1/data.my", "/v1/connector/data2/me"])
-def test_what_only_begins_like_the_data_api_is_not_it(http, address):
+def test_a_path_with_the_same_prefix_is_not_the_data_api(http, address):
     assert http("GET", address).status_code == 404
 
 

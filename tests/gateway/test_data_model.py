@@ -1,4 +1,4 @@
-"""The file system does what a local folder does, whatever is done with it in whatever order."""
+"""The file system behaves like a local folder for random sequences of operations."""
 
 import tempfile
 from contextlib import ExitStack
@@ -22,7 +22,7 @@ CONTENTS = st.one_of(st.binary(max_size=20), st.sampled_from([bytes(70_000), b"\
 
 
 class Twins(RuleBasedStateMachine):
-    """One store behind the Data API, one in a folder; every step is done to both."""
+    """A store behind the Data API and a local folder; every step is run on both."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -31,7 +31,7 @@ class Twins(RuleBasedStateMachine):
         url = self.open.enter_context(serving(data_app(root / "served"), lifespan="off", http=DirectProtocol))
         remote = AlgorithmiaFileSystem(url, "key-of-me", skip_instance_cache=True)
         self.root = root
-        # not in fsspec's cache, or its sockets would stay open
+        # not in fsspec's instance cache, which would keep its sockets open
         self.remote = DirFileSystem(".my/c", fs=remote, skip_instance_cache=True)
         self.local = local_store(root / "local")
         self.both(lambda store: store.makedirs("", exist_ok=True))
@@ -40,7 +40,7 @@ class Twins(RuleBasedStateMachine):
         self.open.close()
 
     def both(self, step):
-        """Do a step to both; it succeeds with the same value or fails with the same kind of error."""
+        """Run a step on both; compare the values or the types of the errors."""
         assert outcome(step, self.remote) == outcome(step, self.local)
 
     @rule(name=FILES, content=CONTENTS)
@@ -58,9 +58,7 @@ class Twins(RuleBasedStateMachine):
 
     @rule(name=FILES, start=st.integers(-30, 30), end=st.integers(-30, 30))
     def read_a_range(self, name, start, end):
-        if self.local.isfile(
-            name
-        ):  # of which a slice is the model: fsspec's local files refuse to end before they start
+        if self.local.isfile(name):  # compared with a slice: fsspec's local files reject an end before the start
             assert self.remote.cat_file(name, start, end) == self.local.cat_file(name)[start:end]
 
     @rule(name=FILES)
@@ -113,7 +111,7 @@ class Twins(RuleBasedStateMachine):
 
 
 def outcome(step, store):
-    """A step's value, or the kind of its failure."""
+    """Return the value of a step, or the type of its error."""
     try:
         return step(store)
     except ConnectionError:

@@ -1,4 +1,4 @@
-"""The short way for plain calls: the same answers as by uvicorn's own reading, whatever is sent, and none lost."""
+"""The fast path for plain calls: the same answers as through uvicorn's parser, and no lost call."""
 
 import json
 import random
@@ -27,7 +27,7 @@ HEAD = ("Host: x", f"Authorization: {KEY}", "Content-Type: application/json")
 
 @pytest.fixture(scope="module")
 def both(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Deployed, Deployed]]:
-    """The gateway as it is served, and with uvicorn's own protocol."""
+    """The gateway with its own protocol, and with uvicorn's."""
     with (
         deployed(tmp_path_factory.mktemp("short")) as short,
         deployed(tmp_path_factory.mktemp("long"), http="httptools") as long,
@@ -36,7 +36,7 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Deployed, D
 
 
 def call(body: bytes, *more: str, length: int | None = None, start: str = "") -> bytes:
-    """A plain call, but for what is said otherwise."""
+    """Return a plain call, with the given changes."""
     lines = (start or "POST /v1/algo/me/demo HTTP/1.1", *HEAD)
     size = f"Content-Length: {len(body) if length is None else length}"
     return "\r\n".join([*lines, *more, size, "", ""]).encode() + body
@@ -50,7 +50,7 @@ def connected(url: str) -> Iterator[socket.socket]:
 
 
 def answers(connection: socket.socket, count: int) -> list[object]:
-    """The results of `count` calls, in the order in which they come."""
+    """Return the results of `count` calls in the order received."""
     received = b""
     while received.count(b'"metadata"') < count:
         piece = connection.recv(65536)
@@ -60,9 +60,9 @@ def answers(connection: socket.socket, count: int) -> list[object]:
 
 
 def told(gateway: Deployed, message: bytes, seconds: float) -> list[tuple[bytes, list[bytes], bytes]]:
-    """What is answered to some bytes, as status, headers and body, without what differs from call to call.
+    """Send some bytes; return the status, headers and body of each response, without fields that vary per call.
 
-    The end is where nothing comes for some seconds after something has, if something does.
+    Receiving ends if nothing arrives for some seconds after the first bytes.
     """
     with connected(gateway.url) as connection:
         connection.sendall(message)
@@ -81,7 +81,7 @@ def told(gateway: Deployed, message: bytes, seconds: float) -> list[tuple[bytes,
 
 
 def agree(both: tuple[Deployed, Deployed], message: bytes) -> bool:
-    """Whether both gateways answer the same; on a busy machine the rest of an answer may come late."""
+    """Return whether both gateways answer the same; on a busy machine the rest of a response may be late."""
     return any(told(both[0], message, wait) == told(both[1], message, wait) for wait in (0.1, 1, 4))
 
 
@@ -133,16 +133,16 @@ MESSAGES = {
 }  # fmt: skip
 
 
-SILENT = [MESSAGES["too long"]]  # not whole yet
+SILENT = [MESSAGES["too long"]]  # incomplete
 
 
 @pytest.mark.parametrize("name", MESSAGES)
-def test_it_answers_as_uvicorn_would(both: tuple[Deployed, Deployed], name: str) -> None:
+def test_the_answers_are_the_same_as_with_uvicorns_protocol(both: tuple[Deployed, Deployed], name: str) -> None:
     assert agree(both, MESSAGES[name])
 
 
-def test_nothing_that_is_cut_or_joined_is_answered_otherwise(both: tuple[Deployed, Deployed]) -> None:
-    """The same bytes in two pieces, cut anywhere, and two messages in one."""
+def test_the_answers_do_not_depend_on_segmentation(both: tuple[Deployed, Deployed]) -> None:
+    """The same bytes in two segments, split at random places, and two messages in one segment."""
     chance = random.Random(0)
     whole = [message for message in MESSAGES.values() if message not in SILENT]
     for _ in range(20):
@@ -153,12 +153,12 @@ def test_nothing_that_is_cut_or_joined_is_answered_otherwise(both: tuple[Deploye
         with connected(both[0].url) as connection:
             for piece in (message[:place], message[place:]):
                 connection.sendall(piece)
-                select.select([], [], [], 0.002)  # so that they are two, mostly
+                select.select([], [], [], 0.002)  # so that they are usually two segments
             assert answers(connection, 1) == ["hello"]
 
 
-def test_many_who_do_not_wait_get_their_answers_in_order(tmp_path: Path) -> None:
-    """More than one run of the model takes, so that some send the next call while one is being answered."""
+def test_pipelined_calls_of_many_clients_are_answered_in_order(tmp_path: Path) -> None:
+    """More clients than a batch, so that some send the next call while another is being answered."""
     chance = random.Random(1)
     with deployed(tmp_path) as gateway, ExitStack() as stack:
         connections = [stack.enter_context(connected(gateway.url)) for _ in range(200)]
@@ -172,22 +172,22 @@ def test_many_who_do_not_wait_get_their_answers_in_order(tmp_path: Path) -> None
             assert found == [[place, number] for number in range(len(found))]
 
 
-def test_a_connection_that_is_used_stays_open_and_an_idle_one_does_not(
+def test_a_connection_in_use_stays_open_and_an_idle_one_is_closed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(guarded, "PATIENCE", 1.5)
+    monkeypatch.setattr(guarded, "HEAD_SECONDS", 1.5)
     with deployed(tmp_path) as gateway, connected(gateway.url) as connection:
         end = time.monotonic() + 3.2
         while time.monotonic() < end:
             connection.sendall(call(b'"word"'))
             assert answers(connection, 1) == ["hello"]
-            time.sleep(0.1)  # a caller that calls now and then
+            time.sleep(0.1)  # a client with occasional calls
         begun = time.monotonic()
         assert connection.recv(1) == b""
         assert 0.5 < time.monotonic() - begun < 10
 
 
-def test_told_to_end_it_answers_what_it_has_read(tmp_path: Path) -> None:
+def test_received_calls_are_answered_on_shutdown(tmp_path: Path) -> None:
     store, _ = open_app(tmp_path / "data")
     deploy(echo_folder(tmp_path / "model"), store, "demo", Echo())
     server = [sys.executable, str(Path(__file__).parents[1] / "serve_echo.py"), str(tmp_path)]
@@ -199,11 +199,11 @@ def test_told_to_end_it_answers_what_it_has_read(tmp_path: Path) -> None:
         begun = tmp_path / "begun"
         busy = call(json.dumps({"sleep": 0.5, "begun": str(begun)}).encode())
         first.sendall(busy.replace(KEY.encode(), key))
-        until(begun.exists)  # the loop is held up by it, while the others come
+        until(begun.exists)  # it blocks the loop while the others are received
         for connection in others:
             connection.sendall(call(b'{"sleep": 0.002}').replace(KEY.encode(), key))
         assert answers(first, 1)
-        assert answers(others[0], 1)  # so all have been read
+        assert answers(others[0], 1)  # so all have been received
         process.send_signal(signal.SIGTERM)
         for connection in others[1:]:
             assert answers(connection, 1) == [{"sleep": 0.002}]

@@ -1,4 +1,4 @@
-"""Strangers who send requests that never become whole."""
+"""Unauthenticated clients that send incomplete requests."""
 
 import socket
 import time
@@ -19,8 +19,8 @@ HEAD = b"PUT /v1/data/.my/slow/file HTTP/1.1\r\nHost: x\r\nAuthorization: %b\r\n
 
 @pytest.fixture
 def gateway(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Deployed]:
-    monkeypatch.setattr(guarded, "PATIENCE", 0.3)
-    monkeypatch.setattr(http, "PATIENCE", 0.3)
+    monkeypatch.setattr(guarded, "HEAD_SECONDS", 0.3)
+    monkeypatch.setattr(http, "IDLE_SECONDS", 0.3)
     with deployed(tmp_path) as gateway:
         yield gateway
 
@@ -31,7 +31,7 @@ def connected(gateway: Deployed) -> socket.socket:
 
 
 @pytest.mark.parametrize("begin", [b"GET /", b"GET / HTTP/1.1\r\nA: ", b"GET / HTTP/1.1\r\nA: b\r\n"])
-def test_a_head_without_end_is_cut_off(gateway: Deployed, begin: bytes) -> None:
+def test_an_endless_head_is_rejected(gateway: Deployed, begin: bytes) -> None:
     sent = 0
     with connected(gateway) as connection:
         try:
@@ -41,14 +41,14 @@ def test_a_head_without_end_is_cut_off(gateway: Deployed, begin: bytes) -> None:
                 sent += 60_000
         except ConnectionError:
             pass
-    assert sent < 16 << 20  # what the buffers on the way hold
+    assert sent < 16 << 20  # the size of the network buffers
     assert requests.get(f"{gateway.url}/healthz", timeout=20).ok
 
 
-def test_all_heads_together_are_limited(gateway: Deployed, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Those that are as short as usual are read all the while."""
-    monkeypatch.setattr(guarded, "PATIENCE", 60)
-    monkeypatch.setattr(guarded, "HEADS", 500_000)
+def test_the_total_size_of_heads_is_limited(gateway: Deployed, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Heads of the usual size are still accepted."""
+    monkeypatch.setattr(guarded, "HEAD_SECONDS", 60)
+    monkeypatch.setattr(guarded, "TOTAL_HEAD_BYTES", 500_000)
     with ExitStack() as stack:
         for _ in range(30):
             stranger = stack.enter_context(connected(gateway))
@@ -61,8 +61,8 @@ def test_all_heads_together_are_limited(gateway: Deployed, monkeypatch: pytest.M
     until(lambda: set(guarded.heads.values()) == {0})
 
 
-def test_all_connections_together_are_limited(gateway: Deployed, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(guarded, "PATIENCE", 60)
+def test_the_number_of_connections_is_limited(gateway: Deployed, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guarded, "HEAD_SECONDS", 60)
     monkeypatch.setattr(guarded, "CONNECTIONS", 5)
     with ExitStack() as stack:
         first, *_ = [stack.enter_context(connected(gateway)) for _ in range(5)]
@@ -74,11 +74,11 @@ def test_all_connections_together_are_limited(gateway: Deployed, monkeypatch: py
 
 
 @pytest.mark.parametrize("path", ["/v1/algo/me/demo", "/v1/algo/me/demo?output=void", "/v1/data/.my/project"])
-def test_all_bodies_in_memory_together_are_limited(
+def test_the_total_size_of_bodies_in_memory_is_limited(
     gateway: Deployed, monkeypatch: pytest.MonkeyPatch, path: str
 ) -> None:
     monkeypatch.setattr(http, "HELD_BYTES", 1_000_000)
-    monkeypatch.setattr(http, "PATIENCE", 60)
+    monkeypatch.setattr(http, "IDLE_SECONDS", 60)
     begun = (
         f"POST {path} HTTP/1.1\r\nHost: x\r\nAuthorization: {KEY}\r\nContent-Type: application/json; a=b\r\n".encode()
     )
@@ -98,7 +98,7 @@ def test_all_bodies_in_memory_together_are_limited(
     until(lambda: gateway.app.memory.held == 0)
 
 
-def test_a_long_head_is_taken(gateway: Deployed) -> None:
+def test_a_long_head_is_accepted(gateway: Deployed) -> None:
     headers = {f"X-{number}": "v" * 1000 for number in range(30)}
     assert requests.get(f"{gateway.url}/healthz", headers=headers, timeout=20).ok
 
@@ -114,8 +114,8 @@ def test_a_long_head_is_taken(gateway: Deployed) -> None:
         (HEAD.replace(KEY.encode(), b"none") + b"Content-Length: 9\r\n\r\nabc", b"401"),
     ],
 )
-def test_what_does_not_come_is_given_up(gateway: Deployed, sent: bytes, status: bytes) -> None:
-    """Also when a byte comes now and then: a connection is held for no longer than a request may take."""
+def test_an_incomplete_request_times_out(gateway: Deployed, sent: bytes, status: bytes) -> None:
+    """Also if single bytes arrive: a connection is closed after the timeout of a request."""
     with connected(gateway) as connection:
         connection.sendall(sent)
         connection.settimeout(0.2)
@@ -124,7 +124,7 @@ def test_what_does_not_come_is_given_up(gateway: Deployed, sent: bytes, status: 
             try:
                 piece = connection.recv(65536)
             except TimeoutError:
-                if received:  # it is answered, and we dribble on
+                if received:  # it is answered; continue to send single bytes
                     connection.sendall(b"x")
                 continue
             except ConnectionResetError:
@@ -134,14 +134,14 @@ def test_what_does_not_come_is_given_up(gateway: Deployed, sent: bytes, status: 
             received += piece
     assert time.monotonic() < end
     assert received.partition(b"\r\n")[0].split(b" ")[1:2] == ([status] if status else [])
-    assert not (gateway.app.data.tree.place("me/slow/file")).exists()
+    assert not (gateway.app.data.tree.locate("me/slow/file")).exists()
 
 
-def test_a_kept_connection_stays_open(gateway: Deployed) -> None:
+def test_a_keep_alive_connection_stays_open(gateway: Deployed) -> None:
     with requests.Session() as session:
         assert session.get(f"{gateway.url}/healthz", timeout=20).ok
         before = [id(pool) for pool in session.adapters["http://"].poolmanager.pools._container.values()]
-        time.sleep(0.6)  # longer than a head may take
+        time.sleep(0.6)  # longer than the timeout of a head
         assert session.get(f"{gateway.url}/healthz", timeout=20).ok
         [pool] = session.adapters["http://"].poolmanager.pools._container.values()
         assert [id(pool)] == before

@@ -1,4 +1,4 @@
-"""The Open Inference Protocol over HTTP, as its description has it; the real clients are in tests/engines."""
+"""The Open Inference Protocol over HTTP, as specified; tests/engines runs the real clients."""
 
 import json
 from collections.abc import Iterator
@@ -141,19 +141,19 @@ def test_binary_tensors_are_answered(gateway: Deployed) -> None:
         ({"inputs": [X, WORD], "parameters": 1}, "parameters must be an object"),
     ],
 )
-def test_a_request_that_the_graph_cannot_take_is_refused(gateway: Deployed, content: Any, message: str) -> None:
+def test_a_request_that_does_not_match_the_graph_is_rejected(gateway: Deployed, content: Any, message: str) -> None:
     answer = infer(gateway, content)
     assert (answer.status_code, answer.headers["content-type"]) == (400, "application/json")
     assert message in answer.json()["error"]
 
 
 @pytest.mark.parametrize("length", ["-1", "x", "9" * 30, "1000000"])
-def test_a_wrong_length_of_the_json_part_is_refused(gateway: Deployed, length: str) -> None:
+def test_a_wrong_length_of_the_json_part_is_rejected(gateway: Deployed, length: str) -> None:
     answer = infer(gateway, {"inputs": [X, WORD]}, **{LENGTH: length})
     assert (answer.status_code, LENGTH.lower() in answer.json()["error"]) == (400, True)
 
 
-def test_what_does_not_exist_is_named(gateway: Deployed) -> None:
+def test_unknown_models_and_paths_are_reported(gateway: Deployed) -> None:
     assert get(gateway, "/v2/models/other") == (404, {"error": "model other does not exist"})
     assert get(gateway, "/v2/models/demo/versions/9.9.9")[1] == {"error": "model demo 9.9.9 does not exist"}
     assert get(gateway, "/v2/nothing")[0] == 404
@@ -161,7 +161,7 @@ def test_what_does_not_exist_is_named(gateway: Deployed) -> None:
     assert get(gateway, "/v2/models/demo", {}) == (401, {"error": "authorization required"})
 
 
-def test_a_model_without_a_graph_says_so(tmp_path: Path) -> None:
+def test_a_model_without_a_graph_is_reported(tmp_path: Path) -> None:
     with deployed(tmp_path) as gateway:
         status, content = get(gateway, "/v2/models/demo")
         assert (status, "has no model.onnx" in content["error"]) == (400, True)

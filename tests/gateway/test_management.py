@@ -48,7 +48,7 @@ def test_its_versions_are_listed(gateway: Deployed) -> None:
 
 
 def test_create_compile_call_publish(gateway: Deployed) -> None:
-    """The whole way of a new algorithm, as the vendor's own example goes it."""
+    """The steps of a new algorithm in the vendor's example."""
     algo = gateway.client().algo("me/hello")
     assert algo.create(details=DETAILS, settings=SETTINGS)["name"] == "hello"
     commit = algo.compile()["version_info"]["git_hash"]
@@ -71,7 +71,7 @@ def test_create_compile_call_publish(gateway: Deployed) -> None:
         algo.pipe("there is no public version")
 
 
-def test_what_is_repeated_at_once_is_done_once(gateway: Deployed) -> None:
+def test_a_repeated_request_has_no_further_effect(gateway: Deployed) -> None:
     algo = created(gateway, "twice")
     assert algo.compile() == algo.compile()
     assert algo.publish(version_info={"version_type": "major"}) == algo.publish(version_info={"version_type": "major"})
@@ -79,7 +79,7 @@ def test_what_is_repeated_at_once_is_done_once(gateway: Deployed) -> None:
     assert len(algo.get_builds()["results"]) == 1
 
 
-def test_nothing_new_to_publish(gateway: Deployed) -> None:
+def test_publish_without_a_new_build_is_rejected(gateway: Deployed) -> None:
     created(gateway, "nothing_new")
     url = f"{gateway.url}/v1/algorithms/me/nothing_new/versions"
     answer = requests.post(url, json={}, headers={"Authorization": KEY}, timeout=10)
@@ -99,7 +99,7 @@ def test_the_next_version(gateway: Deployed, kind: str, version: str) -> None:
     assert algo.publish(version_info={"version_type": kind})["version_info"]["semantic_version"] == version
 
 
-def test_versions_come_in_pages_and_can_be_filtered(gateway: Deployed) -> None:
+def test_versions_are_paginated_and_filtered(gateway: Deployed) -> None:
     algo = created(gateway, "pages")
     for number in range(3):
         algo.compile()
@@ -139,7 +139,7 @@ def test_compile_without_a_model_is_a_failed_build(tmp_path: Path) -> None:
         assert algo.get_builds()["results"][0]["status"] == "failed"
 
 
-def test_update_in_the_form_of_the_client_changes_nothing_and_succeeds(gateway: Deployed) -> None:
+def test_an_empty_update_of_the_client_succeeds(gateway: Deployed) -> None:
     algo = created(gateway, "updated")
     assert algo.update(details={"label": "lost"}, settings={"license": "apl"})["details"]["label"] == "Hello"
     url = f"{gateway.url}/v1/algorithms/me/updated"
@@ -148,7 +148,7 @@ def test_update_in_the_form_of_the_client_changes_nothing_and_succeeds(gateway: 
     assert algo.info()["results"] == []
 
 
-def test_an_algorithm_can_be_deleted_and_made_again(gateway: Deployed) -> None:
+def test_an_algorithm_can_be_deleted_and_created_again(gateway: Deployed) -> None:
     url, headers = f"{gateway.url}/v1/algorithms/me", {"Authorization": KEY}
     for address in ("gone", created(gateway, "byid").get_algorithm_id()):
         algo = created(gateway, "gone") if address == "gone" else gateway.client().algo("me/byid")
@@ -167,16 +167,16 @@ def test_an_algorithm_can_be_deleted_and_made_again(gateway: Deployed) -> None:
     algo.compile()
     assert algo.publish()["version_info"]["semantic_version"] == "0.1.0"
     assert algo.pipe("again").result == "again"
-    assert gateway.client().algo("me/demo").pipe("word").result == "hello"  # whose model folder it had
+    assert gateway.client().algo("me/demo").pipe("word").result == "hello"  # its model folder was shared
 
 
-def test_a_deleted_algorithm_takes_its_own_models_along(tmp_path: Path) -> None:
+def test_the_models_of_a_deleted_algorithm_are_removed(tmp_path: Path) -> None:
     with deployed(tmp_path) as gateway:
         algo = created(gateway, "heir")
         algo.compile()
         headers = {"Authorization": KEY}
         assert requests.delete(f"{gateway.url}/v1/algorithms/me/demo", headers=headers, timeout=10).ok
-        assert gateway.store.exists("deployments/demo/0.1.0")  # a build of another has it
+        assert gateway.store.exists("deployments/demo/0.1.0")  # used by a build of another algorithm
         assert requests.delete(f"{gateway.url}/v1/algorithms/me/heir", headers=headers, timeout=10).ok
         deploy(echo_folder(tmp_path / "new", "new"), gateway.store, "demo", Echo())
         assert gateway.client().algo("me/demo").pipe("word").result == "new"
@@ -196,7 +196,7 @@ def test_a_deleted_algorithm_takes_its_own_models_along(tmp_path: Path) -> None:
         ({"name": "odd", "settings": {"algorithm_callability": "bogus"}}, 400, 6001),
     ],
 )
-def test_create_refuses(gateway: Deployed, body: Any, status: int, code: int) -> None:
+def test_create_rejects(gateway: Deployed, body: Any, status: int, code: int) -> None:
     url = f"{gateway.url}/v1/algorithms/me"
     answer = requests.post(url, json=body, headers={"Authorization": KEY}, timeout=10)
     assert (answer.status_code, answer.json()["error"]["code"]) == (status, code)
@@ -222,7 +222,7 @@ def test_the_template_of_a_new_algorithm(gateway: Deployed, tmp_path: Path) -> N
     assert "ADK(apply)" in (tmp_path / "src" / "__ALGO__.py").read_text()
 
 
-def test_what_a_gateway_does_not_have_is_refused_in_one_line(gateway: Deployed) -> None:
+def test_unsupported_resources_are_rejected_in_one_line(gateway: Deployed) -> None:
     client = gateway.client()
     assert "organisations" in client.get_org("acme")["error"]["message"]
     with pytest.raises(AlgorithmException, match="No such algorithm"):

@@ -1,4 +1,4 @@
-"""The gateway's own description of itself, and a fuzzer that reads it."""
+"""The gateway's OpenAPI description, and a fuzzer that uses it."""
 
 import json
 import re
@@ -13,7 +13,7 @@ from deployed import KEY, deployed
 from predictors import Digits, digits_folder
 
 
-def test_the_description_is_for_those_with_a_key(tmp_path: Path) -> None:
+def test_the_description_needs_a_key(tmp_path: Path) -> None:
     with deployed(tmp_path) as gateway:
         assert requests.get(f"{gateway.url}/openapi.json", timeout=10).status_code == 401
         answer = requests.get(f"{gateway.url}/k/{KEY}/openapi.json", timeout=10)
@@ -21,7 +21,7 @@ def test_the_description_is_for_those_with_a_key(tmp_path: Path) -> None:
 
 
 def narrowed(description: dict[str, Any], **values: str) -> dict[str, Any]:
-    """The description with the only value for some parameters, so that a fuzzer meets what exists."""
+    """Return the description with fixed values of some parameters, so that a fuzzer uses existing resources."""
     for path in description["paths"].values():
         for operation in path.values():
             for parameter in operation["parameters"]:
@@ -35,7 +35,7 @@ def narrowed(description: dict[str, Any], **values: str) -> dict[str, Any]:
     "values", [{}, {"name": "demo", "collection": "project", "version": "0.1.0", "language": "python3"}]
 )
 def test_a_fuzzer_finds_nothing(tmp_path: Path, values: dict[str, str]) -> None:
-    """No 5xx, no dropped connection, no traceback in whatever schemathesis sends."""
+    """No 5xx, no dropped connection and no traceback for requests of schemathesis."""
     with deployed(tmp_path, Digits(), digits_folder(tmp_path / "model")) as gateway:
         description = requests.get(f"{gateway.url}/k/{KEY}/openapi.json", timeout=10).json()
         (tmp_path / "openapi.json").write_text(json.dumps(narrowed(description, **values)))

@@ -1,4 +1,4 @@
-"""The gateway's page in a real browser, its figures, Prometheus' view of them, insights, and the log behind all."""
+"""The gateway's page in a real browser, its figures, the Prometheus metrics, insights and the call log."""
 
 import json
 from collections.abc import Iterator
@@ -28,7 +28,7 @@ IMAGES = [[(7 * row + column * column) % 17 for column in range(64)] for row in 
 
 @pytest.fixture(scope="module")
 def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployed]:
-    """60 answered calls like the reference's, and 3 refused ones."""
+    """A gateway with 60 answered calls similar to the reference, and 3 rejected ones."""
     folder = digits_folder(tmp_path_factory.mktemp("page") / "model")
     model = Digits().load(folder)
     answers = Digits().apply_batch(IMAGES, model)
@@ -51,7 +51,7 @@ def get(gateway: Deployed, path: str) -> requests.Response:
 
 
 @pytest.mark.slow
-def test_the_page_shows_what_happens(gateway: Deployed, tmp_path: Path) -> None:
+def test_the_page_shows_the_figures(gateway: Deployed, tmp_path: Path) -> None:
     page = browse(f"{gateway.url}/k/{KEY}/", tmp_path)
     for shown in ("me/demo", "version 0.1.0", "63 in all", "InputError 3", "from 60 calls", "live", "latest"):
         assert f">{shown}<" in page, shown
@@ -68,14 +68,14 @@ def test_the_link_that_serve_prints_opens_the_page(gateway: Deployed, tmp_path: 
 
 
 @pytest.mark.slow
-def test_without_a_key_the_page_asks_for_one_and_shows_nothing(gateway: Deployed, tmp_path: Path) -> None:
+def test_without_a_key_the_page_shows_a_form_only(gateway: Deployed, tmp_path: Path) -> None:
     page = browse(f"{gateway.url}/", tmp_path)
     assert ">key needed<" in page
     assert "me/demo" not in page
     assert requests.get(gateway.url, timeout=60).status_code == 401
 
 
-def test_the_page_loads_nothing_from_elsewhere(gateway: Deployed) -> None:
+def test_the_page_loads_no_external_resources(gateway: Deployed) -> None:
     answer = get(gateway, "/")
     assert answer.headers["content-security-policy"].startswith("default-src 'none'")
     assert answer.text.replace("http://www.w3.org/2000/svg", "").count("://") == 0
@@ -122,7 +122,7 @@ def test_figures_need_a_key(gateway: Deployed, path: str) -> None:
     assert requests.get(gateway.url + path, timeout=60).status_code == 401
 
 
-def test_insights_arrive_as_the_official_client_sends_them(gateway: Deployed, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_insights_of_the_official_client_are_recorded(gateway: Deployed, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ALGORITHMIA_API", gateway.url)
     Algorithmia.client(KEY).report_insights({"queue": 3, "share": 0.5})
     assert get(gateway, "/stats").json()["insights"] == {"queue": 3, "share": 0.5}
@@ -134,7 +134,7 @@ def test_insights_arrive_as_the_official_client_sends_them(gateway: Deployed, mo
              [{"insight_key": "request_id", "insight_value": 1}],
              [{"insight_key": str(number), "insight_value": 1} for number in range(26)]],
 )  # fmt: skip
-def test_insights_that_are_none_are_refused(gateway: Deployed, body: Any) -> None:
+def test_invalid_insights_are_rejected(gateway: Deployed, body: Any) -> None:
     assert requests.post(f"{gateway.url}/v1/insights", json=body, timeout=60).status_code == 400
 
 
@@ -149,7 +149,7 @@ def test_insights_that_are_none_are_refused(gateway: Deployed, body: Any) -> Non
         ({"Content-Type": "application/x-www-form-urlencoded"}, 415),
     ],
 )
-def test_a_web_page_can_not_send_insights(gateway: Deployed, change: dict[str, str], status: int) -> None:
+def test_a_web_page_cannot_send_insights(gateway: Deployed, change: dict[str, str], status: int) -> None:
     headers = {"Content-Type": "application/json"} | change
     body = b'[{"insight_key": "forged", "insight_value": 1}]'
     assert requests.post(f"{gateway.url}/v1/insights", body, headers=headers, timeout=10).status_code == status
@@ -157,12 +157,12 @@ def test_a_web_page_can_not_send_insights(gateway: Deployed, change: dict[str, s
 
 
 @pytest.mark.parametrize("name", ["", "x" * 65, "1", "a\nb", "<b>", {}, [], None, 7])
-def test_an_insight_has_a_name_of_a_sane_form(gateway: Deployed, name: Any) -> None:
+def test_an_invalid_name_of_an_insight_is_rejected(gateway: Deployed, name: Any) -> None:
     body = [{"insight_key": name, "insight_value": 1}]
     assert requests.post(f"{gateway.url}/v1/insights", json=body, timeout=10).status_code == 400
 
 
-def test_insights_are_bounded_in_number_and_rate(gateway: Deployed, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_insights_are_limited_in_number_and_rate(gateway: Deployed, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dashboard, "INSIGHT_RATE", 20)
     monkeypatch.setattr(dashboard, "INSIGHT_NAMES", 30)
     found = set()
@@ -211,7 +211,7 @@ def test_the_log_is_rotated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert all(store.size(path) <= 2000 for path in files)
 
 
-def test_percentiles_are_right_to_a_fifth() -> None:
+def test_percentiles_are_accurate_to_a_fifth() -> None:
     latencies = [0.0004 + 0.00001 * number for number in range(1000)]
     classes = [0] * 80
     for latency in latencies:

@@ -1,4 +1,4 @@
-"""The gateway as a process: its port, its key, its end."""
+"""The gateway as a process: port, key, shutdown."""
 
 import json
 import os
@@ -38,7 +38,7 @@ def root(tmp_path: Path) -> Path:
 
 @contextmanager
 def process(root: Path, *arguments: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """The process and its URL, once it has said it."""
+    """Start the gateway; yield the process and its URL when it has been printed."""
     command = [sys.executable, str(HERE / "serve_echo.py"), str(root), *arguments]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=HERE) as running:
         assert running.stdout
@@ -51,7 +51,7 @@ def process(root: Path, *arguments: str) -> Iterator[tuple[subprocess.Popen[str]
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])
-def test_it_says_where_it_is_and_cleans_up_behind_itself(root: Path, workers: str) -> None:
+def test_the_url_is_printed_and_the_record_is_removed(root: Path, workers: str) -> None:
     with process(root, workers) as (running, url):
         record = root / "gateway.json"
         content = json.loads(record.read_text())
@@ -66,7 +66,7 @@ def test_it_says_where_it_is_and_cleans_up_behind_itself(root: Path, workers: st
         assert not record.exists()
 
 
-def test_idle_strangers_do_not_use_up_the_connections(root: Path) -> None:
+def test_idle_clients_do_not_exhaust_the_connections(root: Path) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     few = max(int(path.name) for path in Path("/proc/self/fd").iterdir()) + 64
     resource.setrlimit(resource.RLIMIT_NOFILE, (few, hard))  # the process inherits it
@@ -83,23 +83,23 @@ def test_idle_strangers_do_not_use_up_the_connections(root: Path) -> None:
         assert requests.get(f"{url}/healthz", timeout=10).ok
 
 
-def test_interrupt_is_a_clean_end_too(root: Path) -> None:
+def test_an_interrupt_is_a_clean_shutdown(root: Path) -> None:
     with process(root) as (running, _):
         running.send_signal(signal.SIGINT)
         assert running.communicate(timeout=20) == ("stopped\n", "")
 
 
-def test_a_taken_port_is_one_clear_line(root: Path) -> None:
+def test_a_port_in_use_is_reported_in_one_line(root: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         command = [sys.executable, str(HERE / "serve_echo.py"), str(root), "1", str(port)]
         run = subprocess.run(command, capture_output=True, text=True, cwd=HERE, timeout=60)
     assert run.returncode == 1
-    assert run.stderr == f"127.0.0.1:{port} can't be opened: Address already in use; choose another port\n"
+    assert run.stderr == f"cannot open 127.0.0.1:{port}: Address already in use; choose another port\n"
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])
-def test_a_call_in_flight_is_answered_and_logged_before_the_end(root: Path, workers: str) -> None:
+def test_a_call_in_flight_is_answered_and_logged_on_shutdown(root: Path, workers: str) -> None:
     with process(root, workers) as (running, url):
         key = json.loads((root / "gateway.json").read_text())["key"]
         algo = Algorithmia.client(key, url).algo("me/demo")
@@ -120,7 +120,7 @@ def test_a_call_in_flight_is_answered_and_logged_before_the_end(root: Path, work
     assert len(read_calls(store, "demo")) == 3
 
 
-def test_a_worker_that_dies_is_replaced(root: Path) -> None:
+def test_a_worker_that_exits_is_replaced(root: Path) -> None:
     with process(root, "2") as (running, url):
         key = json.loads((root / "gateway.json").read_text())["key"]
         workers = children(running.pid)
@@ -133,12 +133,12 @@ def test_a_worker_that_dies_is_replaced(root: Path) -> None:
 
 
 def children(pid: int) -> list[int]:
-    """The processes that a process has started."""
+    """Return the child processes of a process."""
     return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
-def test_small_answers_leave_at_once() -> None:
-    """Without the option an answer in two pieces waits for the client's delayed acknowledgement, 40 ms."""
+def test_small_responses_are_sent_immediately() -> None:
+    """Without TCP_NODELAY a response in two segments waits 40 ms for the client's delayed acknowledgement."""
     with open_port("127.0.0.1", 0) as listening, socket.create_connection(listening.getsockname()):
         accepted, _ = listening.accept()
         with accepted:

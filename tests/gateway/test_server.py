@@ -1,4 +1,4 @@
-"""The server around the application: other versions of uvicorn, and its end under load."""
+"""The server: other versions of uvicorn, and shutdown under load."""
 
 import json
 import re
@@ -38,7 +38,7 @@ def root(tmp_path: Path) -> Path:
 
 
 def take_from_instances(cls: Any, name: str) -> Callable[[pytest.MonkeyPatch], None]:
-    """What makes instances of a class begin without an attribute."""
+    """Return a patch that removes an attribute from new instances of a class."""
 
     def take(patch: pytest.MonkeyPatch) -> None:
         begin = cls.__init__
@@ -63,7 +63,7 @@ def take_from_instances(cls: Any, name: str) -> Callable[[pytest.MonkeyPatch], N
         take_from_instances(httptools_impl.RequestResponseCycle, "waiting_for_100_continue"),
     ],
 )
-def test_where_uvicorn_lacks_an_attribute_it_serves_with_uvicorns_own_protocol(
+def test_uvicorns_protocol_is_used_if_an_attribute_is_missing(
     root: Path, take: Callable[[pytest.MonkeyPatch], None], monkeypatch: pytest.MonkeyPatch, caplog: Any
 ) -> None:
     take(monkeypatch)
@@ -86,7 +86,7 @@ def test_where_uvicorn_lacks_an_attribute_it_serves_with_uvicorns_own_protocol(
             thread.join()
 
 
-def test_all_that_is_used_of_uvicorn_is_looked_for() -> None:
+def test_all_attributes_of_uvicorn_in_use_are_checked() -> None:
     folder = Path(server.__file__).parent
     code = "".join((folder / f"{name}.py").read_text() for name in ("guarded", "direct", "express"))
     code = re.sub(r"(?m)^from .*", "", code)
@@ -97,18 +97,18 @@ def test_all_that_is_used_of_uvicorn_is_looked_for() -> None:
         assert set(re.findall(rf"\b{holder}\.(\w+)", code)) - own <= known, holder
 
 
-def test_the_gateways_protocol_is_used_with_this_version_of_uvicorn() -> None:
+def test_this_version_of_uvicorn_supports_the_gateways_protocol() -> None:
     assert server.http_protocol() is ExpressProtocol
 
 
 class Caller(threading.Thread):
-    """Calls until it is turned away; `lost` are calls that were sent over a connection and never answered."""
+    """A client that calls until its connection is refused; `lost` are accepted calls without an answer."""
 
     def __init__(self, url: str, key: bytes, keep: bool, pause: float) -> None:
         super().__init__()
         host, port = url.removeprefix("http://").split(":")
         self.address, self.keep, self.pause = (host, int(port)), keep, pause
-        kind = b"application/json" if keep else b"application/json; charset=utf-8"  # the short way, and the other
+        kind = b"application/json" if keep else b"application/json; charset=utf-8"  # the fast path, and the normal path
         self.message = CALL % (key, kind) + b'"word"'
         self.answered, self.lost = 0, []
 
@@ -143,7 +143,7 @@ class Caller(threading.Thread):
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])
-def test_under_load_its_end_loses_no_call_and_is_quick(root: Path, workers: str) -> None:
+def test_shutdown_under_load_is_fast_and_loses_no_call(root: Path, workers: str) -> None:
     end_under_load(root, workers)
 
 
@@ -154,7 +154,7 @@ def end_under_load(root: Path, workers: str) -> None:
         for caller in callers:
             caller.start()
         until(lambda: all(caller.answered > 5 for caller in callers))
-        with socket.create_connection(callers[0].address):  # a stranger who says nothing holds nobody up
+        with socket.create_connection(callers[0].address):  # an idle client does not delay the shutdown
             running.send_signal(signal.SIGTERM)
             begun = time.monotonic()
             assert running.wait(20) == 0

@@ -1,4 +1,4 @@
-"""No call, however long it takes, holds up another, the storage or health; a model that hangs is replaced."""
+"""Slow calls do not delay other calls, storage or health; a model that hangs is replaced."""
 
 import os
 import threading
@@ -20,17 +20,17 @@ from free_ml_stack.gateway.algorithms import batching, models
 from free_ml_stack.gateway.algorithms.calls import Limits
 
 HEADERS = {"Authorization": KEY}
-LONGEST = 0.05  # seconds that anything may be held up
+LONGEST = 0.05  # maximum delay of other requests in seconds
 FREEZES = [{"sleep": 1.5}, {"freeze": 1.5}]
 
 
 @pytest.fixture
 def gateway(tmp_path: Path) -> Iterator[Deployed]:
-    """A gateway whose model is quick, as it has found by now, and which has its spare process."""
+    """A gateway that has measured a fast model and has started its spare process."""
     with deployed(tmp_path, Freezing()) as gateway:
         for _ in range(5):
             assert ask(gateway, "word") == "hello"
-        until(lambda: len(batcher(gateway).idle) == batching.SPARE)
+        until(lambda: len(batcher(gateway).idle) == batching.FREE_WORKERS)
         yield gateway
 
 
@@ -39,7 +39,7 @@ def batcher(gateway: Deployed) -> Any:
 
 
 def ask(gateway: Deployed, payload: Any, **options: Any) -> Any:
-    """The result of a call by the official client."""
+    """Return the result of a call with the official client."""
     return gateway.client().algo("me/demo").set_options(**options).pipe(payload).result
 
 
@@ -54,14 +54,14 @@ def meanwhile(work: Callable[[], Any]) -> Iterator[threading.Thread]:
 
 
 def seconds(session: requests.Session, method: str, url: str, **options: Any) -> float:
-    """How long a request takes that is answered as it should be."""
+    """Return the duration of a successful request."""
     begun = time.perf_counter()
     assert session.request(method, url, headers=HEADERS, timeout=20, **options).ok
     return time.perf_counter() - begun
 
 
 @pytest.mark.parametrize("slow", FREEZES, ids=["asleep", "frozen"])
-def test_a_slow_call_holds_up_nothing(gateway: Deployed, slow: Any) -> None:
+def test_a_slow_call_does_not_delay_other_requests(gateway: Deployed, slow: Any) -> None:
     asked = [
         ("GET", "/healthz", {}),
         ("PUT", "/v1/data/.my/project/file", {"data": b"x"}),
@@ -78,12 +78,12 @@ def test_a_slow_call_holds_up_nothing(gateway: Deployed, slow: Any) -> None:
     for path, times in taken.items():
         assert len(times) > 5
         assert sorted(times)[len(times) // 2] < LONGEST / 2, path
-        assert sum(times) < 1.5, path  # together less than the one call: none has waited for it
+        assert sum(times) < 1.5, path  # in total less than the slow call: none has waited for it
 
 
 @pytest.mark.parametrize("slow", FREEZES, ids=["asleep", "frozen"])
-def test_a_slow_call_holds_up_none_that_came_with_it(gateway: Deployed, slow: Any) -> None:
-    """Also those that are answered in one batch with it; a busy machine may take a while to start another process."""
+def test_a_slow_call_does_not_delay_calls_of_its_batch(gateway: Deployed, slow: Any) -> None:
+    """A busy machine may need some time to start another process."""
     slow = dict.fromkeys(slow, 5.0)
 
     def call(number: int) -> float:
@@ -98,24 +98,24 @@ def test_a_slow_call_holds_up_none_that_came_with_it(gateway: Deployed, slow: An
 
 
 @pytest.mark.parametrize("hanging", ["spin", {"freeze": 1000}], ids=["spinning", "frozen"])
-def test_a_model_that_hangs_is_replaced_and_the_log_says_so(gateway: Deployed, hanging: Any, caplog: Any) -> None:
+def test_a_model_that_hangs_is_replaced_and_logged(gateway: Deployed, hanging: Any, caplog: Any) -> None:
     before = {worker.process.pid for worker in batcher(gateway).idle}
     begun = time.monotonic()
     with pytest.raises(AlgorithmException, match="no answer within 1 seconds") as raised:
         ask(gateway, hanging, timeout=1)
-    assert 1 <= time.monotonic() - begun < 3  # test_a_timeout_is_kept has the limit
+    assert 1 <= time.monotonic() - begun < 3  # test_a_timeout_is_accurate has the limit
     assert raised.value.error_type == "TimeoutError"
     until(lambda: "its process is replaced" in caplog.text)
     assert "demo 0.1.0: a call has not come back after" in caplog.text
-    until(lambda: len(batcher(gateway).idle) == batching.SPARE)
+    until(lambda: len(batcher(gateway).idle) == batching.FREE_WORKERS)
     [ended] = before - {worker.process.pid for worker in batcher(gateway).idle}
     until(lambda: not Path(f"/proc/{ended}").exists())
     assert ask(gateway, "word") == "hello"
 
 
 @pytest.mark.parametrize("timeout", [0.1, 0.5])
-def test_a_timeout_is_kept(gateway: Deployed, timeout: float) -> None:
-    """To a fifth: on a busy machine, by the quickest of some calls."""
+def test_a_timeout_is_accurate(gateway: Deployed, timeout: float) -> None:
+    """To a fifth, by the fastest of several calls, as the machine may be busy."""
     for slow in FREEZES:
         times: list[float] = []
         while len(times) < 10 and min(times, default=9) >= timeout * 1.2 + 0.02:
@@ -126,20 +126,20 @@ def test_a_timeout_is_kept(gateway: Deployed, timeout: float) -> None:
         assert timeout <= min(times) < timeout * 1.2 + 0.02
 
 
-def test_calls_without_a_timeout_have_one(tmp_path: Path) -> None:
+def test_calls_have_a_default_timeout(tmp_path: Path) -> None:
     with deployed(tmp_path, Freezing(), limits=Limits(call_seconds=0.5)) as gateway:
         for headers in ({"Content-Type": "application/json"}, {"Content-Type": "application/json; charset=utf-8"}):
             answer = requests.post(
                 f"{gateway.url}/v1/algo/me/demo", data='{"sleep": 3}', headers=HEADERS | headers, timeout=20
             )
-            assert answer.json()["error"]["message"] == "no answer within 0.5 seconds"
+            assert answer.json()["error"]["message"] == "timeout: no answer within 0.5 seconds"
 
 
-def test_a_model_that_ends_its_process_is_replaced(gateway: Deployed, caplog: Any) -> None:
-    """The caller is told, and those who were answered with it are answered."""
+def test_a_model_process_that_exits_is_replaced(gateway: Deployed, caplog: Any) -> None:
+    """Its caller gets an error; other calls of the batch are answered."""
     with ThreadPoolExecutor(8) as pool:
         results = list(pool.map(lambda number: attempt(gateway, "crash" if number == 3 else number), range(8)))
-    assert "the model ended its process" in results.pop(3)
+    assert "the model process exited" in results.pop(3)
     assert results == [0, 1, 2, 4, 5, 6, 7]
     assert "ended during a call; it is replaced" in caplog.text
 
@@ -151,12 +151,12 @@ def attempt(gateway: Deployed, payload: Any, **options: Any) -> Any:
         return str(error)
 
 
-def test_as_many_hang_as_there_may_be_processes_and_all_is_well_again(gateway: Deployed) -> None:
+def test_the_gateway_recovers_if_all_processes_hang(gateway: Deployed) -> None:
     with ThreadPoolExecutor(8) as pool:
         results = list(pool.map(lambda _: attempt(gateway, "spin", timeout=0.5), range(8)))
     assert all("no answer within 0.5 seconds" in result for result in results)
     assert ask(gateway, "word") == "hello"
-    assert len(batcher(gateway).idle) + len(batcher(gateway).busy) <= models.WORKERS
+    assert len(batcher(gateway).idle) + len(batcher(gateway).busy) <= models.MAX_WORKERS
 
 
 def test_the_model_is_never_in_the_gateways_process(gateway: Deployed) -> None:
@@ -164,7 +164,7 @@ def test_the_model_is_never_in_the_gateways_process(gateway: Deployed) -> None:
 
 
 def test_a_large_model_is_loaded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(models, "MEMORY", 1)
+    monkeypatch.setattr(models, "WORKER_BYTES", 1)
     with deployed(tmp_path, Freezing()) as gateway:
         assert ask(gateway, "word") == "hello"
         assert (batcher(gateway).most, len(batcher(gateway).idle)) == (1, 1)

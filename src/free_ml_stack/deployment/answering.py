@@ -1,6 +1,6 @@
-"""What a deployed model folder does with a call: read the body, answer it, write the answer, describe it for the log.
+"""Calls of a model folder: decode the body, run the model, encode the answer, describe the call for the log.
 
-The gateway's workers and the check of a deployment use the same functions, so that what passes the check is served.
+The gateway's workers and the check of a deployment share these functions, so that the check matches serving.
 """
 
 import contextlib
@@ -21,7 +21,8 @@ from free_ml_stack.errors import StackError
 from free_ml_stack.project.science import Predictor
 
 JSON = "application/json"
-METADATA, TENSORS = "tensors:metadata", "tensors:"  # between gateway and worker; the length of the JSON part follows
+# content types between gateway and worker; the second is followed by the length of the JSON part
+METADATA, TENSORS = "tensors:metadata", "tensors:"
 JSON_OPTIONS = orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_NON_STR_KEYS
 SAMPLE, REFERENCE = "sample.json", "reference.json"
 TOLERANCE = 1e-5
@@ -32,13 +33,13 @@ KNOWN_ERRORS = {
     "AlgorithmError", "TimeoutError", "LoadingError", "SystemExit",
 }  # fmt: skip
 
-Input = tuple[str, bytes, bool]  # content type, body, whether what is printed meanwhile is wanted
-Pair = tuple[Any, Any] | None  # input and answer of a call, None for tensors
-Output = tuple[str, Any, str | None]  # "json", "text", "binary", "error" or "unread"; its content; what was printed
+Input = tuple[str, bytes, bool]  # content type, body, whether to capture stdout
+Pair = tuple[Any, Any] | None  # input and answer of a call; None for tensors
+Output = tuple[str, Any, str | None]  # "json", "text", "binary", "error" or "unread"; content; captured stdout
 
 
 class UnreadableError(Exception):
-    """The body of a call is not what its content type says; `kind` is Algorithmia's name for that."""
+    """The body of a call does not match its content type; `kind` is Algorithmia's error type."""
 
     def __init__(self, message: str, kind: str) -> None:
         super().__init__(message)
@@ -56,7 +57,7 @@ class Loaded:
     tensors: TensorModel
 
     def answers(self, inputs: Sequence[Input]) -> tuple[list[Output], list[Pair]]:
-        """Return the outputs of a batch, and a pair for each that is no error."""
+        """Return the outputs of a batch, and a pair for each successful call."""
         payloads: list[Any] = [_attempt(decode, *given[:2]) for given in inputs]
         results = self._run([given[2] for given in inputs], payloads)
         outputs = [_attempt_to_write(*result) for result in results]
@@ -69,11 +70,11 @@ class Loaded:
 
     @property
     def watches(self) -> bool:
-        """Whether the project says what monitoring notes of a call."""
+        """Whether the project defines the monitoring fields of a call."""
         return hasattr(self.predictor, "watch") or hasattr(self.predictor, "watch_batch")
 
     def watched(self, pairs: Sequence[Pair]) -> list[Mapping[str, Any]]:
-        """Return what monitoring records of answered calls; nothing if the project's function fails."""
+        """Return the monitoring fields of answered calls; empty if the project's function fails."""
         found = iter(self._watched([pair for pair in pairs if pair]))
         return [next(found) if pair else {} for pair in pairs]
 
@@ -81,7 +82,7 @@ class Loaded:
         if not pairs:
             return []
         if batch := getattr(self.predictor, "watch_batch", None):
-            with contextlib.suppress(Exception):  # of calls that do not go together: each by itself
+            with contextlib.suppress(Exception):  # the calls cannot be batched: describe each alone
                 found: list[Mapping[str, Any]] = batch(*map(list, zip(*pairs, strict=True)), self.model)
                 return found
         return [self._watched_call(*pair) for pair in pairs]
@@ -90,7 +91,7 @@ class Loaded:
         batch = getattr(self.predictor, "apply_batch", None)
         single = any(isinstance(payload, Exception | TensorRequest) for payload in payloads)
         if batch and len(payloads) > 1 and not any(captures) and not single:
-            with contextlib.suppress(Exception):  # one bad input must not fail the others: each again, alone
+            with contextlib.suppress(Exception):  # an invalid input must not fail the others: run each alone
                 answers = batch(payloads, self.model)
                 if len(answers) == len(payloads):
                     return [(answer, None) for answer in answers]
@@ -109,7 +110,7 @@ class Loaded:
         try:
             return self.predictor.watch(payload, answer, self.model)
         except Exception as error:
-            log.debug("a call could not be described: %s", error)
+            log.debug("could not describe a call: %s", error)
             return {}
 
 
@@ -117,7 +118,7 @@ FAULTS = ("error", "unread")
 
 
 def load(predictor: Predictor | str, folder: Path) -> Loaded:
-    """Load a model folder with a predictor, or with the module of that name. Raises what that raises."""
+    """Load a model folder with a predictor or the module of that name. Raises the predictor's exceptions."""
     if isinstance(predictor, str):
         predictor = import_module(predictor)
     assert not isinstance(predictor, str)
@@ -131,7 +132,7 @@ def load(predictor: Predictor | str, folder: Path) -> Loaded:
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
-    """A JSON object of a model folder, None without the file. Raises StackError where it is not strict JSON."""
+    """Return a JSON object of a model folder, None if the file is missing. Raises StackError if it is invalid."""
     try:
         content: dict[str, Any] = orjson.loads(path.read_bytes())
     except FileNotFoundError:
@@ -142,26 +143,26 @@ def read_json(path: Path) -> dict[str, Any] | None:
 
 
 def check_sample(predictor: Predictor | str, folder: Path) -> None:
-    """Load a model folder and call it with its sample as the gateway does. Raises StackError for another answer."""
+    """Load a model folder and call it with its sample as the gateway does. Raises StackError on a mismatch."""
     try:
         loaded = load(predictor, folder)
     except StackError:
         raise
     except Exception as error:
-        raise StackError(f"the model can't be loaded: {error}") from error
+        raise StackError(f"cannot load the model: {error}") from error
     if loaded.sample is None:
-        raise StackError(f"{SAMPLE} is missing in the model folder; run `publish` again")
+        raise StackError(f"{SAMPLE} not found in the model folder; run `publish` again")
     [(kind, content, _)], _ = loaded.answers([(JSON, orjson.dumps(loaded.sample["input"]), False)])
     if kind in FAULTS:
         raise StackError(f"the model fails on its own sample input: {content[1]}")
     expected = loaded.sample["output"]
     answer = orjson.loads(content) if kind in ("json", "text") else content
     if not close(answer, expected):
-        raise StackError(f"the model answers its sample input with {answer!r} instead of {expected!r}")
+        raise StackError(f"{SAMPLE}: expected {expected!r}, got {answer!r} from the model")
 
 
 def close(one: Any, other: Any) -> bool:
-    """Whether two JSON documents are equal, numbers to 1e-5."""
+    """Return whether two JSON documents are equal, with a tolerance of 1e-5 for numbers."""
     if isinstance(one, dict) and isinstance(other, dict):
         return one.keys() == other.keys() and all(close(one[key], other[key]) for key in one)
     if isinstance(one, list | tuple) and isinstance(other, list | tuple):
@@ -172,7 +173,7 @@ def close(one: Any, other: Any) -> bool:
 
 
 def decode(content_type: str, body: bytes) -> Any:
-    """The input of a call: text, binary, or what JSON holds. Raises UnreadableError."""
+    """Return the input of a call: text, bytes, or a JSON value. Raises UnreadableError."""
     if content_type.startswith(TENSORS):
         return TensorRequest(body, None if content_type == METADATA else int(content_type.removeprefix(TENSORS)))
     if content_type != JSON:
@@ -193,7 +194,7 @@ def decode(content_type: str, body: bytes) -> Any:
 
 
 def _attempt(function: Any, *given: Any) -> Any:
-    """What a function returns, or the exception that it raises: also the end that a model asks for."""
+    """Return the result of a function, or its exception, including SystemExit."""
     try:
         return function(*given)
     except (Exception, SystemExit) as error:
@@ -210,11 +211,11 @@ def _attempt_to_write(result: Any, printed: str | None) -> Output:
     try:
         return "text" if isinstance(result, str) else "json", orjson.dumps(result, option=JSON_OPTIONS), printed
     except TypeError as error:
-        return "error", ("AlgorithmError", f"the answer can't be written as JSON: {error}", ""), printed
+        return "error", ("AlgorithmError", f"the answer is not JSON-serializable: {error}", ""), printed
 
 
 def describe(error: BaseException) -> tuple[str, str, str]:
-    """Algorithmia's name for an error in the model, its message and its traceback."""
+    """Return Algorithmia's error type for an exception of the model, the message and the traceback."""
     if isinstance(error, SystemExit):
         return "SystemExit", f"exited with code {error.code}", ""
     kind = "InputError" if isinstance(error, ValueError) else "AlgorithmError"

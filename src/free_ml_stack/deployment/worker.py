@@ -1,7 +1,7 @@
-"""The process that runs a model: it answers batches of calls, and describes them for the log when there is time.
+"""The process that runs a model: it answers batches of calls, and describes them for the log when idle.
 
-The gateway is in another process, so that no input, however long it takes, holds up anything but its own answer.
-Frames go both ways over a socket: 4 bytes of length, then what `marshal` makes of plain values.
+The gateway runs in another process, so that a slow input delays only its own answer. Both send frames over a
+socket: 4 bytes of length, then a value serialized with `marshal`.
 """
 
 import ctypes
@@ -25,26 +25,26 @@ from free_ml_stack.deployment.answering import JSON, JSON_OPTIONS, Loaded, Pair,
 from free_ml_stack.errors import StackError, one_line
 from free_ml_stack.project.science import Predictor
 
-BYTES = 1 << 16  # read at once
-TOGETHER = 64  # answered calls that are described together
-IDLE = 0.002  # seconds without a call after which there is time for that
-NO_WAIT = getattr(socket, "MSG_DONTWAIT", 0)  # Windows has none
+BYTES = 1 << 16  # maximum bytes per recv
+TOGETHER = 64  # answered calls described together
+IDLE = 0.002  # seconds without a call after which answered calls are described
+NO_WAIT = getattr(socket, "MSG_DONTWAIT", 0)  # missing on Windows
 SPIN = 3e-4 if NO_WAIT and len(getattr(os, "sched_getaffinity", lambda _: ())(0)) > 1 else 0.0
-# Seconds in which the next message is polled for: to sleep and be woken takes longer than a small model.
-# With one processor, polling would keep the other process from it.
+# Seconds to poll for the next message: a sleep and a wake-up take longer than a small model.
+# With a single processor, polling would block the other process.
 PDEATHSIG = 1  # linux/prctl.h
 
 
 class Frames:
-    """The values in a stream of bytes."""
+    """An incremental parser of frames."""
 
     def __init__(self) -> None:
         self.rest = bytearray()
 
     def feed(self, data: bytes) -> Iterator[Any]:
-        """Take the next bytes, and give the values that are whole with them."""
+        """Add received bytes; yield the values of complete frames."""
         if not self.rest and len(data) == 4 + int.from_bytes(data[:4], "little"):
-            yield marshal.loads(data[4:])  # noqa: S302 - from a process of our own
+            yield marshal.loads(data[4:])  # noqa: S302 - from the gateway's own process
             return
         self.rest += data
         while len(self.rest) >= 4 and len(self.rest) >= (end := 4 + int.from_bytes(self.rest[:4], "little")):
@@ -54,13 +54,13 @@ class Frames:
 
 
 def frame(value: Any) -> bytes:
-    """A value as bytes that `Frames` takes."""
+    """Return a value as a frame."""
     data = marshal.dumps(value)
     return len(data).to_bytes(4, "little") + data
 
 
 def receive_soon(connection: socket.socket) -> bytes | None:
-    """What comes within a fraction of a millisecond, or None."""
+    """Poll the socket for SPIN seconds; return the received bytes or None."""
     end = time.perf_counter() + SPIN
     while time.perf_counter() < end:
         with suppress(BlockingIOError):
@@ -69,9 +69,9 @@ def receive_soon(connection: socket.socket) -> bytes | None:
 
 
 def work(connection: socket.socket, predictor: Predictor | str, folder: str) -> None:
-    """Load a model folder, say whether that went well, and answer until the other side has gone."""
+    """Load a model folder, report the result, and answer batches until the gateway closes the connection."""
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)  # the gateway answers what it has accepted, then closes the connection
+        signal.signal(number, signal.SIG_IGN)  # the gateway answers accepted calls, then closes the connection
     end_with_parent()
     try:
         loaded = load(predictor, Path(folder))
@@ -81,7 +81,7 @@ def work(connection: socket.socket, predictor: Predictor | str, folder: str) -> 
         connection.sendall(frame(("failed", one_line(error) if isinstance(error, Exception) else repr(error), 0.0)))
         return
     gc.collect()
-    gc.freeze()  # what is loaded stays; the collector need not look at it between calls
+    gc.freeze()  # loaded objects stay; exclude them from collections between calls
     connection.sendall(frame(ready))
     try:
         Server(connection, loaded).run()
@@ -90,7 +90,7 @@ def work(connection: socket.socket, predictor: Predictor | str, folder: str) -> 
 
 
 def report_check(connection: Connection, predictor: Predictor | str, folder: str) -> None:
-    """Send what is wrong with a model folder, nothing where it answers its sample as recorded."""
+    """Check a model folder with its sample; send the error message, or nothing on success."""
     end_with_parent()
     try:
         check_sample(predictor, Path(folder))
@@ -100,13 +100,13 @@ def report_check(connection: Connection, predictor: Predictor | str, folder: str
 
 
 def end_with_parent() -> None:
-    """Let the system end this process with the one that started it, even while the model holds everything up."""
+    """Have the kernel kill this process when its parent exits, even if the model blocks."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PDEATHSIG, signal.SIGKILL)
 
 
 def warm_up(loaded: Loaded) -> float:
-    """Answer the sample twice for nobody; the seconds that it takes."""
+    """Run the model twice on its sample; return the lower latency in seconds."""
     if loaded.sample is None:
         return 0.0
     seconds = []
@@ -118,16 +118,16 @@ def warm_up(loaded: Loaded) -> float:
 
 
 class Server:
-    """One connection to the gateway."""
+    """Answers the batches on one connection to the gateway."""
 
     def __init__(self, connection: socket.socket, loaded: Loaded) -> None:
         self.connection, self.loaded = connection, loaded
-        self.pairs: list[Pair] = []  # answered, and not described yet
+        self.pairs: list[Pair] = []  # answered calls without a description
 
     def run(self) -> None:
-        """Answer until the other side closes the connection."""
+        """Answer batches until the gateway closes the connection."""
         frames = Frames()
-        soon = False  # whether the next batch is likely to come at once
+        soon = False  # whether the next batch is likely to follow immediately
         while True:
             data = receive_soon(self.connection) if soon else None
             if data is None:
@@ -141,7 +141,7 @@ class Server:
                 self.answer(batch) if batch else self.describe()
 
     def answer(self, batch: list[Any]) -> None:
-        """Answer a batch, and describe those before it where there are many."""
+        """Answer a batch; describe answered calls if there are many."""
         start = time.perf_counter()
         outputs, pairs = self.loaded.answers(batch)
         self.connection.sendall(frame(("answers", outputs, time.perf_counter() - start)))
@@ -150,11 +150,11 @@ class Server:
             self.describe()
 
     def describe(self) -> None:
-        """Send what monitoring notes of the answered calls."""
+        """Send the monitoring fields of the answered calls."""
         found: list[Any] = list(self.loaded.watched(self.pairs)) if self.pairs else []
         count, self.pairs = len(self.pairs), []
         try:
             described = orjson.dumps(found, default=repr, option=JSON_OPTIONS)
-        except TypeError:  # a key that JSON does not allow
+        except TypeError:  # a key that JSON does not support
             described = orjson.dumps([{}] * count)
         self.connection.sendall(frame(("watched", described, 0.0)))

@@ -1,4 +1,4 @@
-"""The gateway as one ASGI application: who asks, and which part answers."""
+"""The gateway as one ASGI application: authentication and routing."""
 
 import asyncio
 import hmac
@@ -24,16 +24,16 @@ from free_ml_stack.gateway.http import (
     Receive,
     Request,
     Send,
-    request_of,
+    make_request,
 )
 from free_ml_stack.gateway.log.call_log import CallLog
 from free_ml_stack.gateway.openapi import description
 from free_ml_stack.project.science import Predictor
 
 log = logging.getLogger(__name__)
-LOADING = 5.0  # seconds that the first request, or the server's start, waits for the model
+LOAD_SECONDS = 5.0  # seconds that the server's start, or the first request, waits for the model
 LOOPBACK = ("127.0.0.1", "::1")
-Part = Callable[[Request], Awaitable[None]]
+Handler = Callable[[Request], Awaitable[None]]
 
 
 def create_app(
@@ -48,12 +48,12 @@ def create_app(
     poll_seconds: float = 1.0,
     logs: AbstractFileSystem | None = None,
 ) -> "Gateway":
-    """The ASGI application.
+    """Create the ASGI application.
 
     `store` holds the Data API's tree (`<user>/<collection>/…`), `project` the deployments and logs: usually a
-    collection of that tree. Each of `keys` makes its bearer the `user`. `algorithm` is `owner/name`.
-    `predictor` is the project's predict.py or its name as a module: only the processes that run the model import it.
-    `logs` is where calls are logged, if not in `project`.
+    collection of that tree. Each of `keys` authenticates as `user`. `algorithm` is `owner/name`.
+    `predictor` is the project's predict.py or its module name; only the processes that run the model import it.
+    `logs` is the store for the call logs; default: `project`.
     """
     owner, _, name = algorithm.partition("/")
     call_log = CallLog(logs or project, name)
@@ -64,12 +64,14 @@ def create_app(
 
 
 class Gateway:
-    """Looks at a request's key and hands it to the Data API, to a call, or to management.
+    """Authenticates each request and routes it to the Data API, a call, management, inference or the dashboard.
 
-    Mountable below any path, whether or not the host passes its lifespan events on.
+    Can be mounted below any path, with or without the host's lifespan events.
     """
 
-    def __init__(self, user: str, keys: Sequence[str], name: str, calls: Calls, management: Part, data: Part) -> None:
+    def __init__(
+        self, user: str, keys: Sequence[str], name: str, calls: Calls, management: Handler, data: Handler
+    ) -> None:
         self.user, self.keys = user, [key.encode() for key in keys]
         self.name, self.calls, self.management, self.data = name, calls, management, data
         self.models, self.memory = calls.models, Memory()
@@ -77,10 +79,10 @@ class Gateway:
         self.dashboard = Dashboard(calls.owner, name, calls.models, calls.log)
         self.ready = False
         self.starting: asyncio.Task[None] | None = None
-        self.watching: list[asyncio.Task[None]] = []
+        self.tasks: list[asyncio.Task[None]] = []
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
-        """The ASGI entry."""
+        """Handle one ASGI connection."""
         if scope["type"] == "lifespan":
             await self._lifespan(receive, send)
         elif scope["type"] == "websocket":
@@ -89,34 +91,34 @@ class Gateway:
             if not self.ready:
                 await self.start()
             with suppress(DisconnectedError):
-                await self._answer(request_of(scope, receive, send, self.memory))
+                await self._answer(make_request(scope, receive, send, self.memory))
 
     def share(self, folder: Path) -> None:
-        """Add the figures of the other processes up that share `folder`."""
+        """Include the statistics of the other processes that share `folder`."""
         self.calls.log.statistics.folder = folder
 
     async def start(self) -> None:
-        """Load the latest version; called by the first request where there are no lifespan events."""
+        """Load the latest version; called by the first request if there are no lifespan events."""
         if self.starting is None:
             self.starting = asyncio.ensure_future(self._start())
         await asyncio.shield(self.starting)
 
     async def _start(self) -> None:
         loading = asyncio.ensure_future(self._load())
-        await asyncio.wait([loading], timeout=LOADING)  # a model that takes longer keeps nothing else waiting
-        watches = (self.models.watch(), self.calls.log.keep_writing())
-        self.watching = [loading, *(asyncio.ensure_future(watch) for watch in watches)]
+        await asyncio.wait([loading], timeout=LOAD_SECONDS)  # a slow model does not delay other requests
+        watches = (self.models.watch(), self.calls.log.write_periodically())
+        self.tasks = [loading, *(asyncio.ensure_future(watch) for watch in watches)]
         self.ready = True
 
     async def _load(self) -> None:
         try:
             await self.models.get(self.name, "")
         except (StackError, OSError) as error:
-            log.error("the deployed model can't be served: %s", error)
+            log.error("the deployed model cannot be served: %s", error)
 
     async def stop(self) -> None:
-        """Finish the calls that run in the background and write the log out."""
-        for task in self.watching:
+        """Finish the calls in the background and flush the log."""
+        for task in self.tasks:
             task.cancel()
         await self.calls.finish()
         await self.models.close()
@@ -131,9 +133,9 @@ class Gateway:
         await send({"type": "lifespan.shutdown.complete"})
 
     async def _answer(self, request: Request) -> None:
-        request.user = self.user if self._admits(credentials(request.headers, request.key)) else None
+        request.user = self.user if self._is_authorized(request_keys(request.headers, request.key)) else None
         try:
-            await self._part(request)(request)
+            await self._route(request)(request)
         except (DisconnectedError, ConnectionError):
             raise
         except CallError as error:
@@ -142,52 +144,52 @@ class Gateway:
             await request.answer_error(error)
         except Exception:
             log.exception("%s failed", request.path)
-            message = "internal error; the log of the server has the cause"
+            message = "internal error; see the server's log"
             await request.answer_error(HTTPError(500, message, 5001))
         finally:
             request.release()
 
-    def at_once(
+    def answer_fast(
         self,
         path: bytes,
         headers: dict[bytes, bytes],
         body: bytes,
         answer: Callable[[Answer], object],
-        alone: bool = False,
+        single_caller: bool = False,
     ) -> bool:
-        """Answer a plain call of `/v1/algo/…`, which is all there; False where it must go the usual way.
+        """Answer a complete, plain call of `/v1/algo/…`; return False if it needs the normal path.
 
-        The answer may come before this returns; `alone` says that no other caller is there.
+        `answer` may be called before this returns. `single_caller` is true if there is no other connection.
         """
         if (
             not self.ready
             or headers.get(b"content-type") != b"application/json"
             or len(body) > self.calls.limits.body_bytes
-            or not self._admits(credentials(headers, b""))
+            or not self._is_authorized(request_keys(headers, b""))
         ):
             return False
-        return self.calls.at_once(path[9:].decode(), body, answer, alone)
+        return self.calls.answer_fast(path[9:].decode(), body, answer, single_caller)
 
-    def _admits(self, candidates: Iterable[bytes]) -> bool:
-        """Compare every key with every candidate, in a time that doesn't tell how far they agree."""
+    def _is_authorized(self, candidates: Iterable[bytes]) -> bool:
+        """Compare every key with every candidate in constant time."""
         admitted = False
         for candidate in candidates:
             for key in self.keys:
                 admitted |= hmac.compare_digest(candidate, key)
         return admitted
 
-    def _part(self, request: Request) -> Part:
-        """What answers a request. Raises HTTPError and CallError for a stranger, and where nothing does."""
+    def _route(self, request: Request) -> Handler:
+        """Return the handler of a request. Raises HTTPError or CallError if it is unauthenticated or has no route."""
         path, known = request.path, request.user is not None
         if path.startswith("/v1/algo/"):
             if request.method != "POST":
-                raise HTTPError(405, "an algorithm is called with POST")
+                raise HTTPError(405, "call an algorithm with POST")
             if not known:
                 raise CallError("authorization required")
             return self.calls
         if path.startswith(("/v1/data", "/v1/connector")):
             return self.data
-        if path == "/v1/insights" and (known or from_this_machine(request)):
+        if path == "/v1/insights" and (known or is_local_request(request)):
             return self.dashboard.insights
         if path == "/v2" or path.startswith("/v2/"):
             return self.inference
@@ -197,16 +199,16 @@ class Gateway:
             return part
         if not known:
             raise HTTPError(401, "authorization required", 2001)
-        return self._private_part(path)
+        return self._private_route(path)
 
-    def _private_part(self, path: str) -> Part:
+    def _private_route(self, path: str) -> Handler:
         if path == "/openapi.json":
             return self._description
         if path.startswith("/v1/"):
             return self.management
         if path in ("/stats", "/metrics"):
             return self.dashboard
-        raise HTTPError(404, f"no such address: {path}")
+        raise HTTPError(404, f"no such path: {path}")
 
     async def _health(self, request: Request) -> None:
         await request.answer({"status": "ok"})
@@ -223,10 +225,11 @@ class Gateway:
         await request.answer({"status": "ready", "version": model.build.version if model else None})
 
 
-def from_this_machine(request: Request) -> bool:
-    """Whether nobody stands between: what an algorithm reports with the official client carries no key.
+def is_local_request(request: Request) -> bool:
+    """Return whether a request comes from this machine without a proxy.
 
-    A web page that is open on this machine tells its Origin, or the name of its own site as the Host.
+    The official client's `report_insights` sends no key, so only local reports are accepted without one. A web page
+    open on this machine is recognized by its Origin header, or by the name of its site in the Host header.
     """
     host = request.header(b"host").rpartition(":")[0] or request.header(b"host")
     marks = (b"origin", b"via", b"forwarded", b"x-forwarded", b"x-real-ip")
@@ -234,8 +237,8 @@ def from_this_machine(request: Request) -> bool:
     return request.client in LOOPBACK and host.strip("[]") in (*LOOPBACK, "localhost") and not marked
 
 
-def credentials(headers: dict[bytes, bytes], key: bytes) -> list[bytes]:
-    """The keys that a request presents in its address, in `X-API-Key`, and in `Authorization` of any form."""
+def request_keys(headers: dict[bytes, bytes], key: bytes) -> list[bytes]:
+    """Return the keys in a request's path, in `X-API-Key`, and in `Authorization` in any form."""
     found = [key] if key else []
     if other := headers.get(b"x-api-key"):
         found.append(other)

@@ -1,4 +1,4 @@
-"""What the gateway tells of itself: the page at `/` and its figures, `/metrics` for Prometheus, insights."""
+"""The gateway's own reports: the page at `/` and its figures, `/metrics` for Prometheus, insights."""
 
 import asyncio
 import logging
@@ -20,16 +20,16 @@ from free_ml_stack.gateway.log.statistics import (
     PER_OCTAVE,
     WINDOW,
     Counts,
-    in_classes,
     percentiles,
+    sum_classes,
     upper_end,
 )
 
 log = logging.getLogger(__name__)
 INSIGHT_BYTES, INSIGHT_KEYS = 25_000, 25
 INSIGHT_NAME = re.compile(r"[A-Za-z_][\w .:/-]{0,63}", re.ASCII)
-INSIGHT_NAMES = 300  # different ones that are kept
-INSIGHT_RATE = 100  # reports a second that are taken
+INSIGHT_NAMES = 300  # different names kept
+INSIGHT_RATE = 100  # reports accepted per second
 RESERVED = {
     "request_id",
     "timestamp",
@@ -39,7 +39,7 @@ RESERVED = {
     "algorithm_version",
 }
 STEP = 5  # seconds between two points of a time series
-SAFE = {
+SECURITY_HEADERS = {
     "content_security_policy": (
         "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; "
         "connect-src 'self'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
@@ -55,33 +55,33 @@ class Dashboard:
 
     def __init__(self, owner: str, name: str, models: Models, call_log: CallLog) -> None:
         self.owner, self.name, self.models, self.log = owner, name, models, call_log
-        self.reports = 0, 0  # a second, and how many came in it
+        self.reports = 0, 0  # a second, and the number of reports in it
 
     async def __call__(self, request: Request) -> None:
-        """Answer `/`, `/stats` and `/metrics`; the page itself holds nothing to hide."""
+        """Answer `/`, `/stats` and `/metrics`; the page itself contains no data and needs no key."""
         if request.method not in ("GET", "HEAD"):
-            raise HTTPError(405, "this address is only read")
+            raise HTTPError(405, "only GET and HEAD are supported here")
         if request.path == "/":
             status = 401 if request.user is None else 200
-            await request.answer_bytes(status, page(), "text/html; charset=utf-8", **SAFE)
+            await request.answer_bytes(status, page(), "text/html; charset=utf-8", **SECURITY_HEADERS)
         elif request.path == "/stats":
-            await request.answer(await self.figures(), **SAFE)
+            await request.answer(await self.figures(), **SECURITY_HEADERS)
         else:
             await self.models.describe()
-            self.log.digest()
+            self.log.process_pending()
             text = await asyncio.to_thread(self.exposition)
             await request.answer_bytes(200, text, "text/plain; version=0.0.4; charset=utf-8")
 
     async def insights(self, request: Request) -> None:
-        """Take a list of `{"insight_key", "insight_value"}`. Raises HTTPError for anything else, and for too much."""
+        """Record a list of `{"insight_key", "insight_value"}`. Raises HTTPError if it is invalid or over a limit."""
         if request.method != "POST":
-            raise HTTPError(405, "insights are sent with POST")
-        if not request.header(b"content-type").startswith("application/json"):  # a web page's form can't send that
+            raise HTTPError(405, "send insights with POST")
+        if not request.header(b"content-type").startswith("application/json"):  # HTML forms cannot send this type
             raise HTTPError(415, "insights must be JSON (Content-Type: application/json)", 2013)
         self._count_report()
         found = read_insights(await request.body(INSIGHT_BYTES))
         if len({*self.log.statistics.counts.insights, *found}) > INSIGHT_NAMES:
-            raise HTTPError(400, f"at most {INSIGHT_NAMES} different insights are kept")
+            raise HTTPError(400, f"too many insights: at most {INSIGHT_NAMES} different names are kept")
         self.log.report(self.name, found)
         await request.answer({"result": len(found)})
 
@@ -90,12 +90,12 @@ class Dashboard:
         now = int(time.monotonic())
         self.reports = now, count + 1 if now == second else 1
         if self.reports[1] > INSIGHT_RATE:
-            raise HTTPError(429, f"more than {INSIGHT_RATE} reports in a second", retry_after="1")
+            raise HTTPError(429, f"rate limit: at most {INSIGHT_RATE} reports per second", retry_after="1")
 
     async def figures(self) -> dict[str, Any]:
-        """The page's figures."""
+        """Return the figures of the page."""
         await self.models.describe()
-        self.log.digest()
+        self.log.process_pending()
         counts = await asyncio.to_thread(self.log.statistics.total)
         drift = await asyncio.to_thread(self.drift, counts)
         return {
@@ -106,7 +106,7 @@ class Dashboard:
             "calls": sum(counts.calls.values()),
             "errors": counts.errors,
             "watched": counts.watched,
-            "latency": latency(in_classes(second[2] for second in counts.seconds.values())),
+            "latency": latency(sum_classes(second[2] for second in counts.seconds.values())),
             "series": series(counts, int(time.time())),
             "drift": drift,
             "insights": counts.insights,
@@ -114,7 +114,7 @@ class Dashboard:
         }
 
     def drift(self, counts: Counts) -> dict[str, Any] | None:
-        """The recent calls of the latest version against its reference; None where it has none."""
+        """Compare recent calls of the latest version with its reference; return None without a reference."""
         from free_ml_stack.evaluation.drift import drift
 
         model = self.models.find(self.name, "")
@@ -124,11 +124,11 @@ class Dashboard:
         try:
             return drift(model.reference, [entry["watched"] for entry in mine if "watched" in entry])
         except (KeyError, TypeError, ValueError) as error:
-            log.warning("%s/reference.json can't be used: %s", model.build.folder, error)
+            log.warning("%s/reference.json is invalid: %s", model.build.folder, error)
             return None
 
     def exposition(self) -> bytes:
-        """The counts in Prometheus' format."""
+        """Return the counts in the Prometheus format."""
         from prometheus_client import CollectorRegistry, generate_latest
         from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 
@@ -142,15 +142,15 @@ class Dashboard:
         for family, counter in ((calls, counts.calls), (errors, counts.errors)):
             for name, value in counter.items():
                 family.add_metric([name], value)
-        seconds = HistogramMetricFamily("algorithm_call_seconds", "How long calls took.")
+        seconds = HistogramMetricFamily("algorithm_call_seconds", "Latency of calls in seconds.")
         seconds.add_metric([], buckets(counts.latency), sum_value=counts.latency_sum)
         shift = GaugeMetricFamily("algorithm_drift", "Stability index against training.", labels=["quantity"])
         for name, score in (self.drift(counts) or {"scores": {}})["scores"].items():
             shift.add_metric([name], score)
-        insight = GaugeMetricFamily("algorithm_insight", "What the algorithm reports.", labels=["key"])
+        insight = GaugeMetricFamily("algorithm_insight", "Latest insights reported by the algorithm.", labels=["key"])
         for name, reported in counts.insights.items():
             insight.add_metric([name], reported)
-        waiting = GaugeMetricFamily("algorithm_waiting_calls", "Calls that wait for a model.")
+        waiting = GaugeMetricFamily("algorithm_waiting_calls", "Calls waiting for a model.")
         waiting.add_metric([], sum(len(model.waiting) for model in self.models.loaded.values()))
         registry = CollectorRegistry()
         registry.register(Families([calls, errors, watched, seconds, shift, insight, waiting]))
@@ -173,52 +173,52 @@ class Dashboard:
 
 
 def read_insights(body: bytes) -> dict[str, float]:
-    """The insights in a report, by name. Raises HTTPError for anything else."""
+    """Return the insights of a report by name. Raises HTTPError if the report is invalid."""
     try:
         found = {item["insight_key"]: float(item["insight_value"]) for item in orjson.loads(body)}
         named = all(INSIGHT_NAME.fullmatch(name) for name in found)
     except (ValueError, TypeError, KeyError):
-        raise HTTPError(400, "insights are a list of insight_key and a numeric insight_value") from None
+        raise HTTPError(400, "expected a list of objects with insight_key and a numeric insight_value") from None
     if not named or RESERVED & set(found):
-        raise HTTPError(400, "an insight's name has up to 64 letters, digits and _ .:/-, and is not the platform's own")
+        raise HTTPError(400, "insight_key: expected up to 64 letters, digits and _ .:/-, and no reserved name")
     if len(found) > INSIGHT_KEYS or not all(map(math.isfinite, found.values())):
-        raise HTTPError(400, f"at most {INSIGHT_KEYS} insights, all finite")
+        raise HTTPError(400, f"expected at most {INSIGHT_KEYS} insights with finite values")
     return found
 
 
 class Families:
-    """A collector of ready metric families."""
+    """A Prometheus collector of given metric families."""
 
     def __init__(self, families: list[Any]) -> None:
         self.families = families
 
     def collect(self) -> list[Any]:
-        """What Prometheus' registry asks for."""
+        """Return the families; called by the registry."""
         return self.families
 
 
 @cache
 def page() -> bytes:
-    """The page at `/`."""
+    """Return the page at `/`."""
     return (Path(__file__).parent / "page.html").read_bytes()
 
 
 def latency(classes: list[int]) -> dict[str, float | None]:
-    """The percentiles of the last minutes, in seconds."""
+    """Return latency percentiles of the last minutes in seconds."""
     return dict(zip(("p50", "p90", "p99"), percentiles(classes, (50, 90, 99)), strict=True))
 
 
 def series(counts: Counts, now: int) -> list[list[Any]]:
-    """`[time, calls a second, errors a second, median, 99th percentile]` of the window, oldest first."""
+    """Return `[time, calls per second, errors per second, median, 99th percentile]` of the window, oldest first."""
     points = []
     for begin in range(now - now % STEP - WINDOW + STEP, now - now % STEP, STEP):
         seconds = [counts.seconds[str(at)] for at in range(begin, begin + STEP) if str(at) in counts.seconds]
         calls, errors = (sum(second[place] for second in seconds) / STEP for place in (0, 1))
-        points.append([begin, calls, errors, *percentiles(in_classes(s[2] for s in seconds), (50, 99))])
+        points.append([begin, calls, errors, *percentiles(sum_classes(s[2] for s in seconds), (50, 99))])
     return points
 
 
 def buckets(classes: list[int]) -> list[tuple[str, float]]:
-    """Prometheus' cumulative buckets, one an octave."""
+    """Return cumulative Prometheus buckets, one per octave."""
     found = [(f"{upper_end(place):.4g}", float(sum(classes[: place + 1]))) for place in range(0, CLASSES, PER_OCTAVE)]
     return [*found, ("+Inf", float(sum(classes)))]

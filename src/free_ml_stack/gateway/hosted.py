@@ -1,4 +1,4 @@
-"""The gateway as it runs on a Space or in a container: told by variables what it serves, stores on the Hub."""
+"""The gateway on a Space or in a container: configured by variables, with a store on the Hub."""
 
 import os
 from collections.abc import Mapping
@@ -15,11 +15,11 @@ from free_ml_stack.storage.repository import HubFileSystem
 def asgi_app(package: str, variables: Mapping[str, str] = os.environ) -> Gateway:
     """Make the ASGI application that serves the model of a project; `package` is its import name.
 
-    Call its `start` and `stop` where the server sends no lifespan events.
+    Call its `start` and `stop` if the server sends no lifespan events.
 
     Variables: `ALGORITHM` ("owner/name"), `COLLECTION` (of the project), `STORE` (a data-set repository of the Hub,
     "user/name", or a folder that begins with / or .), `REVISION` (its commit with the model), and the secret
-    `ALGORITHMIA_API_KEY`, without which nobody gets in. The Hub's own client reads the secret `HF_TOKEN`.
+    `ALGORITHMIA_API_KEY`, without which every request is rejected. The Hub's own client reads the secret `HF_TOKEN`.
     """
     owner = variables["ALGORITHM"].partition("/")[0]
     store, project = variables["STORE"], f"{owner}/{variables['COLLECTION']}"
@@ -37,12 +37,12 @@ def asgi_app(package: str, variables: Mapping[str, str] = os.environ) -> Gateway
 
 
 def is_folder(store: str) -> bool:
-    """Whether a store is a folder rather than a repository of the Hub."""
+    """Return whether a store is a folder rather than a repository on the Hub."""
     return store.startswith(("/", "."))
 
 
 def open_tree(store: str, inner: str = "", revision: str = "") -> AbstractFileSystem:
-    """The Data API's tree in a folder or in a repository of the Hub, there at a revision; or a part of it."""
+    """Open the Data API's tree, or `inner` of it, in a folder or in a repository on the Hub at `revision`."""
     if is_folder(store):
         return local_store(Path(store) / inner, Path(store))
     place = f"datasets/{store}{f'@{revision}' if revision else ''}/{inner}".rstrip("/")

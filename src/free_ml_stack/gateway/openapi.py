@@ -1,4 +1,4 @@
-"""The gateway's addresses in OpenAPI's words."""
+"""The OpenAPI description of the gateway."""
 
 import re
 from typing import Any
@@ -39,42 +39,48 @@ ALGORITHM = "/v1/algorithms/{owner}/{name}"
 EDGE = "/v1/algorithm-environments/edge"
 FILE = {"application/octet-stream": {"type": "string", "format": "binary"}}
 
-# method, address, what it does, query, body by content type
+# method, path, summary, query parameters, body by content type
 OPERATIONS: list[tuple[str, str, str, dict[str, Any], dict[str, Any]]] = [
     ("post", "/v1/algo/{owner}/{name}", "Call an algorithm", OPTIONS, BODIES),
     ("post", "/v1/algo/{owner}/{name}/{version}", "Call a version of an algorithm", OPTIONS, BODIES),
     ("post", "/v1/algorithms/{owner}", "Create an algorithm", {}, {JSON: NAMED}),
     ("get", ALGORITHM, "Describe an algorithm", {}, {}),
-    ("put", ALGORITHM, "Change its details and settings", {}, {JSON: CHANGE}),
-    ("get", f"{ALGORITHM}/versions", "List its versions", FILTER, {}),
-    ("post", f"{ALGORITHM}/versions", "Publish its newest build", {}, {JSON: CHANGE}),
+    ("put", ALGORITHM, "Change an algorithm's details and settings", {}, {JSON: CHANGE}),
+    ("get", f"{ALGORITHM}/versions", "List an algorithm's versions", FILTER, {}),
+    ("post", f"{ALGORITHM}/versions", "Publish an algorithm's newest build", {}, {JSON: CHANGE}),
     ("get", f"{ALGORITHM}/versions/{{version}}", "Describe a version", {}, {}),
-    ("post", f"{ALGORITHM}/compile", "Build it", {}, {JSON: OBJECT}),
-    ("get", f"{ALGORITHM}/builds", "List its builds", PAGE, {}),
+    ("post", f"{ALGORITHM}/compile", "Build an algorithm", {}, {JSON: OBJECT}),
+    ("get", f"{ALGORITHM}/builds", "List an algorithm's builds", PAGE, {}),
     ("get", f"{ALGORITHM}/builds/{{build}}", "Describe a build", {}, {}),
-    ("get", f"{ALGORITHM}/builds/{{build}}/logs", "The log of a build", {}, {}),
-    ("get", f"{ALGORITHM}/scm/status", "Whether its repository can be reached", {}, {}),
+    ("get", f"{ALGORITHM}/builds/{{build}}/logs", "Get the log of a build", {}, {}),
+    ("get", f"{ALGORITHM}/scm/status", "Get the status of an algorithm's repository", {}, {}),
     ("get", "/v1/scms", "List the kinds of source control", {}, {}),
     ("get", f"{EDGE}/languages", "List the languages", {}, {}),
     ("get", f"{EDGE}/languages/{{language}}/environments", "List the environments of a language", {}, {}),
-    ("head", "/v1/data/{owner}/{collection}/{file}", "Whether a file exists", {}, {}),
+    ("head", "/v1/data/{owner}/{collection}/{file}", "Check whether a file exists", {}, {}),
     ("get", "/v1/data/{owner}/{collection}/{file}", "Read a file", {}, {}),
     ("put", "/v1/data/{owner}/{collection}/{file}", "Write a file", {}, FILE),
     ("delete", "/v1/data/{owner}/{collection}/{file}", "Delete a file", {}, {}),
-    ("post", "/v1/data/{owner}", "Make a collection", {}, {JSON: FOLDER}),
+    ("post", "/v1/data/{owner}", "Create a collection", {}, {JSON: FOLDER}),
     ("get", "/v1/data/{owner}/{collection}", "List a collection", PAGE | {"acl": {"type": "boolean"}}, {}),
-    ("patch", "/v1/data/{owner}/{collection}", "Set its rights", {}, {JSON: {"properties": {"acl": RIGHTS}}}),
+    (
+        "patch",
+        "/v1/data/{owner}/{collection}",
+        "Set a collection's rights",
+        {},
+        {JSON: {"properties": {"acl": RIGHTS}}},
+    ),
     ("delete", "/v1/data/{owner}/{collection}", "Delete a collection", {"force": {"type": "boolean"}}, {}),
-    ("post", "/v1/insights", "Report figures", {}, {JSON: {"type": "array", "items": INSIGHT}}),
-    ("get", "/healthz", "Whether the gateway runs", {}, {}),
-    ("get", "/readyz", "Whether the deployed model is loaded", {}, {}),
-    ("get", "/stats", "The figures of the page", {}, {}),
-    ("get", "/metrics", "The figures for Prometheus", {}, {}),
+    ("post", "/v1/insights", "Report insights", {}, {JSON: {"type": "array", "items": INSIGHT}}),
+    ("get", "/healthz", "Check whether the gateway is running", {}, {}),
+    ("get", "/readyz", "Check whether the deployed model is loaded", {}, {}),
+    ("get", "/stats", "Get the figures of the page", {}, {}),
+    ("get", "/metrics", "Get metrics in the Prometheus format", {}, {}),
 ]
 
 
 def description(owner: str) -> dict[str, Any]:
-    """The document at `/openapi.json` of a gateway whose one user is `owner`."""
+    """Return the document at `/openapi.json` of a gateway with the single user `owner`."""
     paths: dict[str, Any] = {}
     for method, path, summary, query, body in OPERATIONS:
         paths.setdefault(path, {})[method] = operation(owner, path, summary, query, body)
@@ -92,7 +98,7 @@ def description(owner: str) -> dict[str, Any]:
 
 
 def operation(owner: str, path: str, summary: str, query: dict[str, Any], body: dict[str, Any]) -> dict[str, Any]:
-    """One method at one address."""
+    """Return the operation object of one method of a path."""
     parameters: list[dict[str, Any]] = [
         {
             "name": name,
@@ -109,7 +115,7 @@ def operation(owner: str, path: str, summary: str, query: dict[str, Any], body: 
         "parameters": parameters,
         **({"requestBody": {"required": True, "content": content}} if content else {}),
         "responses": {
-            "2XX": {"description": "done"},
-            "4XX": {"description": "refused, with an error object"},
+            "2XX": {"description": "success"},
+            "4XX": {"description": "client error, with an error object"},
         },
     }

@@ -1,4 +1,4 @@
-"""Run the gateway: open the port, tell others where it is, stop without losing a request."""
+"""Run the gateway: open the port, write the record for local tools, shut down without losing requests."""
 
 import gc
 import json
@@ -14,9 +14,9 @@ from pathlib import Path
 from free_ml_stack.errors import StackError
 from free_ml_stack.gateway.app import Gateway
 from free_ml_stack.gateway.hosted import asgi_app
-from free_ml_stack.gateway.protocol.server import make_server, turn_away
+from free_ml_stack.gateway.protocol.server import drop_new_connections, make_server
 
-CONNECTIONS = 1 << 16  # at once, where the system allows it
+CONNECTIONS = 1 << 16  # the limit of open files, if the system allows it
 
 
 def serve_project(package: str) -> None:
@@ -29,7 +29,7 @@ def serve_project(package: str) -> None:
 
 
 def new_key() -> str:
-    """A fresh key of the form that Algorithmia's command line insists on: `sim` and 25 more characters."""
+    """Return a new key in the form that Algorithmia's command line requires: `sim` and 25 more characters."""
     return "sim" + secrets.token_hex(13)[:25]
 
 
@@ -43,32 +43,32 @@ def serve(
     record: Path | None = None,
     say: Callable[[str], None] = print,
 ) -> None:
-    """Serve until SIGTERM or SIGINT. `make_app(keys)` makes the application, once in each of the `workers`.
+    """Serve until SIGTERM or SIGINT. `make_app(keys)` creates the application in each of the `workers`.
 
-    Port 0 takes a free one. A key is made where there is none. `record` is a file for the local tools, there
-    while the gateway runs and readable by its owner alone: `{"url", "pid", "key"}`. Raises StackError when
-    the port is taken.
+    Port 0 selects a free port. Without `keys` a new one is generated. `record` is a file for local tools, which
+    exists while the gateway runs and is readable by its owner only: `{"url", "pid", "key"}`. Raises StackError if
+    the port is in use.
     """
     if workers > 1 and not hasattr(os, "fork"):
-        raise StackError(f"--workers {workers}: this system can't fork processes; leave it at 1")
+        raise StackError(f"--workers {workers}: this system cannot fork processes; use --workers 1")
     keys = keys or (new_key(),)
-    allow_connections()
+    raise_file_limit()
     listening = open_port(host, port)
     url = f"http://{f'[{host}]' if ':' in host else host}:{listening.getsockname()[1]}"
-    came: list[int] = []
-    on_signals(lambda number, _: came.append(number))
-    with recorded(record, {"url": url, "pid": os.getpid(), "key": keys[0]}):
+    signals: list[int] = []
+    set_signal_handlers(lambda number, _: signals.append(number))
+    with record_file(record, {"url": url, "pid": os.getpid(), "key": keys[0]}):
         say(f"Serving on {url}")
         if workers == 1:
-            run(make_app(keys), listening, came)
+            run(make_app(keys), listening, signals)
         else:
             with tempfile.TemporaryDirectory() as shared:
-                run_workers(lambda: run(make_app(keys), listening, came, Path(shared)), workers, came, listening)
+                run_workers(lambda: run(make_app(keys), listening, signals, Path(shared)), workers, signals, listening)
 
 
-def allow_connections() -> None:
-    """Let this process open more files than the usual 1024, which idle strangers would use up."""
-    with suppress(ImportError, OSError, ValueError):  # as it is, where the system has no such limit or insists on it
+def raise_file_limit() -> None:
+    """Raise the limit of open files from the usual 1024, which idle unauthenticated clients could exhaust."""
+    with suppress(ImportError, OSError, ValueError):  # the system has no such limit, or does not allow a change
         import resource
 
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -77,70 +77,70 @@ def allow_connections() -> None:
             resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
-def on_signals(handler: Callable[[int, object], None]) -> None:
-    """Handle the two signals that ask for an end."""
+def set_signal_handlers(handler: Callable[[int, object], None]) -> None:
+    """Set the handler of SIGTERM and SIGINT."""
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, handler)
 
 
 def open_port(host: str, port: int) -> socket.socket:
-    """A listening socket, so that nobody is turned away from now on."""
+    """Return a listening socket; connections queue from now on. Raises StackError if the port cannot be opened."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listening = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
-    listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # which asyncio forgets for sockets it is given
-    # Windows lets two programs share a port with the option that elsewhere only shortens the wait for it
+    listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # asyncio does not set it for sockets passed to it
+    # on Windows SO_REUSEADDR lets two programs share a port; elsewhere it only allows reuse after a restart
     option = getattr(socket, "SO_EXCLUSIVEADDRUSE", socket.SO_REUSEADDR)
     listening.setsockopt(socket.SOL_SOCKET, option, 1)
     try:
         listening.bind((host, port))
     except (OSError, OverflowError) as error:
         listening.close()
-        reason = getattr(error, "strerror", None) or "a port is a number from 0 to 65535"
-        raise StackError(f"{host}:{port} can't be opened: {reason}; choose another port") from None
+        reason = getattr(error, "strerror", None) or "expected a port from 0 to 65535"
+        raise StackError(f"cannot open {host}:{port}: {reason}; choose another port") from None
     listening.listen(2048)
     return listening
 
 
-def run(app: Gateway, listening: socket.socket, came: list[int], shared: Path | None = None) -> None:
-    """Serve in this process until a signal comes, if none has; `shared` is the folder of the workers' figures."""
+def run(app: Gateway, listening: socket.socket, signals: list[int], shared: Path | None = None) -> None:
+    """Serve in this process until a signal is received; `shared` is the folder of the workers' statistics."""
     if listening.fileno() < 0:
-        return  # a worker that was started as the signal came
+        return  # the worker was started during the signal
     if shared:
         app.share(shared)
     gc.collect()
-    gc.freeze()  # what is loaded stays; the collector need not look at it between requests
+    gc.freeze()  # loaded objects stay; exclude them from collections between requests
     server = make_server(app)
-    on_signals(lambda *_: setattr(server, "should_exit", True))  # uvicorn raises a signal anew at its end
-    server.should_exit = bool(came)
+    set_signal_handlers(lambda *_: setattr(server, "should_exit", True))  # uvicorn raises the signal again on exit
+    server.should_exit = bool(signals)
     server.run(sockets=[listening])
 
 
-def run_workers(work: Callable[[], None], count: int, came: list[int], listening: socket.socket) -> None:
-    """Run `work` in `count` processes, start it again where one dies, and stop them all on a signal."""
+def run_workers(work: Callable[[], None], count: int, signals: list[int], listening: socket.socket) -> None:
+    """Run `work` in `count` processes, restart those that exit, and stop all of them on a signal."""
     pids = {fork(work) for _ in range(count)}
 
     def stop(number: int, frame: object) -> None:
-        came.append(number)
+        signals.append(number)
         if listening.fileno() >= 0:
-            turn_away(listening)
-        listening.close()  # else a connection could wait here that nobody will ever take
+            drop_new_connections(listening)
+        listening.close()  # otherwise a connection could wait in a queue that no process accepts from
         for pid in pids:
             os.kill(pid, signal.SIGTERM)
 
-    on_signals(stop)
-    if came:
-        stop(came[0], None)
+    set_signal_handlers(stop)
+    if signals:
+        stop(signals[0], None)
     while pids:
         pid, _ = os.wait()
         pids.discard(pid)
-        if not came:
+        if not signals:
             pids.add(fork(work))
-            if came:  # meanwhile: the signal was not handed on to the new one
-                stop(came[0], None)
+            if signals:  # the signal arrived during the fork, so the new process did not get it
+                stop(signals[0], None)
 
 
 def fork(work: Callable[[], None]) -> int:
-    """Run `work` in a new process; returns its id."""
+    """Run `work` in a new process; return its process id."""
     if pid := os.fork():
         return pid
     try:
@@ -150,8 +150,8 @@ def fork(work: Callable[[], None]) -> int:
 
 
 @contextmanager
-def recorded(record: Path | None, content: dict[str, str | int]) -> Iterator[None]:
-    """Write down where the gateway is, and remove it at the end."""
+def record_file(record: Path | None, content: dict[str, str | int]) -> Iterator[None]:
+    """Write the record of the running gateway, and remove it on exit."""
     if record is None:
         yield
         return

@@ -1,4 +1,4 @@
-"""Answer calls that are in flight together with one run of the model; a slow one holds up no other."""
+"""Batch concurrent calls into one run of the model; a slow call does not delay others."""
 
 import asyncio
 import logging
@@ -16,49 +16,55 @@ from free_ml_stack.gateway.http import HTTPError
 
 log = logging.getLogger(__name__)
 BATCH = 64
-BATCH_BYTES = 1 << 24  # of a batch, but for its last input
-TICK = 0.005  # seconds between two looks at the workers
-PATIENCE = 0.015  # seconds beyond the usual that a batch may take before other calls go to another worker
-USUAL = 4  # times what a batch takes
-SPARE = 2  # workers that are free, or soon will be
-CLOSING = 1.0  # seconds for what is answered to be logged in the end
-HANGING = 1.0  # seconds after which a worker whose callers have all been answered is replaced
+BATCH_BYTES = 1 << 24  # of a batch without its last input
+POLL_SECONDS = 0.005  # seconds between two checks of the workers
+OVERRUN_SECONDS = 0.015  # seconds that a batch may exceed OVERRUN_FACTOR before other calls go to another worker
+OVERRUN_FACTOR = 4  # multiple of a batch's latency
+FREE_WORKERS = 2  # workers that are free, or will be soon
+LOG_SECONDS = 1.0  # seconds to log answered calls on shutdown
+HANG_SECONDS = 1.0  # seconds until a busy worker is replaced if all its calls have been answered
 
 
 class QueueFullError(HTTPError):
-    """More requests are waiting than the gateway allows."""
+    """The queue of waiting calls is full."""
 
     def __init__(self) -> None:
-        super().__init__(429, "too many calls are waiting", retry_after="1")
+        super().__init__(429, "queue full: too many waiting calls", retry_after="1")
 
 
 class Batcher:
-    """One model, the workers that have loaded it, and the questions that wait for it.
+    """A model, the worker processes that have loaded it, and the queue of its calls.
 
-    Questions that arrive in one turn of the event loop, or while the model is busy, form a batch; a lone one does not
-    wait. One worker answers; up to `most` others take over while it is busy with an input for longer than usual, and
-    a spare one is kept for that. One that has nobody left to answer is replaced.
+    Questions that arrive in one iteration of the event loop, or while the model is busy, form a batch; a single one is
+    not delayed. One worker answers; if a batch takes longer than usual, other workers, up to `max_workers` in total,
+    answer the next ones. A spare worker is kept for that. A worker that hangs after a timeout is replaced.
     """
 
     def __init__(
         self,
         name: str,
         start: Callable[[], Awaitable[Worker]],
-        most: int,
+        max_workers: int,
         queue: int,
-        given_up: Callable[["Batcher"], None] = lambda _: None,
+        on_failure: Callable[["Batcher"], None] = lambda _: None,
     ) -> None:
-        self.name, self.start, self.most, self.queue, self.given_up = name, start, most, queue, given_up
+        self.name, self.start, self.max_workers, self.queue, self.on_failure = (
+            name,
+            start,
+            max_workers,
+            queue,
+            on_failure,
+        )
         self.waiting: deque[Question] = deque()
         self.idle: list[Worker] = []
         self.busy: list[Worker] = []
         self.starting: asyncio.Task[None] | None = None
         self.timer: asyncio.TimerHandle | None = None
         self.scheduled = self.closed = False
-        self.last, self.seconds = 0.0, 0.0  # that the last batch took, and the quicker one of the last two
+        self.last, self.seconds = 0.0, 0.0  # latency of the last batch, and the minimum of the last two
         self.load_seconds = 0.0
-        self.empty = asyncio.Event()  # whether nothing is asked
-        self.empty.set()
+        self.drained = asyncio.Event()  # set if no question is queued or running
+        self.drained.set()
 
     async def open(self) -> Worker:
         """Start the first worker. Raises StackError."""
@@ -71,18 +77,18 @@ class Batcher:
 
     @property
     def full(self) -> bool:
-        """Whether the next question has to be refused."""
+        """Whether the queue is full."""
         return len(self.waiting) >= self.queue
 
-    def submit(self, question: Question, alone: bool = False) -> None:
-        """Answer a question: at once if it is `alone`, for no other can come in this turn. Raises QueueFullError."""
+    def submit(self, question: Question, single_caller: bool = False) -> None:
+        """Queue a question; send it immediately if there is a `single_caller`. Raises QueueFullError."""
         if len(self.waiting) >= self.queue:
             raise QueueFullError
-        self.empty.clear()
+        self.drained.clear()
         self.waiting.append(question)
         if self.scheduled:
             return
-        if not alone:
+        if not single_caller:
             self._schedule()
         elif not self.busy:
             soon = self.seconds < SPIN
@@ -91,7 +97,7 @@ class Batcher:
                 self.busy[0].wait()
 
     async def ask(self, content_type: str, body: bytes, capture: bool, seconds: float, deliver: Any) -> None:
-        """Submit a question, and return when it is answered: in time, or with a TimeoutError in place of the answer."""
+        """Submit a question and wait until it is answered; after `seconds` the answer is a TimeoutError."""
         answered: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
         def hand_over(output: Output) -> Any:
@@ -112,22 +118,22 @@ class Batcher:
     def _dispatch(self, soon: bool = False) -> None:
         self.scheduled = False
         now = asyncio.get_running_loop().time()
-        while self.waiting and self.idle and len(self._stuck(now)) == len(self.busy):
-            if batch := self._take():
+        while self.waiting and self.idle and len(self._overdue(now)) == len(self.busy):
+            if batch := self._next_batch():
                 worker = self.idle.pop(0)
                 self.busy.append(worker)
                 worker.ask(batch, now, soon)
         if not self.busy and not self.waiting:
-            self.empty.set()
+            self.drained.set()
         elif self.timer is None:
-            self.timer = asyncio.get_running_loop().call_later(TICK, self._look)
+            self.timer = asyncio.get_running_loop().call_later(POLL_SECONDS, self._poll)
 
-    def _take(self) -> list[Question]:
-        """The questions of the next batch, as many as may be asked together."""
+    def _next_batch(self) -> list[Question]:
+        """Remove the next batch from the queue."""
         batch: list[Question] = []
         size = 0
         while self.waiting and len(batch) < BATCH and size < BATCH_BYTES:
-            if batch and (batch[0].alone or self.waiting[0].alone):
+            if batch and (batch[0].unbatched or self.waiting[0].unbatched):
                 break
             question = self.waiting.popleft()
             if not question.done:
@@ -135,9 +141,9 @@ class Batcher:
                 size += len(question.body)
         return batch
 
-    def _answered(self, worker: Worker, seconds: float, outputs: list[Output]) -> None:
+    def _on_answers(self, worker: Worker, seconds: float, outputs: list[Output]) -> None:
         last, self.last = self.last, seconds
-        self.seconds = min(last, seconds)  # once may be an accident, twice is slow
+        self.seconds = min(last, seconds)  # one slow batch may be an outlier
         batch, worker.batch = worker.batch, []
         self.busy.remove(worker)
         self.idle.insert(0, worker)
@@ -145,76 +151,76 @@ class Batcher:
             entry = deliver(question, output)
             if output[0] not in FAULTS:
                 worker.watch(entry)
-        self._settle()
+        self._schedule_waiting()
 
-    def _settle(self) -> None:
+    def _schedule_waiting(self) -> None:
         if not self.waiting:
             self._dispatch()
         elif not self.scheduled:
             self._schedule()
 
-    def _look(self) -> None:
-        """Look at the workers every few milliseconds while there is something to do."""
+    def _poll(self) -> None:
+        """Check deadlines and workers; scheduled every few milliseconds while there are questions."""
         self.timer, now = None, asyncio.get_running_loop().time()
         for question in [*islice(self.waiting, BATCH), *chain.from_iterable(worker.batch for worker in self.busy)]:
             if now > question.deadline:
                 expire(question)
-        for worker in self._stuck(now):
-            self._relieve(worker, now - worker.since)
+        for worker in self._overdue(now):
+            self._requeue_or_replace(worker, now - worker.sent)
         self._keep_spare(now)
         self._dispatch()
-        self._settle()
+        self._schedule_waiting()
 
-    def _stuck(self, now: float) -> list[Worker]:
-        """The workers that have been busy for longer than usual."""
-        return [worker for worker in self.busy if now - worker.since > PATIENCE + USUAL * self.seconds]
+    def _overdue(self, now: float) -> list[Worker]:
+        """Return the workers that have been busy for longer than usual."""
+        return [worker for worker in self.busy if now - worker.sent > OVERRUN_SECONDS + OVERRUN_FACTOR * self.seconds]
 
-    def _relieve(self, worker: Worker, seconds: float) -> None:
-        """Ask others what a worker has not answered for long, each by itself; replace it when all is answered."""
+    def _requeue_or_replace(self, worker: Worker, seconds: float) -> None:
+        """Requeue the questions of a slow batch one by one; replace the worker if all its questions have timed out."""
         left = [question for question in worker.batch if not question.done]
-        if len(worker.batch) > 1 and self.most > 1:
-            self._ask_again(left)
+        if len(worker.batch) > 1 and self.max_workers > 1:
+            self._requeue(left)
             worker.batch = [Question("", b"", lambda _: None, done=True) for _ in worker.batch]
-        elif not left and seconds > max(HANGING, self.load_seconds):
-            log.warning("%s: a call has not come back after %.1f s; its process is replaced", self.name, seconds)
+        elif not left and seconds > max(HANG_SECONDS, self.load_seconds):
+            log.warning("%s: a call has not finished after %.1f s; replacing its process", self.name, seconds)
             self.busy.remove(worker)
             worker.kill()
 
-    def _ask_again(self, questions: list[Question]) -> None:
+    def _requeue(self, questions: list[Question]) -> None:
         for question in questions:
-            question.alone = True
+            question.unbatched = True
         self.waiting.extendleft(reversed(questions))
 
-    def _lost(self, worker: Worker) -> None:
-        """A process has ended: the calls of its batch are tried once more, each by itself."""
+    def _on_exit(self, worker: Worker) -> None:
+        """Handle the exit of a worker process: retry the calls of its batch one by one."""
         if worker in self.idle:
             self.idle.remove(worker)
         if worker in self.busy:
             self.busy.remove(worker)
             left = [question for question in worker.batch if not question.done]
-            log.warning("%s: the process of the model ended during a call; it is replaced", self.name)
+            log.warning("%s: the model process exited during a call; replacing it", self.name)
             if len(worker.batch) > 1:
-                self._ask_again(left)
+                self._requeue(left)
             else:
                 for question in left:
-                    deliver(question, ("error", ("AlgorithmError", "the model ended its process", ""), None))
+                    deliver(question, ("error", ("AlgorithmError", "the model process exited", ""), None))
         if not self.closed:
             self._keep_spare(asyncio.get_running_loop().time())
             self._dispatch()
-            self._settle()
+            self._schedule_waiting()
 
     def _keep_spare(self, now: float) -> None:
-        """Start a worker where fewer than two are free, or soon will be."""
+        """Start a worker if fewer than two are free, or will be soon."""
         count = len(self.idle) + len(self.busy)
-        free = count - len(self._stuck(now))
-        if free < SPARE and count < self.most and not (self.starting or self.closed):
+        free = count - len(self._overdue(now))
+        if free < FREE_WORKERS and count < self.max_workers and not (self.starting or self.closed):
             self.starting = asyncio.ensure_future(self._start_another())
 
     async def _start_another(self) -> None:
         try:
             await self._start()
         except (StackError, OSError) as error:
-            log.error("%s: another process can't be started: %s", self.name, error)
+            log.error("%s: cannot start another model process: %s", self.name, error)
             if not self.idle and not self.busy:
                 self._fail(str(error))
         finally:
@@ -222,7 +228,7 @@ class Batcher:
 
     async def _start(self) -> Worker:
         worker = await self.start()
-        worker.answered, worker.lost = self._answered, self._lost
+        worker.on_answers, worker.on_exit = self._on_answers, self._on_exit
         self.idle.append(worker)
         self._dispatch()
         return worker
@@ -231,33 +237,33 @@ class Batcher:
         waiting, self.waiting = self.waiting, deque()
         for question in waiting:
             deliver(question, ("error", ("LoadingError", reason, ""), None))
-        self.given_up(self)
+        self.on_failure(self)
 
     async def describe(self, seconds: float) -> None:
-        """Let idle workers send what the log lacks of answered calls."""
+        """Have idle workers send the descriptions of answered calls for the log."""
         await asyncio.gather(*(worker.describe(seconds) for worker in self.idle))
 
     async def close(self, seconds: float | None = None) -> None:
-        """Answer what is asked, within some seconds where that is said, have it logged, and end the processes."""
+        """Answer queued questions (within `seconds` if given), log them, and stop the processes."""
         with suppress(TimeoutError):
-            await asyncio.wait_for(self.empty.wait(), seconds)
+            await asyncio.wait_for(self.drained.wait(), seconds)
         self.closed = True
         if self.starting:
             self.starting.cancel()
-        await self.describe(CLOSING)
+        await self.describe(LOG_SECONDS)
         await asyncio.gather(*(worker.close() for worker in [*self.idle, *self.busy]))
 
 
 def deliver(question: Question, output: Output) -> dict[str, Any] | None:
-    """Answer a question; what goes wrong with that concerns no other."""
+    """Answer a question; log an exception of its callback, so that other questions are not affected."""
     try:
         return question.answer(output)
     except Exception:
-        log.exception("an answer could not be delivered")
+        log.exception("could not deliver an answer")
         return None
 
 
 def expire(question: Question) -> None:
-    """Answer a question that has waited for too long."""
-    text = f"no answer within {question.seconds:g} seconds"
+    """Answer a question with a TimeoutError."""
+    text = f"timeout: no answer within {question.seconds:g} seconds"
     deliver(question, ("error", ("TimeoutError", text, ""), None))

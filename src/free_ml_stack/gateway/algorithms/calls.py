@@ -1,7 +1,7 @@
-"""Calls of an algorithm: `POST /v1/algo/<owner>/<name>[/<version>]`.
+"""Algorithm calls: `POST /v1/algo/<owner>/<name>[/<version>]`.
 
-A call that is understood is answered with status 200, even where the algorithm fails, as Algorithmia did: its
-clients throw away the body of any other status.
+A valid call is answered with status 200 even if the algorithm fails, as Algorithmia did: its clients discard the
+body of any other status.
 """
 
 import asyncio
@@ -30,13 +30,13 @@ TEXT, BINARY = "text/plain; charset=utf-8", "application/octet-stream"
 
 @dataclass(frozen=True)
 class Limits:
-    """What one caller may ask of the gateway."""
+    """Limits of a call."""
 
     body_bytes: int = 10 << 20
-    body_seconds: float = 60.0  # for a request to arrive whole
-    call_seconds: float = 300.0  # unless the call says otherwise
+    body_seconds: float = 60.0  # to receive the request
+    call_seconds: float = 300.0  # default timeout of a call
     longest_call_seconds: float = 3000.0
-    queue: int = 1024  # calls that wait for one model; more are answered 429
+    queue: int = 1024  # calls waiting for one model; further ones are answered with status 429
 
 
 Answer = tuple[int, bytes, str]  # status, body, content type
@@ -44,22 +44,22 @@ Answer = tuple[int, bytes, str]  # status, body, content type
 
 @dataclass(slots=True)
 class Call:
-    """What is known of one call, mostly from its query."""
+    """The state and options of one call."""
 
     request_id: str
-    start: float  # by the clock of time.perf_counter
+    start: float  # time.perf_counter()
     timeout: float
     stdout: bool = False
     output: str = ""
 
     @property
     def duration(self) -> float:
-        """Seconds since the call came."""
+        """Seconds since the call was received."""
         return time.perf_counter() - self.start
 
 
 class CallError(Exception):
-    """An error that the caller sees, with Algorithmia's name for its kind."""
+    """An error in the answer of a call, with Algorithmia's error type."""
 
     def __init__(self, message: str, error_type: str = "AlgorithmError", stack_trace: str = "") -> None:
         super().__init__(message)
@@ -67,7 +67,7 @@ class CallError(Exception):
 
 
 class Calls:
-    """Answers calls with the models of one owner."""
+    """Answers calls of one owner's algorithms."""
 
     def __init__(self, owner: str, models: Models, call_log: CallLog, limits: Limits) -> None:
         self.owner, self.models, self.log, self.limits = owner, models, call_log, limits
@@ -82,7 +82,7 @@ class Calls:
             given = request.header(b"content-type"), await self._body(request)
             model = await self._model(request.path.removeprefix("/v1/algo/"))
             if call.output == "void":
-                answer = self._answer_later(model, given, call, request)
+                answer = self._run_in_background(model, given, call, request)
             else:
                 answer = await self._ask(model, given, call)
         except CallError as error:
@@ -92,7 +92,7 @@ class Calls:
     async def _ask(self, model: Model, given: tuple[str, bytes], call: Call) -> Answer:
         answers: list[Answer] = []
         await model.ask(
-            *given, call.stdout, call.timeout, lambda output: self._conclude(model, output, call, answers.append)
+            *given, call.stdout, call.timeout, lambda output: self._finish_call(model, output, call, answers.append)
         )
         return answers[0]
 
@@ -105,10 +105,12 @@ class Calls:
             kind = "TooLargeError" if error.status == 413 else "TimeoutError"
             raise CallError(error.message, kind) from None
 
-    def at_once(self, path: str, body: bytes, answer: Callable[[Answer], object], alone: bool = False) -> bool:
-        """Answer a plain call in JSON, without a task of its own; False where it takes more than that.
+    def answer_fast(
+        self, path: str, body: bytes, answer: Callable[[Answer], object], single_caller: bool = False
+    ) -> bool:
+        """Answer a plain JSON call without a task; return False if the model is not loaded or its queue is full.
 
-        The answer may come before this returns.
+        `answer` may be called before this returns.
         """
         owner, _, rest = path.partition("/")
         name, _, version = rest.partition("/")
@@ -117,12 +119,12 @@ class Calls:
             return False
         call, seconds = self.new_call(), self.limits.call_seconds
         deadline = asyncio.get_running_loop().time() + seconds
-        conclude = partial(self._conclude, model, call=call, answer=answer)
-        model.submit(Question(JSON, body, conclude, seconds, deadline), alone)
+        finish_call = partial(self._finish_call, model, call=call, answer=answer)
+        model.submit(Question(JSON, body, finish_call, seconds, deadline), single_caller)
         return True
 
     def new_call(self) -> Call:
-        """Return a call that begins now."""
+        """Return a new call that starts now."""
         return Call(f"req-{self.run}{next(self.numbers):x}", time.perf_counter(), self.limits.call_seconds)
 
     def _read_options(self, call: Call, given: dict[str, str]) -> None:
@@ -131,7 +133,7 @@ class Calls:
         except ValueError:
             seconds = -1.0
         if not seconds > 0:
-            raise CallError("timeout must be a number of seconds", "InputError")
+            raise CallError("timeout must be a positive number of seconds", "InputError")
         call.timeout = min(seconds, self.limits.longest_call_seconds)
         call.output, call.stdout = given.get("output", "").lower(), given.get("stdout", "").lower() == "true"
 
@@ -146,10 +148,10 @@ class Calls:
             raise CallError(f"algorithm algo://{path.strip('/')} not found", "EntityNotFoundError")
         return model
 
-    def _conclude(
+    def _finish_call(
         self, model: Model, output: Output, call: Call, answer: Callable[[Answer], object]
     ) -> dict[str, Any] | None:
-        """Answer a call that the model has dealt with. Returns the entry for the log, which the worker completes."""
+        """Answer a call with the model's output. Return its log entry, which the worker completes."""
         kind, content, printed = output
         entry = self.log_call(model, output, call)
         if kind in FAULTS:
@@ -160,30 +162,30 @@ class Calls:
         return entry
 
     def log_call(self, model: Model, output: Output, call: Call) -> dict[str, Any] | None:
-        """Log a call that failed; return the entry of one that did not, for the worker to complete."""
+        """Log a failed call; return the entry of a successful one, which the worker completes."""
         version = model.build.version or model.build.hash
         entry = {"time": datetime.now(UTC), "version": version, "latency_ms": round(call.duration * 1000, 3)}
         if output[0] == "error":
             self.log.record(model.algorithm, {**entry, "error": output[1][0]})
         return None if output[0] in FAULTS else entry
 
-    def _answer_later(self, model: Model, given: tuple[str, bytes], call: Call, request: Request) -> Answer:
+    def _run_in_background(self, model: Model, given: tuple[str, bytes], call: Call, request: Request) -> Answer:
         if model.full:
             raise QueueFullError
         task = asyncio.ensure_future(self._ask(model, given, call))
         self.background.add(task)
         task.add_done_callback(self.background.discard)
-        later, request.kept = replace(request), []  # the body stays in memory for longer than the request
+        later, request.kept = replace(request), []  # the body outlives the request
         task.add_done_callback(lambda _: later.release())
         return 200, orjson.dumps({"async": "void", "request_id": call.request_id}), JSON
 
     async def finish(self) -> None:
-        """Wait for the calls whose answers nobody waits for."""
+        """Wait for the calls in the background."""
         await asyncio.gather(*self.background)
 
 
 def success(kind: str, content: bytes, call: Call, printed: str | None = None) -> Answer:
-    """A result with its metadata, alone for `output=raw`; `content` is JSON, or bytes where `kind` is "binary"."""
+    """Return a result with metadata, or alone for `output=raw`; `content` is JSON, or bytes if `kind` is "binary"."""
     if call.output == "raw":
         if kind == "binary":
             return 200, content, BINARY
@@ -197,7 +199,7 @@ def success(kind: str, content: bytes, call: Call, printed: str | None = None) -
 
 
 def failure(error: CallError, call: Call | None = None) -> Answer:
-    """An error object; with status 400 for a caller who asked for the bare answer."""
+    """Return an error object; with status 400 for `output=raw`."""
     trace = error.stack_trace.encode(errors="replace").decode()
     content = {
         "error": {

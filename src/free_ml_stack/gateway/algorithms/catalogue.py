@@ -1,4 +1,4 @@
-"""What every gateway answers alike: languages, environments, source control, and what it does not have."""
+"""Static answers of the management API: languages, environments, source control, unsupported resources."""
 
 import io
 import tarfile
@@ -9,7 +9,7 @@ from free_ml_stack.gateway.http import HTTPError
 
 CREATED = "2021-01-01T00:00:00.000Z"
 LANGUAGES = {"anaconda3": "Conda", "python3": "Python 3.x"}
-TEMPLATE = {  # what a new algorithm begins as; the client's user puts owner and name in
+TEMPLATE = {  # the initial source of an algorithm; the client replaces owner and name
     ".adk": "",
     "algorithmia.conf": '{"username": "__USER__", "algoname": "__ALGO__", "language": "python3"}\n',
     "requirements.txt": "algorithmia==2.0.5\n",
@@ -56,7 +56,7 @@ SECRET_PROVIDER = {
 
 
 def answer(method: str, segments: list[str]) -> Any:
-    """The answer to an address that is not about one algorithm. Raises HTTPError."""
+    """Return the answer to a path without an algorithm. Raises HTTPError."""
     match (method, *segments):
         case ("GET", "scms"):
             return {"marker": None, "next_link": None, "results": [SCM]}
@@ -71,16 +71,16 @@ def answer(method: str, segments: list[str]) -> Any:
         case ("GET", "organization", "types"):
             return [{"id": _id("basic"), "name": "basic"}]
         case ("GET", "users" | "organizations", _, "errors"):
-            return []  # none are kept: calls and their errors are in the gateway's log
+            return []  # not stored: errors of calls are in the gateway's log
         case (_, "users" | "organizations" | "organization" | "secret-provider", *_):
-            raise HTTPError(404, "this gateway has one user and no organisations", 5005)
+            raise HTTPError(404, "this gateway has a single user and no organisations", 5005)
         case (_, "algorithms", _, "secrets", *_):
-            raise HTTPError(404, "this gateway keeps no secrets: set environment variables where it runs", 5005)
-    raise HTTPError(404, "this gateway does not serve that address", 5005)
+            raise HTTPError(404, "this gateway stores no secrets; set environment variables on its machine", 5005)
+    raise HTTPError(404, "this gateway does not support that path", 5005)
 
 
 def template() -> bytes:
-    """The template of an algorithm, as tar.gz."""
+    """Return the template of an algorithm as tar.gz."""
     archive = io.BytesIO()
     with tarfile.open(fileobj=archive, mode="w:gz") as tar:
         for name, text in TEMPLATE.items():
@@ -91,12 +91,12 @@ def template() -> bytes:
 
 
 def language(name: str) -> dict[str, str]:
-    """A language in which algorithms can be written."""
+    """Return the description of a language."""
     return {"name": name, "display_name": LANGUAGES[name], "configuration": "{}"}
 
 
 def environment(name: str) -> dict[str, Any]:
-    """The one environment of a language: the processor of the machine that the gateway runs on."""
+    """Return the only environment of a language: the CPU of the gateway's machine."""
     return {
         "id": _id(name),
         "environment_specification_id": _id(f"{name} specification"),

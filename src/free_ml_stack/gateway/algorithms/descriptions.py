@@ -1,4 +1,4 @@
-"""How builds and versions are described to the client."""
+"""JSON descriptions of builds and versions."""
 
 import uuid
 from collections.abc import Callable, Sequence
@@ -11,20 +11,20 @@ PAGE = 50
 NOTES = ("release_notes", "sample_input", "sample_output")
 
 
-def noted(info: dict[str, Any]) -> dict[str, Any]:
-    """What is kept of a request's `version_info`."""
+def version_notes(info: dict[str, Any]) -> dict[str, Any]:
+    """Return the stored fields of a request's `version_info`."""
     return {key: str(info[key]) for key in NOTES if key in info}
 
 
 def describe_version(build: Build) -> dict[str, Any]:
-    """The `version_info` of a build."""
+    """Return the `version_info` of a build."""
     info = {"git_hash": build.hash, "version_uuid": str(uuid.uuid5(uuid.NAMESPACE_OID, build.build_id))}
     notes = {key: getattr(build, key) for key in NOTES if getattr(build, key)}
     return info | notes | ({"semantic_version": build.version} if build.version else {})
 
 
 def describe_build(build: Build) -> dict[str, Any]:
-    """The build object."""
+    """Return the build object."""
     content: dict[str, Any] = {
         "build_id": build.build_id,
         "status": build.status,
@@ -37,15 +37,15 @@ def describe_build(build: Build) -> dict[str, Any]:
 
 
 def page(request: Request, builds: Sequence[Build], describe: Callable[[Build], Any]) -> dict[str, Any]:
-    """One page of a list; its marker is the id of the last build on it. Raises HTTPError."""
+    """Return a page of a list; its marker is the id of its last build. Raises HTTPError."""
     limit = request.query.get("limit", str(PAGE))
     if not limit.isdecimal() or whole_number(limit) == 0:
-        raise HTTPError(400, "limit must be a positive number", 5003)
+        raise HTTPError(400, "limit must be a positive integer", 5003)
     begin = 0
     if marker := request.query.get("marker"):
         ids = [build.build_id for build in builds]
         if marker not in ids:
-            raise HTTPError(400, "the marker is not one of this list", 5002)
+            raise HTTPError(400, "unknown marker", 5002)
         begin = ids.index(marker) + 1
     shown = builds[begin : begin + whole_number(limit)]
     last = shown[-1].build_id if shown and shown[-1] is not builds[-1] else None

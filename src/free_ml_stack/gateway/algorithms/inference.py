@@ -1,6 +1,6 @@
-"""The Open Inference Protocol (version 2, REST), so that clients of Triton, KServe and MLServer work unmodified.
+"""The Open Inference Protocol (version 2, REST), for clients of Triton, KServe and MLServer.
 
-A model is an algorithm, a version one of its versions; tensors are those of the ONNX graph in the model folder.
+Models and versions are algorithms and their versions; tensors are the inputs and outputs of the ONNX graph.
 """
 
 from typing import Any
@@ -19,13 +19,13 @@ STATUS = {"InputError": 400, "TimeoutError": 504, "LoadingError": 503}
 
 
 class Inference:
-    """Answers `/v2/…` with the models of one owner. Health needs no key, as load balancers have none."""
+    """Answers `/v2/…` for one owner's models. Health checks need no key, as load balancers send none."""
 
     def __init__(self, calls: Calls) -> None:
         self.calls = calls
 
     async def __call__(self, request: Request) -> None:
-        """Answer a request; errors are `{"error": message}`, as the protocol has them."""
+        """Answer a request; errors have the protocol's form `{"error": message}`."""
         try:
             await self._answer(request)
         except HTTPError as error:
@@ -47,7 +47,7 @@ class Inference:
                 action = rest[2:] if version else rest
                 await self._answer_model(request, method, (name, version), action)
             case _:
-                raise HTTPError(404, f"no such address: {request.path}")
+                raise HTTPError(404, f"no such path: {request.path}")
 
     async def _answer_model(self, request: Request, method: str, asked: tuple[str, str], action: list[str]) -> None:
         model = await self._model(*asked)
@@ -65,7 +65,7 @@ class Inference:
             case (_, *rest) if rest in ([], ["ready"], ["infer"]):
                 raise HTTPError(405, f"{method} is not supported here")
             case _:
-                raise HTTPError(404, f"no such address: {request.path}")
+                raise HTTPError(404, f"no such path: {request.path}")
 
     async def _model(self, name: str, version: str) -> Model:
         try:
@@ -82,7 +82,7 @@ class Inference:
         body = await request.body(self.calls.limits.body_bytes, self.calls.limits.body_seconds)
         length = request.header(HEADER.encode()) or str(len(body))
         if not (length.isascii() and length.isdecimal() and len(length) < 20 and int(length) <= len(body)):
-            raise HTTPError(400, f"{HEADER} must be a number of at most {len(body)} bytes")
+            raise HTTPError(400, f"{HEADER} must be an integer of at most {len(body)}")
         answer = await self._run(model, f"{TENSORS}{length}", body)
         end = 4 + int.from_bytes(answer[:4], "little")
         head = orjson.dumps(known)[:-1] + b"," + answer[5:end]
@@ -92,7 +92,7 @@ class Inference:
             await request.answer_bytes(200, head + answer[end:], BINARY, inference_header_content_length=str(len(head)))
 
     async def _run(self, model: Model, content_type: str, body: bytes) -> bytes:
-        """Return what the model's process answers. Raises HTTPError."""
+        """Return the output of the model process. Raises HTTPError."""
         call, outputs = self.calls.new_call(), []
 
         def deliver(output: Output) -> dict[str, Any] | None:

@@ -1,4 +1,4 @@
-"""The processes that run a model, as the gateway sees them: each is started, given batches, and replaced."""
+"""The gateway's side of the processes that run a model."""
 
 import asyncio
 import multiprocessing
@@ -25,27 +25,27 @@ PRELOADED = [
     "numpy",
     "onnxruntime",
     "free_ml_stack.deployment.worker",
-]  # shared by the workers; torch may not be needed
-STARTING = threading.Lock()
-CLOSING = 5  # seconds for a process to end by itself
-CHECKING = 300.0  # seconds for a model to be loaded and to answer its sample
+]  # shared by all workers; torch is left out, as a model may not use it
+START_LOCK = threading.Lock()
+EXIT_SECONDS = 5  # seconds for a process to exit before it is killed
+CHECK_SECONDS = 300.0  # seconds to load a model and answer its sample
 
 
 @dataclass(slots=True, eq=False)
 class Question:
-    """An input that waits for its answer; `deliver` gets the first one, and returns what the log is to hold of it."""
+    """An input waiting for its answer. `deliver` receives the first answer and returns the call's log entry."""
 
     content_type: str
     body: bytes
     deliver: Callable[[Output], dict[str, Any] | None]
-    seconds: float = 0.0  # after which it is answered with a TimeoutError
-    deadline: float = float("inf")  # when that is, by the loop's clock, where nobody else sees to it
+    seconds: float = 0.0  # timeout
+    deadline: float = float("inf")  # the loop's time of the timeout, if the batcher has to check it
     capture: bool = False
-    alone: bool = False  # not to be answered in a batch
+    unbatched: bool = False  # to be answered in a batch of its own
     done: bool = False
 
     def answer(self, output: Output) -> dict[str, Any] | None:
-        """Deliver an answer, unless there was one."""
+        """Deliver an answer; ignore it if there was one already."""
         if self.done:
             return None
         self.done = True
@@ -53,19 +53,19 @@ class Question:
 
 
 class Worker(asyncio.Protocol):
-    """One process with a model. `answered` gets its outputs and the seconds, `lost` is called where it has ended."""
+    """A process with a model. `on_answers` receives its outputs and latency; `on_exit` is called at its exit."""
 
-    def __init__(self, process: Any, connection: socket.socket, note: Callable[[dict[str, Any]], None]) -> None:
-        self.process, self.socket, self.note = process, connection, note
-        self.answered: Callable[[Worker, float, list[Output]], None] = lambda *_: None
-        self.lost: Callable[[Worker], None] = lambda _: None
+    def __init__(self, process: Any, connection: socket.socket, record: Callable[[dict[str, Any]], None]) -> None:
+        self.process, self.socket, self.record = process, connection, record
+        self.on_answers: Callable[[Worker, float, list[Output]], None] = lambda *_: None
+        self.on_exit: Callable[[Worker], None] = lambda _: None
         self.ready: asyncio.Future[tuple[bytes, float]] = asyncio.get_running_loop().create_future()
         self.watches = False
         self.batch: list[Question] = []
-        self.since = 0.0  # when it began with the batch, by the loop's clock
-        self.unwatched: list[dict[str, Any] | None] = []  # entries of the log that lack what monitoring notes
-        self.quiet = asyncio.Event()  # whether there are none
-        self.quiet.set()
+        self.sent = 0.0  # the loop's time at which the batch was sent
+        self.undescribed: list[dict[str, Any] | None] = []  # log entries without the fields of monitoring
+        self.described = asyncio.Event()  # set if there are none
+        self.described.set()
         self.frames = Frames()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -77,7 +77,7 @@ class Worker(asyncio.Protocol):
         """Called by the event loop."""
         for kind, content, seconds in self.frames.feed(data):
             if kind == "answers":
-                self.answered(self, seconds, content)
+                self.on_answers(self, seconds, content)
             elif kind == "watched":
                 self._complete(orjson.loads(content))
             elif kind == "ready":
@@ -89,71 +89,71 @@ class Worker(asyncio.Protocol):
     def connection_lost(self, error: Exception | None) -> None:
         """Called by the event loop."""
         if not self.ready.done():
-            self.ready.set_exception(StackError("its process ended while it was loading"))
-        self._complete([{}] * len(self.unwatched))
-        self.lost(self)
+            self.ready.set_exception(StackError("the model process exited during loading"))
+        self._complete([{}] * len(self.undescribed))
+        self.on_exit(self)
 
     def ask(self, batch: list[Question], now: float, soon: bool = False) -> None:
-        """Send a batch; `soon` if the next one is likely to follow the answer at once."""
-        self.batch, self.since = batch, now
+        """Send a batch; `soon` if the next one is likely to follow the answer immediately."""
+        self.batch, self.sent = batch, now
         self.transport.write(frame((soon, [(q.content_type, q.body, q.capture) for q in batch])))
 
     def wait(self) -> None:
-        """Take the answers if they come at once, which spares a caller who is alone the event loop's turn."""
-        with suppress(ConnectionError):  # the event loop hears of it, too
+        """Receive the answers now if they arrive within SPIN, which saves an iteration of the event loop."""
+        with suppress(ConnectionError):  # the event loop reports it, too
             if data := receive_soon(self.socket):
                 self.data_received(data)
 
     def watch(self, entry: dict[str, Any] | None) -> None:
-        """Keep an entry of the log until the worker has described its call; None for a call that is not logged."""
+        """Hold a log entry until the worker has described its call; None for a call that is not logged."""
         if self.watches:
-            self.unwatched.append(entry)
-            self.quiet.clear()
+            self.undescribed.append(entry)
+            self.described.clear()
         elif entry is not None:
-            self.note(entry)
+            self.record(entry)
 
     def kill(self) -> None:
-        """End the process, whatever it does."""
+        """Kill the process."""
         self.process.kill()
         self.transport.abort()
 
     async def close(self) -> None:
-        """End the process when it has nothing to do."""
+        """Stop the process, or kill it if it is busy."""
         self.transport.close()
-        if self.batch:  # nobody waits for that any more
+        if self.batch:  # its callers have been answered
             self.process.kill()
-        await asyncio.to_thread(self.process.join, CLOSING)
+        await asyncio.to_thread(self.process.join, EXIT_SECONDS)
         self.process.kill()
 
     async def describe(self, seconds: float) -> None:
-        """Have the log told of what has been answered, unless the model is busy for longer."""
-        if self.unwatched:
+        """Request the descriptions of answered calls, and wait up to `seconds` for them."""
+        if self.undescribed:
             self.transport.write(frame((False, [])))
             with suppress(TimeoutError):
-                await asyncio.wait_for(self.quiet.wait(), seconds)
+                await asyncio.wait_for(self.described.wait(), seconds)
 
     def _complete(self, watched: list[dict[str, Any]]) -> None:
         count = len(watched)
-        for entry, found in zip(self.unwatched[:count], watched, strict=True):
+        for entry, found in zip(self.undescribed[:count], watched, strict=True):
             if entry is not None:
-                self.note({**entry, "watched": found} if found else entry)
-        del self.unwatched[:count]
-        if not self.unwatched:
-            self.quiet.set()
+                self.record({**entry, "watched": found} if found else entry)
+        del self.undescribed[:count]
+        if not self.undescribed:
+            self.described.set()
 
 
 async def start(
-    predictor: Predictor | ModuleType | str, folder: Path, note: Callable[[dict[str, Any]], None], seconds: float
+    predictor: Predictor | ModuleType | str, folder: Path, record: Callable[[dict[str, Any]], None], seconds: float
 ) -> Worker:
-    """A worker that has loaded a model folder; `note` gets entries of the log. Raises StackError."""
+    """Start a worker and load a model folder; `record` receives log entries. Raises StackError."""
     here, there = socket.socketpair()
     try:
         with there:
-            process = await asyncio.to_thread(launch, work, there, predictor, folder)
+            process = await asyncio.to_thread(start_process, work, there, predictor, folder)
         loop = asyncio.get_running_loop()
-        _, worker = await loop.create_connection(lambda: Worker(process, here, note), sock=here)
+        _, worker = await loop.create_connection(lambda: Worker(process, here, record), sock=here)
     except BaseException:
-        here.close()  # with that the process ends by itself
+        here.close()  # the process exits when its connection is closed
         raise
     try:
         await asyncio.wait_for(asyncio.shield(worker.ready), seconds)
@@ -161,35 +161,37 @@ async def start(
         worker.ready.cancel()
         worker.kill()
         if isinstance(error, TimeoutError):
-            raise StackError(f"it is not loaded after {seconds:g} seconds") from None
+            raise StackError(f"timeout: not loaded after {seconds:g} seconds") from None
         raise
     return worker
 
 
-def check(predictor: Predictor | ModuleType | str, folder: Path, seconds: float = CHECKING) -> None:
-    """Check that a model folder answers its sample, in a process of its own. Raises StackError."""
+def check(predictor: Predictor | ModuleType | str, folder: Path, seconds: float = CHECK_SECONDS) -> None:
+    """Check a model folder with its sample in a separate process. Raises StackError."""
     here, there = multiprocessing.Pipe(duplex=False)
     with here:
         with there:
-            process = launch(report_check, there, predictor, folder)
+            process = start_process(report_check, there, predictor, folder)
         try:
             if not here.poll(seconds):
-                raise StackError(f"the model has not answered its sample after {seconds:g} seconds")
+                raise StackError(f"timeout: no answer to the model's sample after {seconds:g} seconds")
             fault = here.recv_bytes().decode()
         except EOFError:
-            raise StackError("the model ended its process") from None
+            raise StackError("the model process exited") from None
         finally:
             process.kill()
     if fault:
         raise StackError(fault)
 
 
-def launch(target: Callable[..., None], connection: Any, predictor: Predictor | ModuleType | str, folder: Path) -> Any:
-    """Start a process of multiprocessing; the first one takes longer."""
+def start_process(
+    target: Callable[..., None], connection: Any, predictor: Predictor | ModuleType | str, folder: Path
+) -> Any:
+    """Start a process; the first call also starts the fork server."""
     given = predictor.__name__ if isinstance(predictor, ModuleType) else predictor
     context: Any = multiprocessing.get_context(METHOD)
     process = context.Process(target=target, args=(connection, given, str(folder)), daemon=True)
-    with STARTING, without_main():
+    with START_LOCK, hidden_main():
         if METHOD == "forkserver":
             shorten_socket_paths()
             multiprocessing.set_forkserver_preload(PRELOADED)
@@ -198,8 +200,8 @@ def launch(target: Callable[..., None], connection: Any, predictor: Predictor | 
 
 
 @contextmanager
-def without_main() -> Iterator[None]:
-    """A block in which multiprocessing has no main module to import in each process: it may be a whole application."""
+def hidden_main() -> Iterator[None]:
+    """Hide the main module, so that child processes do not import it: it may be a large application."""
     main = sys.modules["__main__"]
     sys.modules["__main__"] = ModuleType("__main__")
     try:

@@ -1,6 +1,6 @@
 """Algorithmia's Data API: files, folders and their access rights over HTTP.
 
-Source: the vendor's OpenAPI description (1.5.1), and what the official client 2.0.5 sends and reads.
+Source: the vendor's OpenAPI description (1.5.1), and the requests of the official client 2.0.5.
 """
 
 import asyncio
@@ -20,38 +20,38 @@ from fsspec import AbstractFileSystem
 
 from free_ml_stack.algorithmia import bundle
 from free_ml_stack.gateway.data import rights
-from free_ml_stack.gateway.data.files import Sums, receive_file, send_file
+from free_ml_stack.gateway.data.files import Checksums, receive_file, send_file
 from free_ml_stack.gateway.data.paths import path_of, uri_of
 from free_ml_stack.gateway.data.tree import Entry, tree_of
 from free_ml_stack.gateway.http import HTTPError, Request
 
 PAGE = 1000  # entries in one page of a listing
-UNNAMEABLE = re.compile("[\x00-\x1f\x7f#?\\\\\ud800-\udfff\ufffd]")  # what an address can't carry
+INVALID_NAME = re.compile("[\x00-\x1f\x7f#?\\\\\ud800-\udfff\ufffd]")  # not allowed in a URL's path
 log = logging.getLogger(__name__)
 
 
 class DataAPI:
     """Answers `/v1/data/*` and `/v1/connector/data/*` over a folder or an fsspec store of users.
 
-    A request of a stranger, whose `user` is None, can read public collections.
+    Unauthenticated requests (`user` is None) can read public collections.
     """
 
     def __init__(self, store: AbstractFileSystem | Path) -> None:
         self.tree = tree_of(store)
-        self.sums = Sums(self.tree)
+        self.sums = Checksums(self.tree)
         self.methods = {
             "HEAD": self.read,
             "GET": self.read,
             "PUT": self.write,
             "POST": self.post,
-            "PATCH": self.permit,
+            "PATCH": self.set_rights,
             "DELETE": self.delete,
         }
 
     async def __call__(self, request: Request) -> None:
-        """Answer one request. Raises HTTPError, and ConnectionError where an answer that has begun must be cut off."""
+        """Answer a request. Raises HTTPError, and ConnectionError if a response in progress must be aborted."""
         if request.method not in self.methods:
-            raise HTTPError(405, f"{request.method} is not a method of the Data API", 5005)
+            raise HTTPError(405, f"{request.method} is not supported by the Data API", 5005)
         request = replace(request, path=path_of(request.path, request.user))
         try:
             await self.methods[request.method](request)
@@ -64,7 +64,7 @@ class DataAPI:
         """GET and HEAD: a file's bytes, or a folder's entries."""
         self._check_reader(request)
         if len(request.segments) < 2 or self.tree.stat(request.path).is_folder:
-            if request.method == "HEAD":  # without a length: it would cost a listing
+            if request.method == "HEAD":  # without a length, which would need a listing
                 await request.start(200, {"content-type": "application/json", "x-data-type": "directory"})
                 await request.send({"type": "http.response.body", "body": b""})
             else:
@@ -77,7 +77,7 @@ class DataAPI:
 
     def _check_reader(self, request: Request) -> None:
         segments = request.segments
-        if UNNAMEABLE.search(request.path):
+        if INVALID_NAME.search(request.path):
             raise FileNotFoundError(request.path)
         if request.user is not None and segments[:1] in ([], [request.user]):
             return
@@ -85,7 +85,7 @@ class DataAPI:
             raise _forbidden(request)
 
     def _listing(self, request: Request) -> dict[str, Any]:
-        """One page of a folder: `{"folders", "files", "marker", "acl"}`, each only when there is one."""
+        """Return a page of a folder: `{"folders", "files", "marker", "acl"}` without empty values."""
         if not request.path:
             return {"folders": [{"name": request.user}]}
         names = self._visible(request)
@@ -110,18 +110,18 @@ class DataAPI:
         except FileNotFoundError:
             if not top:
                 raise
-            names = []  # a user who has no collection yet
-        return [item for item in names if not UNNAMEABLE.search(item[1]) and not (top and item[1].startswith("."))]
+            names = []  # the user has no collection yet
+        return [item for item in names if not INVALID_NAME.search(item[1]) and not (top and item[1].startswith("."))]
 
     async def write(self, request: Request) -> None:
-        """PUT: store the body as a file, whole or not at all."""
-        _check_writer(request, depth=3, what="a file lies in a collection: data://user/collection/file")
-        if request.header(b"content-range"):  # taken for the whole, a part would replace it (RFC 9110, 14.5)
-            raise HTTPError(400, "a file is stored whole: send it without Content-Range")
+        """PUT: store the body as a file atomically."""
+        _check_writer(request, depth=3, what="expected a file in a collection: data://user/collection/file")
+        if request.header(b"content-range"):  # a part would replace the whole file (RFC 9110, 14.5)
+            raise HTTPError(400, "Content-Range is not supported; send the whole file")
         exclusive = request.header(b"if-none-match") == "*"
         found = self.tree.find(request.path)
         if found and exclusive:
-            raise HTTPError(412, f"{uri_of(request.path)} exists")
+            raise HTTPError(412, f"{uri_of(request.path)} already exists")
         if found and found.is_folder:
             raise HTTPError(409, f"{uri_of(request.path)} is a directory")
         file = self.tree.create(request.path, exclusive)
@@ -134,8 +134,8 @@ class DataAPI:
         await request.answer({"result": uri_of(request.path)}, 200, **headers)
 
     async def post(self, request: Request) -> None:
-        """POST: make a folder, or move a bundle of files."""
-        if request.user is None:  # before anything of a stranger's body is kept
+        """POST: create a folder, or store or send a bundle of files."""
+        if request.user is None:  # before the body is read into memory
             raise _forbidden(request)
         if request.header(b"content-type") == bundle.TYPE:
             await self._store_bundle(request)
@@ -145,27 +145,27 @@ class DataAPI:
             await self._make(request, body)
 
     async def _make(self, request: Request, body: dict[str, Any]) -> None:
-        """Make the folder `name` in this one, with access rights if there are any in the body."""
+        """Create the folder `name` in this one, with the access rights in the body, if any."""
         name = body.get("name")
         if not isinstance(name, str) or not name or "/" in name:
             raise HTTPError(400, "name must be the name of the new directory")
         inner = replace(request, path=path_of(f"/v1/data/{request.path}/{name}", request.user))
-        _check_writer(inner, depth=2, what="a directory lies in a user's: data://user/collection")
+        _check_writer(inner, depth=2, what="expected a directory in a user's directory: data://user/collection")
         read = _read_list(body) if body.get("acl") is not None else None
-        await asyncio.to_thread(self.tree.make, inner.path)
+        await asyncio.to_thread(self.tree.make_folder, inner.path)
         if read is not None:
             rights.put(self.tree, inner.path, read)
         await request.answer({"result": uri_of(inner.path)})
 
     async def _store_bundle(self, request: Request) -> None:
-        """Store many small files, each whole. An addition to Algorithmia's API, which other servers refuse."""
+        """Store many small files, each atomically. An extension of Algorithmia's API."""
         body = await request.body(2 * bundle.SIZE)
         try:
             files = [(path_of(f"/v1/data/{name}", request.user), content) for name, content in bundle.unpack(body)]
         except (ValueError, TypeError, RecursionError):
-            raise HTTPError(400, "the body is not a whole bundle of files") from None
+            raise HTTPError(400, "incomplete or invalid bundle of files") from None
         for path, _ in files:
-            _check_writer(replace(request, path=path), depth=3, what="a file lies in a collection")
+            _check_writer(replace(request, path=path), depth=3, what="expected a file in a collection")
         await asyncio.to_thread(self._store, files)
         await request.answer({"result": {"stored": len(files)}})
 
@@ -180,7 +180,7 @@ class DataAPI:
                 raise
 
     async def _send_bundle(self, request: Request, names: Any) -> None:
-        """Send many small files; those that are missing or not small are left out."""
+        """Send many small files; missing and larger files are omitted."""
         if not isinstance(names, list) or len(names) > bundle.COUNT or not all(isinstance(name, str) for name in names):
             raise HTTPError(400, f"files must be a list of at most {bundle.COUNT} paths")
         paths = {name: path_of(f"/v1/data/{name}", request.user) for name in names}
@@ -200,26 +200,26 @@ class DataAPI:
                         room -= entry.size
                         yield name, file.read(entry.size)
 
-    async def permit(self, request: Request) -> None:
-        """PATCH: set who may read a folder."""
-        _check_writer(request, depth=2, what="access rights belong to a collection: data://user/collection")
+    async def set_rights(self, request: Request) -> None:
+        """PATCH: set the access rights of a folder."""
+        _check_writer(request, depth=2, what="expected a collection: data://user/collection")
         read = _read_list(await request.json())
         if not _has_rights(request.segments) or not self.tree.stat(request.path).is_folder:
-            raise HTTPError(400, f"{uri_of(request.path)} has no access rights of its own")
+            raise HTTPError(400, f"{uri_of(request.path)} cannot have access rights")
         rights.put(self.tree, request.path, read)
         await request.answer({"acl": {"read": read}})
 
     async def delete(self, request: Request) -> None:
         """DELETE: remove a file, or a folder, which must be empty unless `force=true`."""
-        _check_writer(request, depth=2, what=f"{uri_of(request.path)} can't be deleted")
+        _check_writer(request, depth=2, what=f"{uri_of(request.path)} cannot be deleted")
         deleted = 1
         if not self.tree.stat(request.path).is_folder:
             await asyncio.to_thread(self.tree.remove_file, request.path)
         elif not request.flag("force") and self.tree.names(request.path):
-            raise HTTPError(409, f"{uri_of(request.path)} is not empty; force=true deletes what is in it")
+            raise HTTPError(409, f"{uri_of(request.path)} is not empty; use force=true to delete its contents")
         else:
             deleted = await asyncio.to_thread(self.tree.remove_folder, request.path)
-            rights.forget(self.tree, request.path)
+            rights.remove(self.tree, request.path)
         await request.answer({"result": {"deleted": deleted}})
 
 
@@ -228,8 +228,8 @@ def _check_writer(request: Request, depth: int, what: str) -> None:
         raise _forbidden(request)
     if len(request.segments) < depth:
         raise HTTPError(400, what)
-    if any(UNNAMEABLE.search(name) for name in request.segments):
-        raise HTTPError(400, "a name may not contain # ? \\ or control characters: addresses can't carry them")
+    if any(INVALID_NAME.search(name) for name in request.segments):
+        raise HTTPError(400, "a name must not contain # ? \\ or control characters")
 
 
 def _forbidden(request: Request) -> HTTPError:
@@ -242,13 +242,13 @@ def _http_error(error: OSError, request: Request) -> HTTPError:
     if isinstance(error, FileNotFoundError):
         return HTTPError(404, f"no such file or directory: {uri_of(request.path)}")
     if isinstance(error, NotADirectoryError | IsADirectoryError | FileExistsError):
-        return HTTPError(409, f"{uri_of(request.path)} exists, or a file stands in its way")
+        return HTTPError(409, f"{uri_of(request.path)} exists, or its parent is a file")
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return HTTPError(507, "the store is full; nothing was changed", 5001)
     if error.errno == errno.ENAMETOOLONG:
         return HTTPError(400, "a name is too long")
     log.error("%s %s failed", request.method, uri_of(request.path), exc_info=error)
-    return HTTPError(500, "the store failed; the server's log has the cause", 5001)
+    return HTTPError(500, "the store failed; see the server's log", 5001)
 
 
 def _read_list(body: dict[str, Any]) -> list[str]:
@@ -264,7 +264,7 @@ def _has_rights(segments: list[str]) -> bool:
 
 def _file_item(entry: Entry) -> dict[str, Any]:
     modified = datetime.fromtimestamp(entry.modified, UTC).replace(tzinfo=None)
-    # Zulu time with a fraction: the one form that the client can parse
+    # UTC with a fraction and Z: the only format that the client parses
     text = f"{modified.isoformat(timespec='milliseconds')}Z"
     return {"filename": entry.name, "last_modified": text, "size": entry.size}
 
@@ -278,4 +278,4 @@ def _unmarked(marker: str) -> tuple[bool, str]:
         text = base64.urlsafe_b64decode(marker).decode()
         return bool(int(text[0])), text[1:]
     except (ValueError, IndexError):
-        raise HTTPError(400, "the marker is not one that a listing gave", 5002) from None
+        raise HTTPError(400, "invalid marker", 5002) from None

@@ -1,4 +1,4 @@
-"""A file's bytes over HTTP: ranges, ETags and checksums (RFC 9110, RFC 9530)."""
+"""Files over HTTP: ranges, ETags and checksums (RFC 9110, RFC 9530)."""
 
 import asyncio
 import codecs
@@ -11,57 +11,57 @@ from email.utils import formatdate
 from typing import BinaryIO
 
 from free_ml_stack.gateway.data.paths import uri_of
-from free_ml_stack.gateway.data.tree import RACY, Entry, StoreTree, version_of
+from free_ml_stack.gateway.data.tree import RACY_SECONDS, Entry, StoreTree, version_of
 from free_ml_stack.gateway.http import HTTPError, Request, whole_number
 from free_ml_stack.storage.atomic import CHUNK, WholeFile
 from free_ml_stack.storage.checksums import SUMS, digest_field, read_digest, read_wish, sum_of
 
-SUMMED = 1 << 24  # bytes; the ETag of a file up to this size is its MD5, beyond that its version
-HEAD = 1 << 16  # bytes that are looked at to tell text from binary
-BRIEF = 1 << 18  # bytes that are summed up without leaving the event loop
-KNOWN = 1 << 14  # checksums kept
+MD5_BYTES = 1 << 24  # bytes; the ETag of a file up to this size is its MD5, of a larger one its version
+HEAD = 1 << 16  # bytes read to distinguish text from binary
+INLINE_BYTES = 1 << 18  # bytes; files up to this size are handled in the event loop without a thread
+CACHED = 1 << 14  # checksums cached
 
 
-class Sums:
-    """The checksums of a tree's files, each kept until the file changes."""
+class Checksums:
+    """Checksums of a tree's files, cached until the file changes."""
 
     def __init__(self, tree: StoreTree) -> None:
         self.tree = tree
         self.known: dict[tuple[str, str, str], bytes] = {}
 
     async def get(self, path: str, file: BinaryIO, entry: Entry, kind: str) -> bytes:
-        """The checksum of an open file; `SUMS` names the kinds."""
+        """Return the checksum of an open file; `kind` is a key of `SUMS`."""
         key = (path, entry.version, kind)
         if key in self.known:
             return self.known[key]
         file.seek(0)
-        if entry.size <= BRIEF and self.tree.near:
+        if entry.size <= INLINE_BYTES and self.tree.is_local:
             total = sum_of(file, kind)
         else:
             total = await asyncio.to_thread(sum_of, file, kind)
-        if time.time() - entry.modified > RACY:
+        if time.time() - entry.modified > RACY_SECONDS:
             self.keep(path, entry.version, kind, total)
         return total
 
     def keep(self, path: str, version: str, kind: str, total: bytes) -> None:
-        """Remember a checksum."""
+        """Cache a checksum."""
         self.known[(path, version, kind)] = total
-        while len(self.known) > KNOWN:
+        while len(self.known) > CACHED:
             del self.known[next(iter(self.known))]
 
     def ready(self, path: str, entry: Entry, kind: str) -> bool:
-        """Whether a checksum is there without keeping the client waiting."""
-        return (path, entry.version, kind) in self.known or (self.tree.near and entry.size <= SUMMED)
+        """Return whether a checksum is cached or fast to compute."""
+        return (path, entry.version, kind) in self.known or (self.tree.is_local and entry.size <= MD5_BYTES)
 
     async def etag(self, path: str, file: BinaryIO, entry: Entry) -> str:
-        """The MD5 as Algorithmia gives it; the version where summing up would keep the client waiting."""
+        """Return the MD5, as Algorithmia does, or the version if the MD5 is slow to compute."""
         if not self.ready(path, entry, "md5"):
             return f'"{entry.version}"'
         return f'"{(await self.get(path, file, entry, "md5")).hex()}"'
 
 
-async def send_file(request: Request, sums: Sums, file: BinaryIO, entry: Entry) -> None:
-    """Answer GET or HEAD with a file or the range of it that is asked for."""
+async def send_file(request: Request, sums: Checksums, file: BinaryIO, entry: Entry) -> None:
+    """Answer GET or HEAD with a file or the requested range of it."""
     head = file.read(HEAD)
     headers = {
         "content-type": _content_type(head, entry.size),
@@ -96,15 +96,15 @@ async def _send_bytes(request: Request, file: BinaryIO, begin: int, end: int) ->
     while begin < end:
         chunk = file.read(min(CHUNK, end - begin))
         if not chunk:
-            raise ConnectionError("a file became shorter while it was sent")
+            raise ConnectionError("the file was truncated while it was sent")
         begin += len(chunk)
         await request.send({"type": "http.response.body", "body": chunk, "more_body": begin < end})
 
 
-async def receive_file(request: Request, file: WholeFile, sums: Sums) -> dict[str, str]:
-    """Write the body to a file as it comes; returns the headers that tell its checksum, if one is wanted.
+async def receive_file(request: Request, file: WholeFile, sums: Checksums) -> dict[str, str]:
+    """Write the body to a file in chunks; return the headers with its checksum, if requested.
 
-    Raises HTTPError when the bytes are not those whose checksum was sent along, and DisconnectedError.
+    Raises HTTPError on a checksum mismatch, and DisconnectedError.
     """
     sent, expected = read_digest(request.header(b"repr-digest"))
     kind = sent or read_wish(request.header(b"want-repr-digest"))
@@ -122,23 +122,23 @@ async def receive_file(request: Request, file: WholeFile, sums: Sums) -> dict[st
     if not total:
         return {}
     if sent and total.digest() != expected:
-        raise HTTPError(400, f"{uri_of(request.path)}: the bytes do not have the {sent} that was sent with them")
-    if size > SUMMED and sums.tree.near:  # a small file's is found quickly when it is asked for
+        raise HTTPError(400, f"{uri_of(request.path)}: checksum mismatch: the body has another {sent} than Repr-Digest")
+    if size > MD5_BYTES and sums.tree.is_local:  # of small files it is computed on request
         sums.keep(request.path, version_of(os.fstat(file.fileno())), kind, total.digest())
     return {"repr_digest": digest_field(kind, total.digest())}
 
 
 async def _receive(request: Request, take: Callable[[bytes | memoryview], None]) -> None:
     length = request.header(b"content-length")
-    if request.direct and length.isdecimal() and whole_number(length) > BRIEF:
+    if request.direct and length.isdecimal() and whole_number(length) > INLINE_BYTES:
         await request.direct.receive(whole_number(length), take)
         return
-    async for piece in request.pieces():
+    async for piece in request.stream():
         take(piece)
 
 
 def _content_type(head: bytes, size: int) -> str:
-    """Octets, with a charset where the bytes are UTF-8: without one the client's getString guesses."""
+    """Return octet-stream, with a charset if the bytes are UTF-8: without it the client's getString guesses."""
     try:
         codecs.getincrementaldecoder("utf-8")().decode(head, final=size == len(head))
     except UnicodeDecodeError:
@@ -147,7 +147,7 @@ def _content_type(head: bytes, size: int) -> str:
 
 
 def _span(request: Request, etag: str, size: int) -> tuple[int, int, int]:
-    """`(status, begin, end)` of the bytes to send. Raises HTTPError 416 for a range outside the file."""
+    """Return `(status, begin, end)` of the bytes to send. Raises HTTPError 416 for a range outside the file."""
     if etag in request.header(b"if-none-match").split(", "):
         return 304, 0, 0
     match = re.fullmatch(r"bytes=(\d*)-(\d*)", request.header(b"range"), re.ASCII)

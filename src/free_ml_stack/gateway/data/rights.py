@@ -1,4 +1,4 @@
-"""Who may read a collection: kept in the store beside the data, a small file for each folder that sets it."""
+"""Access rights of collections, stored beside the data in a small file per folder."""
 
 import json
 from collections.abc import Iterator
@@ -7,11 +7,11 @@ from free_ml_stack.gateway.data.tree import StoreTree
 
 PUBLIC, MY_ALGORITHMS = "user://*", "algo://.my/*"
 DEFAULT = [MY_ALGORITHMS]
-FOLDER, RECORD = ".acl", "#read"  # names that no client can send
+FOLDER, RECORD = ".acl", "#read"  # names that clients cannot use
 
 
 def read_list(acl: object) -> list[str]:
-    """The `read` list of an `acl` object as clients send it. Raises ValueError for anything else."""
+    """Return the `read` list of an `acl` object in a request. Raises ValueError if it is invalid."""
     read = acl.get("read") if isinstance(acl, dict) else None
     if read not in ([], [PUBLIC], [MY_ALGORITHMS]):
         raise ValueError(f'acl must be {{"read": []}}, ["{MY_ALGORITHMS}"] or ["{PUBLIC}"]')
@@ -19,7 +19,7 @@ def read_list(acl: object) -> list[str]:
 
 
 def get(tree: StoreTree, path: str) -> list[str]:
-    """The read list of a folder: its own, else that of the nearest folder above, else the default."""
+    """Return the read list of a folder or of its nearest parent with one, or the default."""
     for folder in _upwards(path):
         try:
             file, _ = tree.open(f"{FOLDER}/{folder}/{RECORD}")
@@ -39,8 +39,8 @@ def put(tree: StoreTree, path: str, read: list[str]) -> None:
     tree.commit(file, record)
 
 
-def forget(tree: StoreTree, path: str) -> None:
-    """Drop what is kept for a folder that is gone, and for those below it."""
+def remove(tree: StoreTree, path: str) -> None:
+    """Remove the rights of a deleted folder and its subfolders."""
     if tree.find(f"{FOLDER}/{path}"):
         tree.remove_folder(f"{FOLDER}/{path}")
 

@@ -1,4 +1,4 @@
-"""The files and folders that the Data API serves: on local disk, or on any fsspec store."""
+"""Files and folders of the Data API, on a local disk or any fsspec store."""
 
 import os
 import shutil
@@ -17,13 +17,13 @@ from fsspec.implementations.local import LocalFileSystem
 from free_ml_stack.storage.atomic import CHUNK, WholeFile, open_whole
 from free_ml_stack.storage.local import SCRATCH, remove_stale
 
-KEEP = ".keep"  # stands for an empty folder in a store that has none
-RACY = 0.1  # seconds; a file younger than that may change without its time changing
+KEEP = ".keep"  # marks an empty folder in a store without folders
+RACY_SECONDS = 0.1  # seconds; a newer file may change without a change of its time stamp
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A file or folder: `modified` in seconds since 1970, `version` differs for every content."""
+    """A file or folder: `modified` in seconds since 1970, `version` changes with the content."""
 
     name: str
     is_folder: bool
@@ -33,56 +33,56 @@ class Entry:
 
 
 class StoreTree:
-    """Any fsspec store. Paths are `user/collection/…`, checked by the caller. Raises OSError as stores do."""
+    """Any fsspec store. Paths are `user/collection/…`, checked by the caller. Methods raise OSError."""
 
-    near = False  # whether a look at a file costs next to nothing
+    is_local = False  # whether files are on a local disk
 
     def __init__(self, store: AbstractFileSystem, scratch: Path) -> None:
         self.store, self.scratch = store, scratch
         remove_stale(scratch)
 
     def stat(self, path: str) -> Entry:
-        """What is at a path. Raises FileNotFoundError."""
+        """Return the entry at a path. Raises FileNotFoundError."""
         self.store.invalidate_cache()
         return _store_entry(self.store.info(path))
 
     def find(self, path: str) -> Entry | None:
-        """What is at a path, None for nothing."""
+        """Return the entry at a path, None if there is none."""
         try:
             return self.stat(path)
         except FileNotFoundError:
             return None
 
     def names(self, path: str) -> list[tuple[bool, str]]:
-        """`(is a file, name)` of a folder's entries, sorted."""
+        """Return `(is a file, name)` of a folder's entries, sorted."""
         entries = (_store_entry(info) for info in self.store.ls(path, detail=True, refresh=True))
         return sorted((not entry.is_folder, entry.name) for entry in entries if entry.name != KEEP)
 
     def entries(self, path: str, names: Iterable[str]) -> list[Entry]:
-        """Some of a folder's entries, those apart that have gone since."""
+        """Return the named entries of a folder; omit those deleted since."""
         found = {entry.name: entry for entry in map(_store_entry, self.store.ls(path, detail=True))}
         return [found[name] for name in names if name in found]
 
     def open(self, path: str) -> tuple[BinaryIO, Entry]:
-        """A file to read from, and what it is."""
+        """Open a file for reading; return it and its entry."""
         return self.store.open(path, "rb", block_size=CHUNK), self.stat(path)
 
     def create(self, path: str, exclusive: bool = False) -> WholeFile:
-        """A file to write to, for `commit`. Raises FileExistsError when `exclusive` and there is one."""
+        """Create a file to write to, for `commit`. Raises FileExistsError if `exclusive` and the path exists."""
         if exclusive and self.find(path):
             raise FileExistsError(path)
         return open_whole(self.scratch / f"{uuid.uuid4().hex}.whole", self.scratch)
 
     def commit(self, file: WholeFile, path: str) -> None:
-        """Close a file from `create`; with that, and not before, it is at `path`."""
+        """Close a file from `create` and store it at `path` atomically."""
         file.close()
         try:
             self.store.put_file(str(file.path), path)
         finally:
             file.path.unlink()
 
-    def make(self, path: str) -> None:
-        """Make a folder, and those above it. Raises FileExistsError."""
+    def make_folder(self, path: str) -> None:
+        """Create a folder and its parents. Raises FileExistsError."""
         if self.find(path):
             raise FileExistsError(path)
         self.store.makedirs(path, exist_ok=True)
@@ -94,48 +94,48 @@ class StoreTree:
         self.store.rm_file(path)
 
     def remove_folder(self, path: str) -> int:
-        """Remove a folder with all it holds; returns the number of files."""
+        """Remove a folder and its contents; return the number of files."""
         count = sum(not name.endswith(f"/{KEEP}") for name in self.store.find(path))
         self.store.rm(path, recursive=True)
         return count
 
 
 class DiskTree(StoreTree):
-    """A local folder, without fsspec in between. A link that leads out of it does not exist."""
+    """A local folder, without fsspec. Symbolic links that point outside are treated as missing."""
 
-    near = True
+    is_local = True
 
     def __init__(self, root: Path) -> None:
         self.root = os.path.realpath(root)
         super().__init__(LocalFileSystem(), Path(self.root) / SCRATCH)
 
-    def place(self, path: str) -> Path:
-        """Where a path is on disk. Raises FileNotFoundError where a link leads out of the folder."""
-        place = self.root
+    def locate(self, path: str) -> Path:
+        """Return the location of a path on disk. Raises FileNotFoundError if a link points outside."""
+        location = self.root
         for name in path.split("/"):
-            place = f"{place}/{name}"
+            location = f"{location}/{name}"
             try:
-                mode = os.lstat(place).st_mode
+                mode = os.lstat(location).st_mode
             except FileNotFoundError:
-                break  # and nothing below it, so no link either
-            if stat.S_ISLNK(mode) and not os.path.realpath(place).startswith(f"{self.root}/"):
+                break  # nothing below it, so no links
+            if stat.S_ISLNK(mode) and not os.path.realpath(location).startswith(f"{self.root}/"):
                 raise FileNotFoundError(path)
         return Path(f"{self.root}/{path}")
 
     def stat(self, path: str) -> Entry:
-        """What is at a path. Raises FileNotFoundError."""
+        """Return the entry at a path. Raises FileNotFoundError."""
         try:
-            return _disk_entry(path, self.place(path).stat())
+            return _disk_entry(path, self.locate(path).stat())
         except NotADirectoryError:
             raise FileNotFoundError(path) from None
 
     def names(self, path: str) -> list[tuple[bool, str]]:
-        """`(is a file, name)` of a folder's entries, sorted."""
-        with os.scandir(self.place(path)) as found:
+        """Return `(is a file, name)` of a folder's entries, sorted."""
+        with os.scandir(self.locate(path)) as found:
             return sorted((not entry.is_dir(), entry.name) for entry in found)
 
     def entries(self, path: str, names: Iterable[str]) -> list[Entry]:
-        """Some of a folder's entries, those apart that have gone since or are links out of the tree."""
+        """Return the named entries of a folder; omit those deleted since and links that point outside."""
         found = []
         for name in names:
             try:
@@ -145,38 +145,38 @@ class DiskTree(StoreTree):
         return found
 
     def open(self, path: str) -> tuple[BinaryIO, Entry]:
-        """A file to read from, and what it is."""
-        file = self.place(path).open("rb", buffering=0)
+        """Open a file for reading; return it and its entry."""
+        file = self.locate(path).open("rb", buffering=0)
         return file, _disk_entry(path, os.fstat(file.fileno()))
 
     def create(self, path: str, exclusive: bool = False) -> WholeFile:
-        """A file to write to, for `commit`. Raises FileExistsError when `exclusive` and there is one."""
-        return open_whole(self.place(path), self.scratch, exclusive=exclusive)
+        """Create a file to write to, for `commit`. Raises FileExistsError if `exclusive` and the path exists."""
+        return open_whole(self.locate(path), self.scratch, exclusive=exclusive)
 
     def commit(self, file: WholeFile, path: str) -> None:
-        """Close a file from `create`; with that, and not before, it is at `path`."""
+        """Close a file from `create` and store it at `path` atomically."""
         file.close()
 
-    def make(self, path: str) -> None:
-        """Make a folder, and those above it. Raises FileExistsError."""
-        self.place(path).mkdir(parents=True)
+    def make_folder(self, path: str) -> None:
+        """Create a folder and its parents. Raises FileExistsError."""
+        self.locate(path).mkdir(parents=True)
 
     def remove_file(self, path: str) -> None:
         """Remove a file."""
-        self.place(path).unlink()
+        self.locate(path).unlink()
 
     def remove_folder(self, path: str) -> int:
-        """Remove a folder with all it holds, at once for those who look; returns the number of files."""
-        grave = self.scratch / uuid.uuid4().hex
+        """Remove a folder and its contents atomically for readers; return the number of files."""
+        removed = self.scratch / uuid.uuid4().hex
         self.scratch.mkdir(exist_ok=True)
-        self.place(path).rename(grave)
-        count = sum(len(names) for _, _, names in os.walk(grave))
-        shutil.rmtree(grave)
+        self.locate(path).rename(removed)
+        count = sum(len(names) for _, _, names in os.walk(removed))
+        shutil.rmtree(removed)
         return count
 
 
 def tree_of(store: AbstractFileSystem | Path) -> StoreTree:
-    """The tree of a local folder, or of any fsspec store rooted at its users."""
+    """Return the tree of a local folder, or of an fsspec store whose top level are the users."""
     if isinstance(store, Path):
         return DiskTree(store)
     if isinstance(getattr(store, "fs", None), LocalFileSystem):
@@ -185,7 +185,7 @@ def tree_of(store: AbstractFileSystem | Path) -> StoreTree:
 
 
 def version_of(found: os.stat_result) -> str:
-    """What differs for every content that a name on disk has had."""
+    """Return a version that changes with the content of a file."""
     return f"{found.st_ino:x}-{found.st_size:x}-{found.st_mtime_ns:x}"
 
 

@@ -1,4 +1,4 @@
-"""The log of calls in the store, in files that are rotated."""
+"""The log of calls in the store, in rotated files."""
 
 import asyncio
 import logging
@@ -17,14 +17,14 @@ from free_ml_stack.storage.changes import change, on_hub
 log = logging.getLogger(__name__)
 FOLDER = "logs"
 FILE_BYTES = 16 << 20
-FILES = 64  # kept of each algorithm
-CHUNK = 64  # calls that are written down together
+FILES = 64  # kept per algorithm
+CHUNK = 64  # calls serialized together
 COMMIT_SECONDS = 600.0  # between writes to a repository: the Hub limits commits per hour
-KEPT = 1000  # chunks, while the store takes none
+MAX_CHUNKS = 1000  # maximum chunks kept in memory if the store rejects writes
 
 
 class CallLog:
-    """Writes each call down in `logs/<name>/` of the store, and counts those of the algorithm `name`.
+    """Logs each call in `logs/<name>/` of the store, and counts those of the algorithm `name`.
 
     A local file is appended to every quarter of a second, so that memory and pauses stay small; another store gets a
     new file every half minute, a repository on the Hub every ten minutes.
@@ -34,7 +34,7 @@ class CallLog:
         self.store, self.name = store, name
         self.appends = isinstance(getattr(store, "fs", store), LocalFileSystem)
         target = on_hub(store)
-        self.at_once = target is not None  # in one request for all algorithms
+        self.one_request = target is not None  # one request for all algorithms
         commits = target is not None and target.versioned
         self.seconds = COMMIT_SECONDS if commits else 0.25 if self.appends else 30.0
         self.statistics = Statistics()
@@ -44,38 +44,38 @@ class CallLog:
         self.writing = asyncio.Lock()
 
     def record(self, name: str, entry: dict[str, Any]) -> None:
-        """Note one call of an algorithm; it is written down soon."""
+        """Queue the entry of one call of an algorithm."""
         self.pending.append((name, entry))
         if len(self.pending) == CHUNK:
-            asyncio.get_running_loop().call_soon(self.digest)
+            asyncio.get_running_loop().call_soon(self.process_pending)
 
-    def digest(self) -> None:
-        """Turn the calls that have been noted into lines, and count them."""
+    def process_pending(self) -> None:
+        """Convert queued entries to lines, and count them."""
         pending, self.pending = self.pending, []
         for name in {each[0] for each in pending}:
             entries = [entry for owner, entry in pending if owner == name]
-            lines = self.write_down(name, entries)
+            lines = self.add_lines(name, entries)
             if name == self.name:
                 self.statistics.counts.add(entries, [entry["latency_ms"] / 1000 for entry in entries], lines)
 
-    def write_down(self, name: str, entries: list[dict[str, Any]]) -> bytes:
-        """Put lines into the file of `logs/<name>/`, and return them."""
+    def add_lines(self, name: str, entries: list[dict[str, Any]]) -> bytes:
+        """Add lines for `logs/<name>/`, and return them."""
         options = JSON_OPTIONS | orjson.OPT_APPEND_NEWLINE
         lines = b"".join(orjson.dumps(entry, default=repr, option=options) for entry in entries)
         self.lines.setdefault(name, []).append(lines)
         return lines
 
     def report(self, name: str, insights: dict[str, float]) -> None:
-        """Note what an algorithm says of itself."""
+        """Record the insights reported by an algorithm."""
         self.statistics.counts.insights |= insights
-        self.write_down(f"{name}/insights", [{"time": datetime.now(UTC), **insights}])
+        self.add_lines(f"{name}/insights", [{"time": datetime.now(UTC), **insights}])
 
-    async def keep_writing(self) -> None:
-        """Write the log until cancelled."""
+    async def write_periodically(self) -> None:
+        """Write the log periodically until cancelled."""
         waited = 0.0
         while True:
             await asyncio.sleep(min(1.0, self.seconds))
-            self.digest()
+            self.process_pending()
             await asyncio.to_thread(self.statistics.publish)
             waited += min(1.0, self.seconds)
             if waited >= self.seconds:
@@ -83,21 +83,21 @@ class CallLog:
                 await self.flush()
 
     async def flush(self) -> None:
-        """Write down what has been noted; what a store refuses is kept for the next time."""
+        """Write queued entries; keep those that failed for the next attempt."""
         async with self.writing:
-            self.digest()
+            self.process_pending()
             lines, self.lines = self.lines, {}
             texts = {name: b"".join(those) for name, those in lines.items()}
-            for group in [list(texts)] if self.at_once and texts else [[name] for name in texts]:
+            for group in [list(texts)] if self.one_request and texts else [[name] for name in texts]:
                 try:
                     await asyncio.to_thread(self._write, {name: texts[name] for name in group})
                 except OSError as error:
-                    log.warning("calls could not be logged yet: %s", error)
+                    log.warning("call log not written, retrying later: %s", error)
                     for name in group:
-                        self.lines[name] = lines[name][-KEPT:] + self.lines.get(name, [])
+                        self.lines[name] = lines[name][-MAX_CHUNKS:] + self.lines.get(name, [])
 
     def _write(self, texts: dict[str, bytes]) -> None:
-        """Write the lines of some algorithms: append them if possible, else add all as new files together."""
+        """Write the lines of several algorithms: append if the store supports it, otherwise add new files together."""
         if not self.appends:
             added = {self._new(name): text for name, text in texts.items()}
             change(self.store, added, [path for name in texts for path in self._surplus(name, FILES - 1)])
@@ -120,5 +120,5 @@ class CallLog:
         """Return the oldest log files, beyond those to keep."""
         try:
             return sorted(self.store.glob(f"{FOLDER}/{name}/*.jsonl"))[:-kept]
-        except FileNotFoundError:  # on the Hub there is no folder before the first file
+        except FileNotFoundError:  # the Hub has no empty folders
             return []

@@ -1,4 +1,4 @@
-"""What is counted of the calls, in each process and over all of them."""
+"""Statistics of calls, per process and in total."""
 
 import math
 import os
@@ -13,17 +13,17 @@ import orjson
 
 from free_ml_stack.deployment.answering import JSON_OPTIONS
 
-FIRST = 1e-4  # seconds: the end of the first class of latency; each further one is 19 % wider
+FIRST = 1e-4  # seconds: the upper end of the first latency class; each further class is 19 % wider
 PER_OCTAVE = 4
 CLASSES = 80
-WINDOW = 300  # seconds that the time series go back
-RECENT = 2000  # calls that drift is told from
-VALUES = 100  # values of a category that are told apart
+WINDOW = 300  # seconds of the time series
+RECENT = 2000  # calls used to compute drift
+VALUES = 100  # different values counted per category
 
 
 @dataclass
 class Counts:
-    """Figures that can be added up."""
+    """Counts that can be merged."""
 
     calls: Counter[str] = field(default_factory=Counter)  # by version
     errors: Counter[str] = field(default_factory=Counter)  # by type
@@ -32,11 +32,11 @@ class Counts:
     latency_sum: float = 0.0  # seconds
     seconds: dict[str, list[Any]] = field(default_factory=dict)  # [calls, errors, {latency class: calls}]
     insights: dict[str, float] = field(default_factory=dict)
-    recent: deque[str] = field(default_factory=deque)  # lines of the log, many in a piece; smaller than what they say
+    recent: deque[str] = field(default_factory=deque)  # chunks of log lines; smaller than parsed entries
     recent_calls: int = 0
 
     def add(self, entries: Sequence[dict[str, Any]], latencies: Sequence[float], lines: bytes) -> None:
-        """Count calls, as they were logged in `lines`."""
+        """Count calls, with their log lines."""
         second = self.second(str(int(time.time())))
         for place, calls in Counter(map(latency_class, latencies)).items():
             second[2][str(place)] = second[2].get(str(place), 0) + calls
@@ -55,13 +55,13 @@ class Counts:
         self.keep(lines.decode())
 
     def count(self, name: str, value: str, calls: int) -> None:
-        """Count calls whose category `name` has a value."""
+        """Count calls by the value of the category `name`."""
         values = self.watched.setdefault(name, {})
         value = value if value in values or len(values) < VALUES else "others"
         values[value] = values.get(value, 0) + calls
 
     def keep(self, lines: str) -> None:
-        """Remember the latest lines."""
+        """Keep the latest lines."""
         self.recent.append(lines)
         self.recent_calls += lines.count("\n")
         while self.recent_calls - (oldest := self.recent[0].count("\n")) >= RECENT:
@@ -69,12 +69,12 @@ class Counts:
             self.recent_calls -= oldest
 
     def latest(self) -> list[dict[str, Any]]:
-        """The latest calls, oldest first."""
+        """Return the latest calls, oldest first."""
         calls = [orjson.loads(line) for lines in self.recent for line in lines.splitlines()]
         return sorted(calls, key=lambda call: str(call["time"]))[-RECENT:]
 
     def second(self, name: str) -> list[Any]:
-        """The figures of one second; those that have left the window are dropped."""
+        """Return the counts of one second; drop those outside the window."""
         if name not in self.seconds:
             self.seconds[name] = [0, 0, {}]
             for old in [old for old in self.seconds if int(old) < int(name) - WINDOW]:
@@ -82,7 +82,7 @@ class Counts:
         return self.seconds[name]
 
     def merge(self, other: dict[str, Any]) -> None:
-        """Add the figures of another process, as `vars` gives them."""
+        """Add the counts of another process, given as `vars` of its Counts."""
         for mine, theirs in (
             (self.calls, other["calls"]),
             (self.errors, other["errors"]),
@@ -109,41 +109,41 @@ class Statistics:
         self.folder: Path | None = None
 
     def publish(self) -> None:
-        """Show this process's counts to the others."""
+        """Write this process's counts for the other processes."""
         if self.folder:
             fresh = self.folder / f"{os.getpid()}.fresh"
-            fresh.write_bytes(dumped(self.counts))
+            fresh.write_bytes(dump(self.counts))
             fresh.replace(self.folder / f"{os.getpid()}.json")
 
     def total(self) -> Counts:
-        """The sum over all processes; the others' counts are up to a second old."""
+        """Return the sum over all processes; counts of other processes are up to a second old."""
         total = Counts()
-        total.merge(orjson.loads(dumped(self.counts)))
+        total.merge(orjson.loads(dump(self.counts)))
         for path in self.folder.glob("*.json") if self.folder else ():
             if path.stem != str(os.getpid()):
                 total.merge(orjson.loads(path.read_bytes()))
         return total
 
 
-def dumped(counts: Counts) -> bytes:
-    """Counts as JSON."""
+def dump(counts: Counts) -> bytes:
+    """Return counts as JSON."""
     return orjson.dumps(vars(counts) | {"recent": list(counts.recent)}, option=JSON_OPTIONS)
 
 
 def latency_class(seconds: float) -> int:
-    """The number of the class that a latency falls in."""
+    """Return the index of a latency's class."""
     if seconds <= FIRST:
         return 0
     return min(CLASSES - 1, math.ceil(math.log2(seconds / FIRST) * PER_OCTAVE))
 
 
 def upper_end(place: int) -> float:
-    """The longest latency in a class, in seconds."""
+    """Return the upper end of a class in seconds."""
     return float(FIRST * 2 ** (place / PER_OCTAVE))
 
 
 def percentiles(classes: Sequence[int], wanted: Iterable[float]) -> list[float | None]:
-    """Percentiles of counted latencies in seconds, to within the width of a class; None without any calls."""
+    """Return latency percentiles in seconds, accurate to the width of a class; None without calls."""
     total = sum(classes)
     found: list[float | None] = []
     for percent in wanted:
@@ -155,8 +155,8 @@ def percentiles(classes: Sequence[int], wanted: Iterable[float]) -> list[float |
     return found
 
 
-def in_classes(places: Iterable[dict[str, int]]) -> list[int]:
-    """The latency classes of several seconds, added up."""
+def sum_classes(places: Iterable[dict[str, int]]) -> list[int]:
+    """Return the sum of the latency classes of several seconds."""
     added = [0] * CLASSES
     for second in places:
         for place, calls in second.items():

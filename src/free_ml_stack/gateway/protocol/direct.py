@@ -1,4 +1,4 @@
-"""uvicorn's HTTP protocol with a short way for large files: between disk and socket, not through the application."""
+"""uvicorn's HTTP protocol with a fast path for large files: directly between disk and socket."""
 
 import asyncio
 import os
@@ -10,20 +10,20 @@ from typing import Any, BinaryIO
 import httptools
 from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
-from free_ml_stack.gateway.http import PATIENCE, DisconnectedError
+from free_ml_stack.gateway.http import IDLE_SECONDS, DisconnectedError
 from free_ml_stack.gateway.protocol.guarded import GuardedProtocol
 from free_ml_stack.storage.atomic import CHUNK
 
-LARGEST = 1 << 24  # bytes handed to the kernel at once; the socket takes what it can
-EXTENSION = "files"  # in an ASGI scope's extensions
+SENDFILE_BYTES = 1 << 24  # bytes per sendfile call; the socket accepts as many as it can
+EXTENSION = "files"  # the key in an ASGI scope's extensions
 
 
-CORK = getattr(socket, "TCP_CORK", None)  # Linux has it
+CORK = getattr(socket, "TCP_CORK", None)  # Linux only
 
 
 @contextmanager
 def corked(connection: socket.socket) -> Iterator[None]:
-    """A block in which only full packets leave: sendfile would push one for every few pages, at 1.3 x the time."""
+    """Send only full packets: without it sendfile pushes a packet every few pages and takes 1.3 times as long."""
     if CORK is not None:
         connection.setsockopt(socket.IPPROTO_TCP, CORK, 1)
     try:
@@ -33,20 +33,20 @@ def corked(connection: socket.socket) -> Iterator[None]:
             connection.setsockopt(socket.IPPROTO_TCP, CORK, 0)
 
 
-def possible(loop: asyncio.AbstractEventLoop) -> bool:
-    """Whether a loop tells when a socket is ready, and the system sends files: neither does on Windows."""
+def is_supported(loop: asyncio.AbstractEventLoop) -> bool:
+    """Return whether the loop has add_reader and the system has sendfile; both are missing on Windows."""
     return type(loop).add_reader is not asyncio.AbstractEventLoop.add_reader and hasattr(os, "sendfile")
 
 
 class DirectProtocol(GuardedProtocol):
-    """For `uvicorn.Config(http=…)`; puts a `Direct` into the scope's extensions where the connection has no TLS."""
+    """For `uvicorn.Config(http=…)`; adds a `Direct` to the scope's extensions if the connection has no TLS."""
 
     def on_headers_complete(self) -> None:
         """Called by the parser."""
         super().on_headers_complete()
         cycle = self.cycle
         if (
-            possible(self.loop)
+            is_supported(self.loop)
             and self.scheme == "http"
             and cycle
             and cycle.scope is self.scope
@@ -56,16 +56,16 @@ class DirectProtocol(GuardedProtocol):
 
 
 class Direct:
-    """One request's way to the socket. Both calls raise DisconnectedError when the client is gone."""
+    """Direct access to the socket of one request. Both methods raise DisconnectedError if the client disconnects."""
 
     def __init__(self, protocol: GuardedProtocol, cycle: RequestResponseCycle) -> None:
         self.protocol, self.cycle = protocol, cycle
         self.loop = protocol.loop
 
     async def receive(self, size: int, take: Callable[[memoryview], object]) -> None:
-        """Hand a body of `size` bytes to `take` as it comes; instead of ASGI's receive, not after it.
+        """Pass a body of `size` bytes to `take` in chunks; use it instead of ASGI's receive, not after it.
 
-        What `take` raises is raised when the body is over, so that the next request begins where it should.
+        Exceptions of `take` are raised at the end of the body, so that the next request is parsed correctly.
         """
         protocol, cycle = self.protocol, self.cycle
         protocol.flow.pause_reading()
@@ -96,14 +96,14 @@ class Direct:
         hand(head)
         if left:
             with self._socket() as connection:
-                await self._pump(self.loop.add_reader, self.loop.remove_reader, connection, step)
+                await self._run_when_ready(self.loop.add_reader, self.loop.remove_reader, connection, step)
             protocol.on_message_complete()
-            protocol.parser = httptools.HttpRequestParser(protocol)  # the old one still expects the body
+            protocol.parser = httptools.HttpRequestParser(protocol)  # the old parser still expects the body
         if failure:
             raise failure
 
     async def send(self, file: BinaryIO, begin: int, end: int) -> None:
-        """Send a part of a file; between the start of the response and its last, empty piece."""
+        """Send bytes `begin` to `end` of a file, between the response's start and its empty last chunk."""
         flow, transport = self.protocol.flow, self.protocol.transport
         transport.set_write_buffer_limits(high=0)
         await flow.drain()
@@ -111,24 +111,24 @@ class Direct:
 
         def step() -> bool:
             nonlocal begin
-            sent = os.sendfile(connection.fileno(), file.fileno(), begin, min(LARGEST, end - begin))
+            sent = os.sendfile(connection.fileno(), file.fileno(), begin, min(SENDFILE_BYTES, end - begin))
             if not sent:
-                raise ConnectionError("a file became shorter while it was sent")
+                raise ConnectionError("the file was truncated while it was sent")
             begin += sent
             return begin == end
 
         with self._socket() as connection, corked(connection):
-            await self._pump(self.loop.add_writer, self.loop.remove_writer, connection, step)
+            await self._run_when_ready(self.loop.add_writer, self.loop.remove_writer, connection, step)
         self.cycle.expected_content_length = 0
 
-    async def _pump(
+    async def _run_when_ready(
         self,
         add: Callable[..., Any],
         remove: Callable[..., Any],
         connection: socket.socket,
         step: Callable[[], bool],
     ) -> None:
-        """Call `step` whenever the socket is ready, until it returns True. Raises TimeoutError when it never is."""
+        """Call `step` whenever the socket is ready, until it returns True. Raises TimeoutError if it stays blocked."""
         done, steps = self.loop.create_future(), 0
 
         def ready() -> None:
@@ -148,7 +148,7 @@ class Direct:
         try:
             while not done.done():
                 before = steps
-                await asyncio.wait([done], timeout=PATIENCE)
+                await asyncio.wait([done], timeout=IDLE_SECONDS)
                 if steps == before and not done.done():
                     raise TimeoutError
         finally:
@@ -157,7 +157,7 @@ class Direct:
 
     @contextmanager
     def _socket(self) -> Iterator[socket.socket]:
-        """The connection's socket under a number of its own, so that the loop lets us wait for it."""
+        """Duplicate the connection's socket: asyncio allows no reader or writer for a transport's own descriptor."""
         original = self.protocol.transport.get_extra_info("socket")
         with socket.fromfd(original.fileno(), original.family, original.type) as connection:
             connection.setblocking(False)

@@ -1,7 +1,7 @@
-"""uvicorn's HTTP protocol with a short way for calls: a plain one that has come whole is answered as it stands.
+"""uvicorn's HTTP protocol with a fast path for calls: a plain call in one segment bypasses the parser.
 
-That halves what a call costs besides the model. Everything else is read by uvicorn and goes through the application:
-also a call whose head is not of the strictest form, so that nobody can have it read in two ways.
+The fast path halves the overhead of a call. All other requests are parsed by uvicorn and handled by the application,
+including calls whose head does not match a strict pattern, so that no request can be interpreted in two ways.
 """
 
 import re
@@ -21,25 +21,25 @@ SPECIAL = {b"transfer-encoding", b"expect", b"upgrade"}
 
 
 class ExpressProtocol(DirectProtocol):
-    """For `uvicorn.Config(http=…)`, where the application is a Gateway."""
+    """For `uvicorn.Config(http=…)` with a Gateway as the application."""
 
-    answering = False  # a call that came the short way
-    answered = 0.0  # when the last one was, by the loop's clock
-    later = b""  # what came meanwhile
+    answering = False  # whether a call on the fast path is in progress
+    answered = 0.0  # the loop's time of the last answer on the fast path
+    pending = b""  # data received during such a call
 
     def data_received(self, data: bytes) -> None:
         """Called by the event loop."""
         if self.answering:
             self.flow.pause_reading()
-            self.later += data
-        elif self.flow.write_paused or self.heading or not self._free() or not self._take(data):
+            self.pending += data
+        elif self.flow.write_paused or self.in_head or not self._is_idle() or not self._try_fast_path(data):
             super().data_received(data)
 
-    def _free(self) -> bool:
+    def _is_idle(self) -> bool:
         return not self.cycle or self.cycle.response_complete
 
-    def _take(self, data: bytes) -> bool:
-        """Begin to answer what is a plain call and nothing besides; False where it is not."""
+    def _try_fast_path(self, data: bytes) -> bool:
+        """Start to answer a plain call; return False for anything else."""
         match = CALL.match(data)
         if not match:
             return False
@@ -49,19 +49,19 @@ class ExpressProtocol(DirectProtocol):
             headers[name.lower()] = value.strip()
         body = data[match.end() :]
         plain = (
-            len(headers) == len(lines)  # none twice
+            len(headers) == len(lines)  # no duplicates
             and headers.get(b"content-length") == b"%d" % len(body)
             and headers.get(b"connection", b"keep-alive").lower() == b"keep-alive"
             and headers.keys().isdisjoint(SPECIAL)
         )
-        gateway, alone = cast("Gateway", self.config.app), len(self.connections) == 1
+        gateway, single_caller = cast("Gateway", self.config.app), len(self.connections) == 1
         self.answering = plain
-        if not plain or not gateway.at_once(match[1], headers, body, self._answer, alone):
+        if not plain or not gateway.answer_fast(match[1], headers, body, self._answer, single_caller):
             self.answering = False
             return False
         self._unset_keepalive_if_required()
         if not self.deadline:
-            self._expect_head()
+            self._start_timer()
         return True
 
     def _answer(self, answer: Answer) -> None:
@@ -71,27 +71,27 @@ class ExpressProtocol(DirectProtocol):
             return
         status, body, content_type = answer
         default = b"".join(b"%b: %b\r\n" % header for header in self.server_state.default_headers)
-        close = b"connection: close\r\n" if self.ending else b""
+        close = b"connection: close\r\n" if self.closing else b""
         head = (STATUS_LINE[status], default, content_type.encode(), len(body), close, body)
         self.transport.write(b"%b%bcontent-type: %b\r\ncontent-length: %d\r\n%b\r\n%b" % head)
-        if self.ending:
+        if self.closing:
             self.transport.close()
-        elif self.later:
-            data, self.later = self.later, b""
+        elif self.pending:
+            data, self.pending = self.pending, b""
             self.flow.resume_reading()
             self.data_received(data)
 
     def shutdown(self) -> None:
-        """Called by the server when it is to end: not before the call is answered."""
+        """Close the connection after the current call; called by the server on shutdown."""
         if self.answering:
-            self.ending = True
+            self.closing = True
         else:
             super().shutdown()
 
-    def _give_up(self) -> None:
-        """Calls set no clock; so where there was one since this was set, it begins anew from there."""
+    def _on_timeout(self) -> None:
+        """Restart the timer from the last call on the fast path, as those calls do not reset it."""
         idle = 0.0 if self.answering else self.loop.time() - self.answered
-        if idle < guarded.PATIENCE:
-            self.deadline = self.loop.call_later(guarded.PATIENCE - idle, self._give_up)
+        if idle < guarded.HEAD_SECONDS:
+            self.deadline = self.loop.call_later(guarded.HEAD_SECONDS - idle, self._on_timeout)
         else:
-            super()._give_up()
+            super()._on_timeout()

@@ -1,4 +1,4 @@
-"""uvicorn as the gateway runs it: with its own protocol where this version has what that is built on."""
+"""The uvicorn server of the gateway, with the gateway's protocol if this version of uvicorn supports it."""
 
 import asyncio
 import ctypes
@@ -12,19 +12,19 @@ from typing import Any
 import uvicorn
 
 log = logging.getLogger(__name__)
-PATIENCE = 60  # seconds that requests in flight get to finish after SIGTERM
-LINGER = 50  # turns of 10 ms in which a connection may still bring the request that was on its way at SIGTERM
-SO_ATTACH_FILTER = 26  # asm-generic/socket.h; Python does not name it
+SHUTDOWN_SECONDS = 60  # seconds for requests in flight after SIGTERM
+DRAIN_ITERATIONS = 50  # iterations of 10 ms to receive requests that were on the network at SIGTERM
+SO_ATTACH_FILTER = 26  # asm-generic/socket.h; missing in Python's socket module
 DROP_NEW = (  # a packet filter: load the TCP flags; if SYN is set, keep 0 bytes; else all
     (0x30, 0, 0, 13),
     (0x45, 0, 1, 0x02),
     (0x06, 0, 0, 0),
     (0x06, 0, 0, 0xFFFFFFFF),
 )
-OPENING = 0.05  # seconds in which connections that had begun to open are open
-ARRIVING = 5  # turns in which connections that were accepted are made known
+OPEN_SECONDS = 0.05  # seconds for connections that were being opened
+ACCEPT_ITERATIONS = 5  # iterations until accepted connections are registered
 
-# what guarded.py, direct.py and express.py use of uvicorn besides its interface
+# private attributes of uvicorn used by guarded.py, direct.py and express.py
 PROTOCOL = (
     "config", "connections", "cycle", "flow", "loop", "parser", "scheme", "scope", "server_state", "transport",
     "connection_made", "connection_lost", "data_received", "shutdown", "on_message_begin", "on_headers_complete",
@@ -39,23 +39,25 @@ STATE = ("connections", "default_headers", "total_requests")
 
 
 class Server(uvicorn.Server):
-    """A server that loses no request that it has accepted when it is told to end."""
+    """A server that answers all accepted requests on shutdown."""
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Accept no more connections, and close each with its next answer, or when it stays idle."""
+        """Accept no more connections, and close each after its next response, or if it stays idle."""
         for listening in sockets or ():
-            turn_away(listening)
-        await asyncio.sleep(OPENING)
+            drop_new_connections(listening)
+        await asyncio.sleep(OPEN_SECONDS)
         waiting = [connection for listening in sockets or () for connection in accept_all(listening)]
         for server in self.servers:
             server.close()
         loop = asyncio.get_running_loop()
         for connection in waiting:
             await loop.connect_accepted_socket(self._new_protocol, connection)
-        for turn in range(LINGER):  # not until a time: a busy machine may let it pass without a turn
+        for iteration in range(
+            DRAIN_ITERATIONS
+        ):  # counted, not timed: on a busy machine a deadline may pass without an iteration
             for protocol in list(self.server_state.connections):
-                getattr(protocol, "end_soon", protocol.shutdown)()
-            if turn > ARRIVING and not self.server_state.connections:
+                getattr(protocol, "close_after_response", protocol.shutdown)()
+            if iteration > ACCEPT_ITERATIONS and not self.server_state.connections:
                 break
             await asyncio.sleep(0.01)
         await super().shutdown(sockets)
@@ -68,8 +70,8 @@ class Server(uvicorn.Server):
         return protocol
 
 
-def turn_away(listening: socket.socket) -> None:
-    """Drop new connections, where the system can: one that comes between `accept_all` and the close is reset."""
+def drop_new_connections(listening: socket.socket) -> None:
+    """Drop new connections if the system supports it: one between `accept_all` and the close would be reset."""
     if sys.platform == "linux":
         code = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *step) for step in DROP_NEW))
         program = struct.pack("HP", len(DROP_NEW), ctypes.addressof(code))
@@ -77,10 +79,10 @@ def turn_away(listening: socket.socket) -> None:
 
 
 def accept_all(listening: socket.socket) -> list[socket.socket]:
-    """The connections that the system has accepted: closing the port would reset them."""
+    """Return the connections in the accept queue, which would be reset when the port is closed."""
     found = []
     listening.setblocking(False)
-    with suppress(OSError):  # there are no more
+    with suppress(OSError):  # the queue is empty
         while True:
             connection, _ = listening.accept()
             connection.setblocking(False)
@@ -89,24 +91,24 @@ def accept_all(listening: socket.socket) -> list[socket.socket]:
 
 
 def make_server(app: Any) -> Server:
-    """A server for a Gateway; `should_exit` ends it."""
+    """Return a server for a Gateway; set `should_exit` to stop it."""
     config = uvicorn.Config(
         app,
         http=http_protocol(),
         proxy_headers=False,
         log_level="warning",
-        access_log=False,  # it would hold the keys that stand in addresses
+        access_log=False,  # it would contain the keys in paths
         ws="none",
         lifespan="on",
         server_header=False,
         timeout_keep_alive=75,
-        timeout_graceful_shutdown=PATIENCE,
+        timeout_graceful_shutdown=SHUTDOWN_SECONDS,
     )
     return Server(config)
 
 
 def http_protocol() -> Any:
-    """The gateway's protocol for `uvicorn.Config(http=…)`, or uvicorn's own where it can't be built on this version."""
+    """Return the protocol for `uvicorn.Config(http=…)`: the gateway's, or uvicorn's own for unsupported versions."""
     try:
         from free_ml_stack.gateway.protocol.express import ExpressProtocol
 
@@ -116,15 +118,15 @@ def http_protocol() -> Any:
     if not missing:
         return ExpressProtocol
     log.warning(
-        "uvicorn %s lacks %s: large files and calls are served without short ways, and heads without limits",
+        "uvicorn %s lacks %s: large files and calls are served without a fast path, and request heads without limits",
         uvicorn.__version__,
         ", ".join(missing),
     )
-    return "h11"  # uses nothing of what has changed
+    return "h11"  # independent of the missing attributes
 
 
 def missing_attributes() -> list[str]:
-    """What the gateway's protocol needs and this version of uvicorn has not. Raises ImportError and the like."""
+    """Return the attributes that this version of uvicorn lacks. Raises ImportError, AttributeError or TypeError."""
     from uvicorn.protocols.http import httptools_impl
     from uvicorn.protocols.http.flow_control import FlowControl
     from uvicorn.server import ServerState
@@ -135,7 +137,7 @@ def missing_attributes() -> list[str]:
     parameters = make_cycle.__init__.__code__.co_argcount - 1
     used: list[tuple[Any, tuple[str, ...]]] = [
         (httptools_impl, ("STATUS_LINE",)),
-        (make_protocol(uvicorn.Config(nothing_to_serve, log_config=None), state, {}, nothing), PROTOCOL),
+        (make_protocol(uvicorn.Config(unused_app, log_config=None), state, {}, nothing), PROTOCOL),
         (make_cycle(*[None] * parameters), CYCLE),
         (FlowControl(nothing), FLOW),  # type: ignore[arg-type]
         (state, STATE),
@@ -143,5 +145,5 @@ def missing_attributes() -> list[str]:
     return [name for holder, names in used for name in names if not hasattr(holder, name)]
 
 
-async def nothing_to_serve(scope: Any, receive: Any, send: Any) -> None:
-    """An application for a protocol that is only looked at."""
+async def unused_app(scope: Any, receive: Any, send: Any) -> None:
+    """An application for a protocol that is only inspected."""
