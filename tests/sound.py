@@ -1,4 +1,4 @@
-"""What must be true of every generated project, whatever the answers: one function for each promise."""
+"""Requirements for every generated project with any answers: one function per requirement."""
 
 import ast
 import json
@@ -29,7 +29,7 @@ STORES = {
 
 
 def texts(project: Path) -> Iterator[tuple[Path, str]]:
-    """Every text file of the project, as (relative path, text); what tools cached in the template does not count."""
+    """Yield (relative path, text) of every text file of the project, except tool caches."""
     for path in sorted(project.rglob("*")):
         name = path.relative_to(project)
         binary = path.suffix in (".png", ".pyc", ".whl") or any(
@@ -40,7 +40,7 @@ def texts(project: Path) -> Iterator[tuple[Path, str]]:
 
 
 def parses(project: Path, answers: Mapping[str, str]) -> None:
-    """Every file parses as what its name says."""
+    """Check that every file is valid for its type."""
     for name, text in texts(project):
         if name.suffix == ".toml":
             tomllib.loads(text)
@@ -57,7 +57,7 @@ def parses(project: Path, answers: Mapping[str, str]) -> None:
 
 
 def is_rendered(project: Path, answers: Mapping[str, str]) -> None:
-    """No trace of Jinja, GitHub's own `${{ }}` apart. (Where an answer holds braces, other promises tell.)"""
+    """Check that no Jinja is left except GitHub's `${{ }}`; skip answers with braces."""
     if "{" in answers["project_name"] + answers["description"] + answers["author_name"]:
         return
     for name, text in texts(project):
@@ -68,7 +68,7 @@ def is_rendered(project: Path, answers: Mapping[str, str]) -> None:
 
 
 def has_plain_files(project: Path, answers: Mapping[str, str]) -> None:
-    """LF and a last newline in every file, a name that is legal on Windows, a path that is short enough there."""
+    """Check for LF line ends, a final newline, and names and path lengths that Windows accepts."""
     for name, text in texts(project):
         assert "\r" not in text and (not text or text.endswith("\n")) and not text.endswith("\n\n"), name
         assert not [part for part in name.parts if WINDOWS_FORBIDS.search(part)], name
@@ -76,7 +76,7 @@ def has_plain_files(project: Path, answers: Mapping[str, str]) -> None:
 
 
 def has_its_license(project: Path, answers: Mapping[str, str]) -> None:
-    """The whole text of the license that was chosen and of no other one; the package says the same."""
+    """Check for the complete text of the chosen license only, and the same license in the package."""
     text = (project / "LICENSE").read_text(encoding="utf-8")
     package = tomllib.loads((project / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     for name, (words, identifier) in LICENSES.items():
@@ -86,13 +86,13 @@ def has_its_license(project: Path, answers: Mapping[str, str]) -> None:
 
 
 def has_its_settings(project: Path, answers: Mapping[str, str]) -> None:
-    """stack.toml and pyproject.toml hold the answers, to the letter."""
+    """Check that stack.toml and pyproject.toml contain the answers unchanged."""
     stack = tomllib.loads((project / "stack.toml").read_text(encoding="utf-8"))
     bucket = re.sub(r"[^a-z0-9-]+", "-", answers["project_slug"].lower())
     facts = {
         "project_slug": answers["project_slug"],
         "user": answers["huggingface_username"] or "me",
-        "bucket": bucket if len(bucket) > 2 else f"{bucket}-store",  # S3 takes no shorter ones
+        "bucket": bucket if len(bucket) > 2 else f"{bucket}-store",  # the minimum length in S3
     }
     same = {"title": "project_name", "author": "author_name", "project": "project_slug"}
     for name in ("algorithmia_username", "wandb_entity", "huggingface_username", "license", "description"):
@@ -111,7 +111,7 @@ def has_its_settings(project: Path, answers: Mapping[str, str]) -> None:
 
 
 def shows_its_title(project: Path, answers: Mapping[str, str]) -> None:
-    """The README's heading reads as the title, whatever marks it holds."""
+    """Check that the README's heading renders as the title, with any punctuation."""
     tokens = MarkdownIt().parse((project / "README.md").read_text(encoding="utf-8"))
     heading = next(tokens[i + 1] for i, token in enumerate(tokens) if token.type == "heading_open")
     kinds = {child.type for child in heading.children or ()}
@@ -130,13 +130,13 @@ EVERY = (
 
 
 def check(project: Path, answers: Mapping[str, str]) -> None:
-    """Assert every promise for one generated project."""
+    """Check all requirements for one generated project."""
     for promise in EVERY:
         promise(project, answers)
 
 
 def ruff(*projects: Path) -> str:
-    """What ruff has to say of projects, checked and formatted by their own rules; nothing if they are clean."""
+    """Return ruff's output for projects with their own rules; "" if there are no findings."""
     told = []
     for command in (("check",), ("format", "--check")):
         line = [sys.executable, "-m", "ruff", *command, "--no-cache", "--quiet", *map(str, projects)]

@@ -1,6 +1,6 @@
-"""The Data API over a folder, with two users, for the tests of what speaks to it.
+"""The Data API over a folder, with two users, for tests of its clients.
 
-`python storing.py FOLDER PORT [BYTES]` serves it in a process of its own, whose disk is full for files above BYTES.
+`python storing.py FOLDER PORT [BYTES]` serves it in a separate process, in which files above BYTES fail with a full disk.
 """
 
 import resource
@@ -25,7 +25,7 @@ USERS = {b"key-of-me": "me", b"key-of-you": "you"}
 
 
 def data_app(folder: Path) -> Any:
-    """The Data API alone: who has which key is the gateway's business, so here it is a table."""
+    """Return an app of the Data API alone, with a table of keys, as authentication is done by the gateway."""
     api = DataAPI(folder)
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
@@ -41,7 +41,7 @@ def data_app(folder: Path) -> Any:
 
 
 def free_port() -> int:
-    """A port that is free now."""
+    """Return a free port."""
     with listening() as listener:
         port: int = listener.getsockname()[1]
         return port
@@ -49,7 +49,7 @@ def free_port() -> int:
 
 @contextmanager
 def process(folder: Path, port: int, limit: int = -1) -> Iterator[subprocess.Popen[bytes]]:
-    """A server of its own on a port, killed in the end."""
+    """Run a server process on a port; kill it at the end."""
     command = [sys.executable, __file__, str(folder), str(port), str(limit)]
     with subprocess.Popen(command, stdout=subprocess.PIPE) as server:
         try:
@@ -65,6 +65,6 @@ if __name__ == "__main__":
     if limit >= 0:
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
     with listening(int(sys.argv[2])) as listener:
-        print("ready", flush=True)  # connections queue from here on
+        print("ready", flush=True)  # connections queue from now on
         config = uvicorn.Config(data_app(Path(sys.argv[1])), log_level="warning", lifespan="off", http=DirectProtocol)
         uvicorn.Server(config).run([listener])

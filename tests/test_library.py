@@ -1,4 +1,4 @@
-"""The library as a package: its layers, its public names, and the wheel that projects carry."""
+"""The library as a package: layers, public names, and the wheel in projects."""
 
 import ast
 import configparser
@@ -36,7 +36,7 @@ TASKS = TEMPLATE / "templates" / "tasks"
 
 
 def skeletons_code() -> dict[str, str]:
-    """Every piece of Python in the skeleton by its place, the notebook's cells among them."""
+    """Return all Python code of the skeleton by path, including the notebook's cells."""
     files = [*SKELETON.rglob("*.py"), *SKELETON.rglob("*.{{ 'py' }}")]
     files += [*TASKS.rglob("*.py"), *TASKS.rglob("*.py.jinja")]
     code = {str(path.relative_to(TEMPLATE)): path.read_text("utf-8") for path in files}
@@ -48,7 +48,7 @@ def skeletons_code() -> dict[str, str]:
 
 
 def imported(text: str) -> set[tuple[str, str]]:
-    """What a piece of Python takes from the library, as (module, name), the whole module where no name is given."""
+    """Return the imports of the library in Python code as (module, name); the name is "" for whole modules."""
     found = set()
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] == LIBRARY.name:
@@ -71,7 +71,7 @@ def test_a_project_imports_public_names_only() -> None:
 
 
 @pytest.mark.parametrize("module", PUBLIC)
-def test_public_names_are_declared_and_explained(module: str) -> None:
+def test_public_names_are_declared_and_documented(module: str) -> None:
     loaded = importlib.import_module(module)
     assert set(loaded.__all__) == PUBLIC[module]
     for name in loaded.__all__:
@@ -83,13 +83,13 @@ def test_public_names_are_declared_and_explained(module: str) -> None:
 
 
 def test_there_is_no_import_circle() -> None:
-    """Of any length, imports within functions and for types included."""
+    """Cycles of any length, including imports in functions and for types."""
     graph = grimp.build_graph(LIBRARY.name, cache_dir=None)
     assert len(graph.modules) > 100
     TopologicalSorter({name: graph.find_modules_directly_imported_by(name) for name in graph.modules}).prepare()
 
 
-def test_every_layer_uses_only_those_below_it() -> None:
+def test_layers_import_lower_layers_only() -> None:
     command = [str(Path(sys.executable).with_name("lint-imports")), "--no-cache"]
     done = subprocess.run(command, cwd=TEMPLATE, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout
@@ -97,21 +97,21 @@ def test_every_layer_uses_only_those_below_it() -> None:
     assert not any("ignore_imports" in contract for contract in contracts)
 
 
-def test_it_declares_exactly_what_it_imports() -> None:
+def test_dependencies_match_the_imports() -> None:
     command = [str(Path(sys.executable).with_name("deptry")), "src"]
     done = subprocess.run(command, cwd=TEMPLATE, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 
 
-def test_the_picture_of_the_layers_is_of_today() -> None:
+def test_the_diagram_of_the_layers_is_up_to_date() -> None:
     sys.path.insert(0, str(TEMPLATE / "docs"))
     import layers
 
     assert layers.picture() == layers.PICTURE.read_text("utf-8"), "run `make architecture`"
 
 
-def test_the_wheel_holds_what_src_holds() -> None:
-    """Run `make wheel` after a change of src/. Not the bytes: hatchling writes its own version into WHEEL."""
+def test_the_wheel_matches_src() -> None:
+    """Run `make wheel` after a change of src/. Contents are compared, as WHEEL contains hatchling's version."""
     with zipfile.ZipFile(WHEEL) as archive:
         held = {name: archive.read(name) for name in archive.namelist()}
     info = f"{WHEEL.name.removesuffix('-py3-none-any.whl')}.dist-info"
@@ -136,14 +136,14 @@ def test_the_wheel_holds_what_src_holds() -> None:
 
 
 def alike(texts: Iterable[str]) -> set[tuple[str, ...]]:
-    """Requirements in one spelling, whatever their marks, spaces and quotes."""
+    """Normalize requirements: punctuation, spaces and quotes."""
     found = [Requirement(text) for text in texts]
     return {
         (canonicalize_name(one.name), str(one.specifier), str(sorted(one.extras)), str(one.marker)) for one in found
     }
 
 
-def test_the_wheel_is_the_one_that_is_recorded_and_pinned() -> None:
+def test_the_wheel_matches_the_recorded_checksum_and_the_lock() -> None:
     digest = hashlib.sha256(WHEEL.read_bytes()).hexdigest()
     assert WHEEL.with_name("SHA256SUMS").read_text() == f"{digest}  {WHEEL.name}\n"
     text = (SKELETON / "pyproject.toml").read_text("utf-8")

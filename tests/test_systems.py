@@ -80,7 +80,7 @@ def test_a_file_open_in_another_process_is_replaced_after_its_close(
     assert (tmp_path / "a").read_bytes() == b"new"
     assert len(refused) == 3
     refused.clear()
-    monkeypatch.setattr(atomic, "OPEN_ELSEWHERE", 0.0)
+    monkeypatch.setattr(atomic, "CLOSE_SECONDS", 0.0)
     with pytest.raises(PermissionError):
         atomic.replace(tmp_path / "a", b"newer")
     assert (tmp_path / "a").read_bytes() == b"new"

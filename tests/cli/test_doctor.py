@@ -142,9 +142,9 @@ def test_another_s3_service_is_asked_for_nothing(examine):
     ("name", "value", "words"),
     [
         ("storage", "nope://x", "nope://x: unknown storage"),
-        ("storage", "hf://x", "hf://x: name a place to store in"),
-        ("storage", "", "storage '': name a place to store in"),
-        ("storage", "a\0b", "name a place to store in"),
+        ("storage", "hf://x", "hf://x: expected a storage URL"),
+        ("storage", "", "storage '': expected a storage URL"),
+        ("storage", "a\0b", "expected a storage URL"),
         ("algorithm", "Digits", "algorithm in stack.toml is 'Digits', expected OWNER/NAME"),
         ("model_repo", "a/b/c", "model_repo in stack.toml is 'a/b/c', expected OWNER/NAME"),
     ],

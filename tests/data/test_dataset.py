@@ -59,7 +59,7 @@ def entry(**changed):
 )
 def test_an_invalid_manifest_is_reported_and_replaced_by_a_new_ingest(store, tmp_path, text):
     store.pipe_file("data/manifest.json", text.encode("latin-1"))
-    with pytest.raises(DamagedError, match=r"data: manifest\.json is not a manifest; fetch or make it again"):
+    with pytest.raises(DamagedError, match=r"data: manifest\.json is not a valid manifest; fetch or create it again"):
         dataset.read(store, tmp_path / "cache", "digits")
     write(store, tmp_path)
     splits, _ = dataset.read(store, tmp_path / "cache", "digits")

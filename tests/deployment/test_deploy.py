@@ -81,12 +81,12 @@ def without_manifest(folder: Path) -> None:
     [
         (damaged, "word.txt"),
         (changed_with_new_sums, "sample.json: expected 'hello', got 'hellO' from the model"),
-        (without_sample, "sample.json is missing"),
+        (without_sample, "sample.json not found"),
         (refused_sample, "fails on its own sample input: that makes no sense"),
         (sample_that_is_no_strict_json, "sample.json is not valid JSON: .*; run `publish` again"),
         (reference_that_is_no_strict_json, "reference.json is not valid JSON"),
         (answer_that_is_none, "the answer is not JSON-serializable"),
-        (without_manifest, "manifest.json is missing"),
+        (without_manifest, "manifest.json not found"),
     ],
 )
 def test_an_invalid_model_folder_is_not_deployed(

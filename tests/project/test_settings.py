@@ -153,7 +153,7 @@ def test_invalid_variables_of_the_clients_give_one_line_errors(
 
 
 def test_an_unknown_users_home_gives_a_one_line_error(project: Path) -> None:
-    with pytest.raises(StackError, match="no such user's home"):
+    with pytest.raises(StackError, match="unknown user; use the full path of the folder"):
         open_store("~nobody-of-that-name/x", load({}, project, {}))
 
 

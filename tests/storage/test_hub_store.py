@@ -1,4 +1,4 @@
-"""A project whose store is on the Hub, from data to monitoring, counted by request and by commit."""
+"""A project with its store on the Hub, from data to monitoring: number of requests and commits."""
 
 import shutil
 from collections.abc import Iterator
@@ -26,7 +26,7 @@ def hub(tmp_path: Path) -> Iterator[Hub]:
 
 
 def loop(folder: Path, hub: Hub, storage: str, *commands: tuple[str, ...]) -> dict[str, tuple[int, str]]:
-    """The calls of the Hub's API by each command, and what that printed."""
+    """Run commands; return the number of Hub API calls and the output of each."""
     environ = {
         "HF_ENDPOINT": hub.url,
         "HF_TOKEN": "hf_write",
@@ -55,17 +55,17 @@ def test_in_a_bucket_each_step_is_one_batch(hub: Hub, project: Path) -> None:
     written = [place for number, place in enumerate(batches) if place not in batches[:number]]
     assert written == [{"+data"}, {"+checkpoints"}, {"+models"}, {"+deployments"}, {"+logs"}]
     counts = [batches.count({place}) for place in ("+data", "+models", "+deployments", "+logs")]
-    assert counts == [1, 1, 2, 1]  # a version is in the index only once its folder has answered
+    assert counts == [1, 1, 2, 1]  # the index is changed after the check of the version's folder
     assert max(calls for calls, _ in told.values()) < 20
-    assert "%|" not in "".join(printed for _, printed in told.values())  # no bars of the client between our lines
+    assert "%|" not in "".join(printed for _, printed in told.values())  # no progress bars of the client
     assert "Resuming after step" not in told["train"][1]
     shutil.rmtree(project / "runs")
     [(_, again)] = loop(project, hub, "hf://buckets/me/things", COMMANDS[1]).values()
-    assert "Resuming after step" in again  # as another session does, from the bucket
+    assert "Resuming after step" in again  # from the bucket, as another session does
 
 
 @pytest.mark.slow
-def test_in_a_repository_each_step_is_one_commit_and_it_can_move_to_a_bucket(hub: Hub, project: Path) -> None:
+def test_in_a_repository_each_step_is_one_commit_and_a_bucket_can_replace_it(hub: Hub, project: Path) -> None:
     told = loop(project, hub, "hf://datasets/me/things", *COMMANDS)
     commits = hub.repo("dataset", "me/things").commits[1:]
     written = [{path.split("/")[0] for path in commit.changed} for commit in commits]

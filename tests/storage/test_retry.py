@@ -1,4 +1,4 @@
-"""The one loop: what is repeated, how long it waits, and what ends it."""
+"""Retries: transient errors, pauses, and the end of attempts."""
 
 import pytest
 
@@ -12,7 +12,7 @@ def failing(times: int, error: Exception, seen: list[int]) -> str:
     return "done"
 
 
-def test_pauses_double_with_jitter_and_a_server_may_ask_for_more(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pauses_double_with_jitter_and_respect_the_servers_minimum(monkeypatch: pytest.MonkeyPatch) -> None:
     slept: list[float] = []
     monkeypatch.setattr(retry.time, "sleep", slept.append)
     seen: list[int] = []
@@ -24,10 +24,10 @@ def test_pauses_double_with_jitter_and_a_server_may_ask_for_more(monkeypatch: py
     assert slept[2] == 9.0
     monkeypatch.setattr(retry, "SCALE", 0.5)
     retry.wait(30, pause=1.0)
-    assert slept[3] <= retry.LONGEST / 2
+    assert slept[3] <= retry.MAX_PAUSE / 2
 
 
-def test_what_is_not_passing_or_has_failed_too_often_ends_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_permanent_errors_and_too_many_attempts_are_raised(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(retry, "SCALE", 0.0)
     seen: list[int] = []
     with pytest.raises(ValueError, match="wrong"):
@@ -36,10 +36,10 @@ def test_what_is_not_passing_or_has_failed_too_often_ends_it(monkeypatch: pytest
 
     def after(error: Exception, attempts: int) -> float:
         if attempts == 3:
-            raise RuntimeError("given up") from error
+            raise RuntimeError("too many attempts") from error
         return 0.0
 
     seen.clear()
-    with pytest.raises(RuntimeError, match="given up"):
+    with pytest.raises(RuntimeError, match="too many attempts"):
         retry.call(lambda: failing(9, OSError("busy"), seen), (OSError,), after)
     assert len(seen) == 3

@@ -1,4 +1,4 @@
-"""A store below a folder whose name reads like a pattern."""
+"""A store below a folder whose name contains glob characters."""
 
 import re
 from pathlib import Path
@@ -20,11 +20,11 @@ ODD = ["a[1]", "[a-c]*", "what?", "{x,y}", "**", "100% #1 ü"]
 
 @pytest.fixture(params=ODD)
 def root(tmp_path: Path, request: pytest.FixtureRequest) -> Path:
-    (tmp_path / "a1" / "logs").mkdir(parents=True)  # what a pattern would match
+    (tmp_path / "a1" / "logs").mkdir(parents=True)  # matched by the name as a pattern
     return tmp_path / request.param / "store"
 
 
-def test_its_files_are_found_as_anywhere(root: Path, tmp_path: Path) -> None:
+def test_files_are_found(root: Path, tmp_path: Path) -> None:
     store = local_store(root)
     for name in ("runs/one/a.json", "runs/two/a.json", "runs/two/b.bin"):
         store.pipe_file(name, name.encode())
@@ -44,7 +44,7 @@ def test_its_files_are_found_as_anywhere(root: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["*", "one[1]", "o?e"])
-def test_the_id_of_a_run_is_no_pattern(tmp_path: Path, name: str) -> None:
+def test_the_id_of_a_run_is_not_a_pattern(tmp_path: Path, name: str) -> None:
     settings = Settings(project="digits", root=tmp_path, storage=f"file://{tmp_path}/store")
     store = local_store(tmp_path / "store")
     for run in ("one", "one1"):
@@ -56,7 +56,7 @@ def test_the_id_of_a_run_is_no_pattern(tmp_path: Path, name: str) -> None:
     assert saved_config(settings, name) == {"seed": 2}
 
 
-def test_calls_are_read_and_a_version_is_fetched_from_it(root: Path, tmp_path: Path) -> None:
+def test_monitoring_and_deployment_read_from_it(root: Path, tmp_path: Path) -> None:
     store = local_store(root)
     store.pipe_file(f"{LOGS}/Model/1.jsonl", b'{"id": 1}\n')
     assert read_calls(store, "Model") == [{"id": 1}]

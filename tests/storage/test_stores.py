@@ -1,4 +1,4 @@
-"""Stores by URL, files that appear whole or not at all, manifests, and moving data between stores."""
+"""Stores by URL, atomic writes, manifests, and transfers between stores."""
 
 import os
 import subprocess
@@ -62,7 +62,7 @@ def test_without_credentials_every_url_is_a_folder_of_the_project(settings: Sett
     assert content(store) == FILES
 
 
-def test_a_file_url_is_that_folder(settings: Settings, tmp_path: Path):
+def test_a_file_url_is_a_local_folder(settings: Settings, tmp_path: Path):
     fill(open_store(f"file://{tmp_path}/elsewhere", settings))
     assert (tmp_path / "elsewhere" / "a.bin").exists()
 
@@ -71,8 +71,8 @@ def test_a_file_url_is_that_folder(settings: Settings, tmp_path: Path):
     "url",
     ["ftp://host/x", "algorithmia://.my", "algorithmia://", "hf://gpt2", "s3://", "algorithmia://.my/../you"],
 )
-def test_a_url_that_names_no_store_is_refused_in_one_line(settings: Settings, url: str):
-    with pytest.raises(StackError, match=r"^[^\n]*use algorithmia|^[^\n]*name a place") as refusal:
+def test_an_invalid_storage_url_is_rejected_in_one_line(settings: Settings, url: str):
+    with pytest.raises(StackError, match=r"^[^\n]*use algorithmia|^[^\n]*expected a storage URL") as refusal:
         open_store(url, settings)
     assert url in str(refusal.value)
 
@@ -86,7 +86,7 @@ def test_a_url_that_names_no_store_is_refused_in_one_line(settings: Settings, ur
         ("hf://me/th..ings", "Cannot have -- or .."),
     ],
 )
-def test_a_url_of_the_hub_is_judged_by_its_own_client(settings: Settings, url: str, words: str):
+def test_a_hub_url_is_parsed_by_the_hubs_client(settings: Settings, url: str, words: str):
     with pytest.raises(StackError, match=r"^[^\n]*$") as refusal:
         open_store(url, settings)
     assert str(refusal.value).startswith(f"{url}: ") and words in str(refusal.value)
@@ -103,18 +103,18 @@ def test_a_url_of_the_hub_is_judged_by_its_own_client(settings: Settings, url: s
         ("hf://me/x", Repository("me/x")),
     ],
 )
-def test_a_url_of_the_hub_names_a_repository_or_a_bucket(url: str, place: Repository):
+def test_a_hub_url_is_a_repository_or_a_bucket(url: str, place: Repository):
     assert parse(url) == place
 
 
-def test_what_was_stored_offline_is_what_the_gateway_serves(settings: Settings):
+def test_files_stored_offline_are_served_by_the_gateway(settings: Settings):
     fill(open_store("algorithmia://.my/things", settings))
     with serving(data_app(settings.root / ".stack" / "data"), lifespan="off") as url:
         online = Settings(root=settings.root, algorithmia_api=url, algorithmia_api_key="key-of-me")
         assert content(open_store("algorithmia://.my/things", online)) == FILES
 
 
-def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path: Path):
+def test_a_failed_write_leaves_the_old_file_only(tmp_path: Path):
     store = local_store(tmp_path / "store")
     store.pipe_file("a", b"old")
     with pytest.raises(ZeroDivisionError), store.open("a", "wb") as file:
@@ -138,7 +138,7 @@ def test_a_file_is_written_while_another_error_is_handled(tmp_path: Path):
     assert content(store) == {"checkpoint": b"whole"}
 
 
-def test_an_exclusive_file_is_refused_when_the_name_is_taken(tmp_path: Path):
+def test_an_exclusive_file_is_rejected_if_the_path_exists(tmp_path: Path):
     store = local_store(tmp_path)
     with store.open("a", "xb") as first, store.open("a", "xb") as second:
         first.write(b"first")
@@ -149,7 +149,7 @@ def test_an_exclusive_file_is_refused_when_the_name_is_taken(tmp_path: Path):
     assert content(store) == {"a": b"first"}
 
 
-def test_a_transaction_shows_all_files_at_its_end(tmp_path: Path):
+def test_a_transaction_commits_all_files_at_its_end(tmp_path: Path):
     store = local_store(tmp_path)
     with store.fs.transaction:
         store.fs.pipe_file(f"{tmp_path}/a", b"1")
@@ -160,15 +160,18 @@ def test_a_transaction_shows_all_files_at_its_end(tmp_path: Path):
 @pytest.mark.parametrize(
     ("damage", "words"),
     [
-        (lambda store: store.pipe_file("a.bin", b"a" * 4999 + b"b"), "a.bin is not the file"),
-        (lambda store: store.pipe_file("a.bin", b"a" * 4999), "a.bin has 4999 bytes instead of 5000"),
+        (
+            lambda store: store.pipe_file("a.bin", b"a" * 4999 + b"b"),
+            "a.bin is damaged: checksum mismatch with manifest.json",
+        ),
+        (lambda store: store.pipe_file("a.bin", b"a" * 4999), "a.bin is damaged: expected 5000 bytes, got 4999"),
         (lambda store: store.rm("deep/er/b.txt"), "deep/er/b.txt is missing"),
-        (lambda store: store.rm("manifest.json"), "manifest.json is missing"),
-        (lambda store: store.pipe_file("manifest.json", b"{"), "manifest.json is not a manifest"),
-        (lambda store: store.pipe_file("manifest.json", b"[]"), "manifest.json is not a manifest"),
+        (lambda store: store.rm("manifest.json"), "manifest.json not found"),
+        (lambda store: store.pipe_file("manifest.json", b"{"), "manifest.json is not a valid manifest"),
+        (lambda store: store.pipe_file("manifest.json", b"[]"), "manifest.json is not a valid manifest"),
     ],
 )
-def test_a_damaged_folder_is_told_by_the_name_of_the_file(tmp_path: Path, damage, words: str):
+def test_a_damaged_file_is_reported_by_name(tmp_path: Path, damage, words: str):
     store = local_store(tmp_path)
     fill(store)
     assert write_manifest(store) == verify(tmp_path)
@@ -177,7 +180,7 @@ def test_a_damaged_folder_is_told_by_the_name_of_the_file(tmp_path: Path, damage
         verify(store)
 
 
-def test_a_transfer_copies_what_differs_and_only_that(tmp_path: Path):
+def test_a_transfer_copies_changed_files_only(tmp_path: Path):
     here, there = local_store(tmp_path / "here"), local_store(tmp_path / "there")
     fill(here)
     assert (transfer(here, there).copied, transfer(here, there).same) == (3, 3)
@@ -188,7 +191,7 @@ def test_a_transfer_copies_what_differs_and_only_that(tmp_path: Path):
     assert content(there) == {**FILES, "a.bin": b"b" * 5000, "theirs": b"stays"}
 
 
-def test_a_transfer_goes_through_the_gateway_both_ways(tmp_path: Path, settings: Settings):
+def test_a_transfer_to_and_from_the_gateway(tmp_path: Path, settings: Settings):
     with serving(data_app(tmp_path / "gateway"), lifespan="off") as url:
         online = Settings(root=settings.root, algorithmia_api=url, algorithmia_api_key="key-of-me")
         here, there = open_store("./here", settings), open_store("algorithmia://.my/things", online)
@@ -227,7 +230,7 @@ print(len(verify(there)["files"]))
 
 
 def work(folder: Path, url: str, service: str, **environ: str) -> None:
-    """Move data to and from a service in a process of its own: SDKs read their settings when they are imported."""
+    """Transfer data to and from a service in a separate process, as SDKs read their settings on import."""
     command = [sys.executable, "-c", WORK, url, service]
     environ = {
         **os.environ,
@@ -252,7 +255,7 @@ def test_a_repository_on_the_hub_is_a_store(tmp_path: Path):
             HF_HOME=home,
         )
     commits = [len(commit.changed) for commit in hub.repo("dataset", "me/things").commits]
-    assert commits == [1, 3, 1, 1]  # .gitattributes; as many files as were missing, each time in one commit
+    assert commits == [1, 3, 1, 1]  # .gitattributes, then all missing files in one commit per transfer
 
 
 def test_a_bucket_on_the_hub_is_a_store(tmp_path: Path):
@@ -261,11 +264,11 @@ def test_a_bucket_on_the_hub_is_a_store(tmp_path: Path):
     with hub_server.serving(hub) as url:
         work(tmp_path, "hf://buckets/me/things/sub", "huggingface", HF_ENDPOINT=url, **environ)
     assert [len(batch) for batch in hub.buckets.all["me/things"].batches] == [3, 1, 1]
-    # what is the same is told by its checksum: only what is copied back and what `verify` reads is fetched
+    # unchanged files are recognized by checksum: only copied files and those read by `verify` are downloaded
     assert len([call for call in hub.calls if "/resolve/" in call]) <= 7
 
 
-def test_from_place_to_place_on_the_hub_a_bucket_is_filled_by_the_hub(
+def test_a_transfer_between_hub_locations_is_done_by_the_hub(
     tmp_path: Path, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ):
     hub = hub_server.Hub(tmp_path / "hub")
@@ -295,7 +298,7 @@ MAKE = "import s3fs; s3fs.S3FileSystem().mkdir('bucket')"
 
 
 def make_bucket(**environ: str) -> str:
-    """Make the bucket; what is said where it fails."""
+    """Create the bucket; return the error message."""
     done = subprocess.run([sys.executable, "-c", MAKE], env={**os.environ, **environ}, capture_output=True, text=True)
     return done.stderr
 
@@ -313,11 +316,11 @@ def test_a_bucket_behind_the_hubs_s3_gateway_is_a_store(tmp_path: Path):
         del environ["AWS_REQUEST_CHECKSUM_CALCULATION"]
         with pytest.raises(AssertionError, match="index 0"):
             work(other, "s3://bucket/others", "s3", **environ)
-        assert "checksums in trailers are not parsed" in gateway.refused[0]  # what `doctor` tells of
+        assert "checksums in trailers are not parsed" in gateway.refused[0]  # reported by `doctor`
 
 
 @pytest.mark.parametrize("other", ["memory", "local"])
-def test_any_fsspec_store_takes_part(tmp_path: Path, settings: Settings, other: str):
+def test_any_fsspec_store_is_supported(tmp_path: Path, settings: Settings, other: str):
     store = DirFileSystem("/things", fs=MemoryFileSystem()) if other == "memory" else local_store(tmp_path / "other")
     with serving(data_app(tmp_path / "gateway"), lifespan="off") as url:
         online = Settings(root=settings.root, algorithmia_api=url, algorithmia_api_key="key-of-me")
@@ -329,7 +332,7 @@ def test_any_fsspec_store_takes_part(tmp_path: Path, settings: Settings, other: 
         assert [transfer(store, here).copied, content(here)] == [3, FILES]
 
 
-def test_a_transfer_that_can_not_go_on_says_so_in_one_line(settings: Settings, monkeypatch):
+def test_a_failed_transfer_is_one_line(settings: Settings, monkeypatch):
     monkeypatch.setattr(retry, "SCALE", 0.01)
     online = Settings(root=settings.root, algorithmia_api="http://127.0.0.1:1", algorithmia_api_key="k")
     here = open_store("./here", settings)
@@ -339,7 +342,7 @@ def test_a_transfer_that_can_not_go_on_says_so_in_one_line(settings: Settings, m
     assert "\n" not in str(failure.value)
 
 
-def test_a_transfer_from_a_place_that_holds_nothing_is_no_success(tmp_path: Path):
-    with pytest.raises(StackError, match="nowhere holds no files to copy"):
+def test_a_transfer_of_an_empty_folder_fails(tmp_path: Path):
+    with pytest.raises(StackError, match="nowhere contains no files to copy"):
         transfer(local_store(tmp_path / "nowhere"), local_store(tmp_path / "there"))
     assert not (tmp_path / "there").exists()

@@ -20,7 +20,7 @@ from fsspec.utils import isfilelike
 from free_ml_stack.algorithmia.connection import Connection, read_json
 from free_ml_stack.algorithmia.mover import AT_ONCE, Mover
 from free_ml_stack.algorithmia.streams import DIGEST, Download, ReadFile, Upload, UploadFile
-from free_ml_stack.storage.checksums import digest_field, read_digest, sum_of
+from free_ml_stack.storage.checksums import checksum_of, digest_field, read_digest
 from free_ml_stack.storage.parallel import InFlight
 
 Access = Literal["private", "my-algos", "public"]
@@ -140,7 +140,7 @@ class AlgorithmiaFileSystem(AbstractFileSystem):  # type: ignore[misc]
         if kind == "sha-256":
             return digest.hex()
         with self.open(path) as file:
-            return sum_of(file, "sha-256").hex()
+            return checksum_of(file, "sha-256").hex()
 
     def mkdir(self, path: str, create_parents: bool = True, **options: Any) -> None:
         """Create a folder. Raises FileExistsError."""
@@ -226,7 +226,7 @@ class AlgorithmiaFileSystem(AbstractFileSystem):  # type: ignore[misc]
     def pipe_file(self, path: str, value: bytes, mode: str = "overwrite", **options: Any) -> None:
         """Store bytes as a file; the server verifies their checksum."""
         value = bytes(value)
-        headers = {"Repr-Digest": digest_field(DIGEST, sum_of(io.BytesIO(value), DIGEST))}
+        headers = {"Repr-Digest": digest_field(DIGEST, checksum_of(io.BytesIO(value), DIGEST))}
         upload = Upload(lambda: io.BytesIO(value), len(value))
         self.mover.send(self._strip_protocol(path), upload, headers, exclusive=mode == "create")
 

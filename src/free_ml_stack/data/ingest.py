@@ -16,7 +16,7 @@ from free_ml_stack.data import columns as col
 from free_ml_stack.data.dataset import SPLITS, data_folder, write_to_store
 from free_ml_stack.data.source import Rows, Source
 from free_ml_stack.errors import StackError
-from free_ml_stack.storage.checksums import sum_of
+from free_ml_stack.storage.checksums import checksum_of
 from free_ml_stack.storage.manifest import DamagedError, verify
 
 if TYPE_CHECKING:
@@ -277,4 +277,4 @@ class _File:
     def facts(self) -> dict[str, Any]:
         """Return the checksum and size for the manifest."""
         with self.path.open("rb") as file:
-            return {"sha256": sum_of(file, "sha-256").hex(), "size": self.path.stat().st_size}
+            return {"sha256": checksum_of(file, "sha-256").hex(), "size": self.path.stat().st_size}

@@ -170,14 +170,18 @@ def compare(api: "HfApi", repository: Repository, folder: Path) -> tuple[str, li
 
 def difference_of(folder: Path, name: str, there: Any) -> Change:
     """What publishing does to a file that is `there` on the Hub, or is not (None)."""
-    from free_ml_stack.storage.checksums import git_sum, sum_of
+    from free_ml_stack.storage.checksums import checksum_of, git_blob_id
 
     path = folder / name
     size = path.stat().st_size
     if there is None or there.size != size:
         return Change("+" if there is None else "~", name, size)
     with path.open("rb") as file:
-        same = sum_of(file, "sha-256").hex() == there.lfs.sha256 if there.lfs else git_sum(file, size) == there.blob_id
+        same = (
+            checksum_of(file, "sha-256").hex() == there.lfs.sha256
+            if there.lfs
+            else git_blob_id(file, size) == there.blob_id
+        )
     return Change("=" if same else "~", name, size)
 
 

@@ -1,4 +1,4 @@
-"""Files that have their old content or their new one, whatever happens."""
+"""Atomic writes: after any failure a file has its old or its new content."""
 
 import hashlib
 import io
@@ -19,33 +19,33 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 Content = bytes | Iterable[memoryview | bytes]
-SHARING = (5, 32)  # Windows' errors for a file that another process has open
-OPEN_ELSEWHERE = 2.0  # seconds in which that one may close it
+SHARING = (5, 32)  # Windows' errors for a file that is open in another process
+CLOSE_SECONDS = 2.0  # seconds to wait until it is closed
 CHUNK = 1 << 20  # bytes
-SYNC = 1 << 24  # bytes that are written before the disk is told to begin with them
+SYNC_BYTES = 1 << 24  # bytes written before an fsync is started in the background
 
 
 def replace(path: Path, content: bytes) -> None:
-    """Give a file a new content: after a crash it has the old one or the new one."""
+    """Replace the content of a file atomically, also across a crash."""
     part = path.with_name(f".{path.name}-{os.getpid()}-{threading.get_native_id()}")
     write_synced(part, content)
-    _renamed(part, path)
+    _rename(part, path)
     fsync_directory(path.parent)
 
 
 def fsync(number: int) -> None:
-    """Bring an open file to the disk; macOS leaves it in the drive's memory unless it is told otherwise."""
+    """Flush an open file to disk; on macOS fsync alone does not flush the drive's cache."""
     if fcntl is not None and hasattr(fcntl, "F_FULLFSYNC"):
-        with suppress(OSError):  # a disk on the network that knows no such thing
+        with suppress(OSError):  # not supported by some network file systems
             fcntl.fcntl(number, fcntl.F_FULLFSYNC)
             return
     os.fsync(number)
 
 
 def fsync_directory(folder: Path) -> None:
-    """Bring the names in a folder to the disk."""
+    """Flush the entries of a folder to disk."""
     if not hasattr(os, "O_DIRECTORY"):
-        return  # Windows keeps names of folders safe by itself
+        return  # Windows needs no flush of folders
     opened = os.open(folder, os.O_DIRECTORY)
     try:
         fsync(opened)
@@ -54,7 +54,7 @@ def fsync_directory(folder: Path) -> None:
 
 
 def write_synced(path: Path, content: Content) -> str:
-    """Write a file and sync it; returns its sum."""
+    """Write a file and flush it to disk; return its SHA-256 checksum."""
     total = hashlib.sha256()
     with path.open("wb", buffering=0) as file:
         for piece in [content] if isinstance(content, bytes) else content:
@@ -65,7 +65,7 @@ def write_synced(path: Path, content: Content) -> str:
 
 
 def write_all(file: Any, data: bytes | memoryview) -> None:
-    """Write to an open file; a raw one may take less at a time, down to where its disk is full."""
+    """Write all bytes to an open file; a raw file may accept fewer bytes per call."""
     view = memoryview(data)
     while len(view):
         count = file.write(view)
@@ -74,12 +74,12 @@ def write_all(file: Any, data: bytes | memoryview) -> None:
 
 @contextmanager
 def growing(target: Path, scratch: Path | None = None) -> Iterator[BinaryIO]:
-    """A file in `scratch`, or beside `target`, that takes that name at the end of the block."""
+    """Yield a file in `scratch`, or beside `target`, that is renamed to `target` at the end of the block."""
     part = (scratch or target.parent) / f".{uuid.uuid4().hex}.part"
     try:
         with _created(part) as file:
             yield file
-        _renamed(part, target)
+        _rename(part, target)
     except BaseException:
         part.unlink(missing_ok=True)
         raise
@@ -93,8 +93,8 @@ def _created(path: Path) -> io.FileIO:
         return io.FileIO(path, "xb")
 
 
-def _renamed(path: Path, target: Path) -> None:
-    end = time.monotonic() + OPEN_ELSEWHERE
+def _rename(path: Path, target: Path) -> None:
+    end = time.monotonic() + CLOSE_SECONDS
     while True:
         try:
             path.replace(target)
@@ -110,9 +110,9 @@ def _renamed(path: Path, target: Path) -> None:
 
 
 def open_whole(path: Path, scratch: Path, **options: bool) -> "WholeFile":
-    """Start a file that will be `path`, in the folder `scratch` on the same disk.
+    """Open a temporary file in `scratch`, on the same disk, that is renamed to `path` on close.
 
-    `options` are those of WholeFile. Raises FileExistsError when `exclusive` and the name is taken.
+    `options` are those of WholeFile. Raises FileExistsError if `exclusive` and `path` exists.
     """
     if options.get("exclusive") and path.exists():
         raise FileExistsError(f"{path} exists")
@@ -121,10 +121,10 @@ def open_whole(path: Path, scratch: Path, **options: bool) -> "WholeFile":
 
 
 class WholeFile(io.BufferedWriter):
-    """A file in the making that takes the name `path` when it is closed, and makes the folders to it.
+    """A temporary file that is renamed to `path` on close; missing folders are created.
 
-    An exception, `discard()` or the end of the process before that leaves `path` as it was. Without `autocommit` it
-    takes the name when `commit` is called, as fsspec's transactions do.
+    After an exception, `discard()` or the exit of the process `path` is unchanged. Without `autocommit` the file is
+    renamed by `commit`, which fsspec's transactions call.
     """
 
     def __init__(
@@ -145,14 +145,14 @@ class WholeFile(io.BufferedWriter):
         return count
 
     def write_through(self, data: bytes | memoryview) -> None:
-        """Write without a copy in between; not to be mixed with `write`."""
+        """Write without buffering; do not mix with `write`."""
         write_all(self.raw, data)
         self._sync_ahead(len(data))
 
     def _sync_ahead(self, count: int) -> None:
-        """Have the disk work while the rest is still coming, so that the end need not wait for all of it."""
+        """Flush to disk in the background during the writes, so that `close` waits for the rest only."""
         self.unsynced += count
-        if self.unsynced >= SYNC and not (self.syncing and self.syncing.is_alive()):
+        if self.unsynced >= SYNC_BYTES and not (self.syncing and self.syncing.is_alive()):
             self.unsynced = 0
             self.syncing = Thread(target=self._sync)
             self.syncing.start()
@@ -160,11 +160,11 @@ class WholeFile(io.BufferedWriter):
     def _sync(self) -> None:
         try:
             fsync(self.fileno())
-        except OSError as error:  # the kernel tells it once, so it is kept for `finish`
+        except OSError as error:  # the kernel reports it only once; `finish` raises it
             self.failure = error
 
     def close(self) -> None:
-        """Take the name, unless an exception is on its way out since the file was opened."""
+        """Commit the file, or discard it if an exception was raised since it was opened."""
         if self.closed:
             return
         if sys.exc_info()[1] not in (None, self.raised):
@@ -179,7 +179,7 @@ class WholeFile(io.BufferedWriter):
             raise
 
     def finish(self) -> None:
-        """Bring the bytes to the disk: with that even a power cut leaves the old file or the new one."""
+        """Flush the content to disk before the rename, so that a power failure leaves the old or the new file."""
         self.flush()
         self._wait()
         self._sync()
@@ -192,16 +192,16 @@ class WholeFile(io.BufferedWriter):
             self.syncing.join()
 
     def commit(self) -> None:
-        """Take the name. Raises FileExistsError when `exclusive` and it has been taken meanwhile."""
+        """Rename the file to `path`. Raises FileExistsError if `exclusive` and `path` exists by now."""
         if not self.exclusive:
-            _renamed(self.growing, self.path)
+            _rename(self.growing, self.path)
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self.path.hardlink_to(self.growing)
         self.growing.unlink()
 
     def discard(self) -> None:
-        """Drop what was written; `path` stays as it was."""
+        """Delete the temporary file; `path` is unchanged."""
         self._wait()
         self.raw.close()
         self.growing.unlink(missing_ok=True)

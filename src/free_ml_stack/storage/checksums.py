@@ -1,4 +1,4 @@
-"""Checksums of files, and how they are told over HTTP (RFC 9530)."""
+"""Checksums of files, and their HTTP headers (RFC 9530)."""
 
 import base64
 import hashlib
@@ -14,12 +14,12 @@ from free_ml_stack.storage.atomic import CHUNK
 SUMS: dict[str, Callable[[], Any]] = {
     "md5": lambda: hashlib.md5(usedforsecurity=False),
     "sha-256": hashlib.sha256,
-    "xxh3-128": xxhash.xxh3_128,  # as fast as memory; not in the RFC's registry
+    "xxh3-128": xxhash.xxh3_128,  # limited by memory bandwidth only; not in the RFC's registry
 }
 
 
-def sum_of(file: BinaryIO, kind: str) -> bytes:
-    """The checksum of what is left to read of a file."""
+def checksum_of(file: BinaryIO, kind: str) -> bytes:
+    """Return the checksum of the rest of an open file."""
     total = SUMS[kind]()
     while chunk := file.read(CHUNK):
         total.update(chunk)
@@ -27,8 +27,8 @@ def sum_of(file: BinaryIO, kind: str) -> bytes:
     return digest
 
 
-def git_sum(file: BinaryIO, size: int) -> str:
-    """git's name for a file of `size` bytes, in hexadecimal."""
+def git_blob_id(file: BinaryIO, size: int) -> str:
+    """Return git's blob id of a file of `size` bytes, in hexadecimal."""
     total = hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False)
     while chunk := file.read(CHUNK):
         total.update(chunk)
@@ -36,14 +36,14 @@ def git_sum(file: BinaryIO, size: int) -> str:
 
 
 def digest_field(kind: str, digest: bytes) -> str:
-    """The value of `Repr-Digest`."""
+    """Return the value of `Repr-Digest`."""
     return f"{kind}=:{base64.b64encode(digest).decode()}:"
 
 
 def read_digest(field: str) -> tuple[str, bytes]:
-    """The first checksum of a known kind in a `Repr-Digest`, ("", b"") without one.
+    """Return the first checksum of a known kind in a `Repr-Digest`, ("", b"") if there are none.
 
-    One that is not base64 is b"": it matches no content.
+    Invalid base64 gives b"", which matches no content.
     """
     for kind, text in re.findall(r"([\w-]+)=:([\w+/]+)=*:", field):
         if kind.lower() in SUMS:
@@ -53,8 +53,8 @@ def read_digest(field: str) -> tuple[str, bytes]:
     return "", b""
 
 
-def read_wish(field: str) -> str:
-    """The known kind that a `Want-Repr-Digest` prefers, "" without one."""
+def read_preferred_digest(field: str) -> str:
+    """Return the preferred known kind in a `Want-Repr-Digest`, "" if there are none."""
     wished = re.findall(r"([\w-]+)=(\d{1,2})\b", field.lower())  # RFC 9530: 0 to 10
     known = [(int(weight), kind) for kind, weight in wished if kind in SUMS and weight != "0"]
     return max(known, default=(0, ""))[1]

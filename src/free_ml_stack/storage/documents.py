@@ -1,4 +1,4 @@
-"""JSON that every reader takes: NaN and infinity, which JSON lacks and Python's `json` writes, become null."""
+"""Strict JSON: NaN and infinity, which Python's `json` would write, become null."""
 
 from typing import Any
 
@@ -8,10 +8,10 @@ OPTIONS = orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_NON_STR_KEYS
 
 
 def as_json(value: Any) -> bytes:
-    """A value as an indented JSON document. Raises TypeError for what JSON can't hold."""
+    """Return a value as an indented JSON document. Raises TypeError if it is not JSON-serializable."""
     return orjson.dumps(value, option=OPTIONS | orjson.OPT_INDENT_2)
 
 
-def as_sent(value: Any) -> Any:
-    """A value as it arrives where it is sent as JSON."""
+def json_round_trip(value: Any) -> Any:
+    """Return a value after a round trip through JSON."""
     return orjson.loads(orjson.dumps(value, option=OPTIONS))

@@ -1,4 +1,4 @@
-"""Files on local disk that appear whole under their name, or not at all."""
+"""Local file systems with atomic writes."""
 
 import shutil
 import time
@@ -12,20 +12,20 @@ from fsspec.implementations.local import LocalFileSystem
 from free_ml_stack.storage.atomic import CHUNK, open_whole
 from free_ml_stack.storage.rooted import RootedFileSystem
 
-SCRATCH = ".part"  # the folder, at the root of a store, where files grow until they are whole
-STALE = 24 * 3600  # seconds after which a file in the making has been given up
+SCRATCH = ".part"  # the folder for temporary files at the root of a store
+STALE = 24 * 3600  # seconds after which a temporary file is considered abandoned
 
 
 def remove_stale(scratch: Path) -> None:
-    """Remove the files in the making whose process was killed."""
+    """Remove temporary files of killed processes."""
     for file in scratch.glob("*"):
-        with suppress(FileNotFoundError):  # finished meanwhile
+        with suppress(FileNotFoundError):  # renamed since the listing
             if time.time() - file.stat().st_mtime > STALE:
                 file.unlink()
 
 
 class DiskFileSystem(LocalFileSystem):  # type: ignore[misc]
-    """fsspec's local files with whole-file writes; files in the making live in `<root>/.part`."""
+    """fsspec's local file system with atomic writes; temporary files are in `<root>/.part`."""
 
     protocol = ("file", "local")
 
@@ -41,7 +41,7 @@ class DiskFileSystem(LocalFileSystem):  # type: ignore[misc]
         return super()._open(path, mode, block_size, **options)
 
     def cp_file(self, path1: str, path2: str, **options: Any) -> None:
-        """Copy one file, or make the folder `path2` where `path1` is one."""
+        """Copy a file, or create the folder `path2` if `path1` is a folder."""
         if self.isdir(path1):
             self.makedirs(path2, exist_ok=True)
             return
@@ -49,11 +49,11 @@ class DiskFileSystem(LocalFileSystem):  # type: ignore[misc]
             shutil.copyfileobj(source, target, CHUNK)
 
     def ls(self, path: str, detail: bool = False, **options: Any) -> list[Any]:
-        """The entries of a folder, without the files in the making."""
+        """List a folder, without the folder of temporary files."""
         entries = super().ls(path, detail=detail, **options)
         return [entry for entry in entries if (entry["name"] if detail else entry) != str(self.scratch)]
 
 
 def local_store(folder: Path, root: Path | None = None) -> AbstractFileSystem:
-    """The file system of a local folder; its files in the making live in `root` (default: the folder)."""
+    """Return the file system of a local folder; temporary files are in `root` (default: the folder)."""
     return RootedFileSystem(str(folder), fs=DiskFileSystem(root=str(root or folder)))

@@ -1,4 +1,4 @@
-"""The manifest of a folder: its files with their SHA-256 sums."""
+"""The manifest of a folder: its files with their SHA-256 checksums."""
 
 import json
 import re
@@ -8,24 +8,24 @@ from typing import Any
 from fsspec import AbstractFileSystem
 
 from free_ml_stack.errors import StackError
-from free_ml_stack.storage.checksums import sum_of
+from free_ml_stack.storage.checksums import checksum_of
 from free_ml_stack.storage.local import local_store
 
 MANIFEST = "manifest.json"
 
 
 class DamagedError(StackError):
-    """A file is missing, truncated or not the one that the manifest names."""
+    """A file is missing, truncated or differs from the manifest."""
 
 
 def sha256(store: AbstractFileSystem, path: str) -> str:
-    """The hexadecimal SHA-256 of a stored file."""
+    """Return the hexadecimal SHA-256 checksum of a stored file."""
     with store.open(path, "rb") as file:
-        return sum_of(file, "sha-256").hex()
+        return checksum_of(file, "sha-256").hex()
 
 
 def manifest(folder: Path | AbstractFileSystem) -> dict[str, Any]:
-    """`{"files": {name: {"sha256", "size"}}}` of every file below a folder, its manifest apart."""
+    """Return `{"files": {name: {"sha256", "size"}}}` of every file below a folder except its manifest."""
     store = _as_store(folder)
     found = {name.lstrip("/"): info for name, info in store.find("", detail=True).items()}
     return {
@@ -38,29 +38,29 @@ def manifest(folder: Path | AbstractFileSystem) -> dict[str, Any]:
 
 
 def write_manifest(folder: Path | AbstractFileSystem) -> dict[str, Any]:
-    """Sum a folder's files up in its `manifest.json`, and return what it holds."""
+    """Write a folder's `manifest.json`, and return its content."""
     content = manifest(folder)
     _as_store(folder).pipe_file(MANIFEST, json.dumps(content, indent=1).encode())
     return content
 
 
 def verify(folder: Path | AbstractFileSystem) -> dict[str, Any]:
-    """Hold a folder against its `manifest.json` and return it.
+    """Compare a folder with its `manifest.json`, and return the manifest.
 
-    Raises DamagedError naming the first file that is missing, truncated or changed; further files are allowed.
+    Raises DamagedError naming the first file that is missing, truncated or changed; other files are ignored.
     """
     store = _as_store(folder)
     content = read_manifest(store)
     for name, entry in content["files"].items():
         if fault := _fault(store, name, entry):
-            raise DamagedError(f"{getattr(store, 'path', folder)}: {name} {fault}; fetch or make it again")
+            raise DamagedError(f"{getattr(store, 'path', folder)}: {name} {fault}; fetch or create it again")
     return content
 
 
 def read_manifest(store: AbstractFileSystem) -> dict[str, Any]:
-    """The `manifest.json` of a store's folder; DamagedError where it is missing or is none.
+    """Return the `manifest.json` of a store's folder. Raises DamagedError if it is missing or invalid.
 
-    Its names and sums become paths, so none of them may lead out of a folder.
+    Its names and checksums are used as paths, so those that point outside a folder are rejected.
     """
     place = getattr(store, "path", store)
     try:
@@ -70,9 +70,9 @@ def read_manifest(store: AbstractFileSystem) -> dict[str, Any]:
             if not inside or not re.fullmatch("[0-9a-f]{64}", entry["sha256"]) or entry["size"] < 0:
                 raise ValueError
     except FileNotFoundError:
-        raise DamagedError(f"{place}: {MANIFEST} is missing") from None
+        raise DamagedError(f"{place}: {MANIFEST} not found") from None
     except (ValueError, KeyError, TypeError, AttributeError):
-        raise DamagedError(f"{place}: {MANIFEST} is not a manifest; fetch or make it again") from None
+        raise DamagedError(f"{place}: {MANIFEST} is not a valid manifest; fetch or create it again") from None
     return content
 
 
@@ -80,8 +80,8 @@ def _fault(store: AbstractFileSystem, name: str, entry: dict[str, Any]) -> str:
     if not store.isfile(name):
         return "is missing"
     if (size := store.size(name)) != entry["size"]:
-        return f"has {size} bytes instead of {entry['size']}"
-    return "" if sha256(store, name) == entry["sha256"] else "is not the file that the manifest names"
+        return f"is damaged: expected {entry['size']} bytes, got {size}"
+    return "" if sha256(store, name) == entry["sha256"] else f"is damaged: checksum mismatch with {MANIFEST}"
 
 
 def _as_store(folder: Path | AbstractFileSystem) -> AbstractFileSystem:

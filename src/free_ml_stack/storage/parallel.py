@@ -1,4 +1,4 @@
-"""Several calls in flight."""
+"""Concurrent calls."""
 
 from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
@@ -6,9 +6,9 @@ from typing import Any
 
 
 class InFlight:
-    """A block in which `submit` returns at once, with at most `limit` calls in flight; leaving waits for them.
+    """A context manager that runs at most `limit` submitted calls concurrently, and waits for them on exit.
 
-    The first call that fails stops the block: its error is raised by the next `submit`, or on leaving.
+    The error of the first failed call is raised by the next `submit`, or on exit.
     """
 
     def __init__(self, limit: int) -> None:
@@ -17,7 +17,7 @@ class InFlight:
         self.pending: set[Future[Any]] = set()
 
     def submit(self, call: Callable[..., object], *arguments: Any) -> None:
-        """Start a call, when there is room for it."""
+        """Start a call; block while `limit` calls are running."""
         while len(self.pending) >= self.limit:
             self._collect()
         self.pending.add(self.pool.submit(call, *arguments))

@@ -13,7 +13,7 @@ from free_ml_stack.storage.changes import on_hub
 from free_ml_stack.storage.repository import Repository
 
 HOUR = 3600.0  # seconds
-# The Hub accepts 128 commits per hour from a new account. The rest is reserved for what must not wait: data, models,
+# The Hub accepts 128 commits per hour from a new account. The rest is reserved for urgent commits: data, models,
 # the last checkpoint of each run.
 SHARE = 112
 PAUSES = 20  # a writer with two commits within so many pauses counts as active

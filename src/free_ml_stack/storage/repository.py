@@ -36,7 +36,7 @@ class Repository:
 
     @property
     def title(self) -> str:
-        """Return the message of its commits, by which concurrent writers are told apart."""
+        """Return the message of its commits, which identifies concurrent writers."""
         return f"Change {self.folder or 'the store'}"
 
     def inside(self, name: str) -> str:

@@ -1,4 +1,4 @@
-"""A file system below a folder whose path is a name, and never a pattern."""
+"""A file system below a folder whose path may contain glob characters."""
 
 from glob import has_magic
 from typing import Any
@@ -8,18 +8,18 @@ from fsspec.implementations.dirfs import DirFileSystem
 
 
 class RootedFileSystem(DirFileSystem):  # type: ignore[misc]
-    """fsspec's folder of another file system; that takes its root for a part of a pattern, as `a[1]` may be."""
+    """DirFileSystem that does not interpret its root as a glob pattern, such as `a[1]`."""
 
     def glob(self, path: str, **options: Any) -> Any:
-        """The paths that match a pattern."""
+        """Return the paths that match a pattern."""
         return AbstractFileSystem.glob(self, path, **options)
 
     def expand_path(self, path: Any, *arguments: Any, **options: Any) -> Any:
-        """The paths that one stands for."""
+        """Return the paths that match a path or pattern."""
         return AbstractFileSystem.expand_path(self, path, *arguments, **options)
 
     def get(self, rpath: Any, lpath: Any, *arguments: Any, **options: Any) -> Any:
-        """Copy files to the local disk, in its own way where the root is none to be mistaken."""
+        """Copy files to the local disk; use the other file system's method unless the root looks like a pattern."""
         if has_magic(self.path):
             return AbstractFileSystem.get(self, rpath, lpath, *arguments, **options)
         return super().get(rpath, lpath, *arguments, **options)

@@ -1,4 +1,4 @@
-"""Open a project's store by its URL, and move folders between stores."""
+"""Open a project's store by its URL."""
 
 import re
 from dataclasses import replace
@@ -18,21 +18,21 @@ if TYPE_CHECKING:
 
 SERVICES = {"algorithmia": "algorithmia", "data": "algorithmia", "hf": "huggingface", "s3": "s3"}
 FOLDERS = {"algorithmia": "data", "huggingface": "hf", "s3": "s3"}
-PLACE = "name a place to store in, such as algorithmia://.my/my_project"
+EXPECTED = "expected a storage URL such as algorithmia://.my/my_project"
 
 
 def open_store(url: str, settings: "Settings") -> AbstractFileSystem:
-    """The file system rooted at `url`: the service itself, or its local folder while it has no credentials.
+    """Return the file system rooted at `url`: the service, or its local folder if it has no credentials.
 
-    `url` is `algorithmia://.my/<collection>` (or `data://…`), `hf://…`, `s3://…`, `file://…` or a path, taken
-    from the project's folder. Raises StackError for an URL that names no store.
+    `url` is `algorithmia://.my/<collection>` (or `data://…`), `hf://…`, `s3://…`, `file://…` or a path
+    relative to the project's folder. Raises StackError if the URL is invalid.
     """
     service, segments = parse(url)
     if not service:
         try:
             return local_store(settings.root / Path(*segments).expanduser())
-        except RuntimeError:  # ~USER, of whom the system knows nothing
-            raise StackError(f"{url}: no such user's home; give the folder's full path") from None
+        except RuntimeError:  # ~USER of an unknown user
+            raise StackError(f"{url}: unknown user; use the full path of the folder") from None
     if connected(service, settings):
         if service == "algorithmia" and (fault := _key_error(settings)):
             raise NoServiceError(fault)
@@ -44,24 +44,24 @@ def open_store(url: str, settings: "Settings") -> AbstractFileSystem:
 
 @cache
 def _key_error(settings: "Settings") -> str:
-    """Why the key for Algorithmia can't be used, asked once; nothing where it can."""
+    """Return why Algorithmia's key cannot be used, "" if it can; cached."""
     from free_ml_stack.credentials import check as credentials
 
     return credentials.key_problem("algorithmia", settings.algorithmia_username, settings.root / ".env")
 
 
 def parse(url: str) -> tuple[str, list[str]]:
-    """The service and the path's segments that a store's URL names; for a folder "" and its path."""
+    """Split a storage URL into the service and the segments of the path; for a folder: "" and its path."""
     scheme, separator, path = url.rpartition("://")
     if not path.strip() or re.search(r"[\x00-\x1f]", url):
-        raise StackError(f"storage {url!r}: {PLACE}, or ./store for a folder")
+        raise StackError(f"storage {url!r}: {EXPECTED}, or ./store for a folder")
     if not separator or scheme == "file":
         return "", [path]
     if scheme not in SERVICES:
         raise StackError(f"{url}: unknown storage; use algorithmia://, hf://, s3://, file:// or a path")
     segments = path.strip("/").split("/")
     if ".." in segments or len(segments) < (1 if scheme == "s3" else 2) or not all(segments):
-        raise StackError(f"{url}: {PLACE}")
+        raise StackError(f"{url}: {EXPECTED}")
     if scheme == "hf":
         from free_ml_stack.storage import repository
 
@@ -70,18 +70,18 @@ def parse(url: str) -> tuple[str, list[str]]:
 
 
 def connected(service: str, settings: "Settings") -> bool:
-    """Whether the real service is used: its key is there, or for Algorithmia an address."""
+    """Return whether the real service is used: it has a key, or for Algorithmia an address."""
     return service in settings.credentials or (service == "algorithmia" and bool(settings.algorithmia_api))
 
 
 def embedded_store(service: str, segments: list[str], settings: "Settings") -> AbstractFileSystem:
-    """The local folder that stands for a service: for Algorithmia the tree that a local gateway serves."""
+    """Return the local store used instead of a service; for Algorithmia the tree of the local gateway."""
     root = settings.private / FOLDERS[service]
     return local_store(embedded_folder(service, segments, settings), root)
 
 
 def place(url: str, path: str, settings: "Settings") -> str:
-    """Where `path` of the store at `url` is, as it is told: also as a folder here, where that stands for a service."""
+    """Return the location of `path` in the store at `url` for messages, with the local folder if one is used."""
     service, segments = parse(url)
     named = f"{url}/{path}"
     if not service or connected(service, settings):
@@ -90,14 +90,14 @@ def place(url: str, path: str, settings: "Settings") -> str:
 
 
 def embedded_folder(service: str, segments: list[str], settings: "Settings") -> Path:
-    """Where the files are that a service without credentials would have."""
+    """Return the local folder used instead of a service without credentials."""
     if service == "algorithmia" and segments[0] == ".my":
         segments = [settings.user, *segments[1:]]
     return settings.private.joinpath(FOLDERS[service], *segments)
 
 
 def with_local_services(settings: "Settings") -> "Settings":
-    """The settings with which the project's own folder and gateway do what others elsewhere did."""
+    """Return settings that replace remote services by local folders and the local gateway."""
     service, segments = parse(settings.storage)
     storage = settings.storage
     if service and connected(service, settings):
@@ -115,14 +115,14 @@ def _remote(service: str, settings: "Settings") -> AbstractFileSystem:
         try:
             return filesystem(service)
         except ImportError as error:
-            raise StackError(f"{service} storage needs a package that is not installed: {error}") from error
+            raise StackError(f"{service} storage needs a missing package: {error}") from error
     return filesystem(
         service, api_address=settings.algorithmia_api or None, api_key=settings.algorithmia_api_key or None
     )
 
 
 def _make_repository(url: str) -> None:
-    """The project's own store is made when it is missing, as a folder is; another URL may be mistyped."""
+    """Create the project's own store, as for a folder; other URLs are not created, as they may be mistyped."""
     from free_ml_stack.storage import repository
 
     repository.make(repository.parse(url))

@@ -1,4 +1,4 @@
-"""Move files between two stores: only what differs, several in flight, and on from where it was cut off."""
+"""Copy files between two stores: changed files only, concurrently, resumable."""
 
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
@@ -16,18 +16,18 @@ from free_ml_stack.console import Progress
 from free_ml_stack.errors import StackError
 from free_ml_stack.storage.atomic import CHUNK
 from free_ml_stack.storage.changes import on_hub
-from free_ml_stack.storage.checksums import git_sum, sum_of
+from free_ml_stack.storage.checksums import checksum_of, git_blob_id
 from free_ml_stack.storage.parallel import InFlight
 
-AT_ONCE = 8
-TOGETHER = 200  # files in one commit or batch to the Hub
+CONCURRENT = 8
+BATCH_FILES = 200  # files in one commit or batch to the Hub
 XET = "xet"  # the Hub's own checksum, of files in a bucket the only one
 Infos = Mapping[str, dict[str, Any]]
 
 
 @dataclass(frozen=True)
 class Moved:
-    """What a transfer did: files copied, files that were there already, bytes copied."""
+    """The result of a transfer: files copied, files unchanged, bytes copied."""
 
     copied: int
     same: int
@@ -35,14 +35,14 @@ class Moved:
 
 
 def transfer(source: AbstractFileSystem, target: AbstractFileSystem) -> Moved:
-    """Copy the files of one store into another, except those that are there with the same checksum.
+    """Copy the files of one store to another, except those with the same checksum.
 
-    Nothing is deleted. After a failure the same call goes on where this one stopped. Raises StackError.
+    Nothing is deleted. After a failure the same call resumes the transfer. Raises StackError.
     """
     try:
         wanted = _files(source)
         if not wanted:
-            raise StackError(f"{source.path} holds no files to copy; is it spelled right?")
+            raise StackError(f"{source.path} contains no files to copy; check its spelling")
         present = _files(target)
         missing = _missing(source, target, wanted, present)
         size = sum(info["size"] for info in missing.values())
@@ -50,7 +50,7 @@ def transfer(source: AbstractFileSystem, target: AbstractFileSystem) -> Moved:
             _copy_all(source, target, missing, done)
     except OSError as error:
         reason = f"{error.strerror or str(error).splitlines()[0]} {error.filename or ''}".strip()
-        raise StackError(f"the transfer stopped: {reason}; run it again to go on") from error
+        raise StackError(f"transfer failed: {reason}; run it again to resume") from error
     return Moved(len(missing), len(wanted) - len(missing), size)
 
 
@@ -58,7 +58,7 @@ def _files(store: AbstractFileSystem) -> Infos:
     store.fs.invalidate_cache()
     try:
         found = store.find("", detail=True)
-    except FileNotFoundError:  # a folder or repository that the first file will make
+    except FileNotFoundError:  # created with the first file
         return {}
     return {name.lstrip("/"): info for name, info in found.items() if name != ".gitattributes"}
 
@@ -69,26 +69,26 @@ def _missing(source: AbstractFileSystem, target: AbstractFileSystem, wanted: Inf
     local = isinstance(source.fs, LocalFileSystem) or isinstance(target.fs, LocalFileSystem)
 
     def compare(name: str) -> None:
-        kind = _kind(_told(present[name]), _told(wanted[name]), local)
+        kind = _kind(_listed_checksums(present[name]), _listed_checksums(wanted[name]), local)
         if _sum(source, name, wanted[name], kind) != _sum(target, name, present[name], kind):
             missing.add(name)
 
-    with InFlight(AT_ONCE) as calls:
+    with InFlight(CONCURRENT) as calls:
         for name in wanted.keys() - missing:
             calls.submit(compare, name)
     return {name: info for name, info in wanted.items() if name in missing}
 
 
-def _told(info: dict[str, Any]) -> dict[str, str]:
+def _listed_checksums(info: dict[str, Any]) -> dict[str, str]:
     """Return the hexadecimal checksums, by kind, that a listing of the Hub or of S3 contains."""
     etag = str(info.get("ETag", "")).strip('"')
-    told = {
+    listed = {
         "sha-256": (info.get("lfs") or {}).get("sha256"),
         "git": "" if info.get("lfs") else info.get("blob_id"),
-        "md5": etag if len(etag) == 32 else "",  # of a file stored in parts it is no MD5
+        "md5": etag if len(etag) == 32 else "",  # the ETag of a multipart upload is not an MD5
         XET: info.get("xet_hash"),
     }
-    return {kind: value for kind, value in told.items() if value}
+    return {kind: value for kind, value in listed.items() if value}
 
 
 def _kind(there: dict[str, str], here: dict[str, str], local: bool) -> str:
@@ -98,9 +98,9 @@ def _kind(there: dict[str, str], here: dict[str, str], local: bool) -> str:
 
 
 def _sum(store: AbstractFileSystem, name: str, info: dict[str, Any], kind: str) -> str:
-    """A file's checksum in hexadecimal: as the store tells it, else of the bytes read."""
-    if told := _told(info).get(kind):
-        return told
+    """Return a file's checksum in hexadecimal: from the listing, or computed from its content."""
+    if listed := _listed_checksums(info).get(kind):
+        return listed
     if kind == XET:
         from hf_xet import hash_files
 
@@ -109,8 +109,8 @@ def _sum(store: AbstractFileSystem, name: str, info: dict[str, Any], kind: str) 
         return str(store.fs.sha256(f"{store.path}/{name}"))
     with store.open(name, "rb") as file:
         if kind != "git":
-            return sum_of(file, kind).hex()
-        return git_sum(file, info["size"])
+            return checksum_of(file, kind).hex()
+        return git_blob_id(file, info["size"])
 
 
 def _copy_all(
@@ -118,7 +118,7 @@ def _copy_all(
 ) -> None:
     names = list(missing)
     if on_hub(target):
-        _change_in_parts(source, target, missing, done)
+        _change_in_batches(source, target, missing, done)
     elif isinstance(source.fs, LocalFileSystem):
         target.put([f"{source.path}/{name}" for name in names], names, callback=ByteCounter(done))
     elif isinstance(target.fs, LocalFileSystem) and hasattr(source.fs, "sha256"):
@@ -127,7 +127,7 @@ def _copy_all(
         scratch = getattr(target.fs, "scratch", None)
         source.get(names, places, sizes=sizes, scratch=scratch, callback=ByteCounter(done))
     else:
-        with InFlight(AT_ONCE) as calls:
+        with InFlight(CONCURRENT) as calls:
             for name in names:
                 calls.submit(_copy, source, target, name, done)
 
@@ -140,40 +140,40 @@ def _copy(source: AbstractFileSystem, target: AbstractFileSystem, name: str, don
 
 
 class ByteCounter(Callback):  # type: ignore[misc]
-    """Tells `done` the bytes of all files of one call."""
+    """Reports the bytes of all files of one call to `done`."""
 
     def __init__(self, done: Callable[[int], None]) -> None:
         super().__init__()
         self.done = done
 
     def branched(self, path_1: str, path_2: str, **options: Any) -> Callback:
-        """The callback of one of the files."""
+        """Return the callback of one file."""
         return FileByteCounter(self.done)
 
 
 class FileByteCounter(Callback):  # type: ignore[misc]
-    """Tells `done` the bytes of one file as they go by."""
+    """Reports the bytes of one file to `done`."""
 
     def __init__(self, done: Callable[[int], None]) -> None:
         super().__init__()
         self.done = done
 
     def relative_update(self, inc: int = 1) -> None:
-        """Count more bytes, or fewer where an attempt begins again."""
+        """Count more bytes, or fewer if an attempt is restarted."""
         self.done(inc)
 
 
-def _change_in_parts(
+def _change_in_batches(
     source: AbstractFileSystem, target: AbstractFileSystem, missing: Infos, done: Callable[[int], None]
 ) -> None:
-    """Add files to a repository or a bucket on the Hub, made where there is none, many with each request."""
+    """Add files to a repository or bucket on the Hub in batches; create it if it is missing."""
     from free_ml_stack.storage import repository
 
     place, origin, names = on_hub(target), on_hub(source), list(missing)
     assert place
     repository.make(place)
-    for start in range(0, len(names), TOGETHER):
-        part = names[start : start + TOGETHER]
+    for start in range(0, len(names), BATCH_FILES):
+        part = names[start : start + BATCH_FILES]
         copies = {}
         if origin and not place.versioned:  # server-side, without a download
             copies = {name: (origin, str(xet)) for name in part if (xet := missing[name].get("xet_hash"))}
@@ -194,7 +194,7 @@ def _change_in_parts(
 
 @contextmanager
 def _progress(total: int) -> Iterator[Callable[[int], None]]:
-    """A function to tell the bytes that have gone by, from whichever thread."""
+    """Yield a thread-safe function that reports transferred bytes."""
     lock, count, progress = Lock(), 0, Progress(total, "B", scaled=True)
 
     def done(size: int) -> None:

@@ -15,7 +15,7 @@ from free_ml_stack.evaluation.drift import reference
 from free_ml_stack.hub.card import card, edited_sections, escape_markdown, merge_sections, read_card
 from free_ml_stack.hub.usage import NOTEBOOK, copy_code, notebook
 from free_ml_stack.project.settings import FILE
-from free_ml_stack.storage.documents import as_json, as_sent
+from free_ml_stack.storage.documents import as_json, json_round_trip
 from free_ml_stack.storage.manifest import write_manifest
 from free_ml_stack.storage.stores import open_store
 from free_ml_stack.tracking import provenance
@@ -63,7 +63,7 @@ def export(science: "Science", settings: "Settings", run: Path, kept: Mapping[st
     _json(folder / "metrics.json", {name: result[name] for name in ("test", "validation")})
     _json(folder / RESULT, result)
     predictor = science.predict.load(folder)
-    [sample] = as_sent(dataset.examples(science, splits["test"], [0]))
+    [sample] = json_round_trip(dataset.examples(science, splits["test"], [0]))
     _json(folder / "sample.json", {"input": sample, "output": _call_predict(science.predict.apply, sample, predictor)})
     _json(folder / "reference.json", reference(watch_examples(science, splits["train"], predictor)))
     write_origins(settings, folder)
@@ -80,7 +80,7 @@ def watch_examples(science: "Science", split: "Split", predictor: Any) -> list[M
     rows = np.linspace(0, split.rows - 1, min(split.rows, REFERENCE_ROWS)).astype(int)
     found: list[Mapping[str, Any]] = []
     for start in range(0, len(rows), BATCH):
-        calls = as_sent(dataset.examples(science, split, rows[start : start + BATCH].tolist()))
+        calls = json_round_trip(dataset.examples(science, split, rows[start : start + BATCH].tolist()))
         answers = _call_predict(science.predict.apply_batch, calls, predictor)
         found += [science.predict.watch(*pair, predictor) for pair in zip(calls, answers, strict=True)]
     return found

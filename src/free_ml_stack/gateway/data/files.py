@@ -14,7 +14,7 @@ from free_ml_stack.gateway.data.paths import uri_of
 from free_ml_stack.gateway.data.tree import RACY_SECONDS, Entry, StoreTree, version_of
 from free_ml_stack.gateway.http import HTTPError, Request, whole_number
 from free_ml_stack.storage.atomic import CHUNK, WholeFile
-from free_ml_stack.storage.checksums import SUMS, digest_field, read_digest, read_wish, sum_of
+from free_ml_stack.storage.checksums import SUMS, checksum_of, digest_field, read_digest, read_preferred_digest
 
 MD5_BYTES = 1 << 24  # bytes; the ETag of a file up to this size is its MD5, of a larger one its version
 HEAD = 1 << 16  # bytes read to distinguish text from binary
@@ -36,9 +36,9 @@ class Checksums:
             return self.known[key]
         file.seek(0)
         if entry.size <= INLINE_BYTES and self.tree.is_local:
-            total = sum_of(file, kind)
+            total = checksum_of(file, kind)
         else:
-            total = await asyncio.to_thread(sum_of, file, kind)
+            total = await asyncio.to_thread(checksum_of, file, kind)
         if time.time() - entry.modified > RACY_SECONDS:
             self.keep(path, entry.version, kind, total)
         return total
@@ -70,7 +70,7 @@ async def send_file(request: Request, sums: Checksums, file: BinaryIO, entry: En
         "accept-ranges": "bytes",
         "x-data-type": "file",
     }
-    kind = read_wish(request.header(b"want-repr-digest"))
+    kind = read_preferred_digest(request.header(b"want-repr-digest"))
     if kind and (request.method == "HEAD" or sums.ready(request.path, entry, kind)):
         headers["repr-digest"] = digest_field(kind, await sums.get(request.path, file, entry, kind))
     status, begin, end = _span(request, headers["etag"], entry.size)
@@ -107,7 +107,7 @@ async def receive_file(request: Request, file: WholeFile, sums: Checksums) -> di
     Raises HTTPError on a checksum mismatch, and DisconnectedError.
     """
     sent, expected = read_digest(request.header(b"repr-digest"))
-    kind = sent or read_wish(request.header(b"want-repr-digest"))
+    kind = sent or read_preferred_digest(request.header(b"want-repr-digest"))
     total = SUMS[kind]() if kind else None
     size = 0
 
