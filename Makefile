@@ -16,7 +16,7 @@ export PYTHONDONTWRITEBYTECODE := 1
 export RUFF_CACHE_DIR := $(CURDIR)/build/ruff
 export MYPY_CACHE_DIR := $(CURDIR)/build/mypy
 
-.PHONY: help setup demo demo-online test test-fast test-template lint wheel bake bench size browser clean
+.PHONY: help setup demo demo-online test test-fast test-template test-engines engines lint wheel bake bench size browser clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 15
@@ -46,10 +46,23 @@ test: setup browser ## run every test (15 minutes)
 	@"$(BIN)/python" -m pytest $(PARALLEL)
 
 test-fast: setup browser ## run the tests that are not slow (3 minutes)
-	@"$(BIN)/python" -m pytest $(PARALLEL) -m "not slow"
+	@"$(BIN)/python" -m pytest $(PARALLEL) -m "not slow and not engines"
 
 test-template: setup ## run the tests of what the template generates (2 minutes)
 	@"$(BIN)/python" -m pytest $(PARALLEL) tests/template
+
+test-engines: setup engines ## run the tests with real engines: Slurm, SkyPilot, PostgreSQL (root, Debian or Ubuntu; 5 minutes)
+	@"$(BIN)/python" -m pytest -m engines
+
+engines: # a test fails with the name of the package where an engine is missing
+	@dpkg -s slurm-wlm munge postgresql >/dev/null 2>&1 || \
+	    { test "$$(id -u)" = 0 && command -v apt-get >/dev/null && apt-get update -qq && DEBIAN_FRONTEND=noninteractive \
+	    apt-get install -y -qq --no-install-recommends slurm-wlm munge postgresql >/dev/null; } || \
+	    echo "Slurm or PostgreSQL is missing: run \`apt-get install slurm-wlm munge postgresql\` as root" >&2
+	@uv=$$(command -v uv || echo build/tools/bin/uv); test -x build/engines/sky/bin/sky || \
+	    { $$uv venv --quiet --clear --python .venv/bin/python build/engines/sky && \
+	    $$uv pip install --quiet --python build/engines/sky/bin/python skypilot==0.14.1; } || \
+	    echo "SkyPilot is missing: it could not be installed into build/engines/sky" >&2
 
 browser: # the gateway's pages are tested in Chromium
 	@command -v chromium chromium-browser google-chrome >/dev/null || \

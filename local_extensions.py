@@ -83,7 +83,7 @@ TAKEN = set(
     ipykernel ipython jupyter jupyterlab jupytext kaggle lightgbm make matplotlib models mypy nbclient
     nbconvert nbformat nbstripout none notebook notebooks numpy onnx onnxmltools onnxruntime optuna
     orjson packaging palmerpenguins pandas pillow pip pipx plotnine pre-commit prometheus-client pyarrow
-    pydantic pytest pytest-cov pytest-xdist python python3 pyyaml requests ruff runs s3fs safetensors
+    psycopg pydantic pytest pytest-cov pytest-xdist python python3 pyyaml requests ruff runs s3fs safetensors
     scikit-learn scipy setup setuptools sh sklearn space spaces src stack starlette store test tests
     timm torch torchrun torchvision tqdm trackio train transformers true types-pyyaml uv uvicorn uvloop
     uvx venv wandb wandb-core websockets wheel xxhash zizmor

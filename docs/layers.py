@@ -16,7 +16,7 @@ LIBRARY = "free_ml_stack"
 WIDTH, ROW, BOX, TALL = 860, 92, 132, 42  # pixels
 COLOURS = {
     "cli": "#2563c9",
-    "sweeps": "#7c4dbd", "gateway": "#7c4dbd",
+    "sweeps": "#7c4dbd", "gateway": "#7c4dbd", "launch": "#7c4dbd",
     "training": "#0f766e", "notebook": "#0f766e", "deployment": "#0f766e",
     "data": "#0f766e", "hub": "#b45309", "algorithmia": "#b45309", "tracking": "#b45309", "storage": "#b45309",
 }  # fmt: skip

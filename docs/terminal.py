@@ -1,5 +1,9 @@
-"""Draw docs/demo.svg, the end of a real `demo` in a terminal of 80 columns: python docs/terminal.py (after `make demo`)."""
+"""Draw docs/demo.svg, the end of a real `demo` in a terminal of 80 columns.
 
+make demo && python docs/terminal.py
+"""
+
+import io
 import os
 import pty
 import sys
@@ -15,8 +19,8 @@ COMMAND, BEGINNING = "uv run my-ml-project demo", "== train =="
 # Rich's picture without its frame's web font, which pages on GitHub do not load.
 FORMAT = """<svg class="rich-terminal" viewBox="0 0 1000 {terminal_height}" xmlns="http://www.w3.org/2000/svg">
 <style>
-.{unique_id}-matrix {{ font-family: ui-monospace, Menlo, Consolas, "DejaVu Sans Mono", monospace; font-size: {char_height}px;
-  line-height: {line_height}px; }}
+.{unique_id}-matrix {{ font-family: ui-monospace, Menlo, Consolas, "DejaVu Sans Mono", monospace;
+  font-size: {char_height}px; line-height: {line_height}px; }}
 {styles}
 </style>
 <defs><clipPath id="{unique_id}-clip-terminal"><rect x="0" y="0" width="990" height="{terminal_height}"/></clipPath>
@@ -47,7 +51,7 @@ def recorded() -> str:
 def main() -> None:
     """Run the demo and write the picture."""
     text = recorded()
-    console = Console(record=True, width=80, file=open(os.devnull, "w"), force_terminal=True)  # noqa: SIM115
+    console = Console(record=True, width=80, file=io.StringIO(), force_terminal=True)
     console.print(Text(f"$ {COMMAND}\n...", "bold"))
     console.print(Text.from_ansi(text[text.index(BEGINNING) :].split("\r")[-1]))
     svg = console.export_svg(title="", theme=SVG_EXPORT_THEME, code_format=FORMAT, unique_id="demo")

@@ -30,7 +30,7 @@ def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
     before = spent()
     yield
     seconds = spent() - before
-    if seconds > FAST * SHARED and not item.get_closest_marker("slow"):
+    if seconds > FAST * SHARED and not {"slow", "engines"} & {mark.name for mark in item.iter_markers()}:
         pytest.fail(f"it took {seconds:.1f} s of CPU: mark it as slow", pytrace=False)
 
 

@@ -10,8 +10,9 @@ from optuna.trial import TrialState
 
 from free_ml_stack.errors import StackError
 from free_ml_stack.sweeps import trials
+from free_ml_stack.sweeps.shared import ask_lock, open_storage
 from free_ml_stack.sweeps.sweep_file import parse_sweep
-from free_ml_stack.sweeps.trials import LEASE, Trials, ask_lock, open_storage, open_study
+from free_ml_stack.sweeps.trials import LEASE, Trials, open_study
 
 GRID = "method: grid\nmetric: {name: loss}\nparameters: {x: {values: [0, 1, 2, 3, 4, 5, 6, 7]}}\n"
 BAYES = "method: bayes\nmetric: {name: loss}\nparameters: {x: {min: 0.0, max: 1.0}}\n"

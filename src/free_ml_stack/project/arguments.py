@@ -1,14 +1,21 @@
 """The arguments of `train`, for the command line and for the trials of a sweep."""
 
 import argparse
+import re
+import secrets
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from free_ml_stack.errors import StackError
 from free_ml_stack.project.flags import add_flags
 
 if TYPE_CHECKING:
     from free_ml_stack.project.science import Science
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+LATEST = "latest"  # the file with the name of the latest run, beside the runs
 
 
 def add_train_arguments(parser: argparse.ArgumentParser, science: "Science") -> None:
@@ -26,3 +33,14 @@ def parse_train(science: "Science", words: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE")
     add_train_arguments(parser, science)
     return parser.parse_args(words)
+
+
+def check_run_name(name: str) -> None:
+    """Raise StackError for a name that no run can have."""
+    if not NAME.fullmatch(name) or name == LATEST:
+        raise StackError(f"run {name!r}: expected letters, digits, -, _ and . only, and not {LATEST!r}")
+
+
+def new_id() -> str:
+    """Return a run id: the current time and four random characters."""
+    return time.strftime("%Y%m%d-%H%M%S-") + secrets.token_hex(2)

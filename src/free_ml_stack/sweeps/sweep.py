@@ -151,7 +151,8 @@ def sweep_locally(
 ) -> list[dict[str, Any]]:
     """Run a sweep on this machine and all others that share its trials; return the trials."""
     from free_ml_stack.sweeps.agents import local_trials
-    from free_ml_stack.sweeps.trials import Trials, ask_lock, open_storage, open_study, table_row
+    from free_ml_stack.sweeps.shared import ask_lock, open_storage
+    from free_ml_stack.sweeps.trials import Trials, open_study, table_row
     from free_ml_stack.sweeps.workers import Workers
 
     storage = open_storage(options.study, folder, folder.name)

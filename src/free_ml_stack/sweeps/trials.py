@@ -7,25 +7,22 @@ whose lease has expired, or whose process on this machine has died, is requeued 
 import os
 import socket
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from enum import StrEnum
-from pathlib import Path
 from typing import Any
 
 import optuna
 from optuna.exceptions import UpdateFinishedTrialError
-from optuna.storages import BaseStorage, JournalStorage, RDBStorage
-from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
+from optuna.storages import BaseStorage
+from optuna.storages.journal import JournalFileOpenLock
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from free_ml_stack.errors import StackError, first_line
 from free_ml_stack.processes import alive
 from free_ml_stack.sweeps.job import Job
 from free_ml_stack.sweeps.search_space import Sweep, is_number
+from free_ml_stack.sweeps.shared import locked
 
-LOCK = 5  # seconds after which a lock is considered stale
 LEASE, RENEWED = 90.0, 15.0  # seconds: duration of a lease, interval of its renewal
 TRIES = 3  # maximum number of starts of a trial whose process dies
 HOST = socket.gethostname()
@@ -51,48 +48,6 @@ class Note(StrEnum):
 
 
 REQUEUED = (Note.RUN, Note.GRID, Note.CONFIG, Note.BEGUN)  # copied when a trial is requeued
-
-
-def open_storage(place: str, folder: Path, name: str) -> BaseStorage:
-    """Open the storage of trials: a database by URL, or a journal file in a folder, by default the sweep's own."""
-    if "://" in place:
-        try:
-            return RDBStorage(place)
-        except Exception as error:  # from SQLAlchemy, a missing driver, or the database
-            raise StackError(f"--study {place.partition('://')[0]}://…: {first_line(error)}") from None
-    journal = Path(place) / f"{name}.log" if place else folder / "journal.log"
-    journal.parent.mkdir(parents=True, exist_ok=True)
-    lock = JournalFileOpenLock(str(journal), grace_period=LOCK)
-    _cut_torn_line(journal, lock)
-    return JournalStorage(JournalFileBackend(str(journal), lock_obj=lock))
-
-
-def _cut_torn_line(journal: Path, lock: JournalFileOpenLock) -> None:
-    """Truncate an incomplete last line, left by a crash; Optuna would reject the whole journal."""
-    if not journal.exists() or journal.read_bytes()[-1:] in (b"", b"\n"):
-        return
-    with locked(lock):
-        text = journal.read_bytes()
-        os.truncate(journal, text.rfind(b"\n") + 1)
-
-
-def ask_lock(place: str) -> JournalFileOpenLock | None:
-    """Return the lock for `study.ask` with SQLite, which would give the same trial to two processes."""
-    path = place.removeprefix("sqlite:///")
-    return JournalFileOpenLock(f"{path}.ask", grace_period=LOCK) if path != place else None
-
-
-@contextmanager
-def locked(lock: JournalFileOpenLock | None) -> Iterator[None]:
-    """Hold a lock for a block."""
-    if lock is None:
-        yield
-        return
-    lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def open_study(plan: Sweep, storage: BaseStorage, name: str, sampler: str = "tpe") -> optuna.Study:

@@ -4,11 +4,8 @@ import argparse
 import dataclasses
 import json
 import os
-import re
-import secrets
 import signal
 import threading
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
@@ -23,6 +20,7 @@ from free_ml_stack.data import dataset
 from free_ml_stack.errors import PreemptedError, StackError
 from free_ml_stack.hub import pretrained
 from free_ml_stack.processes import termination_signals
+from free_ml_stack.project.arguments import LATEST, check_run_name, new_id
 from free_ml_stack.project.flags import read, read_json
 from free_ml_stack.storage.atomic import replace
 from free_ml_stack.storage.stores import open_store
@@ -41,9 +39,8 @@ if TYPE_CHECKING:
     from free_ml_stack.project.science import Science
     from free_ml_stack.project.settings import Settings
 
-CONFIG, LATEST = "config.json", "latest"
+CONFIG = "config.json"
 DATA = "data.json"
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 RESUME = PREEMPTED  # EX_TEMPFAIL of sysexits.h: the run can be resumed
 
 
@@ -139,8 +136,7 @@ def _check_run(runs: Path, run_id: str, config: Mapping[str, Any]) -> None:
 
     Called before anything is opened, so that a rejected run is not changed.
     """
-    if not NAME.fullmatch(run_id) or run_id == LATEST:
-        raise StackError(f"run {run_id!r}: expected letters, digits, -, _ and . only, and not {LATEST!r}")
+    check_run_name(run_id)
     if (path := runs / run_id / CONFIG).exists():
         check_same_config(read_json(path), config)
 
@@ -245,11 +241,6 @@ def _new_run(runs: Path, settings: "Settings") -> str:
     if settings.world_size > 1:
         replace(note, run_id.encode())
     return run_id
-
-
-def new_id() -> str:
-    """Return a run id: the current time and four random characters."""
-    return time.strftime("%Y%m%d-%H%M%S-") + secrets.token_hex(2)
 
 
 def config_from_args(science: "Science", settings: "Settings", args: argparse.Namespace) -> Any:

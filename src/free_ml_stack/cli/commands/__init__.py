@@ -1,7 +1,7 @@
 """All commands, in the order of a project's workflow, with their functions and arguments."""
 
 from free_ml_stack.cli.command import Command
-from free_ml_stack.cli.commands import delivery, training, upkeep
+from free_ml_stack.cli.commands import delivery, launching, training, upkeep
 from free_ml_stack.project.arguments import add_train_arguments
 
 COMMANDS = (
@@ -18,4 +18,5 @@ COMMANDS = (
     Command("sync", upkeep.sync),
     Command("storage", upkeep.storage, upkeep.add_storage_arguments),
     Command("remote", upkeep.remote, upkeep.add_remote_arguments),
+    Command("launch", launching.launch, launching.add_launch_arguments),
 )

@@ -1,0 +1,82 @@
+"""The command that hands training and sweeps over to a cluster or a cloud: launch."""
+
+import argparse
+import contextlib
+import io
+from argparse import ArgumentParser, Namespace
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from free_ml_stack.cli.command import integer_from
+from free_ml_stack.cli.commands.training import add_sweep_arguments
+from free_ml_stack.console import display_path, say
+from free_ml_stack.errors import StackError
+from free_ml_stack.project.arguments import add_train_arguments, new_id
+from free_ml_stack.project.settings import Settings
+
+if TYPE_CHECKING:
+    from free_ml_stack.launch.job import Job
+    from free_ml_stack.project.science import Science
+
+
+def launch(science: "Science", settings: Settings, args: Namespace) -> int:
+    """Run train or sweep on a Slurm cluster, with SkyPilot, or as a Hugging Face Job."""
+    job = read_job(science, settings, args.words)
+    code: int = args.engine(job, args)
+    return code
+
+
+def slurm(job: "Job", args: Namespace) -> int:
+    """Write a batch file; requeued jobs resume from the last checkpoint."""
+    from free_ml_stack.launch import slurm
+
+    path = slurm.write(job, slurm.Resources(args.nodes, args.gpus, args.time, args.partition))
+    say(f"Next: `sbatch {display_path(path)}`")
+    return 0
+
+
+def read_job(science: "Science", settings: Settings, words: Sequence[str]) -> "Job":
+    """Return the job of the words after `--`. Raises StackError unless they are a valid `train` or `sweep`."""
+    from free_ml_stack.launch import job
+
+    words = list(words[1:] if words[:1] == ["--"] else words)
+    commands = {"train": add_train_arguments, "sweep": add_sweep_arguments}
+    if not words or words[0] not in commands:
+        raise StackError("launch: expected `-- train …` or `-- sweep --study URL …` after the options")
+    parser = ArgumentParser(prog=words[0], allow_abbrev=False)
+    commands[words[0]](parser, science)
+    with contextlib.redirect_stderr(io.StringIO()) as complaint:
+        try:
+            args = parser.parse_args(words[1:])
+        except SystemExit as end:
+            if not end.code:  # --help
+                raise
+            raise StackError(complaint.getvalue().strip().splitlines()[-1]) from None
+    args.now = new_id()
+    if words[0] == "train":
+        return job.train_job(science, settings, args)
+    return job.sweep_job(science, settings, args, words)
+
+
+def add_launch_arguments(parser: ArgumentParser, science: "Science") -> None:
+    """Add the arguments of `launch`."""
+    engines = parser.add_subparsers(metavar="ENGINE", required=True)
+    one = _engine(engines, "slurm", slurm)
+    one.add_argument("--nodes", type=integer_from(1), default=1, help="number of nodes (default: 1)")
+    one.add_argument("--gpus", type=integer_from(0), default=0, help="GPUs, and processes, a node (default: none)")
+    one.add_argument("--time", default="", help="time limit, such as 4:00:00 (default: the partition's)")
+    one.add_argument("--partition", default="", help="partition (default: the cluster's)")
+    _add_words(one)
+
+
+def _engine(engines: "argparse._SubParsersAction[ArgumentParser]", name: str, run: object) -> ArgumentParser:
+    text = (run.__doc__ or "").strip()
+    one = engines.add_parser(name, help=text, description=text, usage="%(prog)s [OPTIONS] -- train|sweep …")
+    one.set_defaults(engine=run)
+    return one
+
+
+def _add_words(parser: ArgumentParser) -> None:
+    """Add what follows the options: the command to run."""
+    text = "the command: `-- train …`, or `-- sweep --study URL …`"
+    parser.add_argument("words", nargs=argparse.REMAINDER, metavar="-- COMMAND", help=text)
