@@ -51,18 +51,24 @@ test-fast: setup browser ## run the tests that are not slow (3 minutes)
 test-template: setup ## run the tests of what the template generates (2 minutes)
 	@"$(BIN)/python" -m pytest $(PARALLEL) tests/template
 
-test-engines: setup engines ## run the tests with real engines: Slurm, SkyPilot, PostgreSQL (root, Debian or Ubuntu; 5 minutes)
+test-engines: setup engines ## run the tests with real engines and clients (root, Debian or Ubuntu; 5 minutes)
 	@"$(BIN)/python" -m pytest -m engines
 
-engines: # a test fails with the name of the package where an engine is missing
+# A test fails with the name of the package where an engine is missing.
+engines: build/engines/sky build/engines/clients build/engines/mlserver
 	@dpkg -s slurm-wlm munge postgresql >/dev/null 2>&1 || \
 	    { test "$$(id -u)" = 0 && command -v apt-get >/dev/null && apt-get update -qq && DEBIAN_FRONTEND=noninteractive \
 	    apt-get install -y -qq --no-install-recommends slurm-wlm munge postgresql >/dev/null; } || \
 	    echo "Slurm or PostgreSQL is missing: run \`apt-get install slurm-wlm munge postgresql\` as root" >&2
-	@uv=$$(command -v uv || echo build/tools/bin/uv); test -x build/engines/sky/bin/sky || \
-	    { $$uv venv --quiet --clear --python .venv/bin/python build/engines/sky && \
-	    $$uv pip install --quiet --python build/engines/sky/bin/python skypilot==0.14.1; } || \
-	    echo "SkyPilot is missing: it could not be installed into build/engines/sky" >&2
+
+# Heavy clients have environments of their own, made once; MLServer has no release for Python 3.13.
+build/engines/sky: PACKAGES = skypilot==0.14.1
+build/engines/clients: PACKAGES = 'tritonclient[http,grpc]==2.73.0' kserve==0.21.0
+build/engines/mlserver: PACKAGES = mlserver==1.7.1 onnxruntime
+build/engines/%:
+	@uv=$$(command -v uv || echo build/tools/bin/uv); rm -rf $@.new && \
+	    $$uv venv --quiet --relocatable --python '>=3.11,<3.13' $@.new && \
+	    $$uv pip install --quiet --python $@.new/bin/python $(PACKAGES) && mv $@.new $@
 
 browser: # the gateway's pages are tested in Chromium
 	@command -v chromium chromium-browser google-chrome >/dev/null || \

@@ -1,6 +1,8 @@
 """The Open Inference Protocol over HTTP, as specified; tests/engines runs the real clients."""
 
+import gzip
 import json
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ from deployed import KEY, Deployed, deployed
 from onnx import TensorProto, helper
 from predictors import echo_folder
 
+from free_ml_stack.gateway.algorithms.calls import Limits
 from free_ml_stack.storage.manifest import write_manifest
 
 HEADERS = {"Authorization": KEY}
@@ -151,6 +154,31 @@ def test_a_request_that_does_not_match_the_graph_is_rejected(gateway: Deployed, 
 def test_a_wrong_length_of_the_json_part_is_rejected(gateway: Deployed, length: str) -> None:
     answer = infer(gateway, {"inputs": [X, WORD]}, **{LENGTH: length})
     assert (answer.status_code, LENGTH.lower() in answer.json()["error"]) == (400, True)
+
+
+def test_compressed_requests_are_answered(gateway: Deployed) -> None:
+    whole = json.dumps({"inputs": [X, WORD]}).encode()
+    for encoding, body in (("gzip", gzip.compress(whole)), ("Deflate", zlib.compress(whole))):
+        answer = infer(gateway, body, **{"Content-Encoding": encoding})
+        assert (answer.status_code, answer.json()["outputs"][0]["data"]) == (200, [2, 4, 6, 8, 10, 12])
+
+
+@pytest.mark.parametrize(
+    ("encoding", "body", "status", "message"),
+    [
+        ("br", b"x", 415, "expected gzip or deflate, got br"),
+        ("gzip", b"xxxx", 400, "not valid gzip"),
+        ("gzip", gzip.compress(b"{}")[:-1], 400, "not one complete gzip stream"),
+        ("gzip", gzip.compress(b"{}") * 2, 400, "not one complete gzip stream"),
+        ("gzip", gzip.compress(bytes(Limits().body_bytes + 1)), 413, "decompressed request is larger"),
+    ],
+    ids=["unknown", "invalid", "truncated", "followed", "large"],
+)
+def test_an_invalid_compressed_request_is_refused(
+    gateway: Deployed, encoding: str, body: bytes, status: int, message: str
+) -> None:
+    answer = infer(gateway, body, **{"Content-Encoding": encoding})
+    assert (answer.status_code, message in answer.json()["error"]) == (status, True), answer.text
 
 
 def test_unknown_models_and_paths_are_reported(gateway: Deployed) -> None:

@@ -3,6 +3,8 @@
 Models and versions are algorithms and their versions; tensors are the inputs and outputs of the ONNX graph.
 """
 
+import asyncio
+import zlib
 from typing import Any
 
 import orjson
@@ -15,6 +17,7 @@ from free_ml_stack.gateway.http import HTTPError, Request
 from free_ml_stack.version import __version__
 
 HEADER = "inference-header-content-length"
+WINDOW_BITS = {"gzip": 16 + zlib.MAX_WBITS, "deflate": zlib.MAX_WBITS}
 STATUS = {"InputError": 400, "TimeoutError": 504, "LoadingError": 503}
 
 
@@ -77,9 +80,11 @@ class Inference:
         return model
 
     async def _infer(self, request: Request, model: Model, known: dict[str, Any]) -> None:
-        if encoding := request.header(b"content-encoding"):
-            raise HTTPError(415, f"Content-Encoding {encoding} is not supported; send the body uncompressed")
         body = await request.body(self.calls.limits.body_bytes, self.calls.limits.body_seconds)
+        if encoding := request.header(b"content-encoding").lower():
+            body = await asyncio.to_thread(decompress, body, encoding, self.calls.limits.body_bytes)
+            request.memory.take(len(body))
+            request.kept.append(len(body))
         length = request.header(HEADER.encode()) or str(len(body))
         if not (length.isascii() and length.isdecimal() and len(length) < 20 and int(length) <= len(body)):
             raise HTTPError(400, f"{HEADER} must be an integer of at most {len(body)}")
@@ -105,3 +110,19 @@ class Inference:
             raise HTTPError(STATUS.get(content[0], 500), content[1])
         answer: bytes = content
         return answer
+
+
+def decompress(body: bytes, encoding: str, limit: int) -> bytes:
+    """Decompress a body with gzip or deflate. Raises HTTPError for more than `limit` bytes or invalid data."""
+    if encoding not in WINDOW_BITS:
+        raise HTTPError(415, f"Content-Encoding: expected gzip or deflate, got {encoding}")
+    stream = zlib.decompressobj(WINDOW_BITS[encoding])
+    try:
+        found = stream.decompress(body, limit + 1)
+    except zlib.error as error:
+        raise HTTPError(400, f"the body is not valid {encoding}: {error}") from None
+    if len(found) > limit:
+        raise HTTPError(413, f"the decompressed request is larger than {limit} bytes")
+    if not stream.eof or stream.unused_data:
+        raise HTTPError(400, f"the body is not one complete {encoding} stream")
+    return found
