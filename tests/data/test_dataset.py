@@ -5,8 +5,13 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import duckdb
+import fsspec
 import numpy as np
+import polars
 import pytest
+from serving import serving
+from storing import data_app
 
 from free_ml_stack.data import dataset
 from free_ml_stack.data.ingest import ingest
@@ -100,3 +105,33 @@ def test_concurrent_readers_share_one_local_copy(tmp_path):
             cache = tmp_path / f"cache-{number}"
             assert all(pool.map(read, [cache] * 4))
             assert not [path.name for path in cache.glob(".*")]
+
+
+def test_duckdb_and_polars_read_the_files_of_the_store(tmp_path):
+    days = np.array(["2026-01-01", "2026-01-02", "NaT", "2026-01-04"], "datetime64[us]")
+    columns = {
+        "label": np.arange(4),
+        "word": ["a", "b", None, "ü"],
+        "file": [b"\x00", b"", None, b"\xff"],
+        "day": days,
+        "image": np.arange(16, dtype=np.uint8).reshape(4, 2, 2),
+    }
+    store = local_store(tmp_path / "me" / "notes", tmp_path)
+    write(store, tmp_path, **columns)
+    expected = [columns[name][3] for name in ("label", "word", "file")]
+    columns = "label, word, file, day, image"
+    with serving(data_app(tmp_path)) as url:
+        remote = fsspec.filesystem("algorithmia", api_address=url, api_key="key-of-me")
+        with duckdb.connect() as connection:
+            connection.register_filesystem(remote)
+            for place in (f"{tmp_path}/me/notes/data", "algorithmia://.my/notes/data"):
+                [count] = connection.sql(f"SELECT count(*), count(word) FROM '{place}/*.parquet'").fetchall()
+                [row] = connection.sql(f"SELECT {columns} FROM '{place}/train.parquet' WHERE label = 3").fetchall()
+                assert count == (12, 9)
+                assert list(row[:3]) == expected
+                assert (np.datetime64(row[3]), list(row[4])) == (days[3], [12, 13, 14, 15])
+        with remote.open(".my/notes/data/train.parquet") as file:
+            for place in (tmp_path / "me" / "notes" / "data" / "train.parquet", file):
+                [row] = polars.scan_parquet(place).filter(polars.col("label") == 3).collect().rows(named=True)
+                assert [row[name] for name in ("label", "word", "file")] == expected
+                assert (np.datetime64(row["day"]), list(row["image"])) == (days[3], [12, 13, 14, 15])
