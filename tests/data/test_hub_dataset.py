@@ -267,7 +267,7 @@ def test_an_unusable_hf_home_is_named_in_the_error(hub: Hub, project: Path, tmp_
         ("train", "--init", "hf://you/model"),
     ):
         printed = projects.run(project, *command, code=1, HF_ENDPOINT=hub.url, HF_TOKEN="hf_write", HF_HOME=str(home))
-        assert f"error: HF_HOME: the Hub's client can't keep files in {home} (" in printed
+        assert f"error: HF_HOME: cannot write to {home} (" in printed
         assert "; name another folder there\n" in printed
     assert ("dataset", "me/homeless") not in hub.repos
 

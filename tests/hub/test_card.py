@@ -1,4 +1,4 @@
-"""The model card: what was measured, what people wrote, and nothing that the Hub would refuse."""
+"""The model card: measurements, sections edited by users, and metadata that the Hub accepts."""
 
 import html
 import json
@@ -45,7 +45,7 @@ def front(text: str) -> dict[str, Any]:
     return found
 
 
-def test_metrics_are_the_evaluations_to_the_last_digit() -> None:
+def test_metrics_equal_the_evaluation() -> None:
     metrics = front(text())["model-index"][0]["results"][0]["metrics"]
     assert {metric["type"]: metric["value"] for metric in metrics} == {
         "accuracy": 0.9037037037037037,
@@ -53,7 +53,7 @@ def test_metrics_are_the_evaluations_to_the_last_digit() -> None:
     }
 
 
-def test_it_tells_where_the_model_is_from() -> None:
+def test_the_origin_of_the_model_is_on_the_card() -> None:
     made = text()
     for fact in (
         "ab" * 32,
@@ -69,15 +69,15 @@ def test_it_tells_where_the_model_is_from() -> None:
     assert "| `seed` | 0 |" in made
 
 
-def test_what_it_started_from_is_its_base_model() -> None:
+def test_initial_weights_on_the_hub_are_the_base_model() -> None:
     made = text(result={"config": {"init": "hf://you/model@abc"}})
     assert front(made)["base_model"] == "you/model"
     assert "started from hf://you/model@abc" in made
     assert "base_model" not in front(text())
 
 
-def test_what_a_run_of_this_project_started_from_is_its_base_model(tmp_path: Path) -> None:
-    """However many runs are between them; runs that started from each other have none."""
+def test_the_base_model_is_found_through_other_runs(tmp_path: Path) -> None:
+    """Through any number of runs; a cycle of runs has none."""
     inits = {"first": "hf://you/model@abc", "second": "first", "third": "second", "a": "b", "b": "a"}
     for run, init in inits.items():
         (tmp_path / "runs" / run).mkdir(parents=True)
@@ -86,9 +86,7 @@ def test_what_a_run_of_this_project_started_from_is_its_base_model(tmp_path: Pat
         assert front(text(result={"config": {"init": init}}, root=tmp_path)).get("base_model") == expected
 
 
-def test_what_model_py_says_of_it_is_on_the_card(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_texts_of_model_py_are_on_the_card(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     assert "library_name" not in front(text())
     own = {"library": "setfit", "use": 'load("<repository>")', "base_model": "you/encoder"}
     for name, value in own.items():
@@ -102,10 +100,10 @@ def test_what_model_py_says_of_it_is_on_the_card(
     assert capsys.readouterr().out == ""
     monkeypatch.setattr(SCIENCE.model, "library", lambda config: "pytorch")
     assert "library_name" not in front(text())
-    assert "library_name is left out of the card: the Hub has no library pytorch" in capsys.readouterr().out
+    assert "unknown library pytorch on the Hub, library_name omitted from the card" in capsys.readouterr().out
 
 
-def test_its_bucket_and_what_replaces_it_are_linked() -> None:
+def test_the_bucket_and_the_new_version_are_linked() -> None:
     made = text(storage="hf://buckets/me/digits/sub", new_version="me/digits-2")
     check(made)
     assert (front(made)["buckets"], front(made)["new_version"]) == (["me/digits"], "me/digits-2")
@@ -152,8 +150,8 @@ def test_any_title_is_valid_in_the_metadata(title: str) -> None:
         "first\nsecond\n\n- third\r\n# fourth\n## Limits\n\nnone",
     ],
 )
-def test_what_people_call_things_is_shown_as_they_wrote_it(words: str) -> None:
-    """Held against CommonMark with GitHub's tables and strikethrough."""
+def test_free_text_is_rendered_unchanged(words: str) -> None:
+    """Compared with CommonMark with GitHub's tables and strikethrough."""
     made = text(title=words, description=words, author=words, result={"config": {"name": words}})
     shown = rendered(made)
     lines = html.escape(words.strip(), quote=False).replace("\r\n", "\n").replace("\n", "<br>")
@@ -164,13 +162,13 @@ def test_what_people_call_things_is_shown_as_they_wrote_it(words: str) -> None:
 
 
 def rendered(card: str) -> str:
-    """A card's text as HTML."""
+    """Return a card's text as HTML."""
     markdown = MarkdownIt("commonmark").enable(["table", "strikethrough"])
     return markdown.render(ModelCard(card).text).replace("&quot;", '"')
 
 
-def test_a_card_that_a_windows_editor_has_saved_is_read(tmp_path: Path) -> None:
-    """With a byte order mark, which is no part of the text, and with its line ends."""
+def test_a_card_saved_by_a_windows_editor_is_read(tmp_path: Path) -> None:
+    """With a byte order mark, which is removed, and with CRLF."""
     changed = text().replace("## Limits", "## Mine\n\nNotes.\n\n## Limits")
     card = tmp_path / "README.md"
     card.write_bytes(b"\xef\xbb\xbf" + changed.replace("\n", "\r\n").encode())
@@ -178,28 +176,28 @@ def test_a_card_that_a_windows_editor_has_saved_is_read(tmp_path: Path) -> None:
     check(read_card(card, "README.md"))
 
 
-def test_a_license_is_an_id_or_refused() -> None:
+def test_a_license_that_is_not_an_id_is_rejected() -> None:
     assert front(text(license="GPL-3.0"))["license"] == "gpl-3.0"
-    with pytest.raises(StackError, match="license must be one of the Hub's ids, is 'as you like'"):
+    with pytest.raises(StackError, match="license: expected an id of the Hub, got 'as you like'"):
         check(text(license="As you like"))
 
 
-def test_what_a_person_wrote_stays_and_the_rest_is_made_anew() -> None:
+def test_edited_sections_are_kept_and_others_are_generated() -> None:
     first = text()
-    assert edited_sections(first) == {}  # nobody wrote anything yet
+    assert edited_sections(first) == {}  # no edits yet
     changed = first.replace("Measured on the test split", "Only grey images. Measured on the test split")
     kept = edited_sections(changed)
     assert kept.keys() == {"Limits"}
     rows = {**RESULT["data"], "rows": {"train": 1, "validation": 1, "test": 9}}
     again = text(kept, {"data": rows})
     assert "Only grey images. Measured" in again
-    assert unmarked(edited_sections(again)) == kept  # and so on, for ever
+    assert unmarked(edited_sections(again)) == kept  # also in the next generation
     assert text(edited_sections(again), {"data": rows}) == again
     assert "(9 examples)" in text({}, {"data": rows})
 
 
-def test_a_section_that_nobody_asked_for_stays_too() -> None:
-    """At the end, in its order; those that a run makes are made anew."""
+def test_an_added_section_is_kept() -> None:
+    """At the end, in order; the sections of a run are generated."""
     words = "\n## Citation\n\nMine.\n\n### More\n\n## Thanks\n\nYours.\n\n## Citation\n\nAnd another.\n"
     written = (text() + words).replace("Run `2026", "By hand `2026")
     kept = edited_sections(written)
@@ -216,7 +214,7 @@ def unmarked(found: dict[str, str]) -> dict[str, str]:
     return {name: MARK.sub("", body) for name, body in found.items()}
 
 
-def test_of_two_cards_what_was_edited_since_wins() -> None:
+def test_the_later_edit_of_two_cards_is_kept() -> None:
     before = text({"Limits": "First."})
     here, there = edited_sections(before), edited_sections(before.replace("First.", "Second, on the Hub."))
     assert unmarked(merge_sections(here, there)) == {"Limits": "Second, on the Hub."}
@@ -229,7 +227,7 @@ def test_of_two_cards_what_was_edited_since_wins() -> None:
     )
 
 
-def test_a_line_of_code_is_no_title() -> None:
+def test_a_line_of_code_is_not_a_title() -> None:
     words = "Mine.\n\n```\n## a comment\n```\n\nMore."
     assert unmarked(edited_sections(text({"Limits": words}))) == {"Limits": words}
     torn = edited_sections(text({"Limits": "Mine.\n\n```\nnever closed"}))
@@ -247,7 +245,7 @@ def test_a_line_of_code_is_no_title() -> None:
         "A line\u2028that breaks\x0c\x85\x1cin other ways",
     ],
 )
-def test_words_stay_to_the_last_character(block: str) -> None:
+def test_edited_text_is_kept_unchanged(block: str) -> None:
     written = f"Mine.\n\n{block}\n\nMore."
     made = text({"Intended use": written, "Limits": written})
     assert unmarked(edited_sections(made)) == {"Intended use": written, "Limits": written}
@@ -257,12 +255,12 @@ def test_words_stay_to_the_last_character(block: str) -> None:
     }
 
 
-def test_a_block_left_open_hides_no_title() -> None:
+def test_an_unclosed_code_block_hides_no_title() -> None:
     words = {"Intended use": "Mine.\n\n```\nnever closed", "Limits": "Mine too."}
     assert unmarked(edited_sections(text(words))) == words
 
 
-def test_a_card_that_is_no_text_is_told_in_one_line(tmp_path: Path) -> None:
+def test_a_card_that_is_not_utf_8_is_reported_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "first").mkdir()
     (tmp_path / "first" / "README.md").write_bytes("## Limits\n\nCafé".encode("latin-1"))
     with pytest.raises(StackError, match=r"first/README.md: .*save it as UTF-8 text") as refusal:
@@ -270,7 +268,7 @@ def test_a_card_that_is_no_text_is_told_in_one_line(tmp_path: Path) -> None:
     assert "\n" not in str(refusal.value)
 
 
-def test_what_was_written_goes_on_to_the_next_run(tmp_path: Path) -> None:
+def test_edits_are_kept_for_the_next_run(tmp_path: Path) -> None:
     for run, words in (("first", "My words."), ("second", "")):
         (tmp_path / run).mkdir()
         made = text({"Intended use": words} if words else None)
@@ -283,23 +281,23 @@ def test_what_was_written_goes_on_to_the_next_run(tmp_path: Path) -> None:
 
 
 MALFORMED = {
-    "no metadata": ("# A model", "must begin with a block of metadata"),
-    "no YAML": ("---\nlicense: [\n---\n", "no YAML"),
-    "a list": ("---\n- license\n---\n", "must begin with a block"),
-    "license": ("---\nlicense: [mit]\n---\n", "license must be one of the Hub's ids"),
-    "license text": ("---\nlicense: MIT License\n---\n", "license must be one of the Hub's ids"),
+    "no metadata": ("# A model", "expected metadata between two lines of ---"),
+    "no YAML": ("---\nlicense: [\n---\n", "invalid YAML"),
+    "a list": ("---\n- license\n---\n", "expected metadata between"),
+    "license": ("---\nlicense: [mit]\n---\n", "license: expected an id of the Hub"),
+    "license text": ("---\nlicense: MIT License\n---\n", "license: expected an id of the Hub"),
     "task": ("---\npipeline_tag: 5\n---\n", "pipeline_tag must be one"),
-    "data set": ("---\ndatasets: ['a b']\n---\n", "datasets must name repositories"),
-    "bucket": ("---\nbuckets: ['a b']\n---\n", "buckets must name repositories"),
-    "version": ("---\nnew_version: you/a/b\n---\n", "new_version must name repositories as USER/NAME"),
-    "base": ("---\nbase_model: https://hub/x/y\n---\n", "base_model must name repositories"),
-    "open": ("---\nlicense: mit\n", "must begin with a block"),
-    "gap": ("---\nlicense: mit\n---\n[More Information Needed]", "it says 'More Information Needed'"),
+    "data set": ("---\ndatasets: ['a b']\n---\n", "datasets: expected USER/NAME"),
+    "bucket": ("---\nbuckets: ['a b']\n---\n", "buckets: expected USER/NAME"),
+    "version": ("---\nnew_version: you/a/b\n---\n", "new_version: expected USER/NAME"),
+    "base": ("---\nbase_model: https://hub/x/y\n---\n", "base_model: expected USER/NAME"),
+    "open": ("---\nlicense: mit\n", "expected metadata between"),
+    "gap": ("---\nlicense: mit\n---\n[More Information Needed]", "contains 'More Information Needed'"),
 }
 
 
 @pytest.mark.parametrize("name", MALFORMED)
-def test_what_is_malformed_is_refused_in_one_line(name: str) -> None:
+def test_a_malformed_card_is_rejected_in_one_line(name: str) -> None:
     made, words = MALFORMED[name]
     with pytest.raises(StackError, match=words) as refusal:
         check(made)

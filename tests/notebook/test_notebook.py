@@ -1,4 +1,4 @@
-"""The notebook: made from its source, small, free of outputs; it runs with all keys, with none, and with any of them amiss."""
+"""The notebook: generated, small, without outputs; it runs with all keys, none, and with failing ones."""
 
 import asyncio
 import base64
@@ -59,7 +59,7 @@ class UserSecretsClient:
 
 @pytest.fixture(autouse=True)
 def no_colab_is_left() -> Iterator[None]:
-    """A stand-in that a test has imported here is gone after it: the next one would look for secrets."""
+    """Remove imported stand-ins after a test, so that later tests do not find them."""
     yield
     for name in [name for name in sys.modules if name.startswith("google.colab")]:
         del sys.modules[name]
@@ -72,7 +72,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def places(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder for PYTHONPATH with the modules that Colab and Kaggle bring."""
+    """A folder for PYTHONPATH with stand-ins for the modules of Colab and Kaggle."""
     folder = tmp_path_factory.mktemp("places")
     colab = folder / "google" / "colab"
     colab.mkdir(parents=True)
@@ -98,14 +98,14 @@ def cells_of(project: Path) -> list[Any]:
 
 
 def shortened(project: Path) -> None:
-    """One short trial is enough here."""
+    """Limit the sweep to one short trial."""
     sweep = project / "sweep.yaml"
     text = re.sub(r"run_cap: \d+", "run_cap: 1", sweep.read_text())
     sweep.write_text(text.replace("value: 10", "value: 1"))
 
 
 async def execute(project: Path, folder: Path, upto: int | None = None, **environ: str) -> str:
-    """What the notebook prints when all of it runs in `folder`, or its first cells."""
+    """Run the notebook, or its first cells, in `folder`; return the output."""
     notebook = nbformat.read(project / "notebooks" / "train.ipynb", as_version=4)
     notebook.cells = notebook.cells[:upto]
     for cell in notebook.cells:
@@ -119,20 +119,20 @@ async def execute(project: Path, folder: Path, upto: int | None = None, **enviro
 
 
 def colab(places: Path, **secrets: str) -> dict[str, str]:
-    """The environment of Colab with these secrets."""
+    """Return the environment of Colab with these secrets."""
     return {"PYTHONPATH": str(places), "COLAB_RELEASE_TAG": "release", "SECRETS": json.dumps(secrets)}
 
 
 @pytest.mark.parametrize("github", ["", "octocat"])
 @pytest.mark.parametrize("task", sorted(TASKS.glob("*-*/")), ids=lambda task: str(task.name))
-def test_it_is_what_its_source_gives(tmp_path: Path, task: Path, github: str) -> None:
+def test_the_notebook_matches_its_source(tmp_path: Path, task: Path, github: str) -> None:
     chosen = {"github_username": github, "task": task.name}
     made = baking.bake(tmp_path, hooks=False, **chosen) / "notebooks" / "train.ipynb"
     rendered = baking.environment().from_string(source(task)).render(**baking.context(chosen))
     assert made.read_text("utf-8") == converted(rendered)
 
 
-def test_it_is_small_and_free_of_outputs(project: Path) -> None:
+def test_it_is_small_and_has_no_outputs(project: Path) -> None:
     cells = cells_of(project)
     code = [cell for cell in cells if cell.cell_type == "code"]
     lines = [len(cell.source.splitlines()) for cell in code]
@@ -142,7 +142,7 @@ def test_it_is_small_and_free_of_outputs(project: Path) -> None:
     assert not any(cell.outputs or cell.execution_count for cell in code)
 
 
-def test_it_asks_for_a_gpu_and_opens_on_colab_and_kaggle(project: Path) -> None:
+def test_it_requests_a_gpu_and_opens_on_colab_and_kaggle(project: Path) -> None:
     notebook = nbformat.read(project / "notebooks" / "train.ipynb", as_version=4)
     nbformat.validate(notebook)
     assert notebook.metadata.accelerator == "GPU"
@@ -163,7 +163,7 @@ def test_every_parameter_is_a_field_of_the_configuration(project: Path) -> None:
         assert str(defaults[name]) == value
 
 
-def test_ruff_reads_it(project: Path) -> None:
+def test_ruff_accepts_it(project: Path) -> None:
     path = project / "notebooks" / "planted.ipynb"
     content = json.loads((project / "notebooks" / "train.ipynb").read_text("utf-8"))
     code = next(cell for cell in content["cells"] if cell["cell_type"] == "code")
@@ -177,7 +177,7 @@ def test_ruff_reads_it(project: Path) -> None:
 
 
 @pytest.mark.slow
-def test_two_runs_without_any_key_print_the_same(tmp_path: Path, places: Path) -> None:
+def test_two_runs_without_keys_have_the_same_output(tmp_path: Path, places: Path) -> None:
     folders = [tmp_path / "one", tmp_path / "two"]
     for folder in folders:
         folder.mkdir()
@@ -191,8 +191,8 @@ def test_two_runs_without_any_key_print_the_same(tmp_path: Path, places: Path) -
     plain = [normal(text, folder) for text, folder in zip(printed, folders, strict=True)]
     assert plain[0] == plain[1]
     for words in (
-        "WANDB_API_KEY: not among the secrets",
-        "Every package is here.",
+        "WANDB_API_KEY: not set in Colab secrets",
+        "All packages are installed.",
         "GPU: none",
         "Run first-",
         "Test accuracy",
@@ -205,7 +205,7 @@ def test_two_runs_without_any_key_print_the_same(tmp_path: Path, places: Path) -
 
 
 def normal(text: str, folder: Path) -> str:
-    """Printed text without what differs between two runs of the same: places, ids, and measured sizes and times."""
+    """Remove paths, ids, and measured sizes and times from an output."""
     text = text.replace(str(folder), "FOLDER")
     text = re.sub(r"sweep-[0-9a-f]{8}|offline-run-\d+_\d+|127\.0\.0\.1:\d+", "ID", text)
     return re.sub(r"\d+(\.\d+)?( of \d+(\.\d+)?)? ?(s|ms|GB|MB)\b", "N", text)
@@ -220,7 +220,7 @@ def test_with_all_keys_it_uses_every_service(tmp_path: Path, places: Path) -> No
         folder = services.project / "notebooks"
         printed = asyncio.run(execute(services.project, folder, **colab(places, **secrets), **addresses))
         for name in KEYS:
-            assert f"{name}: from Colab's secrets" in printed
+            assert f"{name}: from Colab secrets" in printed
         assert not any(value in printed for value in SERVED.values())
         assert not any(
             value.encode() in path.read_bytes()
@@ -235,14 +235,14 @@ def test_with_all_keys_it_uses_every_service(tmp_path: Path, places: Path) -> No
 
 
 def reached(services: Online) -> None:
-    """Fail unless the run is at W&B and the model on the Hub."""
+    """Check that the run is at W&B and the model on the Hub."""
     assert services.hub.repos
     assert services.wandb.runs
 
 
 AMISS = {
-    None: "not among the secrets",
-    "!denied": "switch on “Notebook access” next to the secret",
+    None: "not set in Colab secrets",
+    "!denied": "continuing without it; enable “Notebook access” for the secret",
     "!timeout": """run `import os, getpass; os.environ["{}"] = getpass.getpass()` in a cell, then this cell again""",
     "!other": "do not give it (Error)",
 }
@@ -250,7 +250,7 @@ AMISS = {
 
 @pytest.mark.parametrize("amiss", AMISS)
 @pytest.mark.parametrize("name", KEYS)
-def test_a_secret_that_is_not_given_is_told_in_one_line(
+def test_a_missing_secret_is_reported_in_one_line(
     project: Path,
     places: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -271,7 +271,7 @@ def test_a_secret_that_is_not_given_is_told_in_one_line(
     assert AMISS[amiss].format(name) in told[name]
     assert name not in environ
     assert "value of" not in printed
-    later = KEYS[KEYS.index(name) + 1 :] if amiss == "!timeout" else ()  # each would take ten seconds more
+    later = KEYS[KEYS.index(name) + 1 :] if amiss == "!timeout" else ()  # each further timeout takes ten seconds
     for key in KEYS:
         if key != name:
             assert (environ.get(key) == f"value of {key}") is (key not in later)
@@ -287,14 +287,14 @@ def test_kaggles_secrets_are_read_too(
     Project("skeleton", environ).keys()
     assert environ["HF_TOKEN"] == "hf_x"
     assert capsys.readouterr().out.splitlines() == [
-        "WANDB_API_KEY: not given (BackendError); working without it (Add-ons > Secrets adds it)",
-        "HF_TOKEN: from Kaggle's secrets",
+        "WANDB_API_KEY: cannot read Kaggle secrets (BackendError); continuing without it (see Add-ons > Secrets)",
+        "HF_TOKEN: from Kaggle secrets",
         "ALGORITHMIA_API: from the environment",
-        "ALGORITHMIA_API_KEY: not given (BackendError); working without it (Add-ons > Secrets adds it)",
+        "ALGORITHMIA_API_KEY: cannot read Kaggle secrets (BackendError); continuing without it (see Add-ons > Secrets)",
     ]
 
 
-def test_a_command_that_fails_ends_its_cell_without_a_traceback(project: Path, tmp_path: Path) -> None:
+def test_a_failed_command_stops_its_cell_without_a_traceback(project: Path, tmp_path: Path) -> None:
     until = next(n for n, cell in enumerate(cells_of(project)) if "project.install()" in cell.source) + 1
     other = tmp_path / "ziffern"
     subprocess.run(["cp", "-r", str(project), str(other)], check=True)
@@ -305,12 +305,12 @@ def test_a_command_that_fails_ends_its_cell_without_a_traceback(project: Path, t
     with pytest.raises(CellExecutionError) as told:
         asyncio.run(execute(other, other / "notebooks", until + 1))
     assert "error: lr: expected float" in str(told.value)
-    assert "error: train ended with code 1; the lines above say why" in str(told.value)
+    assert "error: train failed with exit code 1; see the output above" in str(told.value)
     assert "Traceback" not in str(told.value)
 
 
 @pytest.mark.slow
-def test_other_parameters_make_another_run_and_the_same_go_on(
+def test_other_parameters_start_another_run_and_the_same_resume(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = baking.bake(tmp_path, **names(""))
@@ -326,7 +326,7 @@ def test_other_parameters_make_another_run_and_the_same_go_on(
     project.split("test", 8)
     assert project.model(one)
     project("data", "--seed", "1")
-    with pytest.raises(CellFailedError, match="not the one that the model was trained on: train again"):
+    with pytest.raises(CellFailedError, match="the data set differs from the model's training data; train again"):
         project.split("test", 8)
     with pytest.raises(CellFailedError, match="train again"):
         project.model(one)
@@ -334,7 +334,7 @@ def test_other_parameters_make_another_run_and_the_same_go_on(
 
 @contextmanager
 def github(project: Path, folder: Path, token: str) -> Iterator[str]:
-    """A server of the project's repository, for those who bring the token if there is one."""
+    """Serve the project's repository; requests need the token, if one is given."""
     repository = folder / "octocat" / "ziffern"
     subprocess.run(["git", "update-server-info"], cwd=project, check=True)
     repository.parent.mkdir(parents=True)
@@ -379,6 +379,6 @@ def test_it_gets_the_project_from_github(tmp_path: Path, places: Path, token: st
                 asyncio.run(execute(project, content, until, **given))
             return
         printed = asyncio.run(execute(project, content, until, **given))
-    assert "Every package is here." in printed
+    assert "All packages are installed." in printed
     assert (content / "ziffern" / "stack.toml").exists()
     assert "ghp_x" not in (content / "ziffern" / ".git" / "config").read_text() + printed

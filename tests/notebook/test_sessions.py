@@ -60,19 +60,19 @@ def no_secret_has_travelled(services: Sessions) -> None:
 
 
 @pytest.mark.slow
-def test_colab_trains_and_the_run_comes_home(services: Sessions, project: Path) -> None:
+def test_colab_trains_and_the_run_is_downloaded(services: Sessions, project: Path) -> None:
     code, printed = run(services, project, "colab", "--train", *TRAIN)
     assert code == 0, printed
     assert "Colab's terms" in printed
     assert "Test accuracy" in printed
-    assert "Fetched far." in printed
+    assert "Downloaded far." in printed
     assert (project / "runs" / "far" / "model" / "model.safetensors").exists()
     assert not services.open
     no_secret_has_travelled(services)
 
 
 @pytest.mark.slow
-def test_colab_passes_the_exit_code_on(services: Sessions, project: Path) -> None:
+def test_colab_returns_the_exit_code(services: Sessions, project: Path) -> None:
     code, printed = run(services, project, "colab", "--train", "--lr", "-1")
     assert code == 1, printed
     assert "lr: must be more than 0" in printed
@@ -80,7 +80,7 @@ def test_colab_passes_the_exit_code_on(services: Sessions, project: Path) -> Non
 
 
 @pytest.mark.slow
-def test_colab_is_stopped_when_the_terminal_is(services: Sessions, project: Path) -> None:
+def test_colab_is_stopped_on_sigterm(services: Sessions, project: Path) -> None:
     process = start(services, project, "colab", "--train", "--epochs", "100000", "--patience", "0")
     assert process.stdout
     assert any("1 process on cpu" in line for line in process.stdout)
@@ -91,7 +91,7 @@ def test_colab_is_stopped_when_the_terminal_is(services: Sessions, project: Path
 
 
 @pytest.mark.slow
-def test_a_refused_session_is_told(services: Sessions, project: Path) -> None:
+def test_a_rejected_session_is_reported(services: Sessions, project: Path) -> None:
     services.refuses = 400
     try:
         code, printed = run(services, project, "colab", "--train", *TRAIN)
@@ -99,17 +99,17 @@ def test_a_refused_session_is_told(services: Sessions, project: Path) -> None:
         services.refuses = 0
     assert code == 1
     assert "You may not have quota" in printed
-    assert "may still run" not in printed
+    assert "may still be running" not in printed
     assert not services.open
 
 
 @pytest.mark.slow
-def test_kaggle_trains_and_the_run_comes_home(services: Sessions, project: Path) -> None:
+def test_kaggle_trains_and_the_run_is_downloaded(services: Sessions, project: Path) -> None:
     began = time.monotonic()
     code, printed = run(services, project, "kaggle", "--user", "me", "--train", "--epochs", "1", "--name", "farther")
     assert code == 0, printed
     assert "Kaggle's terms" in printed
-    assert "Fetched farther." in printed
+    assert "Downloaded farther." in printed
     assert (project / "runs" / "farther" / "model" / "model.safetensors").exists()
     assert not services.kernels
     assert time.monotonic() - began < 120
@@ -117,7 +117,7 @@ def test_kaggle_trains_and_the_run_comes_home(services: Sessions, project: Path)
 
 
 @pytest.mark.slow
-def test_kaggle_passes_the_exit_code_on(services: Sessions, project: Path) -> None:
+def test_kaggle_returns_the_exit_code(services: Sessions, project: Path) -> None:
     code, printed = run(services, project, "kaggle", "--user", "me", "--train", "--lr", "-1")
     assert code == 1, printed
     assert not services.kernels
@@ -127,13 +127,13 @@ def test_kaggle_passes_the_exit_code_on(services: Sessions, project: Path) -> No
 @pytest.mark.parametrize(
     ("path", "answer", "words", "left"),
     [
-        ("SaveKernel", 403, "error: Kaggle did not take the kernel", 0),
-        ("ListKernelSessionOutput", 403, "error: the results did not come, and stay there", 1),
-        ("/output/", b"torn", "error: the results did not come, and stay there", 1),
-        ("DeleteKernel", 500, "The session may still run: stop it with `kaggle kernels delete", 1),
+        ("SaveKernel", 403, "error: Kaggle rejected the kernel", 0),
+        ("ListKernelSessionOutput", 403, "error: results not downloaded; download them with", 1),
+        ("/output/", b"torn", "error: results not downloaded; download them with", 1),
+        ("DeleteKernel", 500, "The session may still be running; stop it with `kaggle kernels delete", 1),
     ],
 )
-def test_kaggle_failing_at_a_step_is_told_and_no_result_is_lost(
+def test_a_kaggle_error_at_any_step_is_reported_and_no_result_is_lost(
     services: Sessions, project: Path, path: str, answer: int | bytes, words: str, left: int
 ) -> None:
     services.refused = {path: answer}
@@ -147,13 +147,13 @@ def test_kaggle_failing_at_a_step_is_told_and_no_result_is_lost(
     assert "Traceback" not in printed
     assert len(services.kernels) == left
     services.kernels.clear()
-    fetched = path == "DeleteKernel"  # training went well, and is here
+    fetched = path == "DeleteKernel"  # training succeeded and is downloaded
     assert code == int(not fetched), printed
     assert (project / "runs" / name).exists() is fetched
 
 
 @pytest.mark.slow
-def test_kaggle_that_no_longer_answers_is_not_asked_for_ever(
+def test_polling_of_kaggle_stops_after_repeated_errors(
     services: Sessions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     services.refused = {"GetKernelSessionStatus": 403}
@@ -166,12 +166,12 @@ def test_kaggle_that_no_longer_answers_is_not_asked_for_ever(
         assert sessions.wait("me/gone-for-good") == ""
     finally:
         services.refused = {}
-    assert capsys.readouterr().out.count("Permission") == 1  # the client's own line, once
+    assert capsys.readouterr().out.count("Permission") == 1  # the client's line, once
 
 
 @pytest.mark.slow
-def test_a_session_of_colab_that_disappears_is_told(services: Sessions, project: Path) -> None:
-    often = ("--set", "patience=0.03")  # the session is looked for every two seconds
+def test_a_lost_session_of_colab_is_reported(services: Sessions, project: Path) -> None:
+    often = ("--set", "patience=0.03")  # the session is checked every two seconds
     process = start(services, project, "colab", *often, "--train", "--epochs", "100000", "--patience", "0")
     assert process.stdout
     assert any("1 process on cpu" in line for line in process.stdout)
@@ -180,21 +180,21 @@ def test_a_session_of_colab_that_disappears_is_told(services: Sessions, project:
     del services.open[name]
     machine.wait(60)
     printed, _ = process.communicate(timeout=120)
-    assert "Colab has ended the session" in printed
+    assert "Colab stopped the session" in printed
     assert process.returncode == 1, printed
     assert "Traceback" not in printed
     assert name not in services.open
 
 
 def stop_all(pid: int) -> None:
-    """Kill a process and all below it."""
+    """Kill a process and its descendants."""
     below = subprocess.run(["pgrep", "-P", str(pid)], capture_output=True, text=True, check=False).stdout
     os.kill(pid, signal.SIGKILL)
     for child in below.split():
         stop_all(int(child))
 
 
-def test_what_may_be_a_key_does_not_travel(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_variables_that_may_contain_keys_are_not_sent(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in (
         "HF_TOKEN",
         "WANDB_API_KEY",
@@ -208,7 +208,7 @@ def test_what_may_be_a_key_does_not_travel(monkeypatch: pytest.MonkeyPatch) -> N
     assert {name for name, value in sessions.keyless().items() if value == SECRET} == {"KAGGLE_KEY", "LANG"}
 
 
-def test_without_the_client_it_says_how_to_get_it(project: Path, tmp_path: Path) -> None:
+def test_a_missing_client_is_reported_with_its_installation(project: Path, tmp_path: Path) -> None:
     given = environment(tmp_path, PYTHONPATH=str(project / "src"), PATH="/nowhere")
     for place, package in (("colab", "google-colab-cli"), ("kaggle", "kaggle")):
         done = subprocess.run(

@@ -118,7 +118,7 @@ def weights(path: Path) -> dict[str, Any]:
 def test_a_backbone_starts_from_its_weights_on_the_hub(shapes: Shapes, published: tuple[Path, str]) -> None:
     """All but its head, which alone was trained."""
     folder, printed = published
-    assert f"Starting from hf://{BASE}: 120 of 122 tensors. Not taken: fc." in printed
+    assert f"Starting from hf://{BASE}: 120 of 122 tensors. Not used: fc." in printed
     before, after = (
         weights(shapes.folder.parent / "resnet18" / "model.safetensors"),
         weights(folder / "model.safetensors"),
@@ -175,7 +175,7 @@ def test_what_can_not_be_a_backbone_is_told_in_one_line(shapes: Shapes) -> None:
     for flags, words in (
         (("--backbone", "nonsense"), "backbone: Unknown model (nonsense)"),
         (("--backbone", "vit_tiny_patch16_224"), "requires images of 224 pixels; add --size 224"),
-        (("--backbone", "resnet34"), "hf://timm/resnet34.a1_in1k is not on the Hub"),
+        (("--backbone", "resnet34"), "hf://timm/resnet34.a1_in1k: not found on the Hub"),
     ):
         printed = shapes.run("train", *flags, *(() if "vit" in flags[1] else QUICK), "--batch-size", "16", code=1)
         assert [line for line in printed.splitlines() if line.startswith("error: ") and words in line], printed

@@ -287,7 +287,7 @@ def test_own_texts_and_an_encoder_of_the_hub(folder: Path, roberta: Path, hub: H
     sample = json.loads((folder / "models" / "own" / "sample.json").read_text())
     assert isinstance(sample["input"], str) and sample["output"]["label"] in ("1", "5")
     for place, words in {
-        "me/nothing": "error: hf://me/nothing is not on the Hub",
+        "me/nothing": "error: hf://me/nothing: not found on the Hub",
         "me/pickled": "error: encoder: ",
         "nowhere": "error: encoder: expected USER/NAME on the Hub, or a folder with config.json, got 'nowhere'",
     }.items():

@@ -9,7 +9,7 @@ PRIVATE = {"free": 100e9, "PRO": 1e12}  # bytes; https://huggingface.co/docs/hub
 
 
 def storage(key: "Key", account: str, namespace: str, plan: str) -> dict[str, Any]:
-    """Return the private and public bytes of a namespace and its private limit; {} if the Hub does not tell.
+    """Return the private and public bytes of a namespace and its private limit; {} if the request fails.
 
     Source: huggingface_hub's list_user_repos.
     """
@@ -18,7 +18,7 @@ def storage(key: "Key", account: str, namespace: str, plan: str) -> dict[str, An
     own = namespace.casefold() in ("", account.casefold())
     try:
         repos = list(HfApi(endpoint=key.address, token=key.value).list_user_repos(None if own else namespace))
-    except Exception:  # any failure: this is only information
+    except Exception:  # the report is optional
         return {}
     sizes = {kind: sum(repo.storage for repo in repos if repo.visibility == kind) for kind in ("private", "public")}
     return {"account": namespace or account, **sizes, "limit": PRIVATE.get(plan) if own else None}

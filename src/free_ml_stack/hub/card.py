@@ -1,4 +1,4 @@
-"""The model card: metadata and text made from the run, nothing that was not measured."""
+"""The model card: metadata and text generated from the measurements of a run."""
 
 import hashlib
 import re
@@ -12,19 +12,19 @@ from huggingface_hub import ModelCard
 
 from free_ml_stack.errors import StackError
 from free_ml_stack.evaluation.result import metric_title, tables_with_pictures
-from free_ml_stack.hub.metadata import base_model, metadata, said
-from free_ml_stack.hub.usage import lines, needed, reloading
+from free_ml_stack.hub.metadata import base_model, metadata, optional_text
+from free_ml_stack.hub.usage import lines, reload_lines, required_packages
 
 if TYPE_CHECKING:
     from free_ml_stack.project.science import Science
     from free_ml_stack.project.settings import Settings
 
 EDITABLE = ("Intended use", "Limits")
-MADE = ("How to use", "Data", "Training", "Results", "Reproduce")  # anew for each run, whatever was there
+GENERATED = ("How to use", "Data", "Training", "Results", "Reproduce")  # generated for each run
 MARK = re.compile(r"\n*<!-- (generated|kept) ([0-9a-f]{12}): .*-->\s*$")
 FENCE = re.compile(r" {0,3}(`{3,}(?!.*`)|~{3,})(.*)")  # spec.commonmark.org, 4.5
 FRONT = re.compile(r"---\n(.*?\n)---(?:\n|$)", re.DOTALL)
-GAP = "More Information Needed"
+PLACEHOLDER = "More Information Needed"
 ID = re.compile(r"[a-z0-9][a-z0-9.+-]*")
 REPOSITORY = re.compile(r"([\w.-]+/)?[\w.-]+")
 
@@ -32,7 +32,7 @@ REPOSITORY = re.compile(r"([\w.-]+/)?[\w.-]+")
 def card(
     settings: "Settings", science: "Science", result: Mapping[str, Any], model: str, kept: Mapping[str, str]
 ) -> ModelCard:
-    """The card of a run's model. `model` names its class, `kept` are the sections that a person wrote before."""
+    """Return the card of a run's model. `model` is its class name, `kept` are sections edited by a user."""
     config = result["config"]
     card: ModelCard = ModelCard.from_template(
         metadata(settings, science, result),
@@ -47,11 +47,11 @@ def card(
         license=settings.license,
         model=model,
         model_repo=settings.model_repo or ".",
-        use=said(science, "use", config).replace("<repository>", settings.model_repo or "."),
-        library=said(science, "library", config),
-        packages=needed(science.folder),
+        use=optional_text(science, "use", config).replace("<repository>", settings.model_repo or "."),
+        library=optional_text(science, "library", config),
+        packages=required_packages(science.folder),
         snippet="\n".join(lines(science.package, settings.model_repo)),
-        reload=reloading(science.package, settings.model_repo),
+        reload=reload_lines(science.package, settings.model_repo),
         base_model=base_model(settings, science, config),
         package=science.package,
         source=result["data"].get("source", science.data.SOURCE),
@@ -63,15 +63,15 @@ def card(
 
 
 def custom_sections(kept: Mapping[str, str]) -> str:
-    """The sections that only a person has written, as the end of a card."""
+    """Return the sections added by a user, for the end of a card."""
     written = {title: body for title, body in kept.items() if title not in EDITABLE}
     return "".join(f"\n## {title}\n\n{marked_section(body, '')}\n" for title, body in written.items())
 
 
 def escape_markdown(text: str) -> str:
-    """Text that Markdown shows as it was written, each line of it.
+    """Escape text for Markdown; line breaks are kept.
 
-    Source: spec.commonmark.org, 2.4, 5.2 (what begins a list) and 6.7; tables and strikethrough are GitHub's.
+    Source: spec.commonmark.org, 2.4, 5.2 (list items) and 6.7; GitHub's tables and strikethrough.
     """
     escaped = re.sub(r"[\\`*_{}\[\]<>#|~$!&]", r"\\\g<0>", text.strip())
     escaped = re.sub(r"^(\d*)([-+.)])(?=[-\s]|$)", r"\1\\\2", escaped)
@@ -79,31 +79,31 @@ def escape_markdown(text: str) -> str:
 
 
 def marked_section(kept: str | None, generated: str) -> str:
-    """A section's text: what a person wrote, else what is generated, with a mark that tells whether it is edited."""
+    """Return a section's text, edited by a user or generated, with a mark that reveals later edits."""
     word, body = ("kept", kept) if kept else ("generated", generated)
     if not was_edited(body):
         return body
-    return f"{body}\n\n<!-- {word} {_digest(body)}: edit the text above, and your words stay -->"
+    return f"{body}\n\n<!-- {word} {_digest(body)}: edit the text above to replace it; edits are kept -->"
 
 
 def was_edited(body: str) -> bool:
-    """Whether a section was edited since its card was made."""
+    """Return whether a section was edited since its card was generated."""
     mark = MARK.search(body)
     return not (mark and mark[2] == _digest(MARK.sub("", body)))
 
 
 def read_card(path: Path, name: str) -> str:
-    """A card that a person may have edited; StackError, by its `name`, for one that is not text in UTF-8."""
+    """Read a card. Raises StackError with its `name` if it is not UTF-8."""
     try:
         return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise StackError(f"{name}: {error}; save it as UTF-8 text") from None
 
 
-def edited_sections(card: str, made: Sequence[str] = MADE) -> dict[str, str]:
-    """The sections of an earlier card that a person has written, all but those that are `made`.
+def edited_sections(card: str, made: Sequence[str] = GENERATED) -> dict[str, str]:
+    """Return the sections of an earlier card edited by a user, except those in `made`.
 
-    Those from before that card keep their mark.
+    Sections edited before that card keep their mark.
     """
     found: dict[str, str] = {}
     for title, body in _parts(card):
@@ -118,7 +118,7 @@ def edited_sections(card: str, made: Sequence[str] = MADE) -> dict[str, str]:
 
 
 def merge_sections(here: Mapping[str, str], there: Mapping[str, str]) -> dict[str, str]:
-    """The sections of two cards as one: what is here, unless only there it was edited since."""
+    """Merge the sections of two cards: those here, unless only the other one was edited since."""
     return {
         **there,
         **{name: body for name, body in here.items() if was_edited(body) or not _newer(name, there)},
@@ -130,10 +130,10 @@ def _newer(name: str, there: Mapping[str, str]) -> bool:
 
 
 def _parts(card: str) -> Iterable[tuple[str, str]]:
-    """Titles and texts of a card's sections; in a block of code no line is a title."""
+    """Yield titles and texts of a card's sections; lines in code blocks are not titles."""
     title = ""
     lines: list[str] = []
-    written = re.split(r"\r\n?|\n", card)  # what else `splitlines` splits at are people's words
+    written = re.split(r"\r\n?|\n", card)  # `splitlines` splits at further characters
     for line, code in zip(written, _code(written), strict=True):
         if line.startswith("## ") and not code:
             yield title, "\n".join(lines).strip()
@@ -144,7 +144,7 @@ def _parts(card: str) -> Iterable[tuple[str, str]]:
 
 
 def _code(lines: Sequence[str]) -> list[bool]:
-    """Whether each line is in a block of code; none is where a block was left open."""
+    """Return for each line whether it is in a code block; all False if a block is not closed."""
     inside, fence = [], ""
     for line in lines:
         inside.append(bool(fence))
@@ -152,34 +152,34 @@ def _code(lines: Sequence[str]) -> list[bool]:
         if found and not fence:
             fence = found[1]
         elif found and found[1].startswith(fence):
-            if found[2].strip():  # another block begins
+            if found[2].strip():  # another block starts
                 return [False] * len(lines)
             fence = ""
     return [False] * len(lines) if fence else inside
 
 
 def check(card: str) -> None:
-    """Raise StackError for what the Hub would refuse of a card, and for a gap in its text."""
+    """Raise StackError if the Hub would reject a card, or if its text has a placeholder."""
     block = FRONT.match(card)
     try:
         front = yaml.safe_load(block[1]) if block else None
     except yaml.YAMLError as error:
-        raise StackError(f"README.md: its metadata is no YAML: {' '.join(str(error).split())}") from None
+        raise StackError(f"README.md: invalid YAML in the metadata: {' '.join(str(error).split())}") from None
     if not isinstance(front, dict):
-        raise StackError("README.md: it must begin with a block of metadata between two lines of ---")
-    if faults := [*_malformed(front), *([f"it says {GAP!r}"] if GAP in card else [])]:
+        raise StackError("README.md: expected metadata between two lines of --- at the start")
+    if faults := [*_malformed(front), *([f"contains {PLACEHOLDER!r}"] if PLACEHOLDER in card else [])]:
         raise StackError(f"README.md: {'; '.join(faults)}")
 
 
 def _malformed(front: Mapping[str, Any]) -> Iterable[str]:
     for name in ("license", "pipeline_tag"):
         if name in front and not (isinstance(front[name], str) and ID.fullmatch(front[name])):
-            yield f"{name} must be one of the Hub's ids, is {front[name]!r}"
+            yield f"{name}: expected an id of the Hub, got {front[name]!r}"
     for name in ("base_model", "datasets", "buckets", "new_version"):
         values = front.get(name, [])
         for value in values if isinstance(values, list) else [values]:
             if not REPOSITORY.fullmatch(str(value)):
-                yield f"{name} must name repositories as USER/NAME, is {value!r}"
+                yield f"{name}: expected USER/NAME, got {value!r}"
 
 
 def _digest(body: str) -> str:
@@ -188,11 +188,11 @@ def _digest(body: str) -> str:
 
 def _intended(science: "Science", data: Mapping[str, Any]) -> str:
     task = science.model.TASK.replace("-", " ").capitalize()
-    return f"{task} of inputs like those of {escape_markdown(data['name'])}."
+    return f"{task} of inputs similar to those of {escape_markdown(data['name'])}."
 
 
 def _limits(data: Mapping[str, Any]) -> str:
     return (
         f"Measured on the test split of {escape_markdown(data['name'])} only ({data['rows']['test']:,} examples). "
-        "Inputs of another kind were not tried."
+        "Other inputs were not tested."
     )

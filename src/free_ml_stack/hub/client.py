@@ -1,4 +1,4 @@
-"""The Hub's client: patient with what passes, one line for what does not."""
+"""Calls of the Hub's client: retries of transient errors, one-line messages for others."""
 
 import re
 import tempfile
@@ -19,23 +19,23 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 ATTEMPTS, PAUSE = 5, 1.0  # seconds before the second one
-PATIENCE = 20.0  # seconds after which trouble is told: most of the client's calls have been patient themselves by then
-CROSSED = (409, 412)  # another writer was quicker
+RETRY_SECONDS = 20.0  # seconds after which errors are raised: most of the client's calls have retried by then
+CONFLICTS = (409, 412)  # conflict with another writer
 TOO_MANY = 429
-PASSING = (*CROSSED, TOO_MANY, 500, 502, 503, 504)  # too many requests, a server in trouble
+TRANSIENT = (*CONFLICTS, TOO_MANY, 500, 502, 503, 504)  # conflict, rate limit, server error
 XET_ANSWER = re.compile(r"HTTP status \w+ error \((?P<status>\d+[^)]*)\), domain: (?P<url>\S+)")  # hf_xet
 MISSING, UNKNOWN_KEY, FORBIDDEN = 404, 401, 403
 
 
 def offline() -> bool:
-    """Whether the Hub's client has been told to ask nothing."""
+    """Return whether the Hub's client is in offline mode."""
     from huggingface_hub import is_offline_mode
 
     return is_offline_mode()
 
 
 def client() -> "HfApi":
-    """The Hub's client; it shows progress only where somebody watches."""
+    """Return the Hub's client; its progress bars are shown on a terminal only."""
     from huggingface_hub import HfApi
     from huggingface_hub.utils.tqdm import disable_progress_bars
 
@@ -52,39 +52,39 @@ def http_library() -> Any:
 
 
 def with_retries(work: Callable[[], T]) -> T:
-    """Return what `work` returns, tried again while the Hub or the way there is in trouble.
+    """Return the result of `work`; retry it after errors of the Hub or the network.
 
-    What is missing is the caller's business. Raises StackError with one line where it stays in trouble or refuses.
+    A 404 is raised unchanged. Raises StackError with one line after the last attempt or a rejected request.
     """
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
     httpx = http_library()
 
-    passing = (HfHubHTTPError, httpx.HTTPError, OSError, RuntimeError)
-    end = time.monotonic() + PATIENCE
+    transient = (HfHubHTTPError, httpx.HTTPError, OSError, RuntimeError)
+    end = time.monotonic() + RETRY_SECONDS
 
     def attempt() -> T:
         try:
             return work()
-        except passing:
+        except transient:
             raise
-        except ImportError as error:  # before any call, where a proxy needs what is not installed
+        except ImportError as error:  # before any call: a proxy may need a missing package
             raise StackError(explain_error(error) or first_line(error)) from None
         except HFValidationError as error:
             raise StackError(first_line(error)) from None
         except ValueError as error:
-            raise StackError(f"that was no answer of the Hub: {first_line(error)}") from None
+            raise StackError(f"invalid response from the Hub: {first_line(error)}") from None
 
     def after(error: Exception, attempts: int) -> float:
         return pause_after(error, attempts == ATTEMPTS, time.monotonic() > end)
 
-    return retry.call(attempt, passing, after, PAUSE)
+    return retry.call(attempt, transient, after, PAUSE)
 
 
 def pause_after(error: Exception, last: bool, late: bool) -> float:
-    """Return the seconds that the Hub asks to wait after an error; `late`, only if another writer crossed.
+    """Return the minimum pause in seconds after an error; if `late`, only for a conflict with another writer.
 
-    Raises the error where something is missing, StackError where to wait is vain or this was the `last` attempt.
+    Raises the error for a 404, StackError if a retry is useless or this was the `last` attempt.
     """
     from huggingface_hub.errors import HfHubHTTPError
     from huggingface_hub.utils import parse_ratelimit_headers  # type: ignore[attr-defined]
@@ -92,53 +92,51 @@ def pause_after(error: Exception, last: bool, late: bool) -> float:
     httpx = http_library()
 
     wrapped = not isinstance(error, httpx.HTTPError) and isinstance(error.__cause__, httpx.HTTPError)
-    answer = error.__cause__ if wrapped else error  # downloads wrap it
+    answer = error.__cause__ if wrapped else error  # downloads wrap the error
     if offline():
-        raise StackError("HF_HUB_OFFLINE is set, so the Hub is not asked; unset it and try again") from None
+        raise StackError("HF_HUB_OFFLINE is set; unset it and try again") from None
     if not isinstance(answer, HfHubHTTPError):
         check_cache_writable()
-        if told := explain_error(answer or error):
-            raise StackError(told) from None
-        if told := xet_refusal(first_line(error)):
-            raise StackError(told) from None
-        if last or late or not isinstance(answer, httpx.HTTPError):  # hf_xet has tried by itself
-            raise StackError(
-                f"the Hub can't be reached: {first_line(error)}; check the network, then try again"
-            ) from None
+        if message := explain_error(answer or error):
+            raise StackError(message) from None
+        if message := xet_error(first_line(error)):
+            raise StackError(message) from None
+        if last or late or not isinstance(answer, httpx.HTTPError):  # hf_xet retries itself
+            raise StackError(f"cannot reach the Hub: {first_line(error)}; check the network, then try again") from None
         return 0.0
     status = answer.response.status_code
     if status == MISSING:
         raise answer
-    limits = parse_ratelimit_headers(answer.response.headers)  # every answer has them
+    limits = parse_ratelimit_headers(answer.response.headers)  # in every response
     asked_too_often = limits is not None and limits.remaining == 0
-    of_a_kind = status == TOO_MANY and limits is not None and not asked_too_often  # such as commits, for an hour
-    if last or of_a_kind or status not in (CROSSED if late else PASSING):
+    of_a_kind = status == TOO_MANY and limits is not None and not asked_too_often  # such as commits per hour
+    if last or of_a_kind or status not in (CONFLICTS if late else TRANSIENT):
         raise http_error(answer) from None
     return float(limits.reset_in_seconds) if limits and asked_too_often else 0.0
 
 
-def xet_refusal(text: str) -> str:
-    """What to do where Xet, the Hub's file storage, has answered an error, as hf_xet words it; "" for anything else."""
+def xet_error(text: str) -> str:
+    """Return the message for an error of Xet, the Hub's file storage, in hf_xet's text; "" for other texts."""
     found = XET_ANSWER.search(text)
     if not found:
         return ""
     refused = int(found["status"].split()[0]) in (UNKNOWN_KEY, FORBIDDEN)
-    remedy = "see `doctor`" if refused else "set HF_HUB_DISABLE_XET=1, which takes the Hub's older way, and try again"
-    return f"the Hub's file storage answers {found['status']} at {found['url']}; {remedy}"
+    remedy = "see `doctor`" if refused else "set HF_HUB_DISABLE_XET=1 to use the older protocol, and try again"
+    return f"error from the Hub's file storage: {found['status']} at {found['url']}; {remedy}"
 
 
 def http_error(error: "HfHubHTTPError") -> StackError:
-    """A refusal in one line, with its remedy."""
+    """Return a StackError with one line and a remedy for an HTTP error."""
     status, reason = error.response.status_code, " ".join((error.server_message or str(error)).split())[:200]
     right = "read" if error.response.request.method in ("GET", "HEAD") else "write"
     if status in (UNKNOWN_KEY, FORBIDDEN):
         needed = f"it needs {right} access; " if status == FORBIDDEN else ""
         return StackError(f"key rejected by the Hub ({status}): {reason}; {needed}run `doctor`")
-    return StackError(f"the Hub answers {status}: {reason}{'; try again later' if status in PASSING else ''}")
+    return StackError(f"error from the Hub ({status}): {reason}{'; try again later' if status in TRANSIENT else ''}")
 
 
 def check_cache_writable() -> None:
-    """Refuse a folder that the Hub's client can't keep its files in: what it says of that itself misleads."""
+    """Raise StackError if the cache of the Hub's client is not writable; its own message is misleading."""
     from huggingface_hub import constants
 
     for name in ("HF_HOME", "HF_HUB_CACHE"):
@@ -148,5 +146,5 @@ def check_cache_writable() -> None:
             tempfile.TemporaryFile(dir=folder).close()
         except OSError as error:
             raise StackError(
-                f"{name}: the Hub's client can't keep files in {folder} ({error.strerror}); name another folder there"
+                f"{name}: cannot write to {folder} ({error.strerror}); set {name} to another folder"
             ) from None

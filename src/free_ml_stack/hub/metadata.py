@@ -19,18 +19,18 @@ if TYPE_CHECKING:
     from free_ml_stack.project.settings import Settings
 
 DATA_SETS, BUCKETS, RESULT = "datasets/", "buckets/", "result.json"
-LIBRARIES = "libraries.txt"  # the ids of @huggingface/tasks 0.21.54: with another one the Hub shows no snippet
+LIBRARIES = "libraries.txt"  # the ids of @huggingface/tasks 0.21.54; for other ids the Hub shows no snippet
 
 
 def metadata(settings: "Settings", science: "Science", result: Mapping[str, Any]) -> ModelCardData:
-    """The block that the Hub reads: license, task, data, what it started from, and results."""
+    """Return the metadata of the card: license, task, data, base model and results."""
     license_id = "other" if settings.license == "Proprietary" else settings.license.lower()
     data, data_name = result["data"], result["data"]["name"]
     sources = (data.get("source", ""), data.get("published", ""), settings.storage)
     data_id = next(filter(None, (repository_id(url, DATA_SETS) for url in sources)), data_name)
     scores = {name: float("nan" if value is None else value) for name, value in result["test"].items()}
     if unfit := next((name for name, value in scores.items() if not math.isfinite(value)), ""):
-        raise StackError(f"README.md: the metric {unfit} is {scores[unfit]}")
+        raise StackError(f"README.md: metric {unfit}: expected a finite value, got {scores[unfit]}")
     results = [
         EvalResult(
             task_type=science.model.TASK,
@@ -64,9 +64,9 @@ def metadata(settings: "Settings", science: "Science", result: Mapping[str, Any]
 
 def library(science: "Science", config: Mapping[str, Any]) -> str | None:
     """Return the library id of model.py; None if it is empty or unknown to the Hub, which is printed."""
-    named = said(science, "library", config)
+    named = optional_text(science, "library", config)
     if named and named not in files(__package__).joinpath(LIBRARIES).read_text(encoding="utf-8").split():
-        say(f"library_name is left out of the card: the Hub has no library {named}; change `library` in model.py")
+        say(f"unknown library {named} on the Hub, library_name omitted from the card; change `library` in model.py")
         return None
     return named or None
 
@@ -82,14 +82,14 @@ def base_model(settings: "Settings", science: "Science", config: Mapping[str, An
         if not earlier:
             break
         config = json.loads(earlier.read_text(encoding="utf-8"))["config"]
-    return said(science, "base_model", config)
+    return optional_text(science, "base_model", config)
 
 
 def _results(settings: "Settings", init: str) -> list[Path]:
     return [settings.runs / init / RESULT, settings.models / init / RESULT] if "/" not in init else []
 
 
-def said(science: "Science", name: str, config: Mapping[str, Any]) -> str:
+def optional_text(science: "Science", name: str, config: Mapping[str, Any]) -> str:
     """Return the result of an optional function of model.py for a configuration; empty without the function."""
     function = getattr(science.model, name, None)
     if not function:
@@ -99,6 +99,6 @@ def said(science: "Science", name: str, config: Mapping[str, Any]) -> str:
 
 
 def repository_id(url: str, kind: str = "") -> str:
-    """The `user/name` in a URL of the Hub, empty for any other URL."""
+    """Return the `user/name` in a URL of the Hub, "" for other URLs."""
     path = url.removeprefix(f"hf://{kind}").partition("@")[0]
     return "/".join(path.split("/")[:2]) if url.startswith(f"hf://{kind}") else ""

@@ -1,4 +1,4 @@
-"""Weights to start from: of a model on the Hub, at a revision that stays the same, or of one on this machine."""
+"""Initial weights: of a model on the Hub at a fixed revision, or of a local model."""
 
 import json
 import re
@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 
 SCHEME, WEIGHTS, INDEX = "hf://", "model.safetensors", "model.safetensors.index.json"
 COMMIT = re.compile(r"[0-9a-f]{40}")
-LISTED = 5  # names of tensors in a line
+LISTED = 5  # names of tensors in a message
 
 
 def pinned(place: str, settings: "Settings") -> str:
-    """A place of weights with what it means now: on the Hub its commit. An empty text stays one. Raises StackError."""
+    """Return the location of weights with its current commit if it is on the Hub; "" for "". Raises StackError."""
     if not place:
         return ""
     if not place.startswith(SCHEME):
@@ -33,19 +33,19 @@ def pinned(place: str, settings: "Settings") -> str:
         return place
     from huggingface_hub import HfApi
 
-    info = _asked(place, lambda: HfApi().model_info(repo, revision=revision or None))
+    info = _request(place, lambda: HfApi().model_info(repo, revision=revision or None))
     return f"{SCHEME}{repo}@{info.sha}"
 
 
-def all_pinned(config: Mapping[str, Any], settings: "Settings") -> dict[str, str]:
-    """What of a configuration names a model, pinned: `init`, and each text that is the address of one on the Hub."""
+def pinned_locations(config: Mapping[str, Any], settings: "Settings") -> dict[str, str]:
+    """Return the pinned locations in a configuration: `init`, and each value that is a model's URL on the Hub."""
     texts = {name: value for name, value in config.items() if isinstance(value, str)}
     places = {name: value for name, value in texts.items() if name == "init" or _on_hub(value)}
     return {name: pinned(place, settings) for name, place in places.items()}
 
 
 def weights(place: str, settings: "Settings") -> "dict[str, Tensor]":
-    """All tensors of a place by their names, from safetensors only. Raises StackError."""
+    """Load all tensors of a location by name, from safetensors only. Raises StackError."""
     if not place.startswith(SCHEME):
         path = local(place, settings)
         return _tensors(place, path) if path.is_file() else _whole(place, lambda name: path / name, FileNotFoundError)
@@ -55,13 +55,13 @@ def weights(place: str, settings: "Settings") -> "dict[str, Tensor]":
     repo, revision = _parts(place)
 
     def fetch(name: str) -> Path:
-        return Path(_asked(place, lambda: hf_hub_download(repo, name, revision=revision or None)))
+        return Path(_request(place, lambda: hf_hub_download(repo, name, revision=revision or None)))
 
     return _whole(place, fetch, EntryNotFoundError)
 
 
 def local(place: str, settings: "Settings") -> Path:
-    """The file or folder of a place on this machine: a path, or the name of a run or model. Raises StackError."""
+    """Return the local file or folder of a location: a path, or the name of a run or model. Raises StackError."""
     places: list[Path] = [settings.root / Path(place).expanduser()]
     places += [] if "/" in place else [settings.runs / place / "model", settings.models / place]
     for path in places:
@@ -76,9 +76,9 @@ def local(place: str, settings: "Settings") -> Path:
 
 
 def start(model: "nn.Module", found: "Mapping[str, Tensor]", place: str) -> str:
-    """Copy the tensors that fit into a model; returns a line that lists the others. Raises StackError if none fits.
+    """Copy the matching tensors into a model; return a message that lists the others. Raises StackError if none match.
 
-    Where the names differ by one prefix (`encoder.`, `net.`) they are matched by what follows it.
+    If the names differ by one prefix (`encoder.`, `net.`), it is ignored.
     """
     own = model.state_dict()
     ends = Counter(
@@ -91,12 +91,12 @@ def start(model: "nn.Module", found: "Mapping[str, Tensor]", place: str) -> str:
         if getattr(own.get(prefix + name), "shape", 0) == value.shape
     }
     if not taken:
-        raise StackError(f"init: no tensor of {place} fits this model; train with its sizes, or change model.py")
+        raise StackError(f"init: no tensor of {place} matches this model; use its sizes, or change model.py")
     model.load_state_dict({**own, **taken})
     other = [f"{name} {list(value.shape)}" for name, value in found.items() if prefix + name not in taken]
     new = [name for name in own if name not in taken]
     line = f"Starting from {place}: {len(taken)} of {len(found)} tensors."
-    return line + _listed(" Not taken: ", other) + _listed(" New here: ", new)
+    return line + _listed(" Not used: ", other) + _listed(" Newly initialized: ", new)
 
 
 def _listed(title: str, names: list[str]) -> str:
@@ -105,7 +105,7 @@ def _listed(title: str, names: list[str]) -> str:
 
 
 def _whole(place: str, fetch: Callable[[str], Path], absent: type[Exception]) -> "dict[str, Tensor]":
-    """The tensors of one file, or of the several that an index names."""
+    """Load the tensors of a single file, or of the files in an index."""
     try:
         return _tensors(place, fetch(WEIGHTS))
     except absent:
@@ -113,7 +113,7 @@ def _whole(place: str, fetch: Callable[[str], Path], absent: type[Exception]) ->
     try:
         found = [_tensors(place, fetch(shard)) for shard in _shards(place, fetch(INDEX))]
     except absent:
-        raise StackError(f"{place} has no whole {WEIGHTS}; other formats may run code and are not read") from None
+        raise StackError(f"{place}: no complete {WEIGHTS}; other formats may run code and are not supported") from None
     return {name: tensor for shard in found for name, tensor in shard.items()}
 
 
@@ -124,7 +124,7 @@ def _tensors(place: str, path: Path) -> "dict[str, Tensor]":
     try:
         return load_file(path)
     except SafetensorError as error:
-        raise StackError(f"{place}: {path.name} is no whole file of safetensors ({error})") from None
+        raise StackError(f"{place}: {path.name} is not a complete safetensors file ({error})") from None
 
 
 def _shards(place: str, index: Path) -> list[str]:
@@ -132,7 +132,7 @@ def _shards(place: str, index: Path) -> list[str]:
         names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
         return sorted(map(str, names))
     except (ValueError, KeyError, TypeError, AttributeError):
-        raise StackError(f"{place}: {index.name} does not tell where its tensors are") from None
+        raise StackError(f"{place}: {index.name} has no valid weight_map") from None
 
 
 def _parts(place: str) -> tuple[str, str]:
@@ -144,7 +144,7 @@ def _parts(place: str) -> tuple[str, str]:
 
 
 def _on_hub(place: str) -> "Repository | None":
-    """The model repository that a text names as a whole; None for any other text."""
+    """Return the model repository of a URL; None for other texts and for files in a repository."""
     from free_ml_stack.storage.repository import parse
 
     try:
@@ -154,16 +154,16 @@ def _on_hub(place: str) -> "Repository | None":
     return found if found and found.kind == "model" and not found.folder else None
 
 
-def _asked(place: str, work: Callable[[], Any]) -> Any:
-    """What the Hub answers; StackError where it does not know the model or the revision."""
+def _request(place: str, work: Callable[[], Any]) -> Any:
+    """Return the result of a request. Raises StackError if the model or the revision does not exist."""
     from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, RepositoryNotFoundError
 
-    absent = StackError(f"{place} is not on the Hub, or this account may not read it")
+    absent = StackError(f"{place}: not found on the Hub, or not readable by this account")
 
     def ask() -> Any:
         try:
             return work()
-        except RepositoryNotFoundError:  # a 401 to whoever has no key
+        except RepositoryNotFoundError:  # also for a 401 without a key
             raise absent from None
 
     try:

@@ -1,4 +1,4 @@
-"""Publishing on the Hugging Face Hub: one commit with all files of a version, then its tag."""
+"""Publish to the Hugging Face Hub: one commit with all files of a version, then its tag."""
 
 import json
 import re
@@ -33,12 +33,12 @@ VERSION = re.compile(r"v(\d+)\.(\d+)\.(\d+)")
 
 
 class UnpublishedError(StackError):
-    """The Hub did not take a model; its folder and the store have all of it."""
+    """The upload of a model to the Hub failed; its folder and the copy in the store are complete."""
 
 
 @dataclass(frozen=True)
 class Change:
-    """What publishing does to a file: "+" adds, "~" replaces, "-" removes, "=" leaves it."""
+    """The change of a file by an upload: "+" added, "~" replaced, "-" removed, "=" unchanged."""
 
     sign: str
     name: str
@@ -47,7 +47,7 @@ class Change:
 
 @dataclass(frozen=True)
 class Published:
-    """Where a model folder has gone: a path in the store, and its page and version on the Hub or empty texts."""
+    """A published model folder: its path in the store, and its page and version on the Hub, "" if not uploaded."""
 
     folder: Path
     stored: str
@@ -58,10 +58,10 @@ class Published:
 def publish(settings: "Settings", folder: Path, public: bool = False, trouble: str = "") -> Published:
     """Copy a model folder to the store, and commit it to the Hub if the project has a token and a repository.
 
-    Raises UnpublishedError where the Hub fails, or is in `trouble` already.
+    Raises UnpublishedError if the Hub fails; `trouble` is an error that occurred before.
     """
     store, target = open_store(settings.storage, settings), f"{FOLDER}/{folder.name}"
-    kept = [*sorted(verify(folder)["files"]), MANIFEST]  # a reader goes by the manifest, so it comes last
+    kept = [*sorted(verify(folder)["files"]), MANIFEST]  # readers rely on the manifest, so it is last
     change(store, {f"{target}/{name}": folder / name for name in kept})
     url, version = "", ""
     if repository := repository_of(settings):
@@ -71,28 +71,28 @@ def publish(settings: "Settings", folder: Path, public: bool = False, trouble: s
             url, version = upload(client(), repository, folder, f"Publish {folder.name}", public)
         except StackError as error:
             raise UnpublishedError(
-                f"{error}. Model and card are in {display_path(folder)}; `{settings.command} publish` goes on"
+                f"{error}. Model and card are in {display_path(folder)}; run `{settings.command} publish` to resume"
             ) from None
     return Published(folder, place(settings.storage, target, settings), url, version)
 
 
 def repository_of(settings: "Settings") -> Repository | None:
-    """The project's repository on the Hub; None where it has none or no token, or is to stay offline."""
+    """Return the project's repository on the Hub; None without a repository or token, or in offline mode."""
     return None if why_not_published(settings) else Repository(settings.model_repo)
 
 
 def why_not_published(settings: "Settings") -> str:
-    """What keeps the project's models from the Hub, and how to mend it; nothing where they can go there."""
+    """Return why models cannot be published to the Hub, with a remedy; "" if they can."""
     if "huggingface" not in settings.credentials or not settings.model_repo:
         return "needs HF_TOKEN and model_repo"
-    return f"HF_HUB_OFFLINE is set; `{settings.command} publish` without it sends this" if offline() else ""
+    return f"HF_HUB_OFFLINE is set; unset it and run `{settings.command} publish`" if offline() else ""
 
 
 def upload(api: "HfApi", repository: Repository, folder: Path, message: str, public: bool = False) -> tuple[str, str]:
-    """Bring a folder with a manifest to the Hub, in a new private repository if there is none.
+    """Upload a folder with a manifest to the Hub; create a private repository if it is missing.
 
-    `public` makes a private one public. Returns its page and version. What is there already is not sent. Stopped
-    anywhere, the repository shows the version before or this one, and the same call goes on. Raises StackError.
+    `public` makes a private repository public. Returns its page and version. Unchanged files are not uploaded. If
+    interrupted, the repository has the previous or the new version, and the same call resumes. Raises StackError.
     """
     from huggingface_hub.errors import HfHubHTTPError
 
@@ -107,23 +107,23 @@ def upload(api: "HfApi", repository: Repository, folder: Path, message: str, pub
         commit = with_retries(lambda: commit_once(api, repository, folder, message))
         version = with_retries(lambda: tag_once(api, repository, commit))
         if public:
-            with_retries(lambda: open_to_all(api, repository))
-    except HfHubHTTPError as error:  # what was there a moment ago is missing
+            with_retries(lambda: make_public(api, repository))
+    except HfHubHTTPError as error:  # deleted during the upload
         raise http_error(error) from None
     return f"{api.endpoint}/{repository.page}", version
 
 
-def open_to_all(api: "HfApi", repository: Repository) -> None:
-    """Make a repository public that was private."""
+def make_public(api: "HfApi", repository: Repository) -> None:
+    """Make a private repository public."""
     if api.repo_info(repository.id, repo_type=repository.kind).private:
         api.update_repo_settings(repository.id, private=False, repo_type=repository.kind)
 
 
 def commit_once(api: "HfApi", repository: Repository, folder: Path, message: str) -> str:
-    """Make the repository show a folder, unless it does; returns the commit that shows it.
+    """Commit a folder to the repository unless it is unchanged; return the commit with its content.
 
-    It builds on the state that was compared with: should another have written since, or the answer to an attempt
-    been lost, the Hub refuses and the next call compares anew.
+    The parent is the compared commit: after a commit by another writer, or a lost response, the Hub rejects it and
+    the next call compares again.
     """
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 
@@ -141,15 +141,14 @@ def commit_once(api: "HfApi", repository: Repository, folder: Path, message: str
     except ValueError as error:
         if "metadata" not in str(error):
             raise
-        raise StackError(f"the Hub refuses the card: {' '.join(str(error).split())}") from None
+        raise StackError(f"card rejected by the Hub: {' '.join(str(error).split())}") from None
     return str(done.oid)
 
 
 def compare(api: "HfApi", repository: Repository, folder: Path) -> tuple[str, list[Change]]:
-    """The repository's latest commit, and what would make it show a folder; the manifest last.
+    """Return the repository's latest commit, and the changes that make it equal to a folder; the manifest last.
 
-    Of what the folder lacks, only the files of the version before are removed. A repository that is not there is
-    an empty one.
+    Only files of the previous version are removed. A missing repository is treated as empty.
     """
     from huggingface_hub.errors import RepositoryNotFoundError
     from huggingface_hub.hf_api import RepoFile
@@ -169,7 +168,7 @@ def compare(api: "HfApi", repository: Repository, folder: Path) -> tuple[str, li
 
 
 def difference_of(folder: Path, name: str, there: Any) -> Change:
-    """What publishing does to a file that is `there` on the Hub, or is not (None)."""
+    """Return the change of a file; `there` is the file on the Hub or None."""
     from free_ml_stack.storage.checksums import checksum_of, git_blob_id
 
     path = folder / name
@@ -186,13 +185,13 @@ def difference_of(folder: Path, name: str, there: Any) -> Change:
 
 
 def names(folder: Path) -> list[str]:
-    """The files of a folder's version, by its manifest, which is the last of them."""
+    """Return the files in a folder's manifest, and the manifest last."""
     content = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
     return [*sorted(content["files"]), MANIFEST]
 
 
 def earlier(api: "HfApi", repository: Repository, head: str) -> Mapping[str, Any]:
-    """The files that the manifest on the Hub names; none where it is not one of ours."""
+    """Return the files in the manifest on the Hub; {} if it is not a manifest of this library."""
     path = api.hf_hub_download(repository.id, MANIFEST, revision=head, repo_type=repository.kind)
     try:
         files = json.loads(Path(path).read_text(encoding="utf-8"))["files"]
@@ -202,7 +201,7 @@ def earlier(api: "HfApi", repository: Repository, head: str) -> Mapping[str, Any
 
 
 def tag_once(api: "HfApi", repository: Repository, commit: str) -> str:
-    """The version of a commit: the tag that it has, else a new one above all others, from v0.1.0 on."""
+    """Return the version of a commit: its tag, or a new one above all others, starting at v0.1.0."""
     tags = {tag.name: tag.target_commit for tag in api.list_repo_refs(repository.id, repo_type=repository.kind).tags}
     versions = {name: found for name in tags if (found := VERSION.fullmatch(name))}
     if here := [name for name in versions if tags[name] == commit]:
@@ -214,32 +213,32 @@ def tag_once(api: "HfApi", repository: Repository, commit: str) -> str:
 
 
 def user_sections(repository: Repository | None) -> tuple[dict[str, str], str]:
-    """The sections of the card on the Hub that a person has edited there, and what kept it from being read."""
+    """Return the user-edited sections of the card on the Hub, and the error if it could not be read."""
     from huggingface_hub.errors import HfHubHTTPError
 
-    from free_ml_stack.hub.card import MADE, edited_sections, read_card
+    from free_ml_stack.hub.card import GENERATED, edited_sections, read_card
 
     if not repository:
         return {}, ""
     try:
         path = with_retries(lambda: client().hf_hub_download(repository.id, CARD, repo_type=repository.kind))
         card = read_card(Path(path), f"{CARD} of {repository.id} on the Hub")
-        return edited_sections(card, MADE if repository.kind == "model" else ()), ""
-    except HfHubHTTPError:  # there is none
+        return edited_sections(card, GENERATED if repository.kind == "model" else ()), ""
+    except HfHubHTTPError:  # no card
         return {}, ""
     except StackError as error:
         return {}, str(error)
 
 
 def difference(changes: Iterable[Change]) -> list[str]:
-    """Lines that show changes, the manifest left out."""
-    words = {"+": "new", "~": "changed", "-": "removed", "=": "the same"}
+    """Return a line per change, except for the manifest."""
+    words = {"+": "new", "~": "changed", "-": "removed", "=": "unchanged"}
     shown = [change for change in changes if change.name != MANIFEST]
     return [f"{change.sign} {change.name}  {change.size:,} bytes, {words[change.sign]}" for change in shown]
 
 
 def preview(repository: Repository, folder: Path) -> list[str]:
-    """Lines that say what publishing a folder would do."""
+    """Return lines that describe the changes of an upload."""
     api = client()
     _, changes = with_retries(lambda: compare(api, repository, folder))
     return [f"{api.endpoint}/{repository.page}:", *difference(changes)]

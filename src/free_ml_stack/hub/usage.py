@@ -12,7 +12,7 @@ from pathlib import Path
 from packaging.utils import canonicalize_name
 
 CLIENT, NOTEBOOK = "huggingface_hub", "notebook.ipynb"
-WEIGHTS = "*.safetensors"  # not needed to answer
+WEIGHTS = "*.safetensors"  # not used for inference
 START = ("__init__.py", "predict.py")
 LOAD = """import json
 import sys
@@ -38,7 +38,7 @@ def copy_code(package: Path, folder: Path) -> None:
         shutil.copyfile(path, copy)
 
 
-def needed(package: Path) -> list[str]:
+def required_packages(package: Path) -> list[str]:
     """Return the packages to install for predict.py, by the names of their distributions."""
     imported = {name.partition(".")[0] for path in modules(package) for name, _ in imports(path, package)}
     known = distributions()
@@ -94,7 +94,7 @@ def lines(package: str, repository: str) -> tuple[str, str]:
     return LOAD.format(client=client, folder=folder, package=package), TRY
 
 
-def reloading(package: str, repository: str) -> str:
+def reload_lines(package: str, repository: str) -> str:
     """Return the Python lines that load the trained model inside its project."""
     client, folder = source(repository)
     return f"from pathlib import Path\n{client}\nfrom {package}.model import load\n\nmodel = load({folder})"
@@ -116,7 +116,7 @@ def notebook(title: str, package: Path, repository: str) -> str:
             f"# {title}\n\nThis notebook loads the model and calls it with an example. A CPU is sufficient."
             f"{PRIVATE if repository else ''}",
         ),
-        ("code", f"%pip install --quiet {' '.join(needed(package))}"),
+        ("code", f"%pip install --quiet {' '.join(required_packages(package))}"),
         ("code", load),
         ("markdown", "## Try it\n\n`example` is an input of the test split; replace it with your own."),
         ("code", f"{attempt}\nprint(json.dumps(example)[:1000])\nanswer"),

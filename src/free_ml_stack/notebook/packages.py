@@ -1,4 +1,4 @@
-"""Install what a machine lacks, and leave alone what it brings: Colab's torch, CUDA and numpy fit each other."""
+"""Install missing packages without a change of preinstalled torch, CUDA and numpy, which match on Colab."""
 
 import hashlib
 import importlib
@@ -23,16 +23,16 @@ KEPT = ("torch", "triton", "pytorch-triton", "nvidia-", "cuda-", "cupy", "jax", 
 
 
 def install(root: Path) -> None:
-    """Install the packages of the project in `root` that are missing here or too old.
+    """Install the packages of the project in `root` that are missing or too old.
 
-    Those of the machine's torch, CUDA and numpy keep their version, and what other packages here require of a version
-    stays met. Raises StackError, with nothing installed, where a package can't be had so, or where the vendored wheel
-    is not the one that was recorded.
+    Preinstalled torch, CUDA and numpy keep their versions, and the requirements of other installed packages stay
+    satisfied. Raises StackError, with nothing installed, if that is impossible, or on a checksum mismatch of the
+    vendored wheel.
     """
     wheel = vendored(root)
     wanted = missing(requirements(root, wheel))
     if not wanted:
-        say("Every package is here.")
+        say("All packages are installed.")
         return
     before = kept()
     sources = [str(wheel) if wheel and named(text) == LIBRARY else text for text in wanted]
@@ -49,8 +49,8 @@ def install(root: Path) -> None:
         )
     if done.returncode:
         raise StackError(
-            f"nothing was installed: with {', '.join(sorted(before)) or 'what is here'} as this machine has them, "
-            f"the packages can't be had:\n{done.stderr.strip()}"
+            f"nothing was installed: no matching packages for the installed "
+            f"{', '.join(sorted(before)) or 'packages'}:\n{done.stderr.strip()}"
         )
     importlib.invalidate_caches()
     changed = [name for name, number in before.items() if kept().get(name) != number]
@@ -58,35 +58,32 @@ def install(root: Path) -> None:
         raise StackError(f"the installation changed {', '.join(changed)}; start a new session")
     say(
         f"Installed {', '.join(wanted)}.",
-        "Left as they are: " + (", ".join(sorted(before)) or "nothing") + ".",
+        "Unchanged: " + (", ".join(sorted(before)) or "nothing") + ".",
     )
 
 
 def vendored(root: Path) -> Path | None:
-    """The wheel of this library that pyproject.toml names as its source; None where it comes from elsewhere.
+    """Return the wheel of this library in pyproject.toml; None for another source.
 
-    Raises StackError where the wheel is missing, or its SHA-256 is not the one in the SHA256SUMS beside it.
+    Raises StackError if the wheel is missing, or its checksum differs from the SHA256SUMS beside it.
     """
     source: str = pyproject(root).get("tool", {}).get("uv", {}).get("sources", {}).get(LIBRARY, {}).get("path", "")
     if not source.endswith(".whl"):
         return None
     wheel, sums = root / source, (root / source).with_name("SHA256SUMS")
     if not wheel.is_file():
-        raise StackError(f"{wheel} is missing: restore it with `git checkout -- {source}`")
+        raise StackError(f"{wheel} not found; restore it with `git checkout -- {source}`")
     lines = sums.read_text("utf-8-sig").splitlines() if sums.is_file() else []
     recorded = {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
     if recorded.get(wheel.name, found := hashlib.sha256(wheel.read_bytes()).hexdigest()) != found:
-        raise StackError(
-            f"{wheel} has changed: its SHA-256 is not the one in {sums.name}; restore it with "
-            f"`git checkout -- {source}`"
-        )
+        raise StackError(f"{wheel}: checksum mismatch with {sums.name}; restore it with `git checkout -- {source}`")
     return wheel
 
 
 def requirements(root: Path, wheel: Path | None) -> list[str]:
-    """What the project in `root` requires, and what this library does, by its vendored wheel or as it is installed."""
+    """Return the requirements of the project in `root`, and of this library (vendored wheel or installed)."""
     own: list[str] = pyproject(root)["project"]["dependencies"]
-    if wheel:  # uv takes the wheel that is its source whatever version the requirement names
+    if wheel:  # uv uses the wheel for any version in the requirement
         own = [*(text for text in own if named(text) != LIBRARY), f"{LIBRARY}=={wheel.name.split('-')[1]}"]
         with zipfile.ZipFile(wheel) as archive:
             name = next(name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
@@ -100,18 +97,18 @@ def requirements(root: Path, wheel: Path | None) -> list[str]:
 
 
 def pyproject(root: Path) -> dict[str, Any]:
-    """The project's pyproject.toml."""
+    """Return the project's pyproject.toml."""
     return tomllib.loads((root / "pyproject.toml").read_text("utf-8-sig"))
 
 
 def named(requirement: str) -> str:
-    """The normalized name of the package that a requirement is for."""
+    """Return the normalized package name of a requirement."""
     found = re.match(r"[\w.-]+", requirement)
     return re.sub(r"[-_.]+", "-", found[0]).lower() if found else ""
 
 
 def missing(requirements: Iterable[str]) -> list[str]:
-    """Those requirements that no installed package meets; all of them where nothing here can compare versions."""
+    """Return the requirements not satisfied by installed packages; all of them without `packaging`."""
     try:
         from packaging.requirements import Requirement
     except ImportError:
@@ -127,7 +124,7 @@ def missing(requirements: Iterable[str]) -> list[str]:
 
 
 def required_here() -> list[str]:
-    """Return what installed packages require of the versions of others, as far as it is met and can be compared."""
+    """Return the satisfied version requirements between installed packages; [] without `packaging`."""
     try:
         from packaging.requirements import Requirement
     except ImportError:
@@ -143,12 +140,12 @@ def required_here() -> list[str]:
 
 
 def kept() -> dict[str, str]:
-    """Name and version of the installed packages that must not change."""
+    """Return names and versions of the installed packages that must not change."""
     found = ((package.name.lower().replace("_", "-"), package.version) for package in distributions())
     return {name: number for name, number in found if name.startswith(KEPT)}
 
 
 def installer() -> list[str]:
-    """uv where it is there, which takes seconds; else pip."""
+    """Return the install command of uv, which is faster, or of pip."""
     uv = shutil.which("uv")
     return [uv, "pip", "install", "--python", sys.executable] if uv else [sys.executable, "-m", "pip", "install"]

@@ -1,6 +1,6 @@
-"""What the notebook does, so that it holds none of it: packages, keys, commands, live curves.
+"""The functions of the notebook: packages, keys, commands, live curves.
 
-Standard library only until the packages are there.
+Standard library only until the packages are installed.
 """
 
 import hashlib
@@ -31,44 +31,45 @@ if TYPE_CHECKING:
     from free_ml_stack.data.split import Split
 
 KEYS = ("WANDB_API_KEY", "HF_TOKEN", "ALGORITHMIA_API", "ALGORITHMIA_API_KEY")
-REDRAWN = 1.0  # seconds between two pictures of the curves
+REDRAW_SECONDS = 1.0  # seconds between two updates of the curves
 GIGA = 2**30
 
 
 class CellFailedError(StackError):
-    """A command has failed, and its own lines say why: a notebook shows no traceback for it."""
+    """A command failed and has printed the error: a notebook shows no traceback for it."""
 
     def _render_traceback_(self) -> list[str]:
         return [f"error: {self}"]
 
 
 class Project:
-    """Run the project around a notebook; calling it with the words of a command runs that command.
+    """The project of a notebook; a call runs a command, given by its words.
 
-    `package` is the import name of the project's package. Raises StackError where no stack.toml is above the folder.
+    `package` is the import name of the project's package. Raises StackError without a stack.toml in the folder
+    or above it.
     """
 
     def __init__(self, package: str, environ: MutableMapping[str, str] = os.environ) -> None:
         self.science, self.environ = Science(package), environ
         self.root = load({}, Path.cwd()).root
         self.started = time.monotonic()
-        self.sums: dict[str, str] = {}  # of the data set, as it was read and as the model was trained on it
+        self.sums: dict[str, str] = {}  # checksums of the data set: as read, and as used for training
         paths = [str(self.root / "src"), *filter(None, [environ.get("PYTHONPATH")])]
-        environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(paths))  # for the commands: it is not installed
+        environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(paths))  # for commands: it is not installed
 
     def __call__(self, *words: object) -> None:
-        """Run a command of the project and show what it prints; raises CellFailedError if it fails."""
+        """Run a command of the project and print its output. Raises CellFailedError if it fails."""
         self._run([str(word) for word in words])
 
     def install(self) -> None:
-        """Install the packages that this machine lacks. Raises CellFailedError if that would change torch or numpy."""
+        """Install missing packages. Raises CellFailedError if that would change torch or numpy."""
         try:
             packages.install(self.root)
         except StackError as error:
             raise CellFailedError(str(error)) from None
 
     def keys(self) -> None:
-        """Put the keys among the secrets of Colab or Kaggle into the environment, and tell of each in one line."""
+        """Copy the keys from the secrets of Colab or Kaggle to the environment; print a line for each."""
         ask = secrets(self.environ)
         for name in KEYS:
             if self.environ.get(name):
@@ -80,10 +81,10 @@ class Project:
             say(f"{name}: {line}")
 
     def hardware(self) -> None:
-        """Print GPU, memory, and the time since the start."""
+        """Print GPU, memory, and the elapsed time."""
         import torch
 
-        gpu = "none; the CPU does it"
+        gpu = "none; using the CPU"
         if torch.cuda.is_available():
             unused, built_in = torch.cuda.mem_get_info()
             gpu = f"{torch.cuda.get_device_name()}, {unused / GIGA:.1f} of {built_in / GIGA:.1f} GB free"
@@ -92,12 +93,12 @@ class Project:
             page = os.sysconf("SC_PAGE_SIZE") / GIGA
             free, total = os.sysconf("SC_AVPHYS_PAGES") * page, os.sysconf("SC_PHYS_PAGES") * page
             say(f"Memory: {free:.1f} of {total:.1f} GB free")
-        say(f"Time: {time.monotonic() - self.started:.1f} s so far")
+        say(f"Time: {time.monotonic() - self.started:.1f} s elapsed")
 
     def train(self, name: str, tracked: bool = True, **config: object) -> str:
-        """Train a run, or go on with it where it was stopped, and draw its curves meanwhile; returns its id.
+        """Train a run, or resume it, and draw its curves during training; return its id.
 
-        That is `name` and a sum of its configuration: another one is another run.
+        The id is `name` and a hash of the configuration, so that another configuration is another run.
         """
         text = json.dumps(asdict(read(self.science.config, config)), sort_keys=True)
         name = f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:4]}"
@@ -109,7 +110,7 @@ class Project:
         return name
 
     def predict(self) -> None:
-        """Call the deployed model; where no server is configured, the gateway runs on this machine for that long."""
+        """Call the deployed model; if no server is configured, start a local gateway for the call."""
         from free_ml_stack.algorithmia.calls import start_gateway
 
         with start_gateway(self.science, load({}, self.root, self.environ)):
@@ -151,13 +152,13 @@ class Project:
         return type(found)({key: column[:rows] for key, column in found.items()}, found.facts)
 
     def _agree(self, **sums: str) -> None:
-        """Raise CellFailedError where the model that was loaded last was trained on other data than was read last."""
+        """Raise CellFailedError if the loaded model was trained on other data than the data read."""
         self.sums |= sums
         if len(set(self.sums.values())) > 1:
             self.sums = sums
-            raise CellFailedError("the data set is not the one that the model was trained on: train again")
+            raise CellFailedError("the data set differs from the model's training data; train again")
 
-    def _run(self, words: list[str], meanwhile: Callable[[], None] | None = None) -> None:
+    def _run(self, words: list[str], on_idle: Callable[[], None] | None = None) -> None:
         with subprocess.Popen(
             [sys.executable, "-m", self.science.package, *words],
             cwd=self.root,
@@ -171,10 +172,10 @@ class Project:
             for line in lines(process):
                 if line:
                     print(line, end="", flush=True)
-                elif meanwhile:
-                    meanwhile()
+                elif on_idle:
+                    on_idle()
         if process.returncode:
-            raise CellFailedError(f"{words[0]} ended with code {process.returncode}; the lines above say why")
+            raise CellFailedError(f"{words[0]} failed with exit code {process.returncode}; see the output above")
 
 
 def lines(process: "subprocess.Popen[str]") -> Iterator[str]:
@@ -192,7 +193,7 @@ def lines(process: "subprocess.Popen[str]") -> Iterator[str]:
     threading.Thread(target=listen, daemon=True).start()
     while True:
         try:
-            line = heard.get(timeout=REDRAWN)
+            line = heard.get(timeout=REDRAW_SECONDS)
         except queue.Empty:
             line = ""
         except KeyboardInterrupt:
@@ -204,14 +205,14 @@ def lines(process: "subprocess.Popen[str]") -> Iterator[str]:
 
 
 class Curves:
-    """The learning curves of a run, drawn in place in the notebook."""
+    """Learning curves of a run, updated in place in the notebook."""
 
     def __init__(self, record: Path) -> None:
         self.record, self.seen = record, 0
         self.shown: Any = None
 
     def draw(self) -> None:
-        """Draw what is recorded by now; nothing before the first record, or outside of a notebook."""
+        """Update the curves; do nothing before the first record, or outside of a notebook."""
         size = self.record.stat().st_size if self.record.exists() else 0
         if size == self.seen or find_spec("IPython") is None:
             return

@@ -1,4 +1,4 @@
-"""What runs on a machine elsewhere, as a file of its own: unpack, install what is missing, train, pack up."""
+"""The program run on a remote machine, as a single file: unpack, install packages, train, pack the results."""
 
 import base64
 import io
@@ -24,7 +24,7 @@ packages.install(pathlib.Path())
 
 
 def run(given: str, sources: str) -> None:
-    """Train with the `sources` (base64 of a tar file) as `given` (JSON) says, and exit with the code of training."""
+    """Train with `sources` (a tar file in base64) and the options `given` (JSON); exit with the code of training."""
     asked, here = json.loads(given), Path.cwd()
     folder = here / asked["project"]
     with tarfile.open(fileobj=io.BytesIO(base64.b64decode(sources))) as archive:
@@ -44,7 +44,7 @@ def run(given: str, sources: str) -> None:
 
 
 def shown(words: list[str], folder: Path) -> int:
-    """The exit code of a program, whose lines are printed as they come."""
+    """Run a program and print its output line by line; return its exit code."""
     environ = {**os.environ, "PYTHONPATH": str(folder / "src"), "PYTHONUNBUFFERED": "1"}
     with subprocess.Popen(
         words,

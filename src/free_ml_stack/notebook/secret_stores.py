@@ -15,40 +15,43 @@ def secrets(environ: MutableMapping[str, str]) -> Callable[[str], tuple[str, str
         return kaggle_secret
     if "COLAB_RELEASE_TAG" in environ and "VERTEX_PRODUCT" not in environ:
         return ColabSecrets()
-    return lambda name: ("", "not set; working without it (a line in .env sets it)")
+    return lambda name: ("", "not set; continuing without it (set it in .env)")
 
 
 class ColabSecrets:
-    """Colab's secrets; where nobody answers (VS Code, a terminal), it is not asked again."""
+    """Colab's secrets; after a timeout (VS Code, a terminal) they are not requested again."""
 
     def __init__(self) -> None:
         self.silent = False
 
     def __call__(self, name: str) -> tuple[str, str]:
-        """The value of a secret, or none, and what to do about it."""
+        """Return the value of a secret, or "", and a message."""
         if self.silent:
-            return "", "not asked for again; set it in the same way"
+            return "", "not requested again; set it in the same way"
         errors, userdata = import_module("google.colab.errors"), import_module("google.colab.userdata")
         try:
             value = str(userdata.get(name))
         except userdata.SecretNotFoundError:
-            return "", "not among the secrets; working without it (the key symbol on the left adds it)"
+            return "", "not set in Colab secrets; continuing without it (add it under the key icon)"
         except userdata.NotebookAccessError:
             return (
                 "",
-                "switch on “Notebook access” next to the secret, and run this again; working without it",
+                "continuing without it; enable “Notebook access” for the secret and run this cell again",
             )
         except userdata.TimeoutException:
             self.silent = True
             return "", OUTSIDE.format(name)
         except (errors.Error, ValueError) as error:
-            return "", f"Colab's secrets do not give it ({type(error).__name__}); working without it"
-        return value, "from Colab's secrets"
+            return "", f"cannot read Colab secrets ({type(error).__name__}); continuing without it"
+        return value, "from Colab secrets"
 
 
 def kaggle_secret(name: str) -> tuple[str, str]:
-    """A secret of Kaggle, whose client has an error of its own for each way to fail."""
+    """Return a secret of Kaggle and a message; its client has many error types."""
     try:
-        return str(import_module("kaggle_secrets").UserSecretsClient().get_secret(name)), "from Kaggle's secrets"
+        return str(import_module("kaggle_secrets").UserSecretsClient().get_secret(name)), "from Kaggle secrets"
     except Exception as error:
-        return "", f"not given ({type(error).__name__}); working without it (Add-ons > Secrets adds it)"
+        return (
+            "",
+            f"cannot read Kaggle secrets ({type(error).__name__}); continuing without it (see Add-ons > Secrets)",
+        )

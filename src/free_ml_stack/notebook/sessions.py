@@ -1,6 +1,6 @@
-"""Train on a free GPU elsewhere, from this terminal: through Google's client for Colab, or Kaggle's own.
+"""Train on a free remote GPU from a terminal, with Google's client for Colab or Kaggle's client.
 
-The tracked sources travel, the results come back; no key does. Publishing happens here.
+The tracked sources are uploaded and the results are downloaded; keys are not sent. Publishing is done locally.
 """
 
 import base64
@@ -30,32 +30,32 @@ if TYPE_CHECKING:
     from free_ml_stack.project.settings import Settings
 
 STATUS = re.compile(r'has status "(?:\w+\.)?(\w+)"')
-LIMIT = 12 * 3600  # seconds that a free session lasts at most
-POLL = 15.0  # seconds between two questions to Kaggle
-TWICE = 2  # looks that miss a session until it is gone
-WATCH = 60.0  # seconds, times `patience`, between two looks whether Colab's session is still there
-TORN = (tarfile.TarError, OSError, EOFError, zlib.error, KeyError)
-SILENT = 40  # questions without an answer after which it is not asked again
+LIMIT = 12 * 3600  # maximum seconds of a free session
+POLL = 15.0  # seconds between two status requests to Kaggle
+MISSED_CHECKS = 2  # failed checks after which a session is considered lost
+WATCH = 60.0  # seconds, times `patience`, between two checks of Colab's session
+INCOMPLETE = (tarfile.TarError, OSError, EOFError, zlib.error, KeyError)
+SILENT = 40  # failed status requests after which polling stops
 NOTICES = {
     "colab": "Colab's terms for free accounts rule out remote control in place of the notebook. This is Google's own "
-    "client; see whether your account may use it: https://research.google.com/colaboratory/faq.html",
+    "client; check whether your account may use it: https://research.google.com/colaboratory/faq.html",
     "kaggle": "Kaggle's terms allow this: 30 hours of GPU a week, once your phone is verified: "
     "https://www.kaggle.com/docs/notebooks",
 }
 CLIENTS = {"colab": "google-colab-cli", "kaggle": "kaggle"}
 KEYS = ("HF_", "HUGGING", "WANDB_", "ALGORITHMIA_", "AWS_", "STACK_")
-KEY = re.compile(r"KEY|TOKEN|SECRET|PASSWORD|CREDENTIAL")  # in the name of what may be one
-OWN = ("KAGGLE_", "GOOGLE_", "CLOUDSDK_", "SSL_")  # a client's own
+KEY = re.compile(r"KEY|TOKEN|SECRET|PASSWORD|CREDENTIAL")  # in names of variables that may contain keys
+OWN = ("KAGGLE_", "GOOGLE_", "CLOUDSDK_", "SSL_")  # variables of the clients
 
 
 def remote(settings: "Settings", package: str, place: str, words: Sequence[str], gpu: str, user: str) -> int:
     """Run `train` with `words` on `place` ("colab" or "kaggle"), fetch the run, and return the exit code of training.
 
-    `gpu` is Colab's name of one, `user` the account at Kaggle. The session is stopped whatever happens. Raises
-    StackError where the client is missing or refuses.
+    `gpu` is a GPU type of Colab, `user` the account at Kaggle. The session is always stopped. Raises StackError if
+    the client is missing or fails.
     """
     if not shutil.which(place):
-        raise StackError(f"no {place} command: install it with `uv tool install {CLIENTS[place]}`, and log in")
+        raise StackError(f"command {place} not found; install it with `uv tool install {CLIENTS[place]}`, and log in")
     say(NOTICES[place])
     name = f"{settings.project}-{secrets.token_hex(3)}"
     with tempfile.TemporaryDirectory() as scratch, terminable():
@@ -68,15 +68,15 @@ def remote(settings: "Settings", package: str, place: str, words: Sequence[str],
         if exit_code(results) is not None:
             unpack(results, settings.root)
         elif not code:
-            raise StackError("training ended well, but its results did not come; the lines above say why")
+            raise StackError("training succeeded, but the results were not downloaded; see the output above")
     return code
 
 
 def packed(root: Path, project: str, package: str, words: Sequence[str]) -> str:
-    """A program that holds the tracked sources of `root`, and trains with them where it is run."""
+    """Return a program that contains the tracked sources of `root` and trains with them."""
     listed = git.run(root, ["ls-files", "-z"])
     if listed.returncode:
-        raise StackError("what travels is what git tracks, and this is no git repository: `git init`, add, commit")
+        raise StackError("not a git repository: only tracked files are uploaded; run `git init`, add and commit")
     content = io.BytesIO()
     with tarfile.open(fileobj=content, mode="w:gz") as archive:
         for name in filter(None, os.fsdecode(listed.stdout).split("\0")):
@@ -89,15 +89,15 @@ def packed(root: Path, project: str, package: str, words: Sequence[str]) -> str:
 
 
 def on_colab(name: str, script: Path, gpu: str, look: float) -> tuple[int, Path]:
-    """Run a program in a session of Colab; its exit code and where its results are."""
+    """Run a program in a session of Colab; return its exit code and the path of its results."""
     results = script.with_name(runner.RESULTS)
     accelerator = ["--gpu", gpu] if gpu else []
     with stopping(["colab", "stop", "-s", name]):
-        # Its time limit does not end the program, it only makes the client wait in a busy loop: so none.
+        # The client's timeout does not stop the program but causes a busy loop in the client, so it is not used.
         options = ["--keep", "-s", name, *accelerator, "--timeout", str(2 * LIMIT)]
         code = watched(name, look, "colab", "run", *options, str(script))
         if code is None:
-            say("Colab has ended the session, and the run with it. The notebook's checkpoints outlive that.")
+            say("Colab stopped the session and the run. Train in the notebook to keep checkpoints across sessions.")
             return 1, results
         fetch(
             "colab",
@@ -112,11 +112,11 @@ def on_colab(name: str, script: Path, gpu: str, look: float) -> tuple[int, Path]
 
 
 def watched(name: str, look: float, *command: str) -> int | None:
-    """The exit code of a client that waits for a session, for ever if that is gone: None then."""
+    """Return the exit code of a client that waits for a session; None if the session is lost."""
     missed = 0
     with subprocess.Popen(command, env=keyless(), stdin=subprocess.DEVNULL) as process:
         try:
-            while missed < TWICE:
+            while missed < MISSED_CHECKS:
                 try:
                     return process.wait(look)
                 except subprocess.TimeoutExpired:
@@ -135,9 +135,9 @@ def watched(name: str, look: float, *command: str) -> int | None:
 
 
 def on_kaggle(name: str, script: Path, user: str) -> tuple[int, Path]:
-    """Run a program as a private kernel of Kaggle, which ends with it; its exit code and where its results are."""
+    """Run a program as a private kernel of Kaggle; return its exit code and the path of its results."""
     if not user:
-        raise StackError("whose account? --user NAME, as at kaggle.com")
+        raise StackError("missing --user: your Kaggle user name")
     kernel = f"{user}/{name}"
     about = {
         "id": kernel,
@@ -152,21 +152,21 @@ def on_kaggle(name: str, script: Path, user: str) -> tuple[int, Path]:
     script.with_name("kernel-metadata.json").write_text(json.dumps(about), encoding="utf-8")
     with stopping(["kaggle", "kernels", "delete", "--yes", kernel]):
         if call("kaggle", "kernels", "push", "-p", str(script.parent), "--timeout", str(LIMIT)):
-            raise StackError("Kaggle did not take the kernel; its client's lines above say why")
+            raise StackError("Kaggle rejected the kernel; see the client's output above")
         state = wait(kernel)
         results = script.with_name("output") / runner.RESULTS
         got = fetch("kaggle", "kernels", "output", kernel, "-p", str(results.parent))
         code = exit_code(results) if got else None
         if state == "complete" and code is None:
             raise StackError(
-                f"the results did not come, and stay there: `kaggle kernels output {kernel}` fetches them, "
-                f"`kaggle kernels delete {kernel}` removes them"
+                f"results not downloaded; download them with `kaggle kernels output {kernel}`, "
+                f"then delete the kernel with `kaggle kernels delete {kernel}`"
             )
     return 1 if code is None else code, results
 
 
 def wait(kernel: str) -> str:
-    """How a kernel has ended: complete, error or cancelled; empty where nobody tells for ten minutes."""
+    """Wait for a kernel; return its final state (complete, error, cancelled), "" after ten minutes without a status."""
     before, unanswered = "", 0
     while unanswered < SILENT:
         done = subprocess.run(
@@ -177,8 +177,8 @@ def wait(kernel: str) -> str:
             errors="replace",
             check=False,
         )
-        told = STATUS.search(done.stdout)
-        state = told.group(1).lower() if told else ""
+        found = STATUS.search(done.stdout)
+        state = found.group(1).lower() if found else ""
         shown = state or (done.stderr or done.stdout).strip()
         if shown != before:
             say(f"Kaggle: {shown}")
@@ -191,7 +191,7 @@ def wait(kernel: str) -> str:
 
 @contextmanager
 def terminable() -> Iterator[None]:
-    """Let SIGTERM do what Ctrl-C does, so that the session is stopped then too."""
+    """Handle SIGTERM like Ctrl-C, so that the session is stopped."""
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield
@@ -201,9 +201,9 @@ def terminable() -> Iterator[None]:
 
 @contextmanager
 def stopping(command: list[str]) -> Iterator[None]:
-    """Stop the session in the end, also after Ctrl-C; a line tells how to do it by hand if that fails.
+    """Stop the session at the end, also after Ctrl-C; if that fails, print the command.
 
-    A StackError is raised where there is none to stop.
+    After a StackError there is no session to stop.
     """
     running = True
     try:
@@ -213,21 +213,21 @@ def stopping(command: list[str]) -> Iterator[None]:
         raise
     finally:
         if running and call(*command):
-            say(f"The session may still run: stop it with `{' '.join(command)}`.")
+            say(f"The session may still be running; stop it with `{' '.join(command)}`.")
 
 
 def fetch(*command: str, attempts: int = 3) -> bool:
-    """Whether a client has fetched the results, in a few attempts: they are worth hours."""
+    """Download the results with several attempts; return whether one succeeded."""
     return any(not call(*command) for _ in range(attempts))
 
 
 def call(*command: str) -> int:
-    """The exit code of a client, which sees none of the keys."""
+    """Run a client without keys in its environment; return its exit code."""
     return subprocess.run(command, env=keyless(), stdin=subprocess.DEVNULL, check=False).returncode
 
 
 def keyless() -> dict[str, str]:
-    """The environment without keys: a client may write what it sees into its log."""
+    """Return the environment without keys, as a client may write it to its log."""
 
     def key(name: str) -> bool:
         return name.startswith(KEYS) or (bool(KEY.search(name)) and not name.startswith(OWN))
@@ -236,19 +236,19 @@ def keyless() -> dict[str, str]:
 
 
 def exit_code(results: Path) -> int | None:
-    """The exit code of training, as the results tell it; None where they did not come, or torn."""
+    """Return the exit code of training in the results; None if they are missing or incomplete."""
     try:
         with tarfile.open(results) as archive:
             member = archive.extractfile(runner.CODE)
             return int(member.read()) if member else None
-    except TORN:
+    except INCOMPLETE:
         return None
 
 
 def unpack(results: Path, root: Path) -> None:
-    """Put the runs among the results beside those that are here."""
+    """Extract the runs of the results to the project."""
     with tarfile.open(results) as archive:
         inside = [member for member in archive if member.name.startswith("runs/")]
         archive.extractall(root, inside, filter="data")
     names = sorted({Path(member.name).parts[1] for member in inside if len(Path(member.name).parts) > 2})
-    say(f"Fetched {', '.join(names) or 'no run'}.")
+    say(f"Downloaded {', '.join(names) or 'no run'}.")

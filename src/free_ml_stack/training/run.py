@@ -68,7 +68,7 @@ def train(
         splits, facts = process.first_then_all(
             lambda: dataset.read(store, settings.private / "cache", settings.command)
         )
-        places = process.agree(pretrained.all_pinned(asdict(config), settings) if process.first else {})
+        places = process.agree(pretrained.pinned_locations(asdict(config), settings) if process.first else {})
         config = replace_fields(config, **places)
         values = asdict(config)
         started = {**values, "data": dataset.fingerprint(facts)}
