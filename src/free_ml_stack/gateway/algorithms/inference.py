@@ -83,7 +83,7 @@ class Inference:
         body = await request.body(self.calls.limits.body_bytes, self.calls.limits.body_seconds)
         if encoding := request.header(b"content-encoding").lower():
             body = await asyncio.to_thread(decompress, body, encoding, self.calls.limits.body_bytes)
-            request.memory.take(len(body))
+            request.memory.reserve(len(body))
             request.kept.append(len(body))
         length = request.header(HEADER.encode()) or str(len(body))
         if not (length.isascii() and length.isdecimal() and len(length) < 20 and int(length) <= len(body)):
