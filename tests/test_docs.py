@@ -61,3 +61,12 @@ def test_targets_of_make_exist(path: Path) -> None:
 def test_the_documents_name_every_command() -> None:
     readme = (SKELETON / "README.md").read_text(encoding="utf-8")
     assert [name for name in all_commands() if f"`{name}`" not in readme] == []
+
+
+def test_troubleshooting_quotes_messages_of_the_library() -> None:
+    source = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "src").rglob("*.py"))
+    source = re.sub(r'"\s*\n\s*f?"', "", source).replace("`", "")  # strings that continue on the next line
+    rows = re.findall(r"^\| `([^`]+)` \|", (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8"), re.M)
+    parts = [part.strip(" :;().") for row in rows for part in row.split("…")]
+    assert len(rows) > 15
+    assert [part for part in parts if len(part) > 3 and part not in re.sub(r"\{[^{}]*\}", "", source)] == []
