@@ -40,7 +40,8 @@ def commands(text: str) -> list[list[str]]:
 def test_flags_of_commands_exist(path: Path) -> None:
     task = path.parent.name if path.parent.parent == TASKS else DEFAULT
     for name, *words in commands(path.read_text(encoding="utf-8")):
-        given = [word.split("=")[0] for word in words if word.startswith("--")]
+        own = words[: words.index("--")] if "--" in words else words
+        given = [word.split("=")[0] for word in own if word.startswith("--")]
         unknown = [word for word in given if word not in flags(task, name)]
         assert unknown == [], f"`{name} {' '.join(words)}`"
 

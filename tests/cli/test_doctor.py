@@ -119,7 +119,7 @@ def test_the_s3_gateway_of_the_hub_is_free_and_needs_four_settings(examine):
     ]
 
 
-def test_what_a_profile_of_aws_says_counts_too(examine, tmp_path):
+def test_the_aws_profile_is_read_too(examine, tmp_path):
     profile = tmp_path / "config"
     lines = ["[default]", "region = us-east-1", "endpoint_url = https://s3.hf.co/me"]
     lines += ["request_checksum_calculation = when_required", "response_checksum_validation = when_required"]

@@ -115,7 +115,7 @@ class Commands:
         if "TMPDIR" in self.variables:
             Path(self.variables["TMPDIR"]).mkdir()
 
-    def says(self, text: str, *words: str) -> bool:
+    def prints(self, text: str, *words: str) -> bool:
         """Run a command; return whether it prints a text, or nothing where it can't print."""
         printed = self(*words)
         return not printed if self.odd.silent else text in printed
@@ -171,20 +171,20 @@ def test_every_command_works_in_unusual_environments(data: Path, tmp_path: Path,
     (folder / ".env").write_text("STACK_TITLE=Digits\n")
     run = Commands(odd, odd.before(folder))
     projects_doctor(run)
-    assert run.says("Data set digits", "data")
+    assert run.prints("Data set digits", "data")
     run(*TRAIN)
     assert accuracy(run.folder) == expected
     run.folder = odd.after_training(run.folder)
-    assert run.says("best.json", "sweep", "--agents", "1")
-    assert run.says("Model and card are in models/one", "publish")
-    assert run.says("Deployed model one as version 0.1.0", "deploy")
+    assert run.prints("best.json", "sweep", "--agents", "1")
+    assert run.prints("Model and card are in models/one", "publish")
+    assert run.prints("Deployed model one as version 0.1.0", "deploy")
     printed = run.predict()
     if not odd.silent:
         answer, _ = json.JSONDecoder().raw_decode(printed)
         sample = json.loads((run.folder / "models/one/sample.json").read_bytes())
         assert answer["label"] == sample["output"]["label"]
-    assert run.says("1 calls of version 0.1.0, 0 failed", "monitor")
-    assert run.says("Nothing to upload", "sync")
+    assert run.prints("1 calls of version 0.1.0, 0 failed", "monitor")
+    assert run.prints("Nothing to upload", "sync")
 
 
 def projects_doctor(run: Commands) -> None:

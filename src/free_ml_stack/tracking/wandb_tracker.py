@@ -203,7 +203,7 @@ class WandbTracker(Tracker):
     def finish(self, exit_code: int) -> str:
         """End the run and the client's service process; return its URL, or how to upload it later.
 
-        Offline, only training says how: the other commands follow it.
+        Offline, only a training run returns it, since the other commands follow one.
         """
         self._send()
         if self.pictures and self.known <= self.rows:
