@@ -266,7 +266,7 @@ class TestFiles:
             fs.pipe_file(".my/c/sub", b"x")
         with pytest.raises(OSError, match="not empty"):
             fs.rmdir(".my/c")
-        with pytest.raises(OSError, match="may not contain"):
+        with pytest.raises(OSError, match="must not contain"):
             fs.pipe_file(".my/c/a#b", b"x")
 
     def test_a_key_appears_in_no_text(self, url):
@@ -440,7 +440,7 @@ class TestFaults:
             fs.get_file(".my/c/a", str(tmp_path / "b"))
             assert (tmp_path / "b").read_bytes() == (tmp_path / "a").read_bytes()
             spoils = iter([True])
-            with pytest.raises(OSError, match="do not have the xxh3-128"):
+            with pytest.raises(OSError, match="another xxh3-128"):
                 fs.pipe_file(".my/c/a", b"these bytes")
             assert fs.cat_file(".my/c/a") == (tmp_path / "a").read_bytes()
 

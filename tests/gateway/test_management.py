@@ -135,7 +135,7 @@ def test_compile_without_a_model_is_a_failed_build(tmp_path: Path) -> None:
     with serving(app) as url:
         algo = created(Deployed(url, app.models.store, app), "empty")
         answer = algo.compile()
-        assert answer["compilation"] == {"successful": False, "output": "no model has been deployed yet"}
+        assert answer["compilation"] == {"successful": False, "output": "no deployed model"}
         assert algo.get_builds()["results"][0]["status"] == "failed"
 
 

@@ -135,7 +135,7 @@ def test_a_backbone_starts_from_its_weights_on_the_hub(shapes: Shapes, published
 
 @pytest.mark.slow
 def test_what_is_published_is_one_of_timm(shapes: Shapes, published: tuple[Path, str], tmp_path: Path) -> None:
-    """timm loads it from the Hub with its own preprocessing, and answers alike; the card states so and says from what."""
+    """timm loads it from the Hub with its own preprocessing, and answers alike; the card states this and its origin."""
     folder, _ = published
     card = ModelCard((folder / "README.md").read_text())
     assert (card.data.library_name, card.data.base_model) == ("timm", BASE)
