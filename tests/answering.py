@@ -14,7 +14,7 @@ from baking import SKELETON, TEMPLATE, context, environment, template
 from cookiecutter.exceptions import FailedHookException
 from hypothesis import strategies
 
-# What some file format, language or shell acts on.
+# Characters with a meaning in some file format, language or shell.
 FRAGMENTS = [
     *(
         "'",
@@ -130,7 +130,7 @@ def mostly(
     return strategies.integers(0, 19).flatmap(lambda number: rare if number == 7 else usual)
 
 
-# Most draws are legal but awkward, some are wild: a single wild answer is enough for all of them to be refused.
+# Most draws are valid but unusual, some are invalid: a single invalid answer rejects the whole set.
 legal_text = strategies.lists(strategies.sampled_from(LEGAL), min_size=1, max_size=8).map("".join)
 wild_text = strategies.lists(strategies.sampled_from(FRAGMENTS) | strategies.text(max_size=12), max_size=6).map("".join)
 any_text = mostly(legal_text, wild_text)
@@ -193,7 +193,7 @@ def names() -> list[str]:
     skeleton = template() / SKELETON.name
     found = [path.relative_to(skeleton).as_posix() for path in skeleton.rglob("*") if path.is_file()]
     copied = context({})["cookiecutter"]["_copy_without_render"]
-    found.remove("{{cookiecutter.__answers_file}}")  # of copier
+    found.remove("{{cookiecutter.__answers_file}}")  # copier's own
     return [name for name in found if name[-4:] != ".png" and not any(fnmatch(name, pattern) for pattern in copied)]
 
 

@@ -1,4 +1,4 @@
-"""Requests of hostile callers."""
+"""Malicious requests."""
 
 import json
 from collections.abc import Iterator

@@ -10,11 +10,11 @@ import places  # noqa: F401 - makes the skeleton's package importable
 import pytest
 
 FAST = 5  # seconds of CPU that a test may take without the marker `slow`
-SHARED = 3  # times as much does the same work take where hyper-threads and caches are shared with others
+SHARED = 3  # factor of CPU seconds if hyper-threads and caches are shared with other processes
 
-# A shell ignores SIGINT in what it starts in the background, and so would all that the tests start and interrupt.
+# A shell ignores SIGINT in background processes, which would be inherited by all processes of the tests.
 signal.signal(signal.SIGINT, signal.default_int_handler)
-# The official client copies these certificates into a file for each client, which it keeps open until the end.
+# The official client copies these certificates to a file per client, which stays open until exit.
 if bundle := os.environ.pop("REQUESTS_CA_BUNDLE", ""):
     os.environ.setdefault("PIP_CERT", bundle)
 
@@ -36,7 +36,7 @@ def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_teardown() -> Iterator[None]:
-    """Terminate the processes that a test has left running, before its services are stopped."""
+    """Terminate the processes left by a test before its services are stopped."""
     forking.end_all()
     yield
 

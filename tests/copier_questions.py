@@ -26,7 +26,7 @@ SETTINGS = {
     "_subdirectory": "{% raw %}" + SKELETON.name + "{% endraw %}",
     "_templates_suffix": "",
     "_envops": {"lstrip_blocks": True, "trim_blocks": True, "keep_trailing_newline": True},
-    "_skip_if_exists": ["AGENTS.md"],  # the owner's
+    "_skip_if_exists": ["AGENTS.md"],  # of the repository's owner
     "_exclude": ["__pycache__", ".*_cache", "*.py[co]", ".DS_Store"],
     "_message_after_copy": "Next:\n  cd {{ _copier_conf.dst_path }}\n  git init\n  git add .\n"
     "  git commit -m 'Generate the project'\n  uv sync\n  uv run {{ project_slug }} doctor\n"

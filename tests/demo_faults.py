@@ -28,7 +28,7 @@ STEPS: dict[str, tuple[str, ...]] = {
     "predict": (),
     "monitor": (),
 }
-MADE = {  # what a step leaves on this machine
+MADE = {  # the local results of a step
     "train": ("runs/2*/result.json", "runs/2*/model/model.safetensors"),
     "sweep": ("runs/sweep-*/best.json", "runs/sweep-*/sweep.png"),
     "publish": ("models/2*/manifest.json", "models/2*/README.md", "models/2*/model.onnx"),
@@ -38,16 +38,16 @@ NAMES = {"hub": r"\bHub\b|Hugging Face", "algorithmia": r"Algorithmia|127\.0\.0\
 REMEDY = r"`digits-online |run the same command again|rerun the command|run it again|try again later|new one at "
 SENT = re.compile(r"`digits-online sync` (later )?to upload")
 SENDS = re.compile(rf"{SENT.pattern}|run `digits-online publish` to resume|Run `digits-online data`")
-CALLS = 270  # of a demo, to the deployed model
+CALLS = 270  # of a demo, up to the deployed model
 ONCE: tuple[int | str, ...] = (500, "reset", 403, 429, "slow")
 FOREVER: tuple[int | str, ...] = (500, "reset", 401)
-PATIENCE = 240  # seconds that a step may take, whatever fails
-HASTE = {  # what the clients can be told, lest a dead service cost minutes
+PATIENCE = 240  # maximum seconds of a step with any fault
+HASTE = {  # limits of the clients, so that an unreachable service does not take minutes
     "WANDB_INIT_TIMEOUT": "5",
     "WANDB_FINISH_TIMEOUT": "5",
     "HF_XET_CLIENT_RETRY_MAX_ATTEMPTS": "2",
 }
-UNSERVED = "otel"  # telemetry, which the loopback W&B never takes
+UNSERVED = "otel"  # telemetry, which the loopback W&B rejects
 
 
 @dataclass(frozen=True)
@@ -171,9 +171,9 @@ class World:
         return all(list((self.services.project).glob(name)) for name in MADE.get(step, ()))
 
     def in_store(self) -> list[str]:
-        """The files in Algorithmia's store, those of a deployment by its version; names of chance are made equal.
+        """Return the files in Algorithmia's store, those of a deployment by version, with random names normalized.
 
-        Logs and checkpoints are left out, and what no version names: an attempt left it when the store failed.
+        Logs, checkpoints and files without a version are omitted: failed attempts leave such files.
         """
         root = self.store()
         found = [path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file()]
@@ -190,7 +190,7 @@ class World:
 
     def _keep(self, step: str) -> None:
         for sweep in self.services.wandb.store.sweeps.values():
-            sweep.points = iter(())  # given out, all of them; a generator can't be copied
+            sweep.points = iter(())  # all points are assigned; a generator cannot be copied
         state = (self.services.hub.repos, self.services.wandb.store)
         self.kept[step] = copy.deepcopy(state)
         shutil.copytree(self.folder, self._beside(step), symlinks=True)
@@ -244,14 +244,14 @@ def wrong_in(world: World, case: Case, code: int, printed: str) -> Iterator[str]
     told = [line for line in printed.splitlines() if line.startswith("error:")]
     if code and len(told) != 1:
         yield f"ends with {code} and {len(told)} lines of error"
-    named = "\n".join(line for line in printed.splitlines() if "error:" in line)  # a trial's is marked
+    named = "\n".join(line for line in printed.splitlines() if "error:" in line)  # the run of a trial has a mark
     if told and not re.search(NAMES.get(case.service, "W&B"), named):
         yield f"no line names the service: {named}"
     if told and not re.search(REMEDY, printed):
         yield "no line says what comes next"
     if code and case.service == "wandb":
         yield f"W&B's failure ends the step with {code}"
-    if not world.done(case.step) and not (code and case.service == "algorithmia"):  # the data are there
+    if not world.done(case.step) and not (code and case.service == "algorithmia"):  # the data set exists
         yield f"not made here: {MADE[case.step]}"
 
 

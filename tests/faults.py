@@ -59,13 +59,13 @@ class Pair:
 
     def __init__(self, client: socket.socket, server: socket.socket) -> None:
         self.client, self.server = client, server
-        self.pumps = threading.Semaphore(1)  # to be taken by the first pump that ends
+        self.pumps = threading.Semaphore(1)  # acquired by the first pump that finishes
 
     def pump(self, source: socket.socket, target: socket.socket, allowed: int | None, faults: Faults) -> None:
-        """Pass bytes on until one side ends or so many have gone by that the connection is to be cut.
+        """Forward bytes until one side closes or the limit for a cut is reached.
 
-        Who ends first wakes the other, who closes both: the number of a socket that is closed while it is in use is
-        given to the next connection, which would get its bytes.
+        The first pump to finish wakes the other, which closes both sockets: the descriptor of a socket closed while
+        in use would be reused by the next connection, which would receive its bytes.
         """
         with suppress(OSError):
             while data := source.recv(65536):
@@ -83,7 +83,7 @@ class Pair:
             return
         for end in ends:
             with suppress(OSError):
-                # a reset, as from a machine that has gone, rather than a polite end
+                # a reset, as from a crashed machine
                 end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
             end.close()
 
@@ -130,9 +130,9 @@ def changed(body: bytes) -> bytes:
 
 
 def original(app: Any) -> Any:
-    """`app` as a server that does what Algorithmia's was documented to do, and nothing beyond that.
+    """Restrict `app` to the documented features of Algorithmia's server.
 
-    No ranges, no checksums, no times or sizes in heads, no bundles, and a collection is made before its files.
+    No ranges, checksums, times or sizes in HEAD, or bundles; a collection must be created before its files.
     """
 
     async def wrapped(scope: Any, receive: Any, send: Any) -> None:

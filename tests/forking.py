@@ -1,8 +1,8 @@
-"""Start Python programs in processes that need not import torch and the like first.
+"""Start Python programs in processes with preloaded packages such as torch.
 
-One server process for each test worker has imported the heavy packages of others, none of ours. It forks each
-program, which then runs as `python -m` or `python -c` would run it: its own working folder, environment, modules of
-ours, signals and exit code. Only variables that Python itself reads as it starts come too late: see `forked`.
+One server process per test worker has imported heavy third-party packages, and none of this repository. It forks each
+program, which then runs as with `python -m` or `python -c`: with its own working folder, environment, modules, signals
+and exit code. Only variables that Python reads at startup have no effect: see `forked`.
 """
 
 import array
@@ -24,7 +24,7 @@ from functools import cache
 from pathlib import Path
 from typing import ClassVar, NoReturn, TextIO
 
-HEAVY = (  # without wandb and onnxruntime, which begin at their import what can't be forked: a folder and a thread
+HEAVY = (  # without wandb and onnxruntime, which create a folder and a thread on import and cannot be forked
     "scipy.stats", "pyarrow.parquet", "onnx", "torch._dynamo", "optuna", "matplotlib.pyplot", "PIL.Image",
     "safetensors.torch", "pydantic", "requests", "yaml", "google.protobuf.descriptor_pb2",
 )  # fmt: skip
@@ -41,7 +41,7 @@ FOR_PYTHON = (
 class Process:
     """A running program, with the interface of subprocess.Popen with text pipes."""
 
-    spent = 0.0  # seconds of CPU of all that have ended, with their children
+    spent = 0.0  # CPU seconds of finished processes and their children
     running: ClassVar[list["Process"]] = []
 
     def __init__(self, arguments: Sequence[str], folder: Path, environ: Mapping[str, str], merged: bool) -> None:
@@ -135,7 +135,7 @@ class Process:
 
 
 def end_all(seconds: float = 30) -> None:
-    """Terminate, then kill, the processes that a failed test has left; a terminated sweep stops its agents."""
+    """Terminate, then kill, the processes left by a failed test; a terminated sweep stops its agents."""
     for process in list(Process.running):
         process.terminate()
         try:
@@ -188,16 +188,16 @@ def server() -> str:
 
 
 def readable(connection: socket.socket, seconds: float | None) -> bool:
-    """Whether something can be read within some seconds, None for ever; of a descriptor of any number, unlike select."""
+    """Return whether a descriptor is readable within some seconds (None: no timeout); unlike select, for any number."""
     poll = select.poll()
     poll.register(connection, select.POLLIN)
     return bool(poll.poll(None if seconds is None else 1000 * seconds))
 
 
 def serve(address: str) -> list[str]:
-    """Fork a process for each order. Returns in each of those, with what it is to run; never in the server."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the tests
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # so that no process of ours stays
+    """Fork a process per request. Returns the program in each child; never returns in the server."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is handled by the tests
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # so that no process is left
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(address)
         listener.listen(64)
@@ -215,7 +215,7 @@ def serve(address: str) -> list[str]:
 
 
 def attend(connection: socket.socket) -> list[str]:
-    """Fork the process that is ordered, and tell how it ends; returns in that process."""
+    """Fork a requested process and report its exit; returns in that process."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     length, passed, _, _ = connection.recvmsg(10, socket.CMSG_SPACE(8))
     ends = array.array("i")
@@ -228,7 +228,7 @@ def attend(connection: socket.socket) -> list[str]:
             os.close(end)
         report(connection, pid)
     connection.close()
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # also where the tests run in the background
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # also if the tests run in the background
     nothing = os.open(os.devnull, os.O_RDONLY)
     for number, end in enumerate((nothing, *ends)):
         os.dup2(end, number)
@@ -243,7 +243,7 @@ def attend(connection: socket.socket) -> list[str]:
 
 
 def report(connection: socket.socket, pid: int) -> NoReturn:
-    """Tell the number of a process, and once it has ended its status and the CPU that it took."""
+    """Report the id of a process, and at its exit the status and CPU seconds."""
     connection.sendall(b"%d\n" % pid)
     _, status, usage = os.wait4(pid, 0)
     try:
@@ -253,9 +253,9 @@ def report(connection: socket.socket, pid: int) -> NoReturn:
 
 
 def run(arguments: Sequence[str]) -> None:
-    """Run a program as Python would, from what comes before it to how it ends.
+    """Run a program as Python does, including startup and exit.
 
-    What is left out is to take the interpreter apart at last, which takes a second where torch is in it.
+    The finalization of the interpreter is skipped, as it takes a second with torch.
     """
     import runpy
 
@@ -263,7 +263,7 @@ def run(arguments: Sequence[str]) -> None:
 
     kind, what, *words = arguments
     code = 0
-    np.random.seed()  # or each would draw the same
+    np.random.seed()  # otherwise all children would have the same seed
     first = str(Path.cwd()) if kind == "-m" else ""
     sys.path[:0] = [first, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
     sys.argv[:] = [kind, *words]
@@ -300,5 +300,5 @@ if __name__ == "__main__":
 
     for module in HEAVY:
         import_module(module)
-    gc.freeze()  # what is collected is copied
+    gc.freeze()  # garbage collection would copy shared pages
     run(serve(sys.argv[1]))

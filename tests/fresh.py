@@ -1,4 +1,4 @@
-"""Environments that hold the packages which a text names and no others, made once below build/; and what runs in them."""
+"""Environments with given packages only, created once in build/, and programs in them."""
 
 import hashlib
 import os
@@ -17,12 +17,12 @@ PYTHON = re.compile(r"```python\n(.*?)```", re.DOTALL)
 
 
 def uv() -> str:
-    """The program, where `make` puts it if there is none."""
+    """Return the path of uv, or of the copy that `make` installs."""
     return shutil.which("uv") or str(ROOT / "build" / "tools" / "bin" / "uv")
 
 
 def interpreter(version: str) -> str:
-    """The path of a Python on this machine, pyenv's or one on the path; empty where there is none of that version."""
+    """Return the path of a local Python of a version, from pyenv or the path; "" if there is none."""
     pyenv = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv")) / "versions"
     places = [*sorted(map(str, pyenv.glob(f"{version}.*/bin/python"))), shutil.which(f"python{version}")]
     for place in filter(None, places):
@@ -32,7 +32,7 @@ def interpreter(version: str) -> str:
 
 
 def python(*packages: str, options: Sequence[str] = (), version: str = "") -> Path:
-    """The interpreter of an environment with these packages and what they need; `options` are uv's."""
+    """Return the interpreter of an environment with packages and their dependencies; `options` are uv's."""
     key = hashlib.sha256(repr((packages, options, version)).encode()).hexdigest()[:12]
     folder = PLACE / key
     PLACE.mkdir(parents=True, exist_ok=True)
@@ -45,7 +45,7 @@ def python(*packages: str, options: Sequence[str] = (), version: str = "") -> Pa
 
 
 def run(*command: str, folder: Path | None = None, **environ: str) -> str:
-    """What a command prints, in an environment without the project and without keys; it must end well."""
+    """Run a command in an environment without the project and keys; return its output. The command must succeed."""
     kept = ("PATH", "LANG", "UV_", "PIP_", "SSL_", "OPENBLAS_")
     given = {name: value for name, value in os.environ.items() if name.startswith(kept)}
     home = str(folder or PLACE)
@@ -58,14 +58,14 @@ def run(*command: str, folder: Path | None = None, **environ: str) -> str:
 
 
 def use(card: str, folder: Path, **environ: str) -> str:
-    """What the first lines of Python on a card print, where only the packages are installed that the card names."""
+    """Run the first Python code of a card with only the packages it lists; return the output."""
     [packages] = re.findall(r"^pip install (.*)$", card, re.MULTILINE)
     lines, *_ = PYTHON.findall(card)
     return run(str(python(*packages.split())), "-c", lines, folder=folder, **environ)
 
 
 def execute(notebook: Path, **environ: str) -> str:
-    """What the last cell of a notebook shows, executed where only the packages are installed that it installs."""
+    """Execute a notebook with only the packages it installs; return the output of the last cell."""
     import nbformat
 
     cells = nbformat.read(notebook, as_version=4).cells
@@ -78,7 +78,7 @@ def execute(notebook: Path, **environ: str) -> str:
 
 
 def target(*packages: str) -> Path:
-    """A folder for PYTHONPATH with these packages alone, which come before those of the same name that are here."""
+    """Return a folder for PYTHONPATH with these packages only, which precede installed ones."""
     folder = PLACE / hashlib.sha256(repr(packages).encode()).hexdigest()[:12]
     PLACE.mkdir(parents=True, exist_ok=True)
     with FileLock(folder.with_suffix(".lock")):

@@ -1,6 +1,6 @@
 """Training in processes that start quickly and are killed at a given moment.
 
-A server that has imported torch once forks them, so that twenty starts cost what one does from the shell.
+A server that has imported torch forks them, so that twenty starts take as long as one from the shell.
 """
 
 import contextlib
@@ -24,9 +24,9 @@ CONTEXT.set_forkserver_preload(
 
 
 class Blow(NamedTuple):
-    """A signal that a process sends itself, `seconds` after it comes to a moment for the `nth` time.
+    """A signal that a process sends to itself, `seconds` after it reaches a moment for the `nth` time.
 
-    From without, it could come too late: on a busy machine training is over before the killer has looked.
+    A signal from another process could be too late on a busy machine.
     """
 
     moment: str

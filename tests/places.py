@@ -1,6 +1,6 @@
 """Paths of the repository. On import, the package of each task becomes importable, the default one as `skeleton`.
 
-It holds no Jinja, so it is tested as it stands.
+The skeleton's Python contains no Jinja, so it is tested unchanged.
 """
 
 import os
@@ -26,7 +26,7 @@ def link_skeletons() -> None:
     common = SKELETON / "src" / "{{cookiecutter.package_name}}"
     for task in TASKS.glob("*-*/"):
         folder = SOURCE / package(task.name)
-        if folder.is_symlink():  # as it was made once
+        if folder.is_symlink():  # created before
             folder.unlink()
         folder.mkdir(parents=True, exist_ok=True)
         for target in (*common.glob("*.py"), *task.glob("*.py")):

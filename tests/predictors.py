@@ -75,7 +75,7 @@ class Freezing(Echo):
             case "spin":
                 while True:
                     pass
-            case {"freeze": seconds}:  # as a bad regular expression does: not even another thread can run
+            case {"freeze": seconds}:  # like a slow regular expression: blocks other threads, too
                 ctypes.PyDLL(None).usleep(int(seconds * 1e6))
             case "crash":
                 os.kill(os.getpid(), signal.SIGSEGV)

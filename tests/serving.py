@@ -12,7 +12,7 @@ from services.ports import listening
 @contextmanager
 def serving(app: Any, **options: Any) -> Iterator[str]:
     """Serve `app` in a thread for a block, and yield its URL; `options` are passed to uvicorn."""
-    options = {"timeout_keep_alive": 75, **options}  # as the gateway does it
+    options = {"timeout_keep_alive": 75, **options}  # as in the gateway
     with listening() as listener:  # connections queue here until the server runs
         server = uvicorn.Server(uvicorn.Config(app, log_level="warning", **options))
         thread = threading.Thread(target=server.run, args=([listener],))

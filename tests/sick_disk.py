@@ -1,8 +1,8 @@
 """A simulated disk that fails or loses power at a given call, with or without the loss of unsynced data.
 
-It stands where Python meets the operating system (open, write, fsync, mkdir, rename, unlink, rmdir), passes each call
-below its folder on, and keeps beside it what a disk would hold after a power cut: the bytes of a file as they
-were at its last fsync, the names in a folder as they were at the folder's last fsync.
+It wraps the system calls of Python (open, write, fsync, mkdir, rename, unlink, rmdir) below its folder, and also
+records the content of a disk after a power failure: the bytes of a file at its last fsync, and the names in a folder
+at the folder's last fsync.
 """
 
 import io
@@ -37,7 +37,7 @@ class Folder:
 
 
 class SickDisk:
-    """Everything below `root`; `fault` is raised at call number `at` (the first is 0), or nowhere."""
+    """A disk at `root`; `fault` is raised at call number `at` (the first is 0), or never."""
 
     def __init__(self, root: Path, patch: pytest.MonkeyPatch, at: int = -1, fault: BaseException | None = None) -> None:
         self.root, self.at, self.fault = root, at, fault
@@ -53,7 +53,7 @@ class SickDisk:
         patch.setattr(io, "open", self.open_file)
 
     def after(self, folder: Path, name: Callable[[], bool], content: Callable[[], bool]) -> None:
-        """Write what is found after the power cut to `folder`; the functions say whether unsynced changes survived."""
+        """Write the content after the power failure to `folder`; the functions decide whether unsynced changes survived."""
         self._write(self.tree, folder, name, content)
 
     def call(self, name: str, path: Path) -> bool:
@@ -167,7 +167,7 @@ class Written:
         self.disk, self.opened, self.path, self.file = disk, opened, path, file
 
     def write(self, data: Any) -> int:
-        """Write; a disk that fails takes the half of it before it says so."""
+        """Write; a failing disk writes half of the data before the error."""
         view = memoryview(data).cast("B")
         try:
             self.disk.call("write", self.path)
@@ -191,6 +191,6 @@ class Written:
 
 
 def chance(seed: int) -> Callable[[], bool]:
-    """A coin of one's own."""
+    """Return a seeded coin flip."""
     drawn = random.Random(seed)
     return lambda: drawn.random() < 0.5

@@ -1,4 +1,4 @@
-"""Sockets between processes work if the path of the temporary folder is too long for them."""
+"""Sockets between processes work even if the path of the temporary folder is too long for them."""
 
 import os
 import subprocess
@@ -25,7 +25,7 @@ if __name__ == "__main__":
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no Unix sockets")
 @pytest.mark.parametrize("length", [10, 120])
-def test_a_server_of_workers_starts_whatever_the_temporary_folder(tmp_path: Path, length: int) -> None:
+def test_a_fork_server_starts_with_a_long_temporary_folder(tmp_path: Path, length: int) -> None:
     folder = tmp_path / ("x" * length)
     folder.mkdir()
     (tmp_path / "talk.py").write_text(TALK)

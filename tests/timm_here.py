@@ -1,4 +1,4 @@
-"""timm beside a torch without CUDA, for which the registry has no torchvision: that of CUDA, its operators declared."""
+"""timm with a CPU build of torch: with the CUDA build of torchvision, whose operators are declared."""
 
 import shutil
 import sys
@@ -7,8 +7,8 @@ from pathlib import Path
 from filelock import FileLock
 from fresh import PLACE, run, uv
 
-# Its compiled operators are absent without CUDA, and its Python names these two as it is imported. None of timm's
-# networks calls them.
+# Its compiled operators are missing without CUDA, and its Python code refers to these two on import. timm's networks
+# do not call them.
 OPERATORS = """
 from torch.library import Library
 
@@ -19,7 +19,7 @@ for _name in ("nms", "qnms"):
 
 
 def folder() -> Path:
-    """A folder for PYTHONPATH with timm and torchvision, made once below build/; all else that they need is here."""
+    """Return a folder for PYTHONPATH with timm and torchvision, created once in build/; dependencies are installed."""
     place = PLACE / "timm"
     PLACE.mkdir(parents=True, exist_ok=True)
     with FileLock(PLACE / "timm.lock"):

@@ -1,4 +1,4 @@
-"""A W&B service for tests, and the environment in which a user's program finds it."""
+"""A W&B service for tests, and the environment of a program that uses it."""
 
 import tempfile
 from collections.abc import Iterator
@@ -19,14 +19,14 @@ def wandb_service() -> Iterator[Wandb]:
 
 
 def account(home: Path, service: Wandb, **extra: str) -> dict[str, str]:
-    """The environment of a user with a key, who has used W&B on this machine never before."""
+    """Return the environment of a new W&B user with a key."""
     own = {f"WANDB_{name}_DIR": str(home / f"wandb-{name}".lower()) for name in ("CACHE", "DATA", "CONFIG")}
     own |= {"WANDB_BASE_URL": service.url, "WANDB_API_KEY": KEY, "WANDB_ERROR_REPORTING": "false"}
     return {**own, "STACK_TRACKER": "wandb", **extra}
 
 
 def program(service: Wandb, text: str, code: int = 0) -> str:
-    """What a program prints that uses the real client, in a process and a home of its own."""
+    """Run a program with the real client in a new home; return its output."""
     with tempfile.TemporaryDirectory() as folder:
         environment = projects.environment(Path(folder), **account(Path(folder), service))
         process = forking.start(["-c", text], Path(folder), environment)

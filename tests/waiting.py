@@ -1,4 +1,4 @@
-"""Wait for a condition, however busy the machine is."""
+"""Wait for a condition on a busy machine."""
 
 import time
 from collections.abc import Callable
@@ -6,8 +6,8 @@ from typing import Any
 
 
 def until(condition: Callable[[], Any], seconds: float = 120) -> None:
-    """Poll until something holds."""
+    """Poll until a condition is true."""
     end = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < end, "it did not come true in time"
+        assert time.monotonic() < end, "timeout: the condition is still false"
         time.sleep(0.01)

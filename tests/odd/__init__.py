@@ -1,1 +1,1 @@
-"""A science that nobody expects: two numbers from a text and a number, by ridge regression in NumPy."""
+"""An unusual science: predicts two numbers from a text and a number, with ridge regression in NumPy."""

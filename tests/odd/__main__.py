@@ -4,7 +4,7 @@ import free_ml_stack
 
 
 def main() -> None:
-    """Run the command that the arguments name."""
+    """Run a command."""
     free_ml_stack.main(str(__package__))
 
 

@@ -7,7 +7,7 @@ from free_ml_stack import flag
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """What a training can be told."""
+    """The configuration of training."""
 
     ridge: float = flag(0.1, "weight of the penalty", above=0)
     sweeps: int = flag(40, "passes over all rows", least=1)

@@ -1,4 +1,4 @@
-"""Moods of notes: how warm and how loud a note of some length is."""
+"""Moods of notes: warmth and loudness of a note with a length."""
 
 from typing import Any
 
@@ -19,12 +19,12 @@ def fetch() -> dict[str, Any]:
 
 
 def arrange(columns: dict[str, str], target: str) -> dict[str, tuple[str, str]]:
-    """All columns as they are."""
+    """Return all columns unchanged."""
     return {name: (name, kind) for name, kind in columns.items()}
 
 
 def features(notes: list[str | None], lengths: Any) -> Any:
-    """Counts of words, the length, and one: (n, 8) of float32."""
+    """Return word counts, the length, and one: (n, 8), float32."""
     counts = [[(note or "").split().count(word) for word in WORDS] for note in notes]
     return np.column_stack((counts, lengths, np.ones(len(notes)))).astype(np.float32)
 

@@ -28,5 +28,5 @@ def apply_batch(inputs: list[Any], model: Any) -> list[Any]:
 
 
 def watch(input: Any, answer: Any, model: Any) -> dict[str, Any]:
-    """Both moods, and whether there is a note at all."""
+    """Return both moods, and whether the note is empty."""
     return {**answer, "kind": "note" if input.get("note") else "blank"}

@@ -1,4 +1,4 @@
-"""Gradient descent, a batch at a time."""
+"""Gradient descent in batches."""
 
 from functools import partial
 from typing import Any
@@ -12,7 +12,7 @@ from .model import Matrix, build
 
 
 def fit(config: Any, splits: Any, run: Any, checkpoints: Any, process: Any) -> Matrix:
-    """Go down the squared error."""
+    """Minimize the squared error."""
     train, model = splits["train"], build(config, splits["train"].facts)
     at = checkpoints.resume(model=model)
     while at.epoch < config.sweeps:
@@ -33,10 +33,10 @@ def fit(config: Any, splits: Any, run: Any, checkpoints: Any, process: Any) -> M
 
 
 def predicted(model: Matrix, split: Any) -> Any:
-    """Moods of a split."""
+    """Return the moods of a split."""
     return features(split["note"][:], split["length"]) @ model.weights
 
 
 def evaluate(config: Any, model: Matrix, split: Any) -> Any:
-    """Both moods as one list of numbers."""
+    """Evaluate both moods as a single list of numbers."""
     return regression(np.ravel(predicted(model, split)), np.ravel(split["mood"]))

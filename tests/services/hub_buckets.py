@@ -1,4 +1,4 @@
-"""The buckets of a loopback Hub: object storage without versions, whose contents are uploaded with Xet alone.
+"""The buckets of a loopback Hub: object storage without versions, uploaded with Xet only.
 
 Shapes are those that huggingface_hub 2.4 sends and reads (hf_api: create_bucket to download_bucket_files, _buckets.py).
 """
@@ -20,23 +20,23 @@ if TYPE_CHECKING:
 
 @dataclass
 class Bucket:
-    """A bucket: its files by path, each the Xet hash of a content, and when that came."""
+    """A bucket: the Xet hash and the time stamp of each file by path."""
 
     id: str
     private: bool
     files: dict[str, tuple[str, str]] = field(default_factory=dict)
-    batches: list[list[str]] = field(default_factory=list)  # what each request has changed: "+path" or "-path"
+    batches: list[list[str]] = field(default_factory=list)  # the changes of each request: "+path" or "-path"
 
 
 class Buckets:
-    """The calls for the buckets of a Hub."""
+    """The routes of a Hub's buckets."""
 
     def __init__(self, hub: "Hub") -> None:
         self.hub = hub
         self.all: dict[str, Bucket] = {}
 
     def routes(self) -> list[Route]:
-        """The routes; they come before those of repositories, whose paths look the same."""
+        """Return the routes; they must precede those of repositories, which match the same paths."""
         api = "/api/buckets/{user}/{name}"
         return [
             Route("/api/buckets/{user}", self.listing),
@@ -53,7 +53,7 @@ class Buckets:
         ]
 
     def asked(self, request: Request, write: bool = False) -> Bucket:
-        """The bucket that a request names. What may not be seen is not there."""
+        """Return the bucket of a request. Raises 404 if it is missing or not readable."""
         token, (user, name) = self.hub.token(request), (request.path_params["user"], request.path_params["name"])
         bucket = self.all.get(f"{user}/{name}")
         if bucket is None or (bucket.private and not (token and (token.user == user or token.writes(bucket.id)))):
@@ -63,22 +63,22 @@ class Buckets:
         return bucket
 
     def content(self, id: str) -> dict[str, bytes]:
-        """What a bucket holds, for inspection."""
+        """Return the files of a bucket, for inspection."""
         contents = self.hub.contents
         return {path: contents.path(self.hub.hashes[xet]).read_bytes() for path, (xet, _) in self.all[id].files.items()}
 
     def size(self, xet: str) -> int:
-        """The bytes of a content."""
+        """Return the size of a content in bytes."""
         return self.hub.contents.path(self.hub.hashes[xet]).stat().st_size
 
     def told(self, bucket: Bucket) -> dict[str, Any]:
-        """A bucket in an answer."""
+        """Return the JSON object of a bucket."""
         size = sum(self.size(xet) for xet, _ in bucket.files.values())
         about = {"_id": "0", "id": bucket.id, "private": bucket.private, "createdAt": CREATED, "size": size}
         return about | {"totalFiles": len(bucket.files)}
 
     def file(self, bucket: Bucket, path: str) -> dict[str, Any]:
-        """A file in a listing."""
+        """Return the JSON object of a file in a listing."""
         xet, when = bucket.files[path]
         about = {"type": "file", "path": path, "size": self.size(xet), "xetHash": xet}
         return about | {"mtime": when, "uploadedAt": when}
@@ -178,5 +178,5 @@ class Buckets:
 
 
 def moment(milliseconds: int) -> str:
-    """A time as the Hub writes it."""
+    """Format a time as the Hub does."""
     return datetime.fromtimestamp(milliseconds / 1000, UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")

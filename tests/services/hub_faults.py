@@ -1,4 +1,4 @@
-"""A server that can be told to fail: at which requests, how, and whether it does what was asked before it fails."""
+"""Fault injection for a server: which requests fail, how, and whether they are processed first."""
 
 import asyncio
 import json
@@ -14,11 +14,11 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 @dataclass
 class Fault:
-    """What goes wrong with the requests whose `METHOD /path` has `match` in it: all of them, or those that `at` counts.
+    """A fault of the requests whose `METHOD /path` contains `match`: all of them, or those with the numbers `at`.
 
     `kind` is a status, "reset", "slow" (`seconds` late), "held" (no answer until the client has gone) or "html" (a page
-    with status 200, as of a captive portal). With `after` the request is obeyed first, so that only its answer is lost.
-    `struck` is set with the first of them.
+    with status 200, as of a captive portal). With `after` the request is processed and only its response is lost.
+    `struck` is set at the first of them.
     """
 
     kind: int | str
@@ -30,13 +30,13 @@ class Fault:
     struck: threading.Event = field(default_factory=threading.Event)
 
     def strikes(self, call: str) -> bool:
-        """Whether this request is one of them."""
+        """Count a request and return whether it fails."""
         self.seen += self.match in call
         return self.match in call and (self.at is None or self.seen in self.at)
 
 
 class Faulty:
-    """An app behind its faults. Every request is noted in `calls`, as `METHOD /path`."""
+    """An app with faults. Every request is recorded in `calls` as `METHOD /path`."""
 
     def __init__(self, app: Any) -> None:
         self.app = app
@@ -48,7 +48,7 @@ class Faulty:
             return await self.app(scope, receive, send)
         call = f"{scope['method']} {scope['path']}"
         self.calls.append(call)
-        struck = [fault for fault in self.faults if fault.strikes(call)]  # each counts each request
+        struck = [fault for fault in self.faults if fault.strikes(call)]  # every fault counts every request
         if not struck:
             return await self.app(scope, receive, send)
         fault = struck[0]
@@ -68,7 +68,7 @@ class Faulty:
 
 
 async def answer(kind: int | str, send: Any) -> None:
-    """An answer that is none."""
+    """Send the response of a fault."""
     page = kind == "html"
     body = (
         b"<html><body>Welcome to our Wi-Fi</body></html>"
@@ -83,20 +83,20 @@ async def answer(kind: int | str, send: Any) -> None:
 
 
 async def nowhere(message: Any) -> None:
-    """Where an answer goes that is lost."""
+    """Discard a response."""
 
 
 def reset(transport: asyncio.Transport) -> None:
-    """End a connection as a machine that has gone does."""
+    """Reset a connection, as a crashed machine does."""
     end: socket.socket = transport.get_extra_info("socket")
     end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     transport.abort()
 
 
 class Protocol(HttpToolsProtocol):
-    """uvicorn's protocol, which lets the app reach its connection."""
+    """uvicorn's protocol, with access to the connection for the app."""
 
     def on_message_begin(self) -> None:
-        """Begin a request."""
+        """Start a request."""
         super().on_message_begin()
         self.scope["extensions"] = {"transport": self.transport}  # type: ignore[typeddict-item]

@@ -1,8 +1,8 @@
-"""What the Hub allows an account within a time: requests, and commits to one repository.
+"""Rate limits of the Hub: requests per account, and commits per repository.
 
-Requests are counted over windows of five minutes, and each answer tells what is left of them (docs: rate-limits, for a
-free account). Commits are counted over an hour; the docs give no number, and the text is that of the Hub's own refusal
-(datasets#6257, huggingface_hub#3186; the number is of a new account).
+Requests are counted over windows of five minutes, and each response contains the rest (docs: rate-limits, for a free
+account). Commits are counted over an hour; the docs give no number. The message is the Hub's (datasets#6257,
+huggingface_hub#3186; the number is that of a new account).
 """
 
 import json
@@ -27,17 +27,17 @@ SLOWED = (
 
 
 class Limits:
-    """An app that refuses what is too much. `exceeded` lists what was refused; a test that leaves it so has failed.
+    """An app with rate limits. `exceeded` lists rejected requests; a test fails if it is not empty at the end.
 
-    `clock` tells the seconds, so that a test need not wait for an hour to pass.
+    `clock` returns the time in seconds, so that tests need not wait for an hour.
     """
 
     def __init__(self, app: Any) -> None:
         self.app = app
         self.clock: Callable[[], float] = time.time
         self.exceeded: list[str] = []
-        self.commits: defaultdict[str, list[float]] = defaultdict(list)  # of each repository, when
-        self.hourly, self.requests = COMMITS, dict(REQUESTS)  # what is allowed
+        self.commits: defaultdict[str, list[float]] = defaultdict(list)  # times by repository
+        self.hourly, self.requests = COMMITS, dict(REQUESTS)  # the limits
         self.counts: Counter[tuple[str, bytes, int]] = Counter()
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
@@ -67,7 +67,7 @@ class Limits:
         return None
 
     def refused(self, repo: str) -> str:
-        """Count a commit to a repository; why it is refused, nothing where it is not."""
+        """Count a commit to a repository; return the error message if it is rejected."""
         now = self.clock()
         recent = self.commits[repo] = [then for then in self.commits[repo] if now - then < HOUR]
         if len(recent) < self.hourly:

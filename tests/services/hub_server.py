@@ -1,9 +1,9 @@
 """The Hugging Face Hub on loopback, for its unmodified client (huggingface_hub 2.x).
 
-`python tests/services/hub_server.py [FOLDER]` serves one until Ctrl-C; its first line is its address. Set HF_ENDPOINT to
-it before the client is imported. The keys are those of `TOKENS`. Where the shape of an answer is known from stands
-beside each call: "client" is huggingface_hub 2.4's own code, "docs" huggingface.co/docs/hub (/api, /xet, /spaces-overview),
-"js" the types of @huggingface/hub.
+`python tests/services/hub_server.py [FOLDER]` serves one until Ctrl-C and prints its address. Set HF_ENDPOINT to it
+before the client is imported. The keys are those of `TOKENS`. A comment at each route names the source of its format:
+"client" is the code of huggingface_hub 2.4, "docs" huggingface.co/docs/hub (/api, /xet, /spaces-overview), "js" the
+types of @huggingface/hub.
 """
 
 import base64
@@ -40,8 +40,8 @@ from services.hub_store import ATTRIBUTES, CREATED, Commit, Contents, Entry, Rep
 from services.hub_xet import Blocks
 
 EMPTY = "0" * 64  # Xet's hash of no bytes
-PAGE = (1000, 50)  # entries of a listing's page, plain and with more of each
-LARGE = 10 << 20  # bytes from which a file is not kept in git
+PAGE = (1000, 50)  # entries per page of a listing, without and with details
+LARGE = 10 << 20  # bytes above which a file is stored outside git
 PRO = "hosting Gradio and Docker Spaces on free cpu-basic requires a PRO subscription"
 BLOCK = re.compile(r"\s*---(?:\r\n|\r|\n)([\S\s]*?)(?:\r\n|\r|\n)---[ \t]*(?:\r\n|\n|$)")
 NAME = re.compile(r"[\w.-]{1,96}")
@@ -49,7 +49,7 @@ NAME = re.compile(r"[\w.-]{1,96}")
 
 @dataclass(frozen=True)
 class Token:
-    """Whose a key is and what it may: role read, write or fineGrained with `scopes` of (type, name, permissions)."""
+    """The user and role of a key: read, write or fineGrained with `scopes` of (type, name, permissions)."""
 
     user: str = "me"
     role: str = "write"
@@ -57,7 +57,7 @@ class Token:
     pro: bool = False
 
     def writes(self, id: str) -> bool:
-        """Whether the key may write to a repository."""
+        """Return whether the key may write to a repository."""
         if self.role != "fineGrained":
             return self.role == "write" and id.split("/")[0] == self.user
         own = [allowed for _, name, allowed in self.scopes if name in (id, id.split("/")[0])]
@@ -73,7 +73,7 @@ TOKENS = {
 
 
 class RefusedError(Exception):
-    """An answer other than success."""
+    """An error response."""
 
     def __init__(self, status: int, message: str, code: str = "") -> None:
         super().__init__(message)
@@ -81,7 +81,7 @@ class RefusedError(Exception):
 
 
 class Quoted:
-    """An app that is told of a slash within a name, as of a branch or a file, by the %2F that a client sends for it."""
+    """An app that distinguishes %2F in the name of a branch or file from a slash."""
 
     def __init__(self, app: Any) -> None:
         self.app = app
@@ -94,7 +94,7 @@ class Quoted:
 
 
 def revision(request: Request) -> str:
-    """The branch, tag or commit that a request names."""
+    """Return the branch, tag or commit in a request."""
     return unquote(request.path_params.get("revision", "main"))
 
 
@@ -109,15 +109,15 @@ class Hub:
     ) -> None:
         self.contents, self.blocks = Contents(folder / "contents"), Blocks(folder / "blocks")
         self.tokens, self.grants, self.refusal = dict(tokens), grants, (402, PRO)
-        self.publishers: dict[str, str] = {}  # identity tokens of a CI, and the repository that trusts each
+        self.publishers: dict[str, str] = {}  # identity tokens of a CI, and the repository that trusts it
         self.repos: dict[tuple[str, str], Repo] = {}
-        self.asked_for: list[dict[str, Any]] = []  # the bodies with which repositories were to be created
-        self.times: dict[str, float] = {}  # of commits, when
-        self.sent = 0  # bytes of contents that arrived
+        self.asked_for: list[dict[str, Any]] = []  # request bodies of create_repo
+        self.times: dict[str, float] = {}  # times of commits
+        self.sent = 0  # received bytes of contents
         self.start: Callable[[Repo], str] = lambda repo: ""  # runs a Space; returns its address
-        self.url = self.far = ""  # where it is, and where it sends who asks for a large file
-        # The client remembers what a store of blocks has, by the store's address, also after its process has ended;
-        # the port may have been another Hub's.
+        self.url = self.far = ""  # its address, and the target of redirects for large files
+        # The client caches the contents of a block store by its address across processes, and another Hub may have
+        # used the port before.
         self.store = f"/cas-{secrets.token_hex(8)}"
         self.buckets, self.hashes = Buckets(self), {EMPTY: self.contents.keep(b"", lfs=False).sha256}
         routed = Starlette(routes=self._routes(), exception_handlers={RefusedError: refuse})
@@ -126,32 +126,32 @@ class Hub:
 
     @property
     def calls(self) -> list[str]:
-        """Every request so far, as `METHOD /path`."""
+        """All requests as `METHOD /path`."""
         return self.app.calls
 
     @staticmethod
     def refusing(status: int, message: str, code: str = "") -> RefusedError:
-        """An answer other than success, to raise."""
+        """Return an error response to raise."""
         return RefusedError(status, message, code)
 
     def repo(self, kind: str, id: str) -> Repo:
-        """A repository, for inspection."""
+        """Return a repository, for inspection."""
         return self.repos[kind, id]
 
     def files(self, kind: str, id: str, revision: str = "main") -> dict[str, bytes]:
-        """What a revision of a repository holds."""
+        """Return the files of a revision of a repository."""
         commit = self.repo(kind, id).at(revision)
         assert commit
         return {path: self.contents.path(entry.sha256).read_bytes() for path, entry in commit.tree.items()}
 
     def create(self, kind: str, id: str, private: bool = True) -> Repo:
-        """Make a repository as the Hub does: with one commit, of .gitattributes."""
+        """Create a repository as the Hub does: with one commit of .gitattributes."""
         repo = self.repos[kind, id] = Repo(kind, id, private)
         repo.commit("initial commit", {".gitattributes": self.contents.keep(ATTRIBUTES.encode(), lfs=False)})
         return repo
 
     def put(self, kind: str, id: str, files: Mapping[str, bytes]) -> Commit:
-        """Commit files to a repository, made if missing, without a request."""
+        """Commit files to a repository without a request; create it if it is missing."""
         repo = self.repos.get((kind, id)) or self.create(kind, id, private=False)
         return repo.commit(
             "put", {path: self.contents.keep(data, is_large(path, data)) for path, data in files.items()}
@@ -171,7 +171,7 @@ class Hub:
             Route("/api/agent-harnesses", self.nothing),  # client: once a day
             Route(api + "/auth-check", self.auth_check),  # client: auth_check
             Route(api + "/auth-check/write", self.auth_check),  # client: auth_check(write=True)
-            # client: RepoFile, RepoFolder, paginate; js: listFiles and parseLinkHeader, which follow its `Link` too
+            # client: RepoFile, RepoFolder, paginate; js: listFiles and parseLinkHeader, which also follow `Link`
             Route(api + "/tree/{revision}", self.tree),
             Route(api + "/tree/{revision}/{path:path}", self.tree),
             Route(api + "/paths-info/{revision}", self.paths_info, methods=["POST"]),  # client: get_paths_info
@@ -191,11 +191,11 @@ class Hub:
             Route(api, self.info),
             Route("/lfs/{sha256}", self.lfs_put, methods=["PUT"]),  # git-lfs: docs/api/basic-transfers.md
             Route("/lfs/{sha256}/verify", self.lfs_verify, methods=["POST"]),  # git-lfs: the same
-            Route("/cdn/{sha256}", self.cdn),  # where the Hub sends who resolves a large file
+            Route("/cdn/{sha256}", self.cdn),  # the target of redirects for large files
             Route(self.store + "/v1/xorbs/default/{hash}", self.xorb, methods=["POST"]),  # docs: xet/api
             Route(self.store + "/v1/shards", self.shard, methods=["POST"]),  # docs: xet/api
             Route(self.store + "/v1/reconstructions/{hash}", self.reconstruction),  # docs: xet/api, download-protocol
-            Route(self.store + "/xorbs/{hash}", self.stored_xorb),  # where a reconstruction sends who downloads
+            Route(self.store + "/xorbs/{hash}", self.stored_xorb),  # the download URLs of reconstructions
         ]
         for prefix in ("/{user}/{name}", "/{kind}/{user}/{name}"):
             batch = prefix + ".git/info/lfs/objects/batch"
@@ -204,14 +204,14 @@ class Hub:
         return [*routes, Route("/{path:path}", self.missing, methods=["GET", "POST", "PUT", "DELETE"])]
 
     def token(self, request: Request) -> Token | None:
-        """The key of a request; RefusedError for one that nobody has, None without one."""
+        """Return the key of a request, None without one. Raises RefusedError for an unknown key."""
         key = request.headers.get("authorization", "").removeprefix("Bearer ")
         if key and key not in self.tokens:
             raise RefusedError(401, "Invalid credentials in Authorization header")
         return self.tokens.get(key)
 
     def asked(self, request: Request, write: bool = False) -> Repo:
-        """The repository that a request names. What may not be seen is not there."""
+        """Return the repository of a request. Raises 404 if it is missing or not readable."""
         token, given = self.token(request), request.path_params
         repo_id = f"{given['user']}/{given['name']}"
         repo = self.repos.get((given.get("kind", "models").removesuffix("s"), repo_id))
@@ -224,7 +224,7 @@ class Hub:
         return repo
 
     def at(self, request: Request, repo: Repo) -> Commit:
-        """The commit that a request names."""
+        """Return the commit of a request."""
         if found := repo.at(revision(request)):
             return found
         raise RefusedError(404, f"Invalid rev id: {revision(request)}", "RevisionNotFound")
@@ -356,7 +356,7 @@ class Hub:
         return JSONResponse(about)
 
     def text(self, commit: Commit, path: str) -> str:
-        """A file of a commit as text, empty where it has none."""
+        """Return a file of a commit as text, "" if it is missing."""
         entry = commit.tree.get(path)
         return self.contents.path(entry.sha256).read_text(encoding="utf-8") if entry else ""
 
@@ -421,7 +421,7 @@ class Hub:
         return JSONResponse({"success": True, "commitOid": made.oid, "commitUrl": url})
 
     def stored(self, key: str, value: dict[str, Any]) -> Entry:
-        """The file of a line of a commit."""
+        """Return the file of a line of a commit request."""
         if key == "lfsFile":
             if not self.contents.path(value["oid"]).exists():
                 raise RefusedError(400, f"LFS pointer pointed to a file that does not exist: {value['path']}")
@@ -492,7 +492,7 @@ class Hub:
     async def lfs_put(self, request: Request) -> Response:
         content, sha256 = await request.body(), request.path_params["sha256"]
         if hashlib.sha256(content).hexdigest() != sha256:
-            raise RefusedError(400, "the content is not the one that was announced")
+            raise RefusedError(400, "the content differs from its announced checksum")
         self.sent += len(content)
         self.contents.keep(content, lfs=True)
         return Response()
@@ -509,14 +509,14 @@ class Hub:
         return self.connection()
 
     def connection(self) -> Response:
-        """Where the storage of blocks is, and the token for it."""
+        """Return the address of the block store and its token."""
         store = self.url + self.store
         told = {"casUrl": store, "accessToken": "xet_of_a_test", "exp": 4102444800}
         headers = {"X-Xet-Cas-Url": store, "X-Xet-Access-Token": "xet_of_a_test"}
         return JSONResponse(told, headers={**headers, "X-Xet-Token-Expiration": "4102444800"})
 
     def xet(self, request: Request) -> None:
-        """Refuse who has no token for the storage of blocks."""
+        """Reject requests without a token of the block store."""
         if request.headers.get("authorization") != "Bearer xet_of_a_test":
             raise RefusedError(401, "no token")
 
@@ -630,23 +630,23 @@ class Hub:
 
 
 async def refuse(request: Request, error: Exception) -> Response:
-    """The Hub's way to refuse."""
+    """Return an error response in the Hub's format."""
     assert isinstance(error, RefusedError)
     headers = {"X-Error-Message": error.message} | ({"X-Error-Code": error.code} if error.code else {})
     return JSONResponse({"error": error.message}, error.status, headers)
 
 
 def is_large(path: str, sample: bytes, size: int = 0) -> bool:
-    """Whether a file is kept apart from git: by its name, its size, or for not being text (docs: repositories)."""
+    """Return whether a file is stored outside git: by name, size, or binary content (docs: repositories)."""
     named = path.endswith((".bin", ".onnx", ".parquet", ".safetensors"))
     return max(size, len(sample)) > 0 and (named or max(size, len(sample)) > LARGE or b"\0" in sample)
 
 
 def paged(request: Request, items: list[dict[str, Any]], url: str) -> Response:
-    """A page of a listing, with the address of the next in `Link` (RFC 8288), the query's other words in it.
+    """Return a page of a listing, with the next page in `Link` (RFC 8288), which keeps the other query parameters.
 
-    A page has 1,000 entries, 50 with more of each (client: list_repo_tree), or fewer by `limit`. The cursor is the Hub's
-    own affair; here it counts entries.
+    A page has 1,000 entries, 50 with details (client: list_repo_tree), or fewer by `limit`. The cursor is opaque; here
+    it counts entries.
     """
     asked = request.query_params
     most = PAGE[asked.get("expand", "").lower() in ("true", "1")]
@@ -658,25 +658,25 @@ def paged(request: Request, items: list[dict[str, Any]], url: str) -> Response:
 
 
 def folders(paths: Mapping[str, Entry], inner: str) -> list[str]:
-    """The folders that files are in, below one."""
+    """Return the folders of files below a folder."""
     found = {path[: match.start()] for path in paths for match in re.finditer("/", path)}
     return sorted(name for name in found if not inner or name.startswith(f"{inner}/"))
 
 
 def folder(path: str) -> dict[str, Any]:
-    """A folder in a listing."""
+    """Return the JSON object of a folder in a listing."""
     return {"type": "directory", "path": path, "size": 0, "oid": hashlib.sha1(path.encode()).hexdigest()}
 
 
 def metadata(text: str) -> dict[str, Any]:
-    """The block at the head of a card: between two lines of dashes (client: repocard.REGEX_YAML_BLOCK)."""
+    """Return the metadata of a card: the block between two lines of dashes (client: repocard.REGEX_YAML_BLOCK)."""
     block = BLOCK.match(text)
     found = yaml.safe_load(block[1]) if block else {}
     return found if isinstance(found, dict) else {}
 
 
 def judged(content: str, kind: str) -> tuple[list[str], list[str]]:
-    """What the Hub finds wrong with a card's metadata, and what it only remarks (docs: model-cards)."""
+    """Return errors and warnings for a card's metadata (docs: model-cards)."""
     try:
         front = metadata(content)
     except yaml.YAMLError as error:
@@ -701,7 +701,7 @@ def judged(content: str, kind: str) -> tuple[list[str], list[str]]:
 
 @contextmanager
 def serving(hub: Hub) -> Iterator[str]:
-    """The URL at which a thread serves a Hub, on a port that the system chooses; stopped on leaving."""
+    """Serve a Hub in a thread on a free port; yield its URL."""
     with listening(hub) as listeners:
         server = uvicorn.Server(config(hub))
         thread = threading.Thread(target=server.run, args=(listeners,))
@@ -716,14 +716,14 @@ def serving(hub: Hub) -> Iterator[str]:
 
 @contextmanager
 def listening(hub: Hub) -> Iterator[list[socket.socket]]:
-    """The sockets of a Hub: its own, and one that stands for its network of mirrors."""
+    """Yield the sockets of a Hub: its own, and one for its content delivery network."""
     with ports.listening() as near, ports.listening() as far:
         hub.url, hub.far = (f"http://127.0.0.1:{place.getsockname()[1]}" for place in (near, far))
         yield [near, far]
 
 
 def config(hub: Hub) -> uvicorn.Config:
-    """How a Hub is served."""
+    """Return uvicorn's configuration of a Hub."""
     return uvicorn.Config(hub.app, log_level="warning", lifespan="off", http=Protocol, timeout_keep_alive=75)
 
 

@@ -1,4 +1,4 @@
-"""What a loopback Hub keeps: contents by their SHA-256, and repositories with commits, branches and tags."""
+"""The storage of a loopback Hub: contents by SHA-256, and repositories with commits, branches and tags."""
 
 import hashlib
 import json
@@ -15,7 +15,7 @@ ATTRIBUTES = "".join(
 
 @dataclass(frozen=True)
 class Entry:
-    """A file in a commit. `lfs` files are kept apart from git, which has a pointer to them."""
+    """A file in a commit. `lfs` files are stored outside git, which has a pointer."""
 
     sha256: str
     size: int
@@ -24,18 +24,18 @@ class Entry:
 
     @property
     def remote(self) -> str:
-        """What the client compares its own file with before it uploads."""
+        """Return the id that the client compares before an upload."""
         return self.sha256 if self.lfs else self.oid
 
     def told(self, path: str) -> dict[str, Any]:
-        """The file in a listing."""
+        """Return the JSON object in a listing."""
         about = {"type": "file", "path": path, "oid": self.oid, "size": self.size}
         return about | ({"lfs": {"oid": self.sha256, "size": self.size, "pointerSize": 134}} if self.lfs else {})
 
 
 @dataclass(frozen=True)
 class Commit:
-    """A state of a repository."""
+    """A commit of a repository."""
 
     oid: str
     title: str
@@ -45,7 +45,7 @@ class Commit:
 
 @dataclass
 class Repo:
-    """A repository of one of the three kinds; a Space has what it runs with besides."""
+    """A repository of one of the three kinds; a Space also has hardware, secrets and variables."""
 
     kind: str
     id: str
@@ -59,24 +59,24 @@ class Repo:
 
     @property
     def head(self) -> Commit:
-        """What `main` shows."""
+        """The commit of `main`."""
         return self.at("main") or self.commits[0]
 
     def at(self, revision: str) -> Commit | None:
-        """The commit that a branch, a tag or a (shortened) id names."""
+        """Return the commit of a branch, a tag or a (shortened) id."""
         oid = self.branches.get(revision) or self.tags.get(revision) or revision
         found = [commit for commit in self.commits if commit.oid.startswith(oid)] if len(oid) >= 7 else []
         return found[0] if found else None
 
     def history(self, revision: str) -> Iterator[Commit]:
-        """The commits up to a revision, newest first."""
+        """Return the commits up to a revision, newest first."""
         last = self.at(revision)
         for commit in reversed(self.commits):
             if last and self.commits.index(commit) <= self.commits.index(last):
                 yield commit
 
     def commit(self, title: str, changes: dict[str, Entry | None], branch: str = "main") -> Commit:
-        """A new state of a branch: all changes at once; None deletes a file or a folder."""
+        """Add a commit to a branch; None deletes a file or a folder."""
         before = self.at(branch)
         tree = dict(before.tree) if before else {}
         for path, entry in changes.items():
@@ -94,18 +94,18 @@ class Repo:
 
 
 class Contents:
-    """Files by their SHA-256, in a folder."""
+    """Files by SHA-256 in a folder."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
 
     def path(self, sha256: str) -> Path:
-        """Where a content is, or would be."""
+        """Return the path of a content."""
         return self.folder / sha256
 
     def keep(self, content: bytes, lfs: bool) -> Entry:
-        """Keep a content; returns what a commit says of it."""
+        """Store a content; return its entry."""
         sha256 = hashlib.sha256(content).hexdigest()
         if not self.path(sha256).exists():
             part = self.path(f"{sha256}.part")
@@ -114,17 +114,17 @@ class Contents:
         return self.entry(sha256, lfs)
 
     def entry(self, sha256: str, lfs: bool) -> Entry:
-        """What a commit says of a content that is here."""
+        """Return the entry of a stored content."""
         size = self.path(sha256).stat().st_size
         stored = pointer(sha256, size) if lfs else self.path(sha256).read_bytes()
         return Entry(sha256, size, blob_id(stored), lfs)
 
 
 def pointer(sha256: str, size: int) -> bytes:
-    """The text that git has in place of a large file (git-lfs/docs/spec.md)."""
+    """Return the git-lfs pointer of a file (git-lfs/docs/spec.md)."""
     return f"version https://git-lfs.github.com/spec/v1\noid sha256:{sha256}\nsize {size}\n".encode()
 
 
 def blob_id(content: bytes) -> str:
-    """git's name for a content."""
+    """Return git's blob id of a content."""
     return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()

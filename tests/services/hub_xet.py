@@ -1,8 +1,8 @@
-"""Xet's storage as the client uploads to it: blocks of compressed chunks ("xorbs"), and files made of their chunks.
+"""Xet's storage: blocks of compressed chunks ("xorbs"), and files composed of chunks.
 
-Layouts are those of the published protocol (huggingface.co/docs/xet: xorb, shard, reconstruction of files), and were
-held against what hf_xet sends. Repositories are downloaded by plain HTTP, as no answer names a Xet hash of their files;
-those of buckets always have one.
+Formats are those of the published protocol (huggingface.co/docs/xet: xorb, shard, reconstruction of files), compared
+with the requests of hf_xet. Repositories are downloaded by plain HTTP, as responses contain no Xet hash of their
+files; those of buckets do.
 """
 
 import hashlib
@@ -15,7 +15,7 @@ from typing import Any
 import pyarrow as pa
 
 BOOKEND = b"\xff" * 32
-VERIFIED, DESCRIBED = 1 << 31, 1 << 30  # flags of a file: sums of its parts follow; its SHA-256 follows
+VERIFIED, DESCRIBED = 1 << 31, 1 << 30  # flags of a file: checksums of its parts follow; its SHA-256 follows
 RECORD, HEADER = 48, 48
 
 
@@ -29,7 +29,7 @@ class Part:
 
 
 def chunks(xorb: bytes) -> Iterator[bytes]:
-    """The chunks of a block, each behind a header: version, stored size, kind of compression, size."""
+    """Yield the chunks of a block; each has a header: version, stored size, compression, size."""
     lz4 = pa.Codec("lz4")
     at = 0
     while at + 8 <= len(xorb) and xorb[at] == 0:
@@ -43,7 +43,7 @@ def chunks(xorb: bytes) -> Iterator[bytes]:
 
 
 def ungrouped(body: bytes) -> bytes:
-    """Bytes that were sorted by their place in words of four, in their own order again."""
+    """Undo the grouping of bytes by their position in 4-byte words."""
     made, at = bytearray(len(body)), 0
     for place in range(4):
         count = (len(body) - place + 3) // 4
@@ -53,7 +53,7 @@ def ungrouped(body: bytes) -> bytes:
 
 
 def files(shard: bytes) -> Iterator[tuple[str, str, list[Part]]]:
-    """The files that a shard describes: their Xet hash, their SHA-256 where it is told, and their parts."""
+    """Yield the files of a shard: Xet hash, SHA-256 if present, and parts."""
     at = HEADER
     while shard[at : at + 32] != BOOKEND:
         name = words(shard[at : at + 32])
@@ -70,12 +70,12 @@ def files(shard: bytes) -> Iterator[tuple[str, str, list[Part]]]:
 
 
 def words(raw: bytes) -> str:
-    """Xet's way to write a hash: four little-endian words in hexadecimal."""
+    """Format a hash as Xet does: four little-endian words in hexadecimal."""
     return "".join(f"{word:016x}" for word in struct.unpack("<4Q", raw))
 
 
 class Blocks:
-    """The blocks that were sent, in a folder."""
+    """The uploaded blocks in a folder."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -83,26 +83,26 @@ class Blocks:
         self.files: dict[str, list[Part]] = {}  # by Xet hash
 
     def keep(self, name: str, xorb: bytes) -> bool:
-        """Keep a block; whether it is new."""
+        """Store a block; return whether it is new."""
         new = not (self.folder / name).exists()
         (self.folder / name).write_bytes(xorb)
         return new
 
     def made(self, shard: bytes) -> Iterator[tuple[str, bytes]]:
-        """The Xet hashes and contents of a shard's files. Raises ValueError for one that is not what its sum says."""
+        """Yield the Xet hashes and contents of a shard's files. Raises ValueError on a checksum mismatch."""
         for name, sha256, parts in files(shard):
             content = b"".join(b"".join(self.chunks(part)) for part in parts)
             if sha256 and hashlib.sha256(content).hexdigest() != sha256:
-                raise ValueError(f"the parts of {sha256} make another file")
+                raise ValueError(f"checksum mismatch: the parts do not match {sha256}")
             self.files[name] = parts
             yield name, content
 
     def chunks(self, part: Part) -> list[bytes]:
-        """The chunks of a part of a file."""
+        """Return the chunks of a part of a file."""
         return list(chunks((self.folder / words(part.block)).read_bytes()))[part.start : part.end]
 
     def reconstruction(self, name: str, url: str) -> dict[str, Any]:
-        """Of which chunks a file is made and where they are to be had below `url`; nothing for an unknown one."""
+        """Return the chunks of a file with their URLs below `url`; {} for an unknown file."""
         terms, places = [], {}
         for part in self.files.get(name, []):
             block = words(part.block)
@@ -116,7 +116,7 @@ class Blocks:
 
 
 def offsets(xorb: bytes) -> list[int]:
-    """Where each chunk of a block begins, and where the last one ends."""
+    """Return the offset of each chunk of a block, and the end of the last one."""
     found = [0]
     while found[-1] + 8 <= len(xorb) and xorb[found[-1]] == 0:
         found.append(found[-1] + 8 + int.from_bytes(xorb[found[-1] + 1 : found[-1] + 4], "little"))

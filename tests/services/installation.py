@@ -1,7 +1,7 @@
-"""What an installation of Algorithmia has and a gateway has not: it builds what is pushed to a git repository.
+"""The part of an Algorithmia installation that a gateway lacks: builds of pushed git repositories.
 
-The model is the one that the pushed algorithm names in its frozen manifest. The pushed code is not run: calls are
-answered with the gateway's own predictor.
+The model is that of the algorithm's frozen manifest. The pushed code is not run: calls are answered by the
+gateway's predictor.
 """
 
 import hashlib
@@ -28,7 +28,7 @@ FROZEN = "model_manifest.json.freeze"
 
 
 class Installation(Management):
-    """Stands in for a gateway's management: `url` is where algorithms are pushed to, with `{name}` in it."""
+    """A replacement of a gateway's management: `url` is the push URL of algorithms, with `{name}`."""
 
     def __init__(self, gateway: Gateway, url: str, data: AbstractFileSystem) -> None:
         super().__init__(gateway.user, gateway.name, gateway.models)
@@ -43,7 +43,7 @@ class Installation(Management):
             raise HTTPError(400, str(error), 4009) from None
 
     def describe(self, algorithm: Algorithm, request: Request, build: Build | None) -> dict[str, Any]:
-        """The algorithm object, which tells where to push."""
+        """Return the algorithm object, with the push URL."""
         content = super().describe(algorithm, request, build)
         content["source"] |= {
             "repository_name": algorithm.name,
@@ -56,10 +56,10 @@ class Installation(Management):
 def build_from_git(
     url: str, name: str, user: str, data: AbstractFileSystem, store: AbstractFileSystem, predictor: Predictor
 ) -> Build:
-    """Build the newest commit: copy the model's files from the Data API's tree, verify them, try them out.
+    """Build the newest commit: copy the model's files from the Data API's tree, verify and check them.
 
-    `data` is that tree, `store` the project's; the build's end is noted in the index. Returns the build, also a
-    failed one; a commit that has been built already is not built again.
+    `data` is that tree, `store` the project's; the result is written to the index. Returns the build, also if it
+    failed; a commit is built only once.
     """
     with tempfile.TemporaryDirectory() as scratch:
         commit = clone(url, Path(scratch))
@@ -81,7 +81,7 @@ def build_from_git(
 
 
 def clone(url: str, folder: Path) -> str:
-    """Fetch the newest commit into an empty folder; returns its hash. Raises StackError."""
+    """Fetch the newest commit into an empty folder; return its hash. Raises StackError."""
     for arguments in (
         ("clone", "--quiet", "--depth", "1", url, str(folder)),
         ("-C", str(folder), "rev-parse", "HEAD"),
@@ -94,23 +94,23 @@ def clone(url: str, folder: Path) -> str:
             check=False,
         )
         if done.returncode:
-            raise StackError(f"{url} can't be fetched: {(done.stderr.strip().splitlines() or ['git failed'])[-1]}")
+            raise StackError(f"cannot fetch {url}: {(done.stderr.strip().splitlines() or ['git failed'])[-1]}")
     return done.stdout.strip()
 
 
 def gather(manifest: Path, user: str, data: AbstractFileSystem, target: AbstractFileSystem) -> None:
-    """Copy the files that a frozen manifest names, and hold them against its sums. Raises StackError."""
+    """Copy the files of a frozen manifest, and compare their checksums. Raises StackError."""
     try:
         required: list[dict[str, Any]] = orjson.loads(manifest.read_bytes())["required_files"]
         files = {file["name"]: (file["source_uri"], file["md5_checksum"]) for file in required}
     except (OSError, ValueError, KeyError, TypeError):
-        raise StackError(f"{manifest.name} is missing in the repository, or not one; run `algo freeze`") from None
+        raise StackError(f"{manifest.name} is missing in the repository or invalid; run `algo freeze`") from None
     for name, (uri, expected) in files.items():
         path = uri.removeprefix("data://").replace(".my/", f"{user}/", 1)
         if "/" in name or ".." in path.split("/") or not path.startswith(f"{user}/"):
             raise StackError(f"{uri} is not a file of {user}")
         content = data.cat_file(path)
         if hashlib.md5(content, usedforsecurity=False).hexdigest() != expected:
-            raise StackError(f"{uri} is not the file that was frozen")
+            raise StackError(f"checksum mismatch for {uri}")
         target.pipe_file(name, content)
     write_manifest(target)

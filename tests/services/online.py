@@ -1,9 +1,9 @@
-"""Every service on loopback at once, and a project whose answers name accounts there: `make demo-online`.
+"""All services on loopback, and a project with accounts there: `make demo-online`.
 
     python tests/services/online.py [FOLDER]
 
-generates a project into FOLDER with its keys checked by the services, takes it through its demo with the four real
-clients, and says what each service was sent.
+generates a project in FOLDER, with keys checked by the services, runs its demo with the four real clients, and
+prints the contents of each service.
 """
 
 import os
@@ -44,7 +44,7 @@ SERVICES = ("WANDB", "HF_", "HUGGING", "ALGORITHMIA", "AWS", "STACK_")
 
 @dataclass
 class Online:
-    """The services, the project, and the environment in which its commands reach them."""
+    """The services, the project, and the environment of its commands."""
 
     hub: Hub
     wandb: Wandb
@@ -53,24 +53,24 @@ class Online:
     printed: str = field(default="", repr=False)
 
     def start(self, *arguments: str) -> forking.Running:
-        """Start a command of the project; what it prints is one stream."""
+        """Start a command of the project with a single output stream."""
         return forking.start(["-m", PACKAGE, *arguments], self.project, self.environment, merged=True)
 
     def run(self, *arguments: str) -> str:
-        """What a command of the project prints; it must end well."""
+        """Run a command of the project and return its output. Raises RuntimeError if it fails."""
         process = self.start(*arguments)
         printed, _ = process.communicate(timeout=600)
         self.printed += printed
         if process.returncode:
-            raise RuntimeError(f"{' '.join(arguments)} ended with {process.returncode}:\n{printed}")
+            raise RuntimeError(f"{' '.join(arguments)} failed with exit code {process.returncode}:\n{printed}")
         return printed
 
 
 @contextmanager
 def online(folder: Path, relay: Relay | None = None) -> Iterator[Online]:
-    """A project in `folder`, generated with its keys checked, and every service that it uses.
+    """Yield a project in `folder`, generated with its keys checked, and all its services.
 
-    Algorithmia's is reached through a `relay` where one is given.
+    Algorithmia is reached through `relay` if given.
     """
     hub, wandb = Hub(folder / "hub"), Wandb()
     hub.tokens = {KEYS["HF_TOKEN"]: Token()}
@@ -95,20 +95,20 @@ def online(folder: Path, relay: Relay | None = None) -> Iterator[Online]:
 
 
 def generate(folder: Path, environment: dict[str, str], **answers: str) -> str:
-    """Generate the project anew as a user does; returns what is printed."""
+    """Generate the project as a user does; return the output."""
     shutil.rmtree(folder / SLUG, ignore_errors=True)
     given = [f"{name}={value}" for name, value in {**ANSWERS, **answers}.items()]
     command = [str(Path(sys.executable).with_name("cookiecutter")), str(template()), "--no-input", *given]
     command += ["--output-dir", str(folder)]
     done = subprocess.run(command, env=environment, stdout=-1, stderr=-2, text=True, check=False)
     if done.returncode:
-        raise RuntimeError(f"the project can't be generated:\n{done.stdout}")
+        raise RuntimeError(f"cannot generate the project:\n{done.stdout}")
     return str(done.stdout)
 
 
 @contextmanager
 def serve(project: Path, environment: dict[str, str]) -> Iterator[str]:
-    """The address of the gateway that a project serves, in the part of the installation of Algorithmia."""
+    """Yield the address of the project's gateway, which replaces an installation of Algorithmia."""
     own = {"PYTHONPATH": str(project / "src"), "ALGORITHMIA_API_KEY": KEYS["ALGORITHMIA_API_KEY"]}
     process = subprocess.Popen(
         [sys.executable, "-m", PACKAGE, "serve"],
@@ -128,7 +128,7 @@ def serve(project: Path, environment: dict[str, str]) -> Iterator[str]:
 
 
 def main() -> None:
-    """Run the demo against the services and tell what they were sent."""
+    """Run the demo with the services and print their contents."""
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(sys.argv[1] if len(sys.argv) > 1 else scratch).resolve()
         shutil.rmtree(folder, ignore_errors=True)
@@ -140,7 +140,7 @@ def main() -> None:
                 print(line, end="", flush=True)
             if process.wait():
                 sys.exit(process.returncode)
-            print("\nWhat the services were sent:")
+            print("\nContents of the services:")
             for run in services.wandb.store.runs.values():
                 print(f"  W&B  run {run.name}: {run.state}, {len(run.history)} rows")
             for artifact in services.wandb.store.artifacts.values():

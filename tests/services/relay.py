@@ -1,4 +1,4 @@
-"""A server between a client and another server: it passes every request on, but for those that it is told to fail."""
+"""A proxy that forwards every request except those with an injected fault."""
 
 import asyncio
 from collections.abc import Iterator
@@ -13,11 +13,11 @@ HOP = {
     b"connection",
     b"keep-alive",
     b"transfer-encoding",
-}  # headers of one connection, not of what it carries
+}  # headers of a connection, which are not forwarded
 
 
 class Relay(Faulty):
-    """The server at `target`, which may be another one later, behind its faults."""
+    """A proxy to `target`, which can be changed, with faults."""
 
     def __init__(self) -> None:
         super().__init__(self.forward)
@@ -25,7 +25,7 @@ class Relay(Faulty):
         self.pool = urllib3.PoolManager(maxsize=16)
 
     async def forward(self, scope: Any, receive: Any, send: Any) -> None:
-        """Ask the target the same, and answer what it answers."""
+        """Forward a request and its response."""
         body, more = b"", True
         while more:
             message = await receive()
@@ -37,7 +37,7 @@ class Relay(Faulty):
         await send({"type": "http.response.body", "body": answer.data})
 
     def asked(self, scope: Any, body: bytes) -> urllib3.BaseHTTPResponse:
-        """The target's whole answer."""
+        """Return the target's response."""
         headers = {name.decode(): value.decode() for name, value in scope["headers"] if name not in HOP}
         path = scope["raw_path"].decode() + ("?" + scope["query_string"].decode()).rstrip("?")
         return self.pool.request(
@@ -52,6 +52,6 @@ class Relay(Faulty):
 
     @contextmanager
     def serving(self) -> Iterator[str]:
-        """The URL at which it is served."""
+        """Serve the proxy; yield its URL."""
         with serving(self, http=Protocol, lifespan="off") as url, self.pool:
             yield url

@@ -1,6 +1,6 @@
-"""An S3 server on loopback that takes no more than the gateway to the Hub's buckets: moto behind that one's limits.
+"""An S3 server on loopback with the limits of the S3 gateway of the Hub's buckets, based on moto.
 
-What it refuses and drops is what huggingface.co/docs/hub/storage-buckets-s3 lists.
+The rejected and ignored features are listed in huggingface.co/docs/hub/storage-buckets-s3.
 """
 
 import re
@@ -19,7 +19,7 @@ TRAILING = ("HTTP_X_AMZ_TRAILER", "HTTP_X_AMZ_SDK_CHECKSUM_ALGORITHM", "HTTP_X_A
 
 
 class Gateway:
-    """The buckets of one namespace, at `/<namespace>`. `refused` lists what was not taken, and why."""
+    """The buckets of one namespace, at `/<namespace>`. `refused` lists the reasons of rejected requests."""
 
     def __init__(self, namespace: str) -> None:
         self.namespace = namespace
@@ -45,7 +45,7 @@ class Gateway:
         return self.app(environ, begin)  # type: ignore[no-any-return]
 
     def problem(self, environ: Mapping[str, Any]) -> str:
-        """Why a request is refused; nothing where it is taken."""
+        """Return why a request is rejected, "" if it is accepted."""
         path, query = environ["PATH_INFO"], parse_qs(environ["QUERY_STRING"], keep_blank_values=True)
         signed = environ.get("HTTP_AUTHORIZATION", "")
         if not path.startswith(f"/{self.namespace}"):
@@ -74,7 +74,7 @@ class Quiet(WSGIRequestHandler):
 
 @contextmanager
 def serving(gateway: Gateway) -> Iterator[str]:
-    """The URL of a gateway that a thread serves: what AWS_ENDPOINT_URL is set to."""
+    """Serve a gateway in a thread; yield its URL for AWS_ENDPOINT_URL."""
     server = make_server("127.0.0.1", 0, gateway, threaded=True, request_handler=Quiet)
     thread = threading.Thread(target=server.serve_forever)
     thread.start()

@@ -1,6 +1,6 @@
-"""Colab and Kaggle on loopback for their own clients, unmodified but for the address they speak to.
+"""Colab and Kaggle on loopback for their clients, which are unmodified except for the address.
 
-Colab: assignments and their end, and for each a real Jupyter server. Kaggle: a kernel that is run when it is pushed.
+Colab: assignments, each with a real Jupyter server. Kaggle: a kernel that is run when it is pushed.
 """
 
 import json
@@ -41,7 +41,7 @@ main()
 
 
 def clients(folder: Path, tools: Path) -> Path:
-    """The Python of an environment with both clients, made once; they need Python 3.12."""
+    """Return the Python of an environment with both clients, created once; they need Python 3.12."""
     python = folder / "bin" / "python"
     if not (folder / "ready").exists():
         shutil.rmtree(folder, ignore_errors=True)
@@ -54,7 +54,7 @@ def clients(folder: Path, tools: Path) -> Path:
 
 
 def newer_python() -> str:
-    """A Python that is 3.12 or newer; uv fetches one if there is none here."""
+    """Return a Python of version 3.12 or later; uv installs one if it is missing."""
     if sys.version_info >= (3, 12):
         return sys.executable
     versions = Path.home() / ".pyenv" / "versions"
@@ -63,7 +63,7 @@ def newer_python() -> str:
 
 
 class Sessions:
-    """What both services have been asked, and the sessions that are open."""
+    """The requests to both services, and the open sessions."""
 
     def __init__(self, folder: Path, python: Path) -> None:
         self.folder, self.python = folder, python
@@ -71,20 +71,20 @@ class Sessions:
         self.open: dict[str, subprocess.Popen[bytes]] = {}
         self.urls: dict[str, str] = {}
         self.refuses = 0
-        self.refused: dict[str, int | bytes] = {}  # what is answered where a path holds this
+        self.refused: dict[str, int | bytes] = {}  # the status for paths that contain this
         self.kernels: dict[str, dict[str, Any]] = {}
         self.url = ""
         (folder / "bin").mkdir(parents=True)
 
     def launchers(self) -> None:
-        """The two commands, which speak to this server."""
+        """Create the two commands, which use this server."""
         for name, text in (("colab", COLAB), ("kaggle", KAGGLE)):
             path = self.folder / "bin" / name
             path.write_text(text.format(python=self.python, url=self.url))
             path.chmod(0o755)
 
     def assign(self, name: str) -> dict[str, Any]:
-        """A machine of one's own: a Jupyter server whose kernels start in `content`."""
+        """Start a machine: a Jupyter server whose kernels start in `content`."""
         root = self.folder / name
         (root / "content").mkdir(parents=True)
         spec = root / "jupyter" / "kernels" / "python3"
@@ -124,7 +124,7 @@ class Sessions:
                 time.sleep(0.1)
 
     def described(self, name: str) -> dict[str, Any]:
-        """An assignment as Colab tells of it."""
+        """Return the JSON object of an assignment."""
         info = {"token": "t", "tokenExpiresInSeconds": 3600, "url": self.urls[name]}
         return {
             "accelerator": "T4",
@@ -135,13 +135,13 @@ class Sessions:
         }
 
     def unassign(self, name: str) -> None:
-        """Take the machine away."""
+        """Stop the machine."""
         process = self.open.pop(name)
         process.terminate()
         process.wait(30)
 
     def push(self, body: dict[str, Any]) -> dict[str, Any]:
-        """Run a kernel to its end."""
+        """Run a kernel until it finishes."""
         name = body["slug"]
         place = self.folder / name.replace("/", "-")
         place.mkdir()
@@ -155,7 +155,7 @@ class Sessions:
 
 
 def handler(sessions: Sessions) -> type[BaseHTTPRequestHandler]:
-    """What is answered to each request."""
+    """Return the request handler."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -227,7 +227,7 @@ def handler(sessions: Sessions) -> type[BaseHTTPRequestHandler]:
 
 @contextmanager
 def serving(folder: Path, python: Path) -> Iterator[Sessions]:
-    """Both services, and in `folder/bin` the two commands."""
+    """Serve both services, with the two commands in `folder/bin`."""
     sessions = Sessions(folder, python)
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler(sessions))
     sessions.url = f"http://127.0.0.1:{server.server_address[1]}"

@@ -1,4 +1,4 @@
-"""A Hub that runs its Spaces: what is uploaded is started as its README says, and must answer."""
+"""A Hub that runs its Spaces: uploaded files are started as configured in README.md."""
 
 import json
 import os
@@ -16,7 +16,7 @@ from services.hub_store import Repo
 
 
 class Spaces(Hub):
-    """A Hub that grants some kinds of Space; `granted` are hardware or SDK, `refusal` is its status for others."""
+    """A Hub that allows some kinds of Space; `granted` are hardware or SDK, `refusal` is the status for others."""
 
     def __init__(self, root: Path, granted: set[str], refusal: int = 402) -> None:
         super().__init__(root / "hub", {"hf_of_a_test": Token()}, frozenset(granted))
@@ -28,16 +28,16 @@ class Spaces(Hub):
 
     @property
     def space(self) -> Repo:
-        """The one Space."""
+        """Return the only Space."""
         return next(repo for (kind, _), repo in self.repos.items() if kind == "space")
 
     @property
     def uploaded(self) -> Path:
-        """What has been uploaded to the Space, as files."""
+        """Write the uploaded files of the Space to a folder."""
         return self.checkout("space", self.space.id)
 
     def checkout(self, kind: str, id: str) -> Path:
-        """What a repository holds, as files."""
+        """Write the files of a repository to a folder."""
         place = self.root / "checkout" / kind / self.repo(kind, id).head.oid
         for path, content in self.files(kind, id).items():
             (place / path).parent.mkdir(parents=True, exist_ok=True)
@@ -45,11 +45,11 @@ class Spaces(Hub):
         return place
 
     def readme(self) -> dict[str, Any]:
-        """The Space's settings."""
+        """Return the Space's settings."""
         return metadata((self.uploaded / "README.md").read_text())
 
     def run(self, repo: Repo) -> str:
-        """Start the Space, once; its address, nothing before it has files."""
+        """Start the Space once; return its address, "" if it has no files."""
         if self.address or "README.md" not in repo.head.tree:
             return self.address
         tree = self.uploaded
@@ -73,7 +73,7 @@ class Spaces(Hub):
         return self.address
 
     def stop(self) -> None:
-        """End what has been started."""
+        """Stop the Space."""
         if self.process:
             self.process.terminate()
             self.process.wait(20)
@@ -83,5 +83,5 @@ class Spaces(Hub):
 
 
 def as_json(text: str) -> Any:
-    """The answers that the static page leaves in its text."""
+    """Return the results in the text of the static page."""
     return json.loads(text.split('id="answers">')[1].split("</script>")[0])

@@ -1,4 +1,4 @@
-"""The loopback Hub's buckets and limits, held against the Hub's own client, unmodified."""
+"""The loopback Hub's buckets and limits with the unmodified client."""
 
 import os
 from collections.abc import Iterator
@@ -29,7 +29,7 @@ def api(hub: Hub) -> HfApi:
     return api
 
 
-def test_what_a_bucket_was_given_comes_back(hub: Hub, api: HfApi, tmp_path: Path) -> None:
+def test_uploaded_files_of_a_bucket_are_downloaded_unchanged(hub: Hub, api: HfApi, tmp_path: Path) -> None:
     assert hub.buckets.content("me/things") == FILES
     info = api.bucket_info("me/things")
     assert (info.private, info.total_files, info.size) == (True, 3, sum(map(len, FILES.values())))
@@ -43,13 +43,13 @@ def test_what_a_bucket_was_given_comes_back(hub: Hub, api: HfApi, tmp_path: Path
     assert {path.removeprefix("buckets/me/things/") for path in files.find("buckets/me/things")} == set(FILES)
 
 
-def test_a_batch_says_what_it_could_not_do(hub: Hub, api: HfApi) -> None:
+def test_a_batch_reports_its_failures(hub: Hub, api: HfApi) -> None:
     with pytest.raises(BucketBatchError, match="nothing: not found"):
         api.batch_bucket_files("me/things", add=[(b"new", "new")], delete=["a.txt", "nothing"])
     assert set(hub.buckets.content("me/things")) == {"deep/big", "deep/empty", "new"}
 
 
-def test_a_private_bucket_is_its_owners(hub: Hub, api: HfApi) -> None:
+def test_a_private_bucket_is_visible_to_its_owner_only(hub: Hub, api: HfApi) -> None:
     assert api.create_bucket("me/things", exist_ok=True).bucket_id == "me/things"
     with pytest.raises(HfHubHTTPError, match="409"):
         api.create_bucket("me/things")
@@ -95,6 +95,6 @@ def test_requests_are_counted_over_five_minutes(tmp_path: Path) -> None:
         with pytest.raises(HfHubHTTPError, match="429") as refusal:
             api.whoami()
         assert refusal.value.response.headers["ratelimit"] == '"api";r=0;t=150'
-        HfApi(endpoint=hub.url, token="hf_read").whoami()  # another's are counted apart
+        HfApi(endpoint=hub.url, token="hf_read").whoami()  # those of other accounts are counted separately
         now += 150
         api.whoami()

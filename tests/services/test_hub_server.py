@@ -1,4 +1,4 @@
-"""The loopback Hub, held against the Hub's own client, unmodified: what the client gets is what was put there."""
+"""The loopback Hub with the unmodified client: downloads equal uploads."""
 
 import os
 import subprocess
@@ -46,7 +46,7 @@ def api(hub: Hub) -> HfApi:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Text, numbers, zeros and what repeats itself: the three ways in which chunks are compressed."""
+    """A folder of text, numbers, zeros and repetitions, for the three compressions of chunks."""
     made = tmp_path / "folder"
     weights = np.random.default_rng(0).standard_normal(300_000).astype(np.float32).tobytes()
     contents = {
@@ -65,7 +65,7 @@ def content(folder: Path) -> dict[str, bytes]:
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
 
 
-def test_it_tells_who_a_key_belongs_to_and_what_it_may(hub: Hub) -> None:
+def test_a_key_has_a_user_and_permissions(hub: Hub) -> None:
     def token(key: str) -> dict:
         return HfApi(endpoint=hub.url, token=key).whoami()["auth"]["accessToken"]
 
@@ -76,11 +76,11 @@ def test_it_tells_who_a_key_belongs_to_and_what_it_may(hub: Hub) -> None:
 
 
 @pytest.mark.parametrize("key", ["hf_read", "hf_other"])
-def test_who_may_not_write_does_not(hub: Hub, api: HfApi, key: str) -> None:
+def test_writes_without_permission_are_rejected(hub: Hub, api: HfApi, key: str) -> None:
     other = HfApi(endpoint=hub.url, token=key)
     with pytest.raises(HfHubHTTPError, match="403"):
         other.create_repo("me/new")
-    with pytest.raises(HfHubHTTPError):  # the one may not write, for the other nothing is there
+    with pytest.raises(HfHubHTTPError):  # the first has no write access, for the second the repository is not visible
         other.upload_file(path_or_fileobj=b"x", path_in_repo="x", repo_id="me/model")
     api.auth_check("me/model", write=True)
     with pytest.raises(HfHubHTTPError):
@@ -125,7 +125,7 @@ def test_without_xet_it_uploads_large_files_with_lfs(hub: Hub, api: HfApi, folde
         "HF_HOME": str(tmp_path / "home"),
     }
     environ |= {"HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
-    for _ in range(2):  # the second time nothing is sent
+    for _ in range(2):  # the second upload sends nothing
         subprocess.run([sys.executable, "-c", UPLOAD, folder], env=environ, check=True, capture_output=True)
     stored = hub.files("model", "me/model")
     del stored[".gitattributes"]
@@ -135,7 +135,7 @@ def test_without_xet_it_uploads_large_files_with_lfs(hub: Hub, api: HfApi, folde
     assert len(hub.repo("model", "me/model").commits) == 2
 
 
-def test_what_was_uploaded_comes_back(hub: Hub, api: HfApi, folder: Path, tmp_path: Path) -> None:
+def test_uploads_are_downloaded_unchanged(hub: Hub, api: HfApi, folder: Path, tmp_path: Path) -> None:
     api.upload_folder(repo_id="me/model", folder_path=folder)
     copy = Path(api.snapshot_download("me/model", local_dir=tmp_path / "copy", cache_dir=tmp_path / "cache"))
     for name, expected in content(folder).items():
@@ -145,7 +145,7 @@ def test_what_was_uploaded_comes_back(hub: Hub, api: HfApi, folder: Path, tmp_pa
     [head] = {commit.oid for commit in hub.repo("model", "me/model").history("main")} & set(Path(one).parts)
     calls = len(hub.calls)
     api.hf_hub_download("me/model", "deep/er/b.txt", revision=head, cache_dir=tmp_path / "cache")
-    assert len(hub.calls) == calls  # a pinned file that is in the cache is not asked for
+    assert len(hub.calls) == calls  # a cached file of a commit is not requested
 
 
 def test_a_part_of_a_file_is_a_range_request(hub: Hub, api: HfApi, folder: Path) -> None:
@@ -170,7 +170,7 @@ def test_a_part_of_a_file_is_a_range_request(hub: Hub, api: HfApi, folder: Path)
     assert files.cat_file("me/model/a.txt") == b"hello"
 
 
-def test_it_tells_what_is_there(hub: Hub, api: HfApi, folder: Path) -> None:
+def test_listings_of_repositories(hub: Hub, api: HfApi, folder: Path) -> None:
     first = api.upload_folder(repo_id="me/model", folder_path=folder)
     info = api.model_info("me/model", files_metadata=True)
     assert (info.sha, info.private, info.card_data and info.card_data["license"]) == (first.oid, True, "mit")
@@ -194,7 +194,7 @@ def test_it_tells_what_is_there(hub: Hub, api: HfApi, folder: Path) -> None:
     assert api.file_exists("me/model", "x", revision="try")
 
 
-def test_a_long_listing_comes_in_pages(hub: Hub, api: HfApi) -> None:
+def test_a_long_listing_is_paginated(hub: Hub, api: HfApi) -> None:
     hub.put("model", "me/long", {f"some & more/{number:04}.txt": b"x" for number in range(2100)})
     paths = [item.path for item in api.list_repo_tree("me/long", recursive=True)]
     assert len(set(paths)) == len(paths) == 2100 + 2  # the folder, .gitattributes
@@ -208,7 +208,7 @@ def test_a_long_listing_comes_in_pages(hub: Hub, api: HfApi) -> None:
     assert (len(page.json()), 'rel="next"' in page.headers["link"]) == (1, True)
 
 
-def test_what_is_not_there_is_told_by_its_kind(hub: Hub, api: HfApi) -> None:
+def test_each_missing_resource_has_its_error(hub: Hub, api: HfApi) -> None:
     with pytest.raises(RepositoryNotFoundError):
         api.model_info("me/nothing")
     with pytest.raises(RevisionNotFoundError):
@@ -228,14 +228,14 @@ def test_a_branch_may_have_a_slash_in_its_name(hub: Hub, api: HfApi, tmp_path: P
     assert Path(path).read_bytes() == b"x"
 
 
-def test_a_commit_on_an_old_state_is_refused(hub: Hub, api: HfApi) -> None:
+def test_a_commit_on_an_old_parent_is_rejected(hub: Hub, api: HfApi) -> None:
     old = hub.repo("model", "me/model").head.oid
     api.upload_file(path_or_fileobj=b"x", path_in_repo="a", repo_id="me/model", parent_commit=old)
     with pytest.raises(HfHubHTTPError, match="412"):
         api.upload_file(path_or_fileobj=b"x", path_in_repo="b", repo_id="me/model", parent_commit=old)
 
 
-def test_a_card_is_judged_before_anything_is_uploaded(hub: Hub, api: HfApi) -> None:
+def test_a_card_is_validated_before_the_upload(hub: Hub, api: HfApi) -> None:
     for front in (
         "license: 5",
         "tags: x",
@@ -256,7 +256,7 @@ def test_a_card_is_judged_before_anything_is_uploaded(hub: Hub, api: HfApi) -> N
     assert ModelCard("---\nlicense: mit\n---\n").data.license == "mit"
 
 
-def test_a_space_that_costs_is_refused_and_another_keeps_its_secrets(hub: Hub, api: HfApi) -> None:
+def test_a_paid_space_is_rejected_and_a_free_one_stores_secrets(hub: Hub, api: HfApi) -> None:
     for sdk in ("docker", "gradio"):
         with pytest.raises(HfHubHTTPError, match="402.*PRO subscription|PRO subscription") as refusal:
             api.create_repo("me/space", repo_type="space", space_sdk=sdk)
@@ -285,7 +285,7 @@ def test_a_trusted_publisher_gets_a_token_for_one_repository(hub: Hub, api: HfAp
 
 
 @pytest.mark.parametrize("kind", [401, 403, 500, "reset", "html"])
-def test_it_fails_as_it_is_told(hub: Hub, api: HfApi, kind: int | str) -> None:
+def test_faults_are_injected(hub: Hub, api: HfApi, kind: int | str) -> None:
     hub.app.faults = [Fault(kind, at=[2], match="/refs")]
     api.list_repo_refs("me/model")
     with pytest.raises(Exception) as failure:
@@ -294,13 +294,13 @@ def test_it_fails_as_it_is_told(hub: Hub, api: HfApi, kind: int | str) -> None:
     api.list_repo_refs("me/model")
 
 
-def test_the_client_waits_when_it_asks_too_often(hub: Hub, api: HfApi) -> None:
+def test_the_client_waits_at_a_rate_limit(hub: Hub, api: HfApi) -> None:
     hub.app.faults = [Fault(429, at=[1], match="/tree/")]
     assert [file.path for file in api.list_repo_tree("me/model")] == [".gitattributes"]
     assert len([call for call in hub.calls if "/tree/" in call]) == 2
 
 
-def test_an_answer_can_be_lost_or_late(hub: Hub, api: HfApi) -> None:
+def test_a_response_can_be_lost_or_late(hub: Hub, api: HfApi) -> None:
     hub.app.faults = [Fault("reset", match="/tag/", after=True)]
     with pytest.raises(Exception, match=r".*") as failure:
         api.create_tag("me/model", tag="v1")
@@ -312,7 +312,7 @@ def test_an_answer_can_be_lost_or_late(hub: Hub, api: HfApi) -> None:
     assert time.monotonic() - started >= 0.3
 
 
-def test_it_is_a_program_too() -> None:
+def test_it_can_be_run_as_a_program() -> None:
     server = Path(__file__).with_name("hub_server.py")
     with subprocess.Popen([sys.executable, server], stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout

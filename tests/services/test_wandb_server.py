@@ -1,4 +1,4 @@
-"""The loopback W&B service answers the real, unmodified client."""
+"""The loopback W&B service with the unmodified client."""
 
 import json
 import subprocess
@@ -28,7 +28,7 @@ def service() -> Iterator[Wandb]:
         yield served
 
 
-def test_a_run_arrives_whole(service: Wandb) -> None:
+def test_a_run_is_received_completely(service: Wandb) -> None:
     program(
         service,
         INIT
@@ -49,7 +49,7 @@ run.finish()
     assert {"config.yaml", "requirements.txt", "wandb-summary.json"} <= set(run.files)
 
 
-def test_a_run_is_gone_on_with_and_marked_as_preempted(service: Wandb) -> None:
+def test_a_run_is_resumed_and_marked_as_preempted(service: Wandb) -> None:
     program(
         service,
         INIT + "run = init(id='a', resume='allow'); run.log({'x': 1}); run.mark_preempting(); run.finish(75)",
@@ -90,7 +90,7 @@ print([one.name for one in found.used_artifacts()], [one.name for one in wandb.A
     assert printed.splitlines() == ["v0 3 first", "second", "['net:v0', 'net:v1'] ['net:v0', 'net:v1']"]
 
 
-def test_the_public_api_reads_what_was_logged(service: Wandb) -> None:
+def test_the_public_api_reads_logged_data(service: Wandb) -> None:
     printed = program(
         service,
         INIT
@@ -125,7 +125,7 @@ sweep = wandb.sweep({"method": "grid", "metric": metric, "parameters": points}, 
 
 
 @pytest.mark.slow
-def test_a_sweep_hands_out_each_point_and_the_best_run_is_found(service: Wandb) -> None:
+def test_a_sweep_assigns_each_point_and_finds_the_best_run(service: Wandb) -> None:
     trial = """
 def trial():
     with init() as run:
@@ -142,7 +142,7 @@ wandb.agent(sweep, trial, project="p")
 
 
 @pytest.mark.slow
-def test_a_preempted_trial_is_given_out_again(service: Wandb) -> None:
+def test_a_preempted_trial_is_requeued(service: Wandb) -> None:
     trial = """
 def trial():
     run = init(resume="allow")
@@ -161,7 +161,7 @@ wandb.agent(sweep, trial, project="p", count=4)
     ]
 
 
-def test_a_key_that_is_not_known(service: Wandb) -> None:
+def test_an_unknown_key_is_rejected(service: Wandb) -> None:
     service.refused.add(KEY)
     login = "print(wandb.login(verify=True, prompt=False))"
     text = f"import wandb\ntry:\n    {login}\nexcept Exception as error:\n    print(type(error).__name__)"
@@ -170,14 +170,14 @@ def test_a_key_that_is_not_known(service: Wandb) -> None:
 
 
 @pytest.mark.parametrize("kind", [429, 500, "reset", "slow"])
-def test_a_fault_that_passes_loses_nothing(service: Wandb, kind: int | str) -> None:
+def test_a_transient_fault_loses_no_data(service: Wandb, kind: int | str) -> None:
     service.faults.append(Fault(kind, {1}, "file_stream"))
     program(service, INIT + "run = init(id='a'); run.log({'x': 1}); run.finish()")
     assert [row["x"] for row in service.store.run("a").history] == [1]
 
 
 @pytest.mark.parametrize("kind", [401, 403])
-def test_a_refusal_reaches_the_client(service: Wandb, kind: int) -> None:
+def test_the_client_gets_the_error(service: Wandb, kind: int) -> None:
     service.faults.append(Fault(kind, None, "UpsertBucket"))
     text = "try:\n    init(id='a')\nexcept wandb.errors.CommError as error:\n    print('refused')"
     assert program(service, INIT + text).strip() == "refused"
@@ -190,15 +190,15 @@ def test_it_runs_as_a_program_and_starts_within_a_second() -> None:
     try:
         assert server.stdout
         assert server.stdout.readline().startswith("http://127.0.0.1:")
-        assert time.perf_counter() - started < 5  # on a machine that does other things, too
+        assert time.perf_counter() - started < 5  # on a busy machine
     finally:
         server.terminate()
         server.communicate()
 
 
-def test_lines_are_put_where_their_offset_says() -> None:
+def test_lines_are_stored_at_their_offsets() -> None:
     run = Run("a", "me", "p")
-    for offset in (0, 2, 0):  # the last as after an answer that was lost
+    for offset in (0, 2, 0):  # the last one as after a lost response
         content = [json.dumps({"_step": offset + line}) for line in range(2)]
         run.stream({"files": {"wandb-history.jsonl": {"offset": offset, "content": content}}})
     assert [row["_step"] for row in run.history] == [0, 1, 2, 3]
@@ -224,7 +224,7 @@ def test_a_sweep_draws_from_each_distribution(spec: str, low: float, high: float
     assert all(low <= value <= high for value in found)
 
 
-def test_a_grid_is_over_whole_numbers_and_steps_too() -> None:
+def test_a_grid_supports_integers_and_steps() -> None:
     config = yaml.safe_load("{method: grid, parameters: {a: {min: 1, max: 2}, b: {min: 0, max: 1, q: 0.5}}}")
     points = [tuple(point.values()) for point in Sweep("s", "me", "p", config).points]
     assert points == [(1, 0), (1, 0.5), (2, 0), (2, 0.5)]

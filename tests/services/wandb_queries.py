@@ -1,4 +1,4 @@
-"""As much of MongoDB's filters as W&B's public API sends, on the nodes of runs (guide: ref/python/public-api)."""
+"""The MongoDB filters that W&B's public API sends, applied to runs (guide: ref/python/public-api)."""
 
 import json
 import operator
@@ -19,12 +19,12 @@ Node = dict[str, Any]
 
 
 def wanted(nodes: list[Node], filters: dict[str, Any]) -> list[Node]:
-    """The nodes that pass the filters."""
+    """Return the nodes that match the filters."""
     return [node for node in nodes if passes(node, filters)]
 
 
 def passes(node: Node, filters: dict[str, Any]) -> bool:
-    """Whether a node passes all of the conditions."""
+    """Return whether a node matches all conditions."""
     for name, condition in filters.items():
         if name in ("$and", "$or"):
             results = [passes(node, one) for one in condition]
@@ -40,7 +40,7 @@ def passes(node: Node, filters: dict[str, Any]) -> bool:
 
 
 def ordered(nodes: list[Node], order: str) -> list[Node]:
-    """The nodes by a key with its sign, `+summary_metrics.loss`; those without it come last."""
+    """Sort nodes by a key with its sign, `+summary_metrics.loss`; those without it are last."""
     if not order:
         return nodes
     name, down = order.lstrip("+-"), order.startswith("-")
@@ -50,7 +50,7 @@ def ordered(nodes: list[Node], order: str) -> list[Node]:
 
 
 def looked_up(node: Node, name: str) -> Any:
-    """A field of a node, or a key within its summary or configuration."""
+    """Return a field of a node, or a key in its summary or configuration."""
     table, _, key = name.partition(".")
     if table in ("summary_metrics", "summaryMetrics", "config"):
         found = json.loads(node["config" if table == "config" else "summaryMetrics"]).get(key.removesuffix(".value"))

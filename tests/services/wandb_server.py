@@ -1,9 +1,9 @@
 """Weights & Biases on loopback, for its unmodified client (wandb 0.31).
 
-`python tests/services/wandb_server.py` serves one until Ctrl-C; its first line is its address, for WANDB_BASE_URL. Any key of
-40 characters is good, but for those in `refused`. Where the shape of an answer is known from stands beside each
-call: "core" is the text of the query in wandb-core 0.31, "client" the query or the pydantic class in wandb's Python
-code, "guide" docs.wandb.ai. Fields beyond those asked for are ignored by the client, so nodes are told whole.
+`python tests/services/wandb_server.py` serves one until Ctrl-C and prints its address, for WANDB_BASE_URL. Any key of 40
+characters is valid, except those in `refused`. The docstring of each operation names the source of its format: "core"
+is the text of the query in wandb-core 0.31, "client" the query or the pydantic class in wandb's Python code, "guide"
+docs.wandb.ai. The client ignores additional fields, so nodes are always complete.
 """
 
 import base64
@@ -37,7 +37,7 @@ Variables = dict[str, Any]
 
 
 class RefusedError(Exception):
-    """What the server answers instead of data: a status and its words."""
+    """An error response: status and message."""
 
     def __init__(self, status: int, text: str) -> None:
         super().__init__(text)
@@ -45,9 +45,9 @@ class RefusedError(Exception):
 
 
 class Wandb:
-    """The service: `store` is all it was sent, `faults` what goes wrong, `calls` every request by its name.
+    """The service: `store` has all received data, `faults` the injected faults, `calls` all requests by name.
 
-    A GraphQL request is named `POST /graphql/UpsertBucket`, by its operation. `sent` keeps (operation, variables).
+    A GraphQL request is named `POST /graphql/UpsertBucket`, by its operation. `sent` records (operation, variables).
     """
 
     def __init__(self) -> None:
@@ -68,7 +68,7 @@ class Wandb:
         self.app = named(self.faulty)
 
     async def graphql(self, request: Request) -> Response:
-        """Answer an operation, for a key that is good. An unknown one is an error of GraphQL's (client: shows it)."""
+        """Answer an operation with a valid key. An unknown one is a GraphQL error (the client shows it)."""
         operation, body = request.path_params["operation"], await request.json()
         variables = body.get("variables") or {}
         self.sent.append((operation, variables))
@@ -83,11 +83,11 @@ class Wandb:
             return JSONResponse({"data": OPERATIONS[operation](self, variables)})
         except RefusedError as refusal:
             return error(refusal.status, refusal.text)
-        except (KeyError, TypeError) as fault:  # the client would repeat what fails with a 5xx for minutes
+        except (KeyError, TypeError) as fault:  # the client would retry after a 5xx for minutes
             return error(400, f"{operation}: {fault!r}")
 
     async def file_stream(self, request: Request) -> Response:
-        """core: filestream; offsets, `complete`, `exitcode`, `preempting`. The answer may hold limits, or nothing."""
+        """core: filestream; offsets, `complete`, `exitcode`, `preempting`. The response may contain limits."""
         place = request.path_params
         run = self.store.runs.get((place["entity"], place["project"], place["run"]))
         if run is None:
@@ -99,7 +99,7 @@ class Wandb:
         return JSONResponse({"exitcode": None, "limits": {}})
 
     async def put(self, request: Request) -> Response:
-        """The upload of a file, to the address given out before."""
+        """Store an uploaded file."""
         path, body = request.path_params["path"], await request.body()
         self.store.blobs[path] = body
         kind, entity, project, run, *name = [*path.split("/"), "", "", ""]
@@ -108,12 +108,12 @@ class Wandb:
         return Response()
 
     async def get(self, request: Request) -> Response:
-        """A file that was uploaded."""
+        """Return an uploaded file."""
         blob = self.store.blobs.get(request.path_params["path"])
         return Response(blob) if blob is not None else error(404, "no such file")
 
     async def nothing(self, request: Request) -> Response:
-        """What is not served here, such as telemetry (core: 404 means unsupported)."""
+        """Reject unsupported paths, such as telemetry (core: 404 means unsupported)."""
         return error(404, f"not served here: {request.url.path}")
 
     # Accounts
@@ -134,11 +134,11 @@ class Wandb:
         }
 
     def features(self, _: Variables) -> Any:
-        """core: ServerFeaturesQuery; none is claimed."""
+        """core: ServerFeaturesQuery; none is supported."""
         return {"serverInfo": {"features": []}}
 
     def no_entity(self, _: Variables) -> Any:
-        """core: OrganizationCoreWeaveOrganizationID, XXHashDigestsEnabled; a private account is in no organization."""
+        """core: OrganizationCoreWeaveOrganizationID, XXHashDigestsEnabled; a private account has no organization."""
         return {"entity": {"organization": None, "xxhashDigestsEnabled": False}}
 
     def upsert_project(self, variables: Variables) -> Any:
@@ -156,15 +156,15 @@ class Wandb:
         }
 
     def entity_of(self, variables: Variables) -> str:
-        """The account that a call is about; the caller's own unless named. Raises RefusedError for a strange one."""
+        """Return the account of a call, by default the caller's. Raises RefusedError for other accounts."""
         entity = variables.get("entity") or variables.get("entityName") or USER
         if entity not in (USER, TEAM):
-            # wandb#2484: what the service says
+            # wandb#2484: the message of the service
             raise RefusedError(404, f"entity {entity} not found during upsertBucket")
         return str(entity)
 
     def project(self, entity: str, name: str) -> dict[str, Any]:
-        """A project's node."""
+        """Return a project's node."""
         owner = {"id": f"entity:{entity}", "name": entity}
         facts = {"id": f"project:{name}", "internalId": f"project:{name}", "name": name, "readOnly": False}
         return {**facts, "entityName": entity, "entity": owner, "createdAt": CREATED}
@@ -172,7 +172,7 @@ class Wandb:
     # Runs
 
     def found(self, variables: Variables) -> Run | None:
-        """The run that a query names."""
+        """Return the run of a query."""
         name = variables.get("run") or variables.get("runName") or variables.get("name")
         project = variables.get("project") or variables.get("projectName") or "uncategorized"
         return self.store.runs.get((self.entity_of(variables), project, name))
@@ -195,7 +195,7 @@ class Wandb:
         return {"upsertBucket": {"bucket": self.node(run), "inserted": inserted}}
 
     def resume_status(self, variables: Variables) -> Any:
-        """core: RunResumeStatus; `wandbConfig` is what tells a started run from one that an agent only made."""
+        """core: RunResumeStatus; `wandbConfig` distinguishes a started run from one only created for an agent."""
         run = self.found(variables)
         model = self.project(self.entity_of(variables), variables["project"])
         if run is None or not run.started:
@@ -207,7 +207,7 @@ class Wandb:
         return {"model": {**model, "bucket": {**self.node(run), **tails, **counts, **log}}}
 
     def node(self, run: Run) -> dict[str, Any]:
-        """A run's node (client: RUN_FRAGMENT in apis/public/runs.py; core: UpsertBucket)."""
+        """Return a run's node (client: RUN_FRAGMENT in apis/public/runs.py; core: UpsertBucket)."""
         history = run.history
         keys = {key: {"typeCounts": [{"type": "number", "count": len(history)}]} for row in history for key in row}
         last = max((row.get("_step", 0) for row in history), default=-1)
@@ -253,7 +253,7 @@ class Wandb:
         return {"project": {**self.project(run.entity, run.project), "run": {**self.node(run), **more}}}
 
     def file(self, run: Run, name: str) -> dict[str, Any]:
-        """A file of a run (client: apis/public/files.py)."""
+        """Return a file of a run (client: apis/public/files.py)."""
         url = f"{self.url}/storage/run/{run.entity}/{run.project}/{run.name}/{name}"
         body = run.files[name]
         facts = {"id": f"file:{name}", "name": name, "url": url, "directUrl": url, "sizeBytes": len(body)}
@@ -268,7 +268,7 @@ class Wandb:
         }
 
     def runs(self, variables: Variables) -> Any:
-        """client: _create_runs_query in apis/public/runs.py; filters are MongoDB's, as the guide shows them."""
+        """client: _create_runs_query in apis/public/runs.py; filters are MongoDB's, as in the guide."""
         entity = self.entity_of(variables)
         here = [run for run in self.store.runs.values() if (run.entity, run.project) == (entity, variables["project"])]
         found = wanted([self.node(run) for run in here], json.loads(variables.get("filters") or "{}"))
@@ -307,7 +307,7 @@ class Wandb:
         return {"upsertSweep": {"sweep": self.sweep_node(sweep), "configValidationWarnings": []}}
 
     def sweep_node(self, sweep: Sweep) -> dict[str, Any]:
-        """A sweep's node (client: SweepFragment in apis/_generated, and the query SweepWithRuns)."""
+        """Return a sweep's node (client: SweepFragment in apis/_generated, and the query SweepWithRuns)."""
         runs = [self.node(self.store.runs[sweep.entity, sweep.project, name]) for name in sweep.runs]
         return {
             "__typename": "Sweep",
@@ -346,9 +346,9 @@ class Wandb:
         return {"createAgent": {"agent": {"id": agent}}}
 
     def heartbeat(self, variables: Variables) -> Any:
-        """client: agent_heartbeat; a command only for an agent that runs nothing (guide: sweeps/start-sweep-agents).
+        """client: agent_heartbeat; a command only for an idle agent (guide: sweeps/start-sweep-agents).
 
-        A paused sweep executes no new runs, until it is resumed (client: help of `wandb sweep --pause`).
+        A paused sweep starts no new runs until it is resumed (client: help of `wandb sweep --pause`).
         """
         sweep = self.store.sweeps[self.store.agents[variables["id"]]]
         running = [name for name, runs in json.loads(variables.get("runState") or "{}").items() if runs]
@@ -361,7 +361,7 @@ class Wandb:
     # Artifacts
 
     def create_artifact(self, variables: Variables) -> Any:
-        """core: CreateArtifact; the same content again is the version that is there."""
+        """core: CreateArtifact; identical content gives the existing version."""
         given = variables["input"]
         names = given.get("artifactCollectionNames") or [given.get("artifactCollectionName")]
         entity, project = given["entityName"], given["projectName"]
@@ -383,7 +383,7 @@ class Wandb:
         return {"createArtifact": {"artifact": node}}
 
     def artifact_node(self, artifact: Artifact) -> dict[str, Any]:
-        """A version's node (client: ArtifactFragment in sdk/artifacts/_generated/fragments.py)."""
+        """Return a version's node (client: ArtifactFragment in sdk/artifacts/_generated/fragments.py)."""
         project = self.project(artifact.entity, artifact.project)
         collection = {"__typename": "ArtifactSequence", "id": f"sequence:{artifact.collection}"}
         collection |= {"name": artifact.collection, "project": project}
@@ -434,7 +434,7 @@ class Wandb:
         return {"createArtifactManifest": node, "updateArtifactManifest": node}
 
     def artifact_files(self, variables: Variables) -> Any:
-        """core: CreateArtifactFiles; no address is given out for a file that is there."""
+        """core: CreateArtifactFiles; files that exist get no upload URL."""
         nodes = []
         for file in variables.get("input", variables)["artifactFiles"]:  # 0.28 and 0.31
             path = f"artifact/{file['artifactID']}/{file['name']}"
@@ -496,7 +496,7 @@ class Wandb:
         return {"useArtifact": {"artifact": {"id": given["artifactID"]}}}
 
     def run_artifacts(self, variables: Variables) -> Any:
-        """client: RunOutputArtifacts, RunInputArtifacts; both answers stand under `artifacts`."""
+        """client: RunOutputArtifacts, RunInputArtifacts; both results are in `artifacts`."""
         run = self.found(variables)
         assert run
         made = [one for one in self.store.artifacts.values() if one.run == run.name and one.state == "COMMITTED"]
@@ -510,7 +510,7 @@ class Wandb:
         return {"project": {"run": {"artifacts": connection(used), "inputArtifacts": connection(used)}}}
 
     def no_digest(self, _: Variables) -> Any:
-        """core: FetchArtifactDigestAlgorithm; a collection that says nothing has MD5."""
+        """core: FetchArtifactDigestAlgorithm; the default is MD5."""
         return {"project": {"artifactType": None}}
 
 
@@ -563,19 +563,19 @@ OPERATIONS: dict[str, Callable[[Wandb, Variables], Any]] = {
 
 
 def connection(nodes: list[dict[str, Any]]) -> dict[str, Any]:
-    """Nodes as a page that holds all of them."""
+    """Return nodes as a single page."""
     edges = [{"node": node, "cursor": str(place)} for place, node in enumerate(nodes)]
     page = {"__typename": "PageInfo", "hasNextPage": False, "endCursor": None}
     return {"totalCount": len(nodes), "pageInfo": page, "edges": edges}
 
 
 def error(status: int, text: str) -> Response:
-    """A refusal as the service words it (wandb#1239, #9156)."""
+    """Return an error in the service's format (wandb#1239, #9156)."""
     return JSONResponse({"errors": [{"message": text}], "data": None}, status)
 
 
 def named(app: Any) -> Any:
-    """`app`, with the operation of a GraphQL request as the last part of its path, for routes, faults and records."""
+    """Wrap `app`: append the operation of a GraphQL request to its path, for routes, faults and records."""
 
     async def wrapped(scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] != "http" or scope["path"] != "/graphql":
@@ -591,7 +591,7 @@ def named(app: Any) -> Any:
 
         query = json.loads(body).get("query", "")
         match = re.search(r"(?:query|mutation)\s+(\w+)", query)
-        only = re.match(r"query\s*\{\s*(\w+)", query)  # 0.28 asks `query { viewer { id } }` for a key
+        only = re.match(r"query\s*\{\s*(\w+)", query)  # 0.28 checks a key with `query { viewer { id } }`
         operation = match[1] if match else only[1].capitalize() if only else "-"
         return await app({**scope, "path": f"/graphql/{operation}"}, again, send)
 
@@ -600,7 +600,7 @@ def named(app: Any) -> Any:
 
 @contextmanager
 def serving(service: Wandb) -> Iterator[str]:
-    """The URL at which a thread serves W&B, on a port that the system chooses; stopped on leaving."""
+    """Serve W&B in a thread on a free port; yield its URL."""
     with listening() as listener:
         service.url = f"http://127.0.0.1:{listener.getsockname()[1]}"
         server = uvicorn.Server(config(service))
@@ -614,7 +614,7 @@ def serving(service: Wandb) -> Iterator[str]:
 
 
 def config(service: Wandb) -> uvicorn.Config:
-    """How W&B is served."""
+    """Return uvicorn's configuration of W&B."""
     return uvicorn.Config(service.app, log_level="warning", lifespan="off", http=Protocol, timeout_keep_alive=75)
 
 

@@ -1,4 +1,4 @@
-"""What the loopback W&B server keeps: runs, sweeps with their agents, and artifacts."""
+"""The storage of the loopback W&B server: runs, sweeps with their agents, and artifacts."""
 
 import itertools
 import json
@@ -14,13 +14,13 @@ CREATED = "2026-01-01T00:00:00Z"
 
 
 def read(text: str) -> Any:
-    """JSON as the client writes it, with NaN, which is none; as text it can stand in an answer."""
+    """Parse the client's JSON, in which NaN is allowed; NaN becomes a string."""
     return json.loads(text, parse_constant=str)
 
 
 @dataclass
 class Run:
-    """A run, its files by name, and the lines of its streams."""
+    """A run with its files by name and the lines of its streams."""
 
     name: str
     entity: str
@@ -39,21 +39,21 @@ class Run:
 
     @property
     def id(self) -> str:
-        """The server's own id of the run."""
+        """The server's id of the run."""
         return f"run:{self.entity}/{self.project}/{self.name}"
 
     @property
     def history(self) -> list[dict[str, Any]]:
-        """The rows that were logged, in their order."""
+        """The logged rows in order."""
         return [read(line) for line in self.streams.get("wandb-history.jsonl", [])]
 
     @property
     def values(self) -> dict[str, Any]:
-        """The configuration as the user gave it."""
+        """The user's configuration."""
         return {key: entry["value"] for key, entry in self.config.items() if key != "_wandb"}
 
     def stream(self, body: dict[str, Any]) -> None:
-        """Take a request of the file stream: lines at offsets, and how the run stands."""
+        """Process a request of the file stream: lines at offsets, and the state of the run."""
         for name, chunk in (body.get("files") or {}).items():
             lines = self.streams.setdefault(name, [])
             offset = chunk.get("offset", 0)
@@ -69,7 +69,7 @@ class Run:
 
 @dataclass
 class Sweep:
-    """A sweep and the runs that its agents were given."""
+    """A sweep and the runs assigned to its agents."""
 
     name: str
     entity: str
@@ -77,7 +77,7 @@ class Sweep:
     config: dict[str, Any]
     state: str = "RUNNING"
     runs: list[str] = field(default_factory=list)
-    waiting: list[str] = field(default_factory=list)  # preempted, to be given out again
+    waiting: list[str] = field(default_factory=list)  # preempted, to be assigned again
     points: Iterator[dict[str, Any]] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -87,7 +87,7 @@ class Sweep:
 
 
 def grid(parameters: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """Every point of a grid, nested parameters as nested values."""
+    """Yield every point of a grid; nested parameters are nested values."""
     choices = [
         list(grid(spec["parameters"])) if "parameters" in spec else choices_of(spec) for spec in parameters.values()
     ]
@@ -96,7 +96,7 @@ def grid(parameters: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def choices_of(spec: dict[str, Any]) -> list[Any]:
-    """All values of a parameter of a grid (sweeps: grid_search.py)."""
+    """Return all values of a parameter of a grid (sweeps: grid_search.py)."""
     if "min" not in spec:
         return list(spec.get("values", [spec.get("value")]))
     if "q" not in spec:
@@ -105,14 +105,14 @@ def choices_of(spec: dict[str, Any]) -> list[Any]:
 
 
 def draws(config: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """Random points without end: also for bayes, whose model is the real server's own."""
+    """Yield random points, also for bayes, whose model only the real server has."""
     chance = random.Random(0)
     while True:
         yield drawn(config["parameters"], chance)
 
 
 def drawn(parameters: dict[str, Any], chance: random.Random) -> dict[str, Any]:
-    """One random point."""
+    """Return a random point."""
     point: dict[str, Any] = {}
     for name, spec in parameters.items():
         if "parameters" in spec:
@@ -123,7 +123,7 @@ def drawn(parameters: dict[str, Any], chance: random.Random) -> dict[str, Any]:
 
 
 def drawn_value(spec: dict[str, Any], chance: random.Random) -> Any:
-    """A random value of a parameter (sweeps: params.py, and its schema for the defaults)."""
+    """Return a random value of a parameter (sweeps: params.py, and its schema for the defaults)."""
     if "value" in spec:
         return spec["value"]
     if "values" in spec:
@@ -152,7 +152,7 @@ def drawn_value(spec: dict[str, Any], chance: random.Random) -> Any:
 
 @dataclass
 class Artifact:
-    """A version of an artifact, with where its files were put."""
+    """A version of an artifact, with the locations of its files."""
 
     id: str
     collection: str
@@ -172,7 +172,7 @@ class Artifact:
 
 @dataclass
 class Store:
-    """All that was sent."""
+    """All received data."""
 
     runs: dict[tuple[str, str, str], Run] = field(default_factory=dict)
     sweeps: dict[str, Sweep] = field(default_factory=dict)
@@ -181,17 +181,17 @@ class Store:
     blobs: dict[str, bytes] = field(default_factory=dict)
 
     def run(self, name: str) -> Run:
-        """The one run of this name; KeyError without one."""
+        """Return the run of this name. Raises KeyError if there is none."""
         return {run.name: run for run in self.runs.values()}[name]
 
     def sweep(self, config: str, entity: str, project: str) -> Sweep:
-        """A new sweep from its YAML."""
+        """Create a sweep from its YAML."""
         name = f"sweep{len(self.sweeps)}"
         self.sweeps[name] = Sweep(name, entity, project, yaml.safe_load(config))
         return self.sweeps[name]
 
     def next_command(self, sweep: Sweep) -> dict[str, Any]:
-        """What an agent that is free is told: a run that was preempted, the next point, or to exit."""
+        """Return the command for an idle agent: a preempted run, the next point, or exit."""
         if sweep.state != "RUNNING":
             return {"type": "exit"}
         if sweep.waiting:
@@ -216,7 +216,7 @@ class Store:
             run.preempting = False
 
     def versions(self, entity: str, project: str, collection: str) -> list[Artifact]:
-        """The committed versions of an artifact, oldest first."""
+        """Return the committed versions of an artifact, oldest first."""
         return [
             one
             for one in self.artifacts.values()
@@ -224,7 +224,7 @@ class Store:
         ]
 
     def commit(self, id: str) -> Artifact:
-        """Make a version visible; the aliases that it takes are taken from the others."""
+        """Commit a version; its aliases are removed from other versions."""
         artifact = self.artifacts[id]
         if artifact.state == "PENDING":
             others = self.versions(artifact.entity, artifact.project, artifact.collection)
@@ -235,12 +235,12 @@ class Store:
         return artifact
 
     def version(self, entity: str, project: str, name: str) -> Artifact | None:
-        """The version that `collection:alias` or `collection:v3` names."""
+        """Return the version of `collection:alias` or `collection:v3`."""
         collection, _, alias = name.partition(":")
         found = self.versions(entity, project, collection)
         return next((one for one in found if alias in (*one.aliases, f"v{one.index}", one.digest)), None)
 
 
 def program(sweep: Sweep) -> dict[str, Any]:
-    """What a command says of the program."""
+    """Return the fields of the program in a command."""
     return {"program": sweep.config.get("program", ""), "logs": []}
