@@ -1,9 +1,9 @@
-"""Ten thousand drawn sets of answers: each is refused in one line, or every file comes out right; none is ever run.
+"""Ten thousand random sets of answers: each is rejected in one line, or gives a valid project; none runs as code.
 
     python bench/answers.py [CASES]
 
-The same property as tests/test_answers.py, with fresh draws; one process for each core. A case that does not hold ends
-the run with an error that shows it.
+The same property as tests/template/test_answers.py with new draws, in one process per core. A failing case stops the
+run with an error.
 """
 
 import sys
@@ -20,7 +20,7 @@ from answering import any_answers, holds
 
 
 def draw(start: int, cases: int) -> tuple[int, int]:
-    """Hold `cases` draws to the property; return how many ran and how many of them were accepted."""
+    """Check the property for `cases` draws; return the numbers of draws and of accepted ones."""
     outcomes = []
 
     @seed(start)
@@ -47,7 +47,7 @@ def main() -> None:
     with ProcessPoolExecutor(workers) as pool:
         found = list(pool.map(draw, starts, [-(-cases // workers)] * workers))
     ran, accepted = (sum(column) for column in zip(*found, strict=True))
-    print("| cases that hold | refused in one line | generated, every file sound | seconds |")
+    print("| passed cases | rejected in one line | valid projects | seconds |")
     print("| ---: | ---: | ---: | ---: |")
     print(f"| {ran} | {ran - accepted} | {accepted} | {time.perf_counter() - began:.0f} |")
 

@@ -1,9 +1,9 @@
-"""How long a save holds training up, against torch.save and torch.distributed's async_save.
+"""The delay of training by a checkpoint, compared with torch.save and torch.distributed's async_save.
 
     python bench/checkpoint.py [--megabytes 286] [--times 15]
 
-Prints milliseconds (median) that the loop waits for a save of one state, and the share of training time that a
-checkpoint of 100 MB every 30 seconds takes.
+Prints the median milliseconds that the loop waits for a save of one state, and the share of training time for a
+checkpoint of 100 MB every 30 seconds.
 """
 
 import argparse
@@ -25,7 +25,7 @@ EVERY, MEGA = 30.0, 10**6
 
 
 class Lines:
-    """A record that is empty."""
+    """An empty record."""
 
     def content(self) -> bytes:
         return b""
@@ -35,7 +35,7 @@ class Lines:
 
 
 class Part:
-    """A state of tensors, as of a model with its optimizer."""
+    """A state of tensors, such as a model with its optimizer."""
 
     def __init__(self, megabytes: float) -> None:
         count = int(megabytes * MEGA / 4 / 30)
@@ -49,7 +49,7 @@ class Part:
 
 
 def timed(save: Callable[[int], None], settle: Callable[[], None], times: int) -> float:
-    """Milliseconds that `save` takes in the median; `settle` waits for what it does in the background."""
+    """Return the median milliseconds of `save`; `settle` waits for its background work."""
     taken = []
     for number in range(times + 2):
         started = time.perf_counter()
@@ -100,7 +100,7 @@ def distributed(part: Part, folder: Path, times: int) -> float:
 
 def main() -> None:
     """Print the table."""
-    warnings.simplefilter("ignore")  # dcp tells what it assumes, at each save
+    warnings.simplefilter("ignore")  # dcp prints its assumptions at each save
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--megabytes", type=float, default=286)
     parser.add_argument("--times", type=int, default=15)
@@ -112,7 +112,7 @@ def main() -> None:
         "torch.save, fsync": lambda folder: plain(part, folder, args.times, True),
         "dcp.async_save": lambda folder: distributed(part, folder, args.times),
     }
-    print(f"{'a save of':20} {args.megabytes:.0f} MB holds training up for")
+    print(f"{'a save of':20} {args.megabytes:.0f} MB delays training by")
     for name, contest in contests.items():
         with tempfile.TemporaryDirectory(dir=ROOT / "build") as folder:
             print(f"{name:20} {contest(Path(folder)):8.1f} ms", flush=True)

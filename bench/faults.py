@@ -1,8 +1,8 @@
-"""Let calls of the demo to its services fail, once or from then on; print in how many cases something was lost.
+"""Inject faults in calls of the demo to its services, once or permanently; print the number of violations.
 
 python bench/faults.py [--services wandb hub algorithmia] [--steps publish deploy] [--each] [--whole]
 
-The first call of each operation of a step; with --each all of them, which takes more than an hour.
+By default the first call of each operation of a step; with --each all calls, which takes more than an hour.
 """
 
 import argparse
@@ -17,15 +17,15 @@ sys.path.insert(0, str(ROOT / "tests"))
 
 
 def main() -> None:
-    """Record, let fail, repair, compare."""
+    """Record the demo, inject each fault, repair, and compare."""
     import places  # noqa: F401 - links the skeleton
     from demo_faults import STEPS, recorded
 
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--services", nargs="*", default=["algorithmia", "hub", "wandb"])
     parser.add_argument("--steps", nargs="*", default=list(STEPS))
-    parser.add_argument("--each", action="store_true", help="not only the first call of an operation")
-    parser.add_argument("--whole", action="store_true", help="go through the whole demo, as one command, each time")
+    parser.add_argument("--each", action="store_true", help="all calls, not only the first of an operation")
+    parser.add_argument("--whole", action="store_true", help="run the whole demo as one command for each fault")
     args = parser.parse_args()
     calls, failed = collections.Counter(), collections.Counter()
     with tempfile.TemporaryDirectory() as folder, recorded(Path(folder).resolve()) as world:
@@ -40,7 +40,7 @@ def main() -> None:
             failed[case.service] += bool(wrong)
             told = f"{'LOST' if wrong else 'ok'} {time.perf_counter() - begun:.0f} s {case}"
             print(told, *wrong, sep="\n    ", flush=True)
-    print(f"{'service':<12} {'calls':>6} {'not as promised':>16}")
+    print(f"{'service':<12} {'calls':>6} {'violations':>16}")
     for service in args.services:
         print(f"{service:<12} {calls[service]:>6} {failed[service]:>16}")
     sys.exit(bool(failed.total()))

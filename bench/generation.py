@@ -1,9 +1,9 @@
-"""Wall time of generating a project, hooks included, as a ratio to a template of one file, with the same cookiecutter.
+"""Wall time of generating a project, hooks included, relative to a one-file template with the same cookiecutter.
 
     python bench/generation.py [ROUNDS]
 
-Both are subprocesses as a user starts them, by a cookiecutter in an environment of its own, as uvx or pipx makes it,
-and taken in turns, so that what else the machine does falls on both.
+Both run as subprocesses of a cookiecutter in a separate environment, as with uvx or pipx, and alternate, so that other
+load of the machine affects both.
 """
 
 import json
@@ -27,7 +27,7 @@ LIMIT = 1.3
 
 
 def install() -> None:
-    """Make the environment of cookiecutter, once, at the version that is installed here."""
+    """Create the environment of cookiecutter once, with the installed version."""
     if COMMAND.exists():
         return
     path = f"{TEMPLATE / 'build' / 'tools' / 'bin'}{os.pathsep}{os.environ['PATH']}"
@@ -50,7 +50,7 @@ def install() -> None:
 
 
 def one_file_template(folder: Path) -> Path:
-    """Make the smallest template that there can be."""
+    """Create a minimal template."""
     template = folder / "one"
     project = template / "{{cookiecutter.project_slug}}"
     project.mkdir(parents=True)
@@ -60,13 +60,13 @@ def one_file_template(folder: Path) -> Path:
 
 
 def cpu() -> float:
-    """Return the seconds of CPU that the processes started here have taken."""
+    """Return the CPU seconds of finished child processes."""
     spent = resource.getrusage(resource.RUSAGE_CHILDREN)
     return spent.ru_utime + spent.ru_stime
 
 
 def generate(template: Path, folder: Path, *answers: str) -> tuple[float, float, int]:
-    """Generate once; return the seconds taken, those of CPU, and the number of files made."""
+    """Generate once; return the wall seconds, the CPU seconds, and the number of files."""
     out = Path(tempfile.mkdtemp(dir=folder))
     began, spent = time.perf_counter(), cpu()
     subprocess.run(
@@ -82,7 +82,7 @@ def generate(template: Path, folder: Path, *answers: str) -> tuple[float, float,
 
 
 def main() -> None:
-    """Time both in turns, print the table, and fail where the ratio of the best is over the limit."""
+    """Time both alternately, print the table, and fail if the ratio of the best exceeds the limit."""
     install()
     rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 15
     with tempfile.TemporaryDirectory() as name:
@@ -91,7 +91,7 @@ def main() -> None:
         pairs = [
             (generate(template(), folder, "check_credentials=skip"), generate(one, folder)) for _ in range(rounds + 1)
         ]
-    pairs = pairs[1:]  # the first one warms the caches of the file system
+    pairs = pairs[1:]  # the first run warms the file system's cache
     ours, smallest = ([min(figures) for figures in zip(*column, strict=True)] for column in zip(*pairs, strict=True))
     ratio = ours[0] / smallest[0]
     print("| template | files | seconds (best) | ratio | CPU (best) | ratio |\n|" + " --- |" * 6)
@@ -99,7 +99,7 @@ def main() -> None:
         ratios = (seconds / smallest[0], spent / smallest[1])
         print(f"| {name} | {files} | {seconds:.3f} | {ratios[0]:.2f} | {spent:.3f} | {ratios[1]:.2f} |")
     if ratio > LIMIT:
-        sys.exit(f"generation takes {ratio:.2f} times that of a one-file template; {LIMIT} is the limit")
+        sys.exit(f"generation takes {ratio:.2f} times as long as for a one-file template (limit {LIMIT})")
 
 
 if __name__ == "__main__":

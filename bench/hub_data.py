@@ -1,9 +1,9 @@
-"""A large data set from the Hub on loopback into the store: the memory that it takes, and how fast it comes.
+"""Memory and throughput of importing a large data set from a loopback Hub into the store.
 
     python bench/hub_data.py [--gigabytes 10] [--folder FOLDER]
 
-The shards are noise, so that nothing gets smaller; FOLDER must have room for them. Memory is the peak of a process of
-its own, once with a single shard and once with all: what lies between the two is what grows with the data.
+The shards are incompressible noise; FOLDER needs space for them. Memory is the peak of a separate process, measured
+with one shard and with all: the difference is the growth with the data.
 """
 
 import argparse
@@ -42,7 +42,7 @@ print(size, re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text()
 
 
 def main() -> None:
-    """Measure both and print the table; exit with 1 where memory is over the limit."""
+    """Measure both and print the table; exit with code 1 if memory exceeds the limit."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--gigabytes", type=float, default=10)
     parser.add_argument("--folder", type=Path)
@@ -60,7 +60,7 @@ def main() -> None:
 
 
 def noise() -> bytes:
-    """A Parquet file of images."""
+    """Write a Parquet file of random images."""
     images = np.random.default_rng(0).integers(0, 256, (ROWS, SIDE, SIDE), dtype=np.uint8)
     sink = pa.BufferOutputStream()
     pixels = pa.FixedShapeTensorArray.from_numpy_ndarray(images)
@@ -69,7 +69,7 @@ def noise() -> bytes:
 
 
 def measure(hub: Hub, folder: Path, shard: bytes, shards: int) -> tuple[int, int, float, float]:
-    """Shards, bytes written, peak in MiB, and seconds, of one fetch."""
+    """Return shards, bytes written, peak in MiB, and seconds of one import."""
     splits = ["validation", "test", *(f"train-{number:05}" for number in range(shards))]
     hub.put("dataset", f"me/noise-{shards}", {f"{split}.parquet": shard for split in splits})
     environ = {**os.environ, "HF_ENDPOINT": hub.url, "HF_HUB_DISABLE_TELEMETRY": "1", "HF_TOKEN": "hf_write"}

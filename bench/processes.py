@@ -1,4 +1,4 @@
-"""Steps per second of two processes that train together, against two that train apart, at 4 million parameters.
+"""Steps per second of two distributed training processes, relative to two independent ones, at 4 million parameters.
 
 python bench/processes.py [--steps 60]
 """
@@ -13,7 +13,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT / "build" / "src")]
-BATCH, WIDTH = 256, 1400  # examples a process takes; 64 * 1400 + 2 * 1400 * 1400 + … = 4 million parameters
+BATCH, WIDTH = 256, 1400  # examples per process; 64 * 1400 + 2 * 1400 * 1400 + … = 4 million parameters
 
 
 def train(rank: int, port: int, together: bool, steps: int, results: Any) -> None:
@@ -50,7 +50,7 @@ def train(rank: int, port: int, together: bool, steps: int, results: Any) -> Non
 
 
 def rate(together: bool, steps: int) -> tuple[float, int]:
-    """Steps per second of the slower of two processes, and their parameters."""
+    """Return the steps per second of the slower of two processes, and the number of parameters."""
     context = multiprocessing.get_context("spawn")
     results = context.Queue()
     with socket.socket() as free:
@@ -66,7 +66,7 @@ def rate(together: bool, steps: int) -> tuple[float, int]:
 
 
 def main() -> None:
-    """Print both rates and their ratio, the median of five rounds side by side."""
+    """Print both rates and their ratio, the median of five alternating rounds."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--rounds", type=int, default=5)
@@ -78,7 +78,7 @@ def main() -> None:
         print(
             f"{parameters / 1e6:.1f} M parameters: apart {apart:.1f}, together {together:.1f} steps/s, {ratios[-1]:.2f}"
         )
-    print(f"two processes together reach {sorted(ratios)[len(ratios) // 2]:.2f} of two that train apart")
+    print(f"two distributed processes reach {sorted(ratios)[len(ratios) // 2]:.2f} of the rate of two independent ones")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Kill a training run many times at random moments; print what each kill lost, and check that nothing changed.
+"""Kill a training run many times at random; print the lost steps, and check that the result is unchanged.
 
 python bench/resume.py [--kills 500]
 """
@@ -19,7 +19,7 @@ EVERY = 7  # steps between two checkpoints
 
 
 def main() -> None:
-    """Kill, start again, compare."""
+    """Kill, restart, and compare."""
     import places  # noqa: F401 - links the skeleton
     import projects
     from killing import MOMENTS, Blow, Training
@@ -28,7 +28,7 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=500)
     args = parser.parse_args()
     chance = random.Random(args.kills)
-    epochs = 10 + 4 * args.kills  # enough to be killed in
+    epochs = 10 + 4 * args.kills  # long enough for a kill
     train = (
         "train",
         "--epochs",
@@ -55,7 +55,7 @@ def main() -> None:
             begun = time.perf_counter()
             training = Training(project, *train, blow=Blow(chance.choice(MOMENTS[:4]), later))
             if not training.end(3600):
-                break  # it is done
+                break  # the run has finished
             first.append(time.perf_counter() - begun - later)
             steps = record.read_bytes().count(b'"loss"') * 10
             number += 1
@@ -68,12 +68,12 @@ def main() -> None:
         for name in ("model/model.safetensors", "metrics.jsonl"):
             one, other = (run / "runs" / "one" / name for run in (whole, project))
             assert one.read_bytes() == other.read_bytes(), name
-    print(f"{number} kills; weights and record equal those of the run that was never killed")
-    print(f"checkpoints that could not be read: {unread}")
+    print(f"{number} kills; weights and record equal those of an uninterrupted run")
+    print(f"unreadable checkpoints: {unread}")
     print(f"steps lost to a kill: median {statistics.median(lost):.0f}, worst {max(lost)} (a checkpoint every {EVERY})")
-    print(f"from start to the first step or save: median {statistics.median(first):.2f} s, imports done")
+    print(f"from start to the first step or save: median {statistics.median(first):.2f} s, without imports")
     each = (disturbed - undisturbed) / number
-    print(f"{undisturbed:.1f} s undisturbed, {disturbed:.1f} s with the kills: {each:.2f} s a kill")
+    print(f"{undisturbed:.1f} s uninterrupted, {disturbed:.1f} s with kills: {each:.2f} s per kill")
 
 
 if __name__ == "__main__":

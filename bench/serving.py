@@ -1,10 +1,10 @@
-"""The gateway against its peers: the same digits model, the same machine and run, one process each.
+"""The gateway compared with its peers: the same digits model in the same run, one process each.
 
     python bench/serving.py [--quick] [--peers NAME,…]
 
-Every figure is a ratio: the gateway and one peer are measured in turns, at 1, 16 and 64 connections, and the
-best round of each counts. The gateway logs each call and checks a key. Peers live in environments of their own
-under build/bench, made on first use. Needs wrk and uv.
+Every figure is a ratio: the gateway and a peer are measured alternately at 1, 16 and 64 connections, and the best
+round of each counts. The gateway logs each call and checks a key. Peers have separate environments in build/bench,
+created on first use. Needs wrk and uv.
 """
 
 import argparse
@@ -36,13 +36,13 @@ UVICORN = ["uvicorn", "uvloop", "httptools"]
 
 @dataclass(frozen=True)
 class Peer:
-    """A server: its script in bench/peers, what it needs, where it is called with what, and the ratio wanted."""
+    """A server: script in bench/peers, requirements, path and body of calls, and target ratios."""
 
     script: str
     path: str
     body: Any
-    wanted: dict[int, float]  # by connections
-    packages: tuple[str, ...] = ()  # none: the environment of this repository
+    wanted: dict[int, float]  # by number of connections
+    packages: tuple[str, ...] = ()  # empty: this repository's environment
     quick: bool = False
 
 
@@ -73,7 +73,7 @@ def main() -> None:
     parser.add_argument(
         "--quick", action="store_true", help="one short round, and the two peers that need no installation"
     )
-    parser.add_argument("--peers", default="", help="only these, by the beginning of their names")
+    parser.add_argument("--peers", default="", help="only peers with these prefixes")
     args = parser.parse_args()
     names = [name for name in PEERS if any(map(name.lower().startswith, args.peers.lower().split(",")))]
     names = [name for name in names if PEERS[name].quick or not args.quick]
@@ -82,10 +82,10 @@ def main() -> None:
         folder = Path(scratch)
         project = make_project(folder)
         with serve_gateway(project) as (compiling, _):
-            print(f"the first start, which may compile the packages to bytecode: {compiling:.2f} s")
+            print(f"first start, which may compile packages to bytecode: {compiling:.2f} s")
         started, gateway = stack.enter_context(serve_gateway(project))
         rows = [("seconds to start", started, "≤ 0.5", started <= 0.5)]
-        memory = resident(gateway.pid) / 1e6  # with the spare process of the model, which is there by then
+        memory = resident(gateway.pid) / 1e6  # including the spare process of the model
         rows += against_peers(names, gateway, project, folder, seconds, rounds)
         rows.append(("memory, MB", memory, "≤ 90", memory <= 90))
         rows += two_processes(gateway, project, folder, seconds, rounds)
@@ -97,7 +97,7 @@ Row = tuple[str, float, str, bool]
 
 @dataclass(frozen=True)
 class Server:
-    """A running server and how wrk calls it."""
+    """A running server and its wrk options."""
 
     url: str
     script: Path
@@ -106,7 +106,7 @@ class Server:
 
 @dataclass(frozen=True)
 class Load:
-    """What wrk saw: requests a second, and the 99th percentile in milliseconds."""
+    """A result of wrk: requests per second, and the 99th percentile in milliseconds."""
 
     rate: float
     p99: float
@@ -115,7 +115,7 @@ class Load:
 def against_peers(
     names: list[str], gateway: Server, project: Path, folder: Path, seconds: int, rounds: int
 ) -> list[Row]:
-    """The gateway's rate over each peer's."""
+    """Measure the gateway's rate relative to each peer."""
     rows: list[Row] = []
     for name in names:
         with serve_peer(name, project / "models" / "digits", folder) as peer:
@@ -138,17 +138,17 @@ def against_peers(
 
 
 def two_processes(gateway: Server, project: Path, folder: Path, seconds: int, rounds: int) -> list[Row]:
-    """Two workers over one."""
+    """Measure two workers relative to one."""
     other = shutil.copytree(project, folder / "two")
     with serve_gateway(other, "--workers", "2") as (_, two):
         one, both = in_turns([gateway, two], 64, seconds, rounds)
     ratio = both.rate / one.rate
-    wanted = 1.4 if (os.cpu_count() or 1) >= 4 else 0.8  # one has two processes at work, the model's and its own
+    wanted = 1.4 if (os.cpu_count() or 1) >= 4 else 0.8  # one worker uses two processes: the model's and its own
     return [("two workers over one, 64 connections", ratio, f"≥ {wanted:g}", ratio >= wanted)]
 
 
 def in_turns(servers: list[Server], connections: int, seconds: int, rounds: int) -> list[Load]:
-    """The best round of each server; a first one to warm up does not count."""
+    """Return the best round of each server, after a round to warm up."""
     best: list[Load | None] = [None] * len(servers)
     for number in range(rounds + 1):
         for place, server in enumerate(servers):
@@ -160,7 +160,7 @@ def in_turns(servers: list[Server], connections: int, seconds: int, rounds: int)
 
 
 def wrk(server: Server, connections: int, seconds: int) -> Load:
-    """Load a server."""
+    """Run wrk on a server."""
     command = [
         "wrk",
         "--threads",
@@ -186,7 +186,7 @@ def wrk(server: Server, connections: int, seconds: int) -> Load:
 
 
 def make_project(folder: Path) -> Path:
-    """A project whose digits model is deployed; the weights are by chance, which costs the same."""
+    """Create a project with a deployed digits model; random weights take the same time."""
     import digits
     import numpy as np
     import torch
@@ -226,10 +226,10 @@ def make_project(folder: Path) -> Path:
 
 @contextmanager
 def serve_gateway(project: Path, *options: str) -> Iterator[tuple[float, Server]]:
-    """The project's own `serve`, and the seconds until it was ready."""
+    """Start the project's `serve`; yield it and the seconds until it was ready."""
     port = free_port()
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
-    environment |= {"PYTHONPYCACHEPREFIX": str(ROOT / "build" / "pycache")}  # compiled, as an installation is
+    environment |= {"PYTHONPYCACHEPREFIX": str(ROOT / "build" / "pycache")}  # compiled, as after an installation
     environment |= {
         "PYTHONPATH": str(places.SOURCE),
         "ALGORITHMIA_API_KEY": KEY,
@@ -246,7 +246,7 @@ def serve_gateway(project: Path, *options: str) -> Iterator[tuple[float, Server]
 
 @contextmanager
 def serve_peer(name: str, model: Path, folder: Path) -> Iterator[Server]:
-    """A peer, called once and found to answer."""
+    """Start a peer and check one call."""
     peer, port = PEERS[name], free_port()
     python = environment_of(peer)
     script = ROOT / "bench" / "peers" / peer.script
@@ -266,7 +266,7 @@ def serve_peer(name: str, model: Path, folder: Path) -> Iterator[Server]:
 
 
 def environment_of(peer: Peer) -> Path:
-    """The interpreter of a peer's environment, which is made if it isn't there."""
+    """Return the interpreter of a peer's environment, created if missing."""
     if not peer.packages:
         return Path(sys.executable)
     folder = ROOT / "build" / "bench" / Path(peer.script).stem.split("_")[0]
@@ -281,7 +281,7 @@ def environment_of(peer: Peer) -> Path:
 
 @contextmanager
 def running(command: list[str], folder: Path, environment: dict[str, str]) -> Iterator[subprocess.Popen[bytes]]:
-    """A process and what it starts, ended on leaving."""
+    """Run a process, and terminate it and its children at the end."""
     log = tempfile.TemporaryFile()  # noqa: SIM115 - shown where the process fails
     process = subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=log, start_new_session=True)
     try:
@@ -295,7 +295,7 @@ def running(command: list[str], folder: Path, environment: dict[str, str]) -> It
 
 
 def wait_for(port: int, path: str, process: subprocess.Popen[bytes], seconds: float = 120) -> None:
-    """Wait until a port answers HTTP: success where `path` is one for that, anything else otherwise."""
+    """Wait until a port answers HTTP: with success if `path` is given, with any status otherwise."""
     end = time.monotonic() + seconds
     wanted = b"HTTP/1.1 200" if path == "/readyz" else b"HTTP/1"
     while time.monotonic() < end:
@@ -312,19 +312,19 @@ def wait_for(port: int, path: str, process: subprocess.Popen[bytes], seconds: fl
 
 
 def write_script(path: Path, body: Any) -> Path:
-    """What wrk sends."""
+    """Write the request of wrk."""
     path.write_text(SCRIPT.format(key=KEY, body=json.dumps(body)))
     return path
 
 
 def free_port() -> int:
-    """A port that nobody listens on."""
+    """Return a free port."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         return int(server.getsockname()[1])
 
 
 def resident(pid: int) -> int:
-    """The bytes of memory that a process and those that it has started hold; what they share counts once."""
+    """Return the memory of a process and its children in bytes; shared memory counts once."""
     children = [child for path in Path(f"/proc/{pid}/task").glob("*/children") for child in path.read_text().split()]
     lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
     own = next(line for line in lines if line.startswith("Pss:"))
@@ -332,7 +332,7 @@ def resident(pid: int) -> int:
 
 
 def print_table(rows: list[Row]) -> None:
-    """What was measured and what was wanted."""
+    """Print measured values and targets."""
     width = max(len(row[0]) for row in rows)
     for what, value, wanted, met in rows:
         print(f"{what:<{width}}  {value:>8.2f}  {wanted:>7}  {'yes' if met else 'NO'}")

@@ -1,9 +1,9 @@
-"""How soon a generated project is useful: help, first trained model, whole demo.
+"""Startup times of a generated project: help, first trained model, whole demo.
 
     python bench/startup.py [--quick]
 
-Help is a ratio to `python -c "import argparse"`; both are the median of runs that take turns. The demo runs twice in a
-project of its own, the first time to warm the disk's cache.
+Help is relative to `python -c "import argparse"`; both are medians of alternating runs. The demo runs twice in a
+new project, the first time to warm the disk's cache.
 """
 
 import argparse
@@ -21,7 +21,7 @@ sys.path[:0] = [str(ROOT / "tests")]
 
 
 def seconds(command: list[str], folder: Path, environment: dict[str, str]) -> float:
-    """Wall time of a command."""
+    """Return the wall time of a command."""
     started = time.perf_counter()
     subprocess.run(command, cwd=folder, env=environment, capture_output=True, check=True)
     return time.perf_counter() - started
@@ -30,7 +30,7 @@ def seconds(command: list[str], folder: Path, environment: dict[str, str]) -> fl
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="fewer runs of the help, one demo")
+    parser.add_argument("--quick", action="store_true", help="fewer runs of help, one demo")
     quick = parser.parse_args().quick
     from baking import bake
 
@@ -45,9 +45,7 @@ def main() -> None:
             for _ in range(5 if quick else 31)
         ]
         low, high = (statistics.median(column) for column in zip(*rounds[1:], strict=True))
-        print(
-            f"{'help':22} {high * 1000:7.0f} ms  {high / low:5.2f} x import argparse ({low * 1000:.0f} ms), promised 3"
-        )
+        print(f"{'help':22} {high * 1000:7.0f} ms  {high / low:5.2f} x import argparse ({low * 1000:.0f} ms), target 3")
         for _ in range(1 if quick else 2):
             demo = subprocess.run(
                 [sys.executable, "-m", "bench_me", "demo"],
@@ -57,8 +55,8 @@ def main() -> None:
         whole = re.search(r"^Time +([\d.]+) s", demo.stdout, re.MULTILINE)
         assert first
         assert whole
-        print(f"{'first trained model':22} {float(first[1]):7.1f} s   promised 10 s")
-        print(f"{'whole demo':22} {float(whole[1]):7.1f} s   promised 60 s")
+        print(f"{'first trained model':22} {float(first[1]):7.1f} s   target 10 s")
+        print(f"{'whole demo':22} {float(whole[1]):7.1f} s   target 60 s")
 
 
 if __name__ == "__main__":

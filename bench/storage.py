@@ -1,9 +1,9 @@
-"""Storage against its peers on loopback: nginx and curl for large files, the official client for all sizes.
+"""Storage compared with peers on loopback: nginx and curl for large files, the official client for all sizes.
 
     python bench/storage.py [--quick] [--folder FOLDER]
 
-Every figure is a ratio of the best of several rounds, taken in turn on the same machine. The files lie in FOLDER, by
-default in memory, so that no disk is measured. Needs nginx and curl.
+Every figure is a ratio of the best of several alternating rounds. The files are in FOLDER, by default in memory, so
+that no disk is measured. Needs nginx and curl.
 """
 
 import argparse
@@ -32,7 +32,7 @@ http {{
   server {{ listen 127.0.0.1:{port}; root {folder}/files; location / {{ dav_methods PUT; }} }}
 }}
 """
-Row = tuple[str, float, float, str]  # what, measured, wanted, unit ("×" at least, "MiB" at most)
+Row = tuple[str, float, float, str]  # figure, measured, target, unit ("×" at least, "MiB" at most)
 
 
 def main() -> None:
@@ -43,7 +43,7 @@ def main() -> None:
     args = parser.parse_args()
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=args.folder)))
-        tempfile.tempdir = str(folder)  # where the client's getFile leaves its files
+        tempfile.tempdir = str(folder)  # the client's getFile leaves its files there
         os.environ.pop("REQUESTS_CA_BUNDLE", None)
         gateway, process = stack.enter_context(serve_gateway(folder))
         nginx = stack.enter_context(serve_nginx(folder))
@@ -59,7 +59,7 @@ def main() -> None:
 
 
 def large_files(folder: Path, big: Path, gateway: str, nginx: str, rounds: int) -> list[Row]:
-    """The gateway against nginx, and the file system against curl and the official client."""
+    """Compare the gateway with nginx, and the file system with curl and the official client."""
     import Algorithmia
 
     from free_ml_stack.algorithmia.filesystem import AlgorithmiaFileSystem
@@ -95,7 +95,7 @@ def large_files(folder: Path, big: Path, gateway: str, nginx: str, rounds: int) 
 
 
 def small_files(folder: Path, gateway: str, count: int) -> list[Row]:
-    """Files of 4 KiB against the official client's loop."""
+    """Compare files of 4 KiB with a loop of the official client."""
     import Algorithmia
 
     from free_ml_stack.algorithmia.filesystem import AlgorithmiaFileSystem
@@ -135,12 +135,12 @@ def small_files(folder: Path, gateway: str, count: int) -> list[Row]:
 
 
 def memory(folder: Path, gateway: str, process: int, largest: int) -> list[Row]:
-    """What a transfer adds to the memory of both sides, for a small and a large file."""
+    """Measure the additional memory of both sides for a small and a large file."""
     rows: list[Row] = []
     for size in (10, largest):
         with (folder / "sized").open("wb") as file:
             file.truncate(size * MIB)
-        Path(f"/proc/{process}/clear_refs").write_text("5")  # begin the peak anew
+        Path(f"/proc/{process}/clear_refs").write_text("5")  # reset the peak
         before = peak(process)
         command = [sys.executable, __file__, "--transfer", gateway, str(folder / "sized")]
         added = float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
@@ -152,7 +152,7 @@ def memory(folder: Path, gateway: str, process: int, largest: int) -> list[Row]:
 
 
 def transfer_once(gateway: str, path: str) -> None:
-    """Print the MiB that sending and fetching a file adds to this process's peak."""
+    """Print the MiB that an upload and a download add to this process's peak."""
     from free_ml_stack.algorithmia.filesystem import AlgorithmiaFileSystem
 
     fs = AlgorithmiaFileSystem(gateway, KEY)
@@ -168,13 +168,13 @@ def transfer_once(gateway: str, path: str) -> None:
 
 
 def peak(process: int) -> float:
-    """The peak of a process's memory in MiB."""
+    """Return the peak memory of a process in MiB."""
     status = Path(f"/proc/{process}/status").read_text()
     return int(status.partition("VmHWM:")[2].split()[0]) / 1024
 
 
 def best(rounds: int, calls: dict[str, Callable[[], object]]) -> dict[str, float]:
-    """The shortest time of each call in seconds; the calls take turns, so that all see the same machine."""
+    """Return the shortest time of each call in seconds; the calls alternate."""
     times: dict[str, float] = {}
     for _ in range(rounds):
         for name, call in calls.items():
@@ -192,7 +192,7 @@ def curl(*arguments: str) -> None:
 
 @contextmanager
 def serve_nginx(folder: Path) -> Iterator[str]:
-    """nginx with sendfile and PUT."""
+    """Serve a folder with nginx, with sendfile and PUT."""
     port = free_port()
     (folder / "nginx" / "files").mkdir(parents=True)
     settings = folder / "nginx" / "nginx.conf"
@@ -206,7 +206,7 @@ def serve_nginx(folder: Path) -> Iterator[str]:
 
 @contextmanager
 def serve_gateway(folder: Path) -> Iterator[tuple[str, int]]:
-    """The whole gateway in a process of its own, without a model."""
+    """Serve the gateway without a model in a separate process."""
     record = folder / "gateway.json"
     with subprocess.Popen([sys.executable, __file__, "--serve", str(folder / "store"), str(record)]) as server:
         while not record.exists():
@@ -236,7 +236,7 @@ def run_gateway(store: Path, record: Path) -> None:
 
 
 def free_port() -> int:
-    """A port that is free now."""
+    """Return a free port."""
     import socket
 
     with socket.create_server(("127.0.0.1", 0)) as listener:
@@ -245,7 +245,7 @@ def free_port() -> int:
 
 
 def wait_for(port: int) -> None:
-    """Return when something listens on a port."""
+    """Wait until a port is open."""
     import socket
 
     while True:
@@ -257,7 +257,7 @@ def wait_for(port: int) -> None:
 
 def report(rows: list[Row]) -> None:
     """Print the table."""
-    print("| figure | measured | wanted | |")
+    print("| figure | measured | target | |")
     print("| --- | ---: | ---: | --- |")
     for what, measured, wanted, unit in rows:
         good = measured >= wanted if unit == "×" else measured <= wanted

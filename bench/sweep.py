@@ -1,9 +1,9 @@
-"""What a sweep costs beside its trials: against W&B's own agent, against Optuna alone, and with its workers killed.
+"""Overhead of a sweep, compared with W&B's agent and Optuna, and with killed workers.
 
     python bench/sweep.py [--quick] [--kills 1000]
 
-The training does nothing but log its metric, so what is measured is the sweep. W&B's agent runs a program that does as
-little, with the real client against a loopback service; its 100 trials are told from a few, for each takes seconds.
+The training only logs its metric, so that the sweep is measured. W&B's agent runs an equally short program with the
+real client and a loopback service; its 100 trials are extrapolated from a few, as each takes seconds.
 """
 
 import argparse
@@ -96,16 +96,16 @@ def main() -> None:
             short + (100 - few) * each,
             100 * agent_seconds(folder / "agent", 2 if args.quick else 5),
         )
-        print(f"{'100 no-op trials':26}{ours:7.1f} s   W&B's agent {theirs:.0f} s: 1/{theirs / ours:.0f}, promised 1/5")
-        print(f"{'overhead of a trial':26}{1000 * each:7.0f} ms  promised 50")
+        print(f"{'100 no-op trials':26}{ours:7.1f} s   W&B's agent {theirs:.0f} s: 1/{theirs / ours:.0f}, target 1/5")
+        print(f"{'overhead of a trial':26}{1000 * each:7.0f} ms  target 50")
         told = suggestion_seconds(folder / "suggest")
-        print(f"{'suggestion at 200 trials':26}{1000 * told:7.1f} ms  promised 15")
+        print(f"{'suggestion at 200 trials':26}{1000 * told:7.1f} ms  target 15")
         quality(3 if args.quick else 10)
         kill(folder / "kills", 30 if args.quick else args.kills)
 
 
 def package(folder: Path) -> None:
-    """A package `noop` with the project's wiring and a training that does nothing."""
+    """Create a package `noop` with the project's structure and an empty training."""
     import places  # noqa: F401 - links the skeleton
 
     source, target = (ROOT / "build" / "src" / "skeleton").resolve(), folder / "noop"
@@ -118,14 +118,14 @@ def package(folder: Path) -> None:
 
 
 def environment(folder: Path, **extra: str) -> dict[str, str]:
-    """The environment of a user without credentials."""
+    """Return the environment of a user without credentials."""
     import projects
 
     return projects.environment(folder, **extra) | {"PYTHONPATH": str(folder.parent)}
 
 
 def project(folder: Path, cap: int) -> Path:
-    """A project with data and a sweep file."""
+    """Create a project with data and a sweep file."""
     folder.mkdir()
     (folder / "stack.toml").write_text('project = "noop"\n')
     (folder / "sweep.yaml").write_text(SWEEP.replace("CAP", str(cap)))
@@ -142,7 +142,7 @@ def start(folder: Path, agents: int, **extra: str) -> "subprocess.Popen[str]":
 
 
 def sweep_seconds(folder: Path, cap: int) -> float:
-    """Wall time of `sweep` with one worker, from the shell."""
+    """Return the wall time of `sweep` with one worker."""
     project(folder, cap)
     started = time.perf_counter()
     process = start(folder, 1)
@@ -152,7 +152,7 @@ def sweep_seconds(folder: Path, cap: int) -> float:
 
 
 def agent_seconds(folder: Path, count: int) -> float:
-    """Wall time of a trial of `wandb agent`."""
+    """Return the wall time of a trial of `wandb agent`."""
     import wandb
     import yaml
     from tracking_service import account, wandb_service
@@ -164,7 +164,7 @@ def agent_seconds(folder: Path, count: int) -> float:
         "method": "random",
         "program": "program.py",
     }
-    content["parameters"] = {name: content["parameters"][name] for name in "acdf"}  # what the service can draw
+    content["parameters"] = {name: content["parameters"][name] for name in "acdf"}  # supported by the service
     with wandb_service() as service:
         name = service.store.sweep(json.dumps(content), "me", "p").name
         command = [sys.executable, "-m", "wandb", "agent", f"me/p/{name}"]
@@ -180,7 +180,7 @@ def agent_seconds(folder: Path, count: int) -> float:
 
 
 def suggestion_seconds(folder: Path, trials: int = 200) -> float:
-    """What one more trial costs when there are 200: asked for, drawn, and noted in the journal."""
+    """Return the time of a suggestion after 200 trials: requested, sampled, and written to the journal."""
     from free_ml_stack.sweeps.sweep_file import parse_sweep
     from free_ml_stack.sweeps.trials import Trials, open_storage, open_study
 
@@ -197,7 +197,7 @@ def suggestion_seconds(folder: Path, trials: int = 200) -> float:
 
 
 def quality(seeds: int) -> None:
-    """Best of 50 on standard functions, beside Optuna's default used directly."""
+    """Print the best of 50 trials on standard functions, and that of Optuna's default."""
     import optuna
 
     from free_ml_stack.sweeps.sweep_file import parse_sweep
@@ -227,7 +227,7 @@ def quality(seeds: int) -> None:
 
 
 def kill(folder: Path, kills: int) -> None:
-    """Kill workers, and now and then the sweep itself; every trial must be there once, and none be left running."""
+    """Kill workers, and sometimes the sweep; every trial must exist once, and none may be left running."""
     import projects
 
     from free_ml_stack.sweeps.trials import RUNNING, open_storage
@@ -264,7 +264,7 @@ def kill(folder: Path, kills: int) -> None:
         finished += len(good)
     took = time.perf_counter() - begun
     print(f"{done} kills over {sweeps} sweeps in {took:.0f} s: {finished} trials finished, each counted once; "
-          f"{sweeps * cap - finished} given up after 3 deaths; none lost, none left running")  # fmt: skip
+          f"{sweeps * cap - finished} failed after 3 kills; none lost, none left running")  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""Steps per second of text-classification's `train`, record and checkpoints on, against transformers' Trainer.
+"""Steps per second of text-classification's `train`, with record and checkpoints, relative to transformers' Trainer.
 
     python bench/text.py [--quick]
 
-Both train the same encoder with the same layers frozen on the same texts, a batch filled up to its own longest text,
-one thread, each in a process of its own; the ratio is ours to the Trainer's, the median of rounds in turns.
+Both train the same encoder with the same frozen layers on the same texts, with each batch padded to its longest text,
+in one thread of a separate process; the ratio is the median of alternating rounds.
 """
 
 import argparse
@@ -22,7 +22,7 @@ PROMISED = 1.0
 
 
 def splits(scratch: str) -> Any:
-    """The embedded data set, as training reads it."""
+    """Return the splits of the embedded data set."""
     from skeleton_text_classification import data
 
     from free_ml_stack.data import dataset
@@ -37,7 +37,7 @@ def splits(scratch: str) -> Any:
 
 
 def ours(epochs: int) -> tuple[float, int]:
-    """Seconds and steps of the project's own loop, validation after each epoch."""
+    """Return seconds and steps of the project's loop, with validation after each epoch."""
     from skeleton_text_classification import train
     from skeleton_text_classification.config import TrainConfig
 
@@ -57,7 +57,7 @@ def ours(epochs: int) -> tuple[float, int]:
 
 
 def trainer(epochs: int) -> tuple[float, int]:
-    """Transformers' Trainer as it comes, evaluation after each epoch."""
+    """Return seconds and steps of transformers' Trainer with its defaults and evaluation after each epoch."""
     import numpy as np
     from skeleton_text_classification.config import TrainConfig
     from skeleton_text_classification.data import prepare
@@ -99,7 +99,7 @@ CONTENDERS = {"ours": ours, "trainer": trainer}
 
 
 def speed(contender: str, epochs: int) -> float:
-    """Steps per second of a contender, in a process of its own."""
+    """Return the steps per second of a contender, in a separate process."""
     command = [sys.executable, __file__, "--one", contender, str(epochs)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     seconds, steps = json.loads(done.stdout.splitlines()[-1])
@@ -121,7 +121,7 @@ def main() -> None:
         print(json.dumps(CONTENDERS[args.one[0]](int(args.one[1]))))
         return
     rounds = [{one: speed(one, 2) for one in CONTENDERS} for _ in range(1 if args.quick else 3)]
-    print(f"{'contender':10} {'steps/s':>8} {'ratio':>6}  promised")
+    print(f"{'contender':10} {'steps/s':>8} {'ratio':>6}  target")
     for one in CONTENDERS:
         steps = statistics.median(speeds[one] for speeds in rounds)
         ratio = statistics.median(speeds[one] / speeds["trainer"] for speeds in rounds)

@@ -1,8 +1,8 @@
-"""What tracking costs a step of training, at the default interval of logging: with W&B's client, and with none.
+"""Overhead of tracking per training step at the default logging interval, with and without W&B's client.
 
     python bench/tracking.py [--quick]
 
-The project's own `train` in turns, each in a process of its own; the seconds are those of the loop alone.
+Runs the project's `train` alternately in separate processes; the seconds are those of the loop alone.
 """
 
 import argparse
@@ -18,7 +18,7 @@ PROMISED = 0.01
 
 
 def seconds(folder: Path, name: str, epochs: int, **extra: str) -> float:
-    """The seconds of the loop of one run."""
+    """Return the seconds of the loop of one run."""
     import projects
 
     flags = ("--epochs", str(epochs), "--patience", "0", "--name", name)
@@ -44,14 +44,14 @@ def main() -> None:
         for n in range(rounds):
             ways: list[tuple[str, dict[str, str]]] = [("plain", {}), ("tracked", tracked)]
             took = {}
-            for way, extra in reversed(ways) if n % 2 else ways:  # the machine may slow down as it warms
+            for way, extra in reversed(ways) if n % 2 else ways:  # the machine may slow down over time
                 took[way] = seconds(folder, f"{way}-{n}", epochs, **extra)
             pairs.append((took["plain"], took["tracked"]))
     costs = sorted(100 * (tracked / plain - 1) for plain, tracked in pairs)
     plain = statistics.median(plain for plain, _ in pairs)
     print(
         f"{epochs * 19} steps: {plain:.2f} s without tracking, {statistics.median(costs):+.1f} % "
-        f"({costs[0]:+.1f} to {costs[-1]:+.1f}) with W&B's client; promised: under {100 * PROMISED:.0f} %"
+        f"({costs[0]:+.1f} to {costs[-1]:+.1f}) with W&B's client; target: under {100 * PROMISED:.0f} %"
     )
 
 

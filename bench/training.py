@@ -1,10 +1,10 @@
-"""Steps per second of `train`, logging and checkpoints on, against a bare PyTorch loop, LightGBM's own, and peers.
+"""Steps per second of `train`, with logging and checkpoints, relative to a plain PyTorch loop, LightGBM's, and peers.
 
     python bench/training.py [--quick]
 
-Each contender trains the same model on the same data, with the same threads, in a process of its own; the ratio is to
-the bare loop with a DataLoader, of trees to LightGBM's own, the median of rounds in turns. Peers that are not installed
-are put into an environment of their own under build/.
+Each contender trains the same model on the same data with the same number of threads in a separate process; the ratio
+is relative to the plain loop with a DataLoader, or to LightGBM's loop, as the median of alternating rounds. Peers that
+are not installed get an environment in build/.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "build" / "src")]
-MODELS = {"cnn": 1.15, "mlp": 1.5, "wide": 0.97, "trees": 0.95, "jpegs": 1.2}  # with the ratio that is promised
+MODELS = {"cnn": 1.15, "mlp": 1.5, "wide": 0.97, "trees": 0.95, "jpegs": 1.2}  # with target ratios
 STEPS = {"cnn": 30, "mlp": 60, "wide": 2, "trees": 300, "jpegs": 4}  # epochs, or rounds of boosting
 THREADS = {
     "cnn": 1,
@@ -29,13 +29,13 @@ THREADS = {
     "wide": 2,
     "trees": 1,
     "jpegs": 1,
-}  # of all contenders: two threads slow a small model down on shared cores
+}  # of all contenders; two threads slow down a small model on shared cores
 PEERS = ("accelerate", "lightning", "transformers", "skorch")
 BATCH = 64
 
 
 def model(name: str) -> Any:
-    """The network of a contest: the digits CNN, a small MLP, or one that keeps the processor busy."""
+    """Return the network of a contest: the digits CNN, a small MLP, or a large MLP."""
     from digits import FACTS
     from skeleton.config import TrainConfig
     from skeleton.model import build
@@ -65,7 +65,7 @@ def model(name: str) -> Any:
 
 
 def data() -> tuple[Any, Any]:
-    """Training images and labels as tensors."""
+    """Return training images and labels as tensors."""
     import torch
 
     found = columns("train")
@@ -73,7 +73,7 @@ def data() -> tuple[Any, Any]:
 
 
 def columns(split: str) -> dict[str, Any]:
-    """The columns of a split, as the project draws it."""
+    """Return the columns of a split as in the project."""
     from skeleton.data import fetch
 
     from free_ml_stack.data.ingest import stratified_split
@@ -83,7 +83,7 @@ def columns(split: str) -> dict[str, Any]:
 
 
 def ours(name: str, epochs: int) -> tuple[float, int]:
-    """Seconds and steps of the project's own loop, with its record and its checkpoints."""
+    """Return seconds and steps of the project's loop, with its record and checkpoints."""
     import skeleton.data
     import skeleton.train as science
     import torch
@@ -95,7 +95,7 @@ def ours(name: str, epochs: int) -> tuple[float, int]:
 
 
 def fitted(science: Any, data: Any, config: Any) -> tuple[float, int]:
-    """Seconds and steps of a task's loop on its embedded data."""
+    """Return seconds and steps of a task's loop on its embedded data."""
     from free_ml_stack.data import dataset
     from free_ml_stack.data.ingest import ingest
     from free_ml_stack.data.source import Source, from_columns
@@ -118,7 +118,7 @@ def fitted(science: Any, data: Any, config: Any) -> tuple[float, int]:
 
 
 def boosted(name: str, rounds: int) -> tuple[float, int]:
-    """The loop of the tabular task, with its record and its checkpoints."""
+    """Run the loop of the tabular task, with its record and checkpoints."""
     from skeleton_tabular_regression import data, train
     from skeleton_tabular_regression.config import TrainConfig
 
@@ -126,7 +126,7 @@ def boosted(name: str, rounds: int) -> tuple[float, int]:
 
 
 def jpegs() -> dict[str, Any]:
-    """Return 1,600 JPEG files of 500 x 400 pixels, digits on a textured ground, and their labels."""
+    """Return 1,600 JPEG files of 500 x 400 pixels, digits on a textured background, and their labels."""
     from io import BytesIO
 
     import numpy as np
@@ -145,7 +145,7 @@ def jpegs() -> dict[str, Any]:
 
 
 def decoded(name: str, epochs: int) -> tuple[float, int]:
-    """The loop of the image task, which decodes each batch in threads, with its record and its checkpoints."""
+    """Run the loop of the image task, which decodes each batch in threads, with its record and checkpoints."""
     from types import SimpleNamespace
 
     import skeleton.data
@@ -164,7 +164,7 @@ def pa_table(columns: dict[str, Any]) -> Any:
 
 
 def loaded(name: str, epochs: int) -> tuple[float, int]:
-    """The bare loop with a DataLoader of two processes, kept between epochs, that decode as the project does."""
+    """Run the plain loop with a DataLoader of two persistent workers that decode as the project does."""
     import torch
     from skeleton.config import TrainConfig
     from skeleton.data import SIZE
@@ -214,7 +214,7 @@ def loaded(name: str, epochs: int) -> tuple[float, int]:
 
 
 def lightgbm(name: str, rounds: int) -> tuple[float, int]:
-    """LightGBM's own loop as its guide has it: a validation set, early stopping, a line every ten rounds."""
+    """Run LightGBM's loop as in its guide: a validation set, early stopping, a line every ten rounds."""
     import lightgbm as lgb
     import numpy as np
     from skeleton_tabular_regression import data, model
@@ -240,7 +240,7 @@ def lightgbm(name: str, rounds: int) -> tuple[float, int]:
 
 
 def bare(name: str, epochs: int) -> tuple[float, int]:
-    """The loop of PyTorch's own tutorials: a DataLoader, a plain AdamW, validation after each epoch."""
+    """Run the loop of PyTorch's tutorials: a DataLoader, AdamW, validation after each epoch."""
     import torch
     from torch.nn.functional import cross_entropy
     from torch.utils.data import DataLoader, TensorDataset
@@ -271,7 +271,7 @@ def bare(name: str, epochs: int) -> tuple[float, int]:
 
 
 def accelerate(name: str, epochs: int) -> tuple[float, int]:
-    """Hugging Face Accelerate around the bare loop."""
+    """Run the plain loop with Hugging Face Accelerate."""
     import torch
     from accelerate import Accelerator
     from torch.nn.functional import cross_entropy
@@ -293,7 +293,7 @@ def accelerate(name: str, epochs: int) -> tuple[float, int]:
 
 
 def lightning(name: str, epochs: int) -> tuple[float, int]:
-    """Lightning's Trainer as it comes, but for its progress bar."""
+    """Run Lightning's Trainer with its defaults, without the progress bar."""
     import lightning as pl
     import torch
     from torch.nn.functional import cross_entropy
@@ -321,7 +321,7 @@ def lightning(name: str, epochs: int) -> tuple[float, int]:
 
 
 def transformers(name: str, epochs: int) -> tuple[float, int]:
-    """Transformers' Trainer as it comes."""
+    """Run transformers' Trainer with its defaults."""
     import torch
     from torch.nn.functional import cross_entropy
     from torch.utils.data import Dataset
@@ -362,7 +362,7 @@ def transformers(name: str, epochs: int) -> tuple[float, int]:
 
 
 def skorch(name: str, epochs: int) -> tuple[float, int]:
-    """Skorch's classifier as it comes."""
+    """Run skorch's classifier with its defaults."""
     import torch
     from skorch import NeuralNetClassifier
 
@@ -389,12 +389,12 @@ CONTENDERS: dict[str, Callable[[str, int], tuple[float, int]]] = {
 OTHERS = {
     "trees": ("lightgbm", "boosted"),
     "jpegs": ("loaded", "decoded"),
-}  # the first is what the second is compared with
+}  # the second is compared with the first
 OF_NETS = ("bare", "ours", *PEERS)
 
 
 def peers() -> Path:
-    """The interpreter of an environment that has the peers, made once."""
+    """Return the interpreter of the peers' environment, created once."""
     python = ROOT / "build" / "peers" / "bin" / "python"
     if not python.exists():
         environment = {**os.environ, "UV_FIND_LINKS": os.environ.get("PIP_FIND_LINKS", "")}
@@ -406,7 +406,7 @@ def peers() -> Path:
 
 
 def speed(contender: str, name: str, epochs: int) -> float:
-    """Steps per second of a contender, in a process of its own."""
+    """Return the steps per second of a contender, in a separate process."""
     python = str(peers()) if contender in PEERS else sys.executable
     command = [python, __file__, "--one", contender, name, str(epochs)]
     environment = {**os.environ, "OMP_NUM_THREADS": str(THREADS[name])}
@@ -418,22 +418,22 @@ def speed(contender: str, name: str, epochs: int) -> float:
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="ours and the bare loop only, once")
+    parser.add_argument("--quick", action="store_true", help="only ours and the plain loop, once")
     parser.add_argument("--one", nargs=3, metavar=("CONTENDER", "MODEL", "EPOCHS"), help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.one:
         contender, name, epochs = CONTENDERS[args.one[0]], args.one[1], int(args.one[2])
-        contender(name, 1)  # what is loaded and compiled once is no part of a step
+        contender(name, 1)  # one-time loading and compilation are not part of a step
         print(json.dumps(contender(name, epochs)))
         return
     from places import link_skeletons
 
     link_skeletons()
-    print(f"{'model':6} {'contender':14} {'steps/s':>8} {'ratio':>6}  promised")
+    print(f"{'model':6} {'contender':14} {'steps/s':>8} {'ratio':>6}  target")
     for name, promised in MODELS.items():
         epochs = STEPS[name] // (2 if args.quick else 1)
         contenders = OTHERS.get(name) or (OF_NETS[:2] if args.quick else OF_NETS)
-        # In turns, so that what else the machine does falls on all of them.
+        # Alternating, so that other load of the machine affects all contenders.
         rounds = [{one: speed(one, name, epochs) for one in contenders} for _ in range(1 if args.quick else 5)]
         for one in contenders:
             steps = statistics.median(speeds[one] for speeds in rounds)

@@ -1,4 +1,4 @@
-"""The model on onnxruntime, for the frameworks that bring a server."""
+"""The model on onnxruntime, for frameworks with a server."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ import onnxruntime
 
 
 class Classifier:
-    """A session, and the answer to one image or to many."""
+    """A session that classifies one image or several."""
 
     def __init__(self, folder: str) -> None:
         options = onnxruntime.SessionOptions()

@@ -21,7 +21,7 @@ class Digits(mlflow.pyfunc.PythonModel):
 
 
 if __name__ == "__main__":
-    os.environ["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}"  # where it looks for uvicorn
+    os.environ["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}"  # the search path for uvicorn
     folder = str(Path(tempfile.mkdtemp()) / "model")
     artifacts = {"model": str(Path(sys.argv[1]) / "model.onnx")}
     mlflow.pyfunc.save_model(

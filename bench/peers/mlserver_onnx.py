@@ -23,7 +23,7 @@ from mlserver.types import InferenceResponse
 
 
 class Digits(MLModel):
-    """The V2 protocol's answer: the probabilities."""
+    """Returns probabilities in the V2 protocol."""
 
     async def load(self):
         self.classifier = Classifier(self.settings.parameters.uri)
