@@ -1,4 +1,4 @@
-# `make demo` and `make test` set up whatever they need by themselves.
+# `make demo` and `make test` include the setup.
 SHELL := bash
 PYTHON ?= python3
 ANSWERS ?=
@@ -6,22 +6,22 @@ SKELETON := {{cookiecutter.project_slug}}
 BIN := $(CURDIR)/.venv/bin
 DEMO := build/demo/my-ml-project
 VENDOR := $(CURDIR)/$(SKELETON)/vendor
-PARALLEL ?= -n 4 --dist worksteal# twice the cores of CI: tests of services and agents wait for half of their time
+PARALLEL ?= -n 4 --dist worksteal# twice the cores of CI, as tests of services and agents wait half of the time
 ifdef PIP_FIND_LINKS
 export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
 endif
 export UV_COMPILE_BYTECODE := 1
-# Caches stay out of the skeleton: what is in there would be generated.
+# Caches are kept out of the skeleton, as its files are copied to projects.
 export PYTHONDONTWRITEBYTECODE := 1
 export RUFF_CACHE_DIR := $(CURDIR)/build/ruff
 export MYPY_CACHE_DIR := $(CURDIR)/build/mypy
 
 .PHONY: help setup demo demo-online test test-fast test-template test-engines engines lint wheel bake bench size browser clean
 
-help: ## list the targets
+help: ## list all targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 15
 
-setup: build/.ready ## make the environment (uv is installed if missing)
+setup: build/.ready ## create the environment (installs uv if missing)
 
 build/.ready: pyproject.toml $(SKELETON)/pyproject.toml
 	@mkdir -p build
@@ -35,20 +35,20 @@ build/.ready: pyproject.toml $(SKELETON)/pyproject.toml
 	@.venv/bin/python -m compileall -q src
 	@touch $@
 
-demo: setup ## generate the default project and take it through the whole loop, with no account
+demo: setup ## generate the default project and run its demo, without accounts
 	@.venv/bin/cookiecutter . --no-input --overwrite-if-exists --output-dir build/demo check_credentials=skip
 	@cd $(DEMO) && "$(BIN)/python" -m my_ml_project demo
 
-demo-online: setup ## the same, online: the real clients against every service on loopback
+demo-online: setup ## run the demo with the real clients and all services on loopback
 	@"$(BIN)/python" tests/services/online.py build/demo-online
 
-test: setup browser ## run every test (15 minutes)
+test: setup browser ## run all tests (15 minutes)
 	@"$(BIN)/python" -m pytest $(PARALLEL)
 
-test-fast: setup browser ## run the tests that are not slow (3 minutes)
+test-fast: setup browser ## run the tests not marked slow (3 minutes)
 	@"$(BIN)/python" -m pytest $(PARALLEL) -m "not slow and not engines"
 
-test-template: setup ## run the tests of what the template generates (2 minutes)
+test-template: setup ## run the tests of the template (2 minutes)
 	@"$(BIN)/python" -m pytest $(PARALLEL) tests/template
 
 test-engines: setup engines ## run the tests with real engines and clients (root, Debian or Ubuntu; 5 minutes)
@@ -73,9 +73,9 @@ build/engines/%:
 browser: # the gateway's pages are tested in Chromium
 	@command -v chromium chromium-browser google-chrome >/dev/null || \
 	    { test "$$(id -u)" = 0 && command -v apt-get >/dev/null && apt-get update -qq && apt-get install -y -qq chromium >/dev/null; } || \
-	    echo "Chromium is missing: install it to run the tests of the pages" >&2
+	    echo "Chromium not found; install it to run the tests of web pages" >&2
 
-lint: setup ## check style and types of the repository and of the skeleton as it stands
+lint: setup ## check style, types, layers and dependencies of the repository and the skeleton
 	@"$(BIN)/ruff" check . && "$(BIN)/ruff" format --check .
 	@"$(BIN)/lint-imports" --no-cache
 	@"$(BIN)/deptry" src
@@ -83,32 +83,32 @@ lint: setup ## check style and types of the repository and of the skeleton as it
 	@"$(BIN)/python" -c "import sys; sys.path.insert(0, 'tests'); import places"
 	@MYPYPATH=build/src "$(BIN)/mypy" $$(cd build/src && printf -- '-p %s ' skeleton*)
 
-wheel: setup ## build the library into the skeleton's vendor/ (after every change of src/)
+wheel: setup ## build the library's wheel in the skeleton's vendor/ (after every change of src/)
 	@rm -f "$(VENDOR)"/*.whl
 	@"$(BIN)/python" -m hatchling build --target wheel --directory "$(VENDOR)"
 	@cd "$(VENDOR)" && $$(command -v sha256sum || echo shasum -a 256) *.whl >SHA256SUMS
 
-bake: setup ## generate one project into build/bake: make bake ANSWERS='storage=s3 license=MIT'
+bake: setup ## generate a project in build/bake: make bake ANSWERS='storage=s3 license=MIT'
 	@.venv/bin/cookiecutter . --no-input --overwrite-if-exists --output-dir build/bake check_credentials=skip $(ANSWERS)
 
-bench: setup ## measure everything that the README claims
+bench: setup ## run the benchmarks of all figures in the README
 	@failed=; for file in bench/*.py; do echo "== $$file"; \
 	    PATH="$$PATH:$(CURDIR)/build/tools/bin" "$(BIN)/python" $$file || failed="$$failed $$file"; done; \
-	    test -z "$$failed" || { echo "not as promised:$$failed"; exit 1; }
+	    test -z "$$failed" || { echo "failed benchmarks:$$failed"; exit 1; }
 
-size: ## count the lines of a project, of the library by package, and of the tests
+size: ## count lines of a project, of the library by package, and of the tests
 	@sum() { awk '{ print; total += $$1 } END { printf "%7d  total\n\n", total }'; }; \
 	lines() { printf '%7d  %s\n' "$$(find "$$1" $$3 \( -name '*.py' -o -name "*.{{ 'py' }}" \) -exec cat {} + | wc -l)" "$$2"; }; \
-	echo "Python that a project is generated with"; \
+	echo "Python of a generated project"; \
 	for folder in "$(SKELETON)"/*/; do lines "$$folder" "$$(basename "$$folder")"; done | grep -v '^ *0 ' | sum; \
-	echo "The science of a task, of which a project has one"; \
+	echo "Science files of each task"; \
 	for folder in templates/tasks/*/; do lines "$$folder" "$$(basename "$$folder")"; done; echo; \
-	echo "The library by package"; \
+	echo "Library by package"; \
 	{ lines src/free_ml_stack "(top)" "-maxdepth 1"; \
 	for folder in src/free_ml_stack/[a-z]*/; do lines "$$folder" "$$(basename "$$folder")"; done; } | sum; \
-	echo "The tests"; \
+	echo "Tests"; \
 	for folder in tests/[a-z]*/; do lines "$$folder" "$$(basename "$$folder")"; done | \
 	{ cat; lines tests "(top)" "-maxdepth 1"; } | sum
 
-clean: ## remove the environment and everything generated
+clean: ## remove the environment and all generated files
 	@rm -rf build .venv
