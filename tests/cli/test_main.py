@@ -50,7 +50,7 @@ def test_a_missing_earlier_step_is_reported_with_its_command(empty: Path, comman
         (("data", "--set", "storage=ftp://x/y"), "unknown storage"),
         (("sweep",), "no such file"),
         (("sweep", "--file", "."), ".: Is a directory"),
-        (("serve", "--port", "99999"), "a port is a number from 0 to 65535"),
+        (("serve", "--port", "99999"), "expected a port from 0 to 65535"),
         (("serve", "--host", "no.such.host.invalid"), "cannot open no.such.host.invalid"),
     ],
 )
