@@ -1,9 +1,13 @@
 """Calls of git that are independent of the user's GIT_* variables, hooks and configuration."""
 
+import io
 import os
 import subprocess
+import tarfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+
+from free_ml_stack.errors import StackError
 
 # Variables that select another repository (`git rev-parse --local-env-vars` of all versions) or change git's output.
 REPOSITORY = frozenset(
@@ -74,3 +78,21 @@ def run(
         check=False,
         timeout=seconds or None,
     )
+
+
+def archive(root: Path) -> bytes:
+    """Return a compressed tar file of the tracked files of `root`, as they are now, without `.env`.
+
+    Raises StackError if it is not a git repository.
+    """
+    listed = run(root, ["ls-files", "-z"])
+    if listed.returncode:
+        raise StackError(
+            "not a git repository: only tracked files are uploaded; run `git init`, add and commit"
+        )
+    content = io.BytesIO()
+    with tarfile.open(fileobj=content, mode="w:gz") as file:
+        for name in filter(None, os.fsdecode(listed.stdout).split("\0")):
+            if Path(name).name != ".env" and (root / name).is_file():
+                file.add(root / name, name)
+    return content.getvalue()

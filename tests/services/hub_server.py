@@ -35,6 +35,7 @@ if __name__ == "__main__":
 from services import ports
 from services.hub_buckets import Buckets, moment
 from services.hub_faults import Faulty, Protocol
+from services.hub_jobs import Jobs
 from services.hub_limits import Limits
 from services.hub_store import ATTRIBUTES, CREATED, Commit, Contents, Entry, Repo
 from services.hub_xet import Blocks
@@ -119,6 +120,7 @@ class Hub:
         # The client caches the contents of a block store by its address across processes, and another Hub may have
         # used the port before.
         self.store = f"/cas-{secrets.token_hex(8)}"
+        self.jobs = Jobs(self)
         self.buckets, self.hashes = Buckets(self), {EMPTY: self.contents.keep(b"", lfs=False).sha256}
         routed = Starlette(routes=self._routes(), exception_handlers={RefusedError: refuse})
         self.limits = Limits(Quoted(routed))
@@ -161,6 +163,7 @@ class Hub:
         api = "/api/{kind}/{user}/{name}"
         routes = [
             *self.buckets.routes(),
+            *self.jobs.routes(),
             Route("/api/settings/repositories", self.repositories),  # client: list_user_repos, RepoStorageInfo
             Route("/api/organizations/{user}/settings/repositories", self.repositories),  # client: the same
             Route("/api/whoami-v2", self.whoami),  # js: WhoAmI; docs: security-tokens

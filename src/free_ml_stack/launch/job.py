@@ -1,5 +1,6 @@
 """A job: the command of the project that an engine runs elsewhere, checked before anything is written or sent."""
 
+import os
 import re
 import shlex
 from collections.abc import Mapping, Sequence
@@ -8,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+from free_ml_stack.credentials import keys
 from free_ml_stack.errors import StackError
 from free_ml_stack.project.arguments import check_run_name
 from free_ml_stack.project.flags import read, read_json
@@ -76,6 +78,30 @@ class Job:
             names.append("WANDB_API_KEY")
         database = urlsplit(self.study).scheme.partition("+")[0]
         return [*names, PASSWORDS[database]] if database in PASSWORDS else names
+
+    def extras(self) -> list[str]:
+        """Return the extras of the project that the command needs elsewhere."""
+        needed = {
+            "postgres": urlsplit(self.study).scheme.partition("+")[0] == "postgresql",
+            "s3": stores.parse(self.settings.storage)[0] == "s3",
+            "trackio": self.settings.tracker == "trackio",
+        }
+        return [name for name, is_needed in needed.items() if is_needed]
+
+    def secret_values(self) -> dict[str, str]:
+        """Return the secrets with their values. Raises StackError if one is not set."""
+        stored = {
+            "HF_TOKEN": "huggingface",
+            "WANDB_API_KEY": "wandb",
+            "ALGORITHMIA_API_KEY": "algorithmia",
+        }
+        values = {}
+        for name in self.secrets():
+            key = keys.find(stored[name], os.environ) if name in stored else None
+            values[name] = key.value if key else os.environ.get(name, "")
+            if not values[name]:
+                raise StackError(f"{name}: expected the secret in the environment or .env")
+        return values
 
     def require_remote(self) -> None:
         """Raise StackError if the store or the trials are on this machine, where no other one reaches them."""

@@ -4,7 +4,6 @@ The tracked sources are uploaded and the results are downloaded; keys are not se
 """
 
 import base64
-import io
 import json
 import os
 import re
@@ -74,16 +73,8 @@ def remote(settings: "Settings", package: str, place: str, words: Sequence[str],
 
 def packed(root: Path, project: str, package: str, words: Sequence[str]) -> str:
     """Return a program that contains the tracked sources of `root` and trains with them."""
-    listed = git.run(root, ["ls-files", "-z"])
-    if listed.returncode:
-        raise StackError("not a git repository: only tracked files are uploaded; run `git init`, add and commit")
-    content = io.BytesIO()
-    with tarfile.open(fileobj=content, mode="w:gz") as archive:
-        for name in filter(None, os.fsdecode(listed.stdout).split("\0")):
-            if Path(name).name != ".env" and (root / name).is_file():
-                archive.add(root / name, name)
     given = {"project": project, "package": package, "words": list(words)}
-    sources = base64.b64encode(content.getvalue()).decode()
+    sources = base64.b64encode(git.archive(root)).decode()
     body = Path(str(runner.__file__)).read_text(encoding="utf-8")
     return f"{body}\nrun({json.dumps(json.dumps(given))}, {json.dumps(sources)})\n"
 

@@ -35,6 +35,24 @@ def slurm(job: "Job", args: Namespace) -> int:
     return 0
 
 
+def sky(job: "Job", args: Namespace) -> int:
+    """Write a task file for SkyPilot: a managed job, recovered on other machines from the last checkpoint."""
+    from free_ml_stack.launch import sky
+
+    path = sky.write(job, sky.Resources(args.nodes, args.gpus, args.spot))
+    say(f"Next: `{sky.command(job, display_path(path))}`")
+    return 0
+
+
+def hf(job: "Job", args: Namespace) -> int:
+    """Run a Hugging Face Job; without --yes, only print its price."""
+    from free_ml_stack.launch import jobs
+
+    page = jobs.launch(job, jobs.Resources(args.flavor, args.timeout, args.attempts), args.yes)
+    say(f"Job: {page}" if page else "Nothing was sent; add --yes before `--` to start the job.")
+    return 0
+
+
 def read_job(science: "Science", settings: Settings, words: Sequence[str]) -> "Job":
     """Return the job of the words after `--`. Raises StackError unless they are a valid `train` or `sweep`."""
     from free_ml_stack.launch import job
@@ -66,6 +84,19 @@ def add_launch_arguments(parser: ArgumentParser, science: "Science") -> None:
     one.add_argument("--gpus", type=integer_from(0), default=0, help="GPUs, and processes, a node (default: none)")
     one.add_argument("--time", default="", help="time limit, such as 4:00:00 (default: the partition's)")
     one.add_argument("--partition", default="", help="partition (default: the cluster's)")
+    _add_words(one)
+    one = _engine(engines, "sky", sky)
+    one.add_argument("--nodes", type=integer_from(1), default=1, help="number of machines (default: 1)")
+    one.add_argument("--gpus", default="", metavar="NAME[:COUNT]", help="GPUs of a machine, such as L4 (default: none)")
+    one.add_argument("--spot", action="store_true", help="use spot machines, which cost less and are preempted")
+    _add_words(one)
+    one = _engine(engines, "hf", hf)
+    one.add_argument(
+        "--flavor", default="cpu-basic", help="machine; `hf jobs hardware` lists them (default: cpu-basic)"
+    )
+    one.add_argument("--timeout", default="4h", help="time limit of an attempt, such as 90m (default: 4h)")
+    one.add_argument("--attempts", type=integer_from(1), default=1, help="starts of a job that fails (default: 1)")
+    one.add_argument("--yes", action="store_true", help="start the job, which costs money")
     _add_words(one)
 
 

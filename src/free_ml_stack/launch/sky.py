@@ -1,0 +1,102 @@
+"""SkyPilot: the task file of a managed job, which is recovered after a preemption and when a run can be resumed.
+
+SkyPilot's parser accepts an unknown accelerator, a misspelt key of `job_recovery` and a missing folder, so that the
+file is checked here.
+"""
+
+import difflib
+import re
+import shlex
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from free_ml_stack.errors import StackError
+from free_ml_stack.launch.job import Job, as_yaml, slug
+from free_ml_stack.tracking.tracker import PREEMPTED
+
+MAX_RESTARTS = 3  # after an exit code that is an error; preemptions do not count
+PORT = 29400
+# Names of SkyPilot's catalogue: `sky gpus list --all`.
+GPUS = (
+    "A10", "A10G", "A100", "A100-80GB", "B200", "B300", "GB200", "GH200", "H100", "H200", "L4", "L40", "L40S", "MI300X",
+    "P4", "P100", "RTX3090", "RTX4090", "RTX5090", "RTX6000-Ada", "RTXA4000", "RTXA5000", "RTXA6000", "T4", "V100",
+    "V100-32GB",
+)  # fmt: skip
+
+SETUP = """\
+command -v uv >/dev/null || python3 -m pip install --quiet --user uv
+export PATH="$HOME/.local/bin:$PATH"
+uv sync --no-dev{extras}
+"""
+TRAIN = """\
+# One torchrun a node. On exit code 75, training can be resumed.
+head=$(echo "$SKYPILOT_NODE_IPS" | head -n 1)
+exec .venv/bin/python -m free_ml_stack.launch.torchrun \\
+    --nnodes "$SKYPILOT_NUM_NODES" --nproc-per-node {processes} --max-restarts 3 \\
+    --rdzv-id "$SKYPILOT_TASK_ID" --rdzv-backend c10d --rdzv-endpoint "$head:{port}" \\
+    -m {line}
+"""
+SWEEP = """\
+# One sweep a node; the nodes share the trials.
+exec .venv/bin/python -m {line}
+"""
+
+
+class Resources(NamedTuple):
+    """The resources of a job: nodes, the GPUs of each as NAME or NAME:COUNT, and whether it runs on spot machines."""
+
+    nodes: int = 1
+    gpus: str = ""
+    spot: bool = False
+
+
+def write(job: Job, resources: Resources) -> Path:
+    """Write the task file of a job; return its path.
+
+    Raises StackError for an unknown GPU, and for a store or trials that other machines do not reach.
+    """
+    job.require_remote()
+    return job.write("sky.yaml", as_yaml(task(job, resources)))
+
+
+def task(job: Job, resources: Resources) -> dict[str, Any]:
+    """Return the content of the task file."""
+    name, count = parse_gpus(resources.gpus)
+    secrets = job.secrets()
+    return {
+        "name": slug(job.name),
+        "workdir": str(job.settings.root),
+        "num_nodes": resources.nodes,
+        "resources": {
+            **({"accelerators": f"{name}:{count}"} if name else {}),
+            "use_spot": resources.spot,
+            "job_recovery": {"max_restarts_on_errors": MAX_RESTARTS, "recover_on_exit_codes": [PREEMPTED]},
+        },
+        "envs": {**job.variables(), "STACK_STORAGE": job.settings.storage},
+        **({"secrets": dict.fromkeys(secrets)} if secrets else {}),
+        "setup": SETUP.format(extras="".join(f" --extra {extra}" for extra in job.extras())),
+        "run": (TRAIN if job.trains else SWEEP).format(processes=max(1, count), port=PORT, line=job.line()),
+    }
+
+
+def parse_gpus(text: str) -> tuple[str, int]:
+    """Parse NAME or NAME:COUNT; return ("", 0) for an empty text. Raises StackError for an unknown name."""
+    if not text:
+        return "", 0
+    given, _, count = text.partition(":")
+    known = {name.lower(): name for name in GPUS}
+    if not re.fullmatch(r"[1-9]\d*", count or "1"):
+        raise StackError(f"--gpus: expected NAME or NAME:COUNT, got {text!r}")
+    if given.lower() not in known:
+        near = difflib.get_close_matches(given.lower(), known, n=1)
+        raise StackError(
+            f"--gpus: unknown GPU {given!r}; "
+            + (f"did you mean {known[near[0]]!r}?" if near else f"known: {', '.join(GPUS)}")
+            + " For another one, omit --gpus and add `--gpus NAME` to the `sky` command"
+        )
+    return known[given.lower()], int(count or 1)
+
+
+def command(job: Job, path: str) -> str:
+    """Return the command that starts the job; the values of the secrets are taken from its environment."""
+    return " ".join(["sky jobs launch", *(f"--secret {name}" for name in job.secrets()), shlex.quote(path)])
