@@ -63,7 +63,7 @@ engines: build/engines/sky build/engines/clients build/engines/mlserver
 
 # Heavy clients have environments of their own, made once; MLServer has no release for Python 3.13.
 build/engines/sky: PACKAGES = skypilot==0.14.1
-build/engines/clients: PACKAGES = 'tritonclient[http,grpc]==2.73.0' kserve==0.21.0
+build/engines/clients: PACKAGES = 'tritonclient[http,grpc]==2.73.0' kserve==0.21.0 'kubernetes<32'
 build/engines/mlserver: PACKAGES = mlserver==1.7.1 onnxruntime
 build/engines/%:
 	@uv=$$(command -v uv || echo build/tools/bin/uv); rm -rf $@.new && \

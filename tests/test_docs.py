@@ -22,7 +22,12 @@ def flags(task: str, command: str) -> set[str]:
     parser = argparse.ArgumentParser()
     parser.add_argument("--set")
     all_commands()[command].add_arguments(parser, Science(package(task)))
-    return set(parser._option_string_actions)
+    found, parsers = set(), [parser]
+    for one in parsers:
+        found |= set(one._option_string_actions)
+        for action in one._actions:
+            parsers += action.choices.values() if isinstance(action, argparse._SubParsersAction) else []
+    return found
 
 
 def commands(text: str) -> list[list[str]]:

@@ -87,9 +87,7 @@ def archive(root: Path) -> bytes:
     """
     listed = run(root, ["ls-files", "-z"])
     if listed.returncode:
-        raise StackError(
-            "not a git repository: only tracked files are uploaded; run `git init`, add and commit"
-        )
+        raise StackError("not a git repository: only tracked files are uploaded; run `git init`, add and commit")
     content = io.BytesIO()
     with tarfile.open(fileobj=content, mode="w:gz") as file:
         for name in filter(None, os.fsdecode(listed.stdout).split("\0")):

@@ -13,6 +13,13 @@ from urllib.parse import parse_qs
 from moto.server import DomainDispatcherApplication, create_backend_app
 from werkzeug.serving import WSGIRequestHandler, make_server
 
+ENVIRON = {
+    "AWS_ACCESS_KEY_ID": "HFAKofme",
+    "AWS_SECRET_ACCESS_KEY": "secret",
+    "AWS_DEFAULT_REGION": "us-east-1",
+    "AWS_REQUEST_CHECKSUM_CALCULATION": "when_required",
+    "AWS_RESPONSE_CHECKSUM_VALIDATION": "when_required",
+}
 Answer = Callable[..., Any]
 WRONG_KEY = re.compile(r"^/|/$|//|\.\./|^\./|\.\.$|\\|\0")
 TRAILING = ("HTTP_X_AMZ_TRAILER", "HTTP_X_AMZ_SDK_CHECKSUM_ALGORITHM", "HTTP_X_AMZ_CHECKSUM_MODE")

@@ -287,13 +287,6 @@ def test_a_transfer_between_hub_locations_is_done_by_the_hub(
         assert [len(batch) for batch in hub.buckets.all["me/there"].batches] == [3]
 
 
-S3 = {
-    "AWS_ACCESS_KEY_ID": "HFAKofme",
-    "AWS_SECRET_ACCESS_KEY": "secret",
-    "AWS_DEFAULT_REGION": "us-east-1",
-    "AWS_REQUEST_CHECKSUM_CALCULATION": "when_required",
-    "AWS_RESPONSE_CHECKSUM_VALIDATION": "when_required",
-}
 MAKE = "import s3fs; s3fs.S3FileSystem().mkdir('bucket')"
 
 
@@ -307,7 +300,7 @@ def make_bucket(**environ: str) -> str:
 def test_a_bucket_behind_the_hubs_s3_gateway_is_a_store(tmp_path: Path):
     gateway = s3_gateway.Gateway("me")
     with s3_gateway.serving(gateway) as url:
-        environ = {**S3, "AWS_ENDPOINT_URL": url}
+        environ = {**s3_gateway.ENVIRON, "AWS_ENDPOINT_URL": url}
         assert make_bucket(**environ) == ""
         work(tmp_path, "s3://bucket/things", "s3", **environ)
         assert gateway.refused == []

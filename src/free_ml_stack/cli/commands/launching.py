@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from free_ml_stack.cli.command import integer_from
+from free_ml_stack.cli.commands.kserve import add_kserve_arguments, kserve
 from free_ml_stack.cli.commands.training import add_sweep_arguments
 from free_ml_stack.console import display_path, say
 from free_ml_stack.errors import StackError
@@ -18,11 +19,13 @@ if TYPE_CHECKING:
     from free_ml_stack.launch.job import Job
     from free_ml_stack.project.science import Science
 
+USAGE = "%(prog)s [OPTIONS] -- train|sweep …"
+
 
 def launch(science: "Science", settings: Settings, args: Namespace) -> int:
-    """Run train or sweep on a Slurm cluster, with SkyPilot, or as a Hugging Face Job."""
-    job = read_job(science, settings, args.words)
-    code: int = args.engine(job, args)
+    """Run train or sweep on a Slurm cluster, with SkyPilot, or as a Hugging Face Job; serve a model with KServe."""
+    engine = args.engine
+    code: int = kserve(settings, args) if engine is kserve else engine(read_job(science, settings, args.words), args)
     return code
 
 
@@ -98,11 +101,15 @@ def add_launch_arguments(parser: ArgumentParser, science: "Science") -> None:
     one.add_argument("--attempts", type=integer_from(1), default=1, help="starts of a job that fails (default: 1)")
     one.add_argument("--yes", action="store_true", help="start the job, which costs money")
     _add_words(one)
+    one = _engine(engines, "kserve", kserve, "%(prog)s [OPTIONS]")
+    add_kserve_arguments(one)
 
 
-def _engine(engines: "argparse._SubParsersAction[ArgumentParser]", name: str, run: object) -> ArgumentParser:
+def _engine(
+    engines: "argparse._SubParsersAction[ArgumentParser]", name: str, run: object, usage: str = USAGE
+) -> ArgumentParser:
     text = (run.__doc__ or "").strip()
-    one = engines.add_parser(name, help=text, description=text, usage="%(prog)s [OPTIONS] -- train|sweep …")
+    one = engines.add_parser(name, help=text, description=text, usage=usage)
     one.set_defaults(engine=run)
     return one
 
