@@ -247,7 +247,7 @@ class TestHttp:
         """A session is one call of an algorithm; requests outside of a call are rejected."""
         for path in ("/v1/data/.session/x", "/v1/connector/data/.session/x", "/v1/data//.session//x"):
             refused = http("PUT", path, data=b"secret")
-            assert (refused.status_code, ".session is not kept" in refused.text) == (404, True)
+            assert (refused.status_code, ".session is not supported" in refused.text) == (404, True)
             assert http("GET", path).status_code == 404
 
     @pytest.mark.parametrize("path", ["//v1/data/.my/{}", "/v1/data//.my//{}/", "/v1/data/me/{}//"])

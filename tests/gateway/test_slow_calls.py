@@ -105,8 +105,8 @@ def test_a_model_that_hangs_is_replaced_and_logged(gateway: Deployed, hanging: A
         ask(gateway, hanging, timeout=1)
     assert 1 <= time.monotonic() - begun < 3  # test_a_timeout_is_accurate has the limit
     assert raised.value.error_type == "TimeoutError"
-    until(lambda: "its process is replaced" in caplog.text)
-    assert "demo 0.1.0: a call has not come back after" in caplog.text
+    until(lambda: "replacing its process" in caplog.text)
+    assert "demo 0.1.0: a call has not finished after" in caplog.text
     until(lambda: len(batcher(gateway).idle) == batching.FREE_WORKERS)
     [ended] = before - {worker.process.pid for worker in batcher(gateway).idle}
     until(lambda: not Path(f"/proc/{ended}").exists())
@@ -141,7 +141,7 @@ def test_a_model_process_that_exits_is_replaced(gateway: Deployed, caplog: Any) 
         results = list(pool.map(lambda number: attempt(gateway, "crash" if number == 3 else number), range(8)))
     assert "the model process exited" in results.pop(3)
     assert results == [0, 1, 2, 4, 5, 6, 7]
-    assert "ended during a call; it is replaced" in caplog.text
+    assert "the model process exited during a call; replacing it" in caplog.text
 
 
 def attempt(gateway: Deployed, payload: Any, **options: Any) -> Any:
@@ -167,7 +167,7 @@ def test_a_large_model_is_loaded_once(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(models, "WORKER_BYTES", 1)
     with deployed(tmp_path, Freezing()) as gateway:
         assert ask(gateway, "word") == "hello"
-        assert (batcher(gateway).most, len(batcher(gateway).idle)) == (1, 1)
+        assert (batcher(gateway).max_workers, len(batcher(gateway).idle)) == (1, 1)
         with pytest.raises(AlgorithmException, match="no answer within 0.2 seconds"):
             ask(gateway, "spin", timeout=0.2)
         assert ask(gateway, "word", timeout=60) == "hello"

@@ -199,7 +199,7 @@ def test_training_can_start_from_a_model_on_the_hub(project: Project) -> None:
     projects.run(project.folder, "publish", "--run", "second")
     card = (project.folder / "models" / "second" / "README.md").read_bytes()
     assert front(card)["base_model"] == "me/digits"
-    assert f"started from hf://me/digits@{head}" in card.decode()
+    assert f"initialized from hf://me/digits@{head}" in card.decode()
 
 
 @pytest.mark.slow

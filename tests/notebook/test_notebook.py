@@ -244,7 +244,7 @@ AMISS = {
     None: "not set in Colab secrets",
     "!denied": "continuing without it; enable “Notebook access” for the secret",
     "!timeout": """run `import os, getpass; os.environ["{}"] = getpass.getpass()` in a cell, then this cell again""",
-    "!other": "do not give it (Error)",
+    "!other": "cannot read Colab secrets (Error)",
 }
 
 
