@@ -98,8 +98,8 @@ def main() -> None:
         )
         print(f"{'100 no-op trials':26}{ours:7.1f} s   W&B's agent {theirs:.0f} s: 1/{theirs / ours:.0f}, target 1/5")
         print(f"{'overhead of a trial':26}{1000 * each:7.0f} ms  target 50")
-        told = suggestion_seconds(folder / "suggest")
-        print(f"{'suggestion at 200 trials':26}{1000 * told:7.1f} ms  target 15")
+        suggestion = suggestion_seconds(folder / "suggest")
+        print(f"{'suggestion at 200 trials':26}{1000 * suggestion:7.1f} ms  target 15")
         quality(3 if args.quick else 10)
         kill(folder / "kills", 30 if args.quick else args.kills)
 

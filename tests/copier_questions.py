@@ -1,6 +1,6 @@
 """Generation of copier.yml from cookiecutter.json and local_extensions.py: run `python tests/copier_questions.py`.
 
-Copier asks the same questions and renders the same files. It does not run code of untrusted templates, so the rules and
+Copier has the same questions and renders the same files. It does not run code of untrusted templates, so the rules and
 the derived variables are in Jinja there.
 """
 

@@ -126,7 +126,7 @@ class World:
         wrong = [*wrong_in(self, case, code, printed)]
         lacking = wrong_at_services(self, case.step)
         if not code and lacking and not SENT.search(printed):
-            wrong.append(f"nothing says that it lacks: {lacking}")
+            wrong.append(f"missing results not reported: {lacking}")
         wrong += self._repair(*([case.step] if code else []), *(["sync"] if code or lacking else []))
         wrong += [f"after the repair: {lack}" for lack in wrong_at_services(self, case.step)]
         if lost := self.stored[case.step] ^ set(self.in_store()):
@@ -149,7 +149,7 @@ class World:
             found = json.loads((self.services.project / "runs" / "demo.json").read_text())
             wrong += [] if found["test"]["accuracy"] > 0.95 and found["calls"] >= CALLS else [f"found {found}"]
         if (lacking := self._lacking()) and not SENDS.search(printed):
-            wrong.append(f"nothing says that it lacks: {lacking}")
+            wrong.append(f"missing results not reported: {lacking}")
         wrong += self._repair("data", "publish", "deploy", "sync") if lacking else []
         wrong += [f"after the repair: {lack}" for lack in self._lacking()]
         return [*wrong, printed] if wrong else []
@@ -241,14 +241,14 @@ def wrong_in(world: World, case: Case, code: int, printed: str) -> Iterator[str]
         yield "a traceback"
     if code == -1:
         yield "it hangs"
-    told = [line for line in printed.splitlines() if line.startswith("error:")]
-    if code and len(told) != 1:
-        yield f"ends with {code} and {len(told)} lines of error"
+    errors = [line for line in printed.splitlines() if line.startswith("error:")]
+    if code and len(errors) != 1:
+        yield f"exit code {code} with {len(errors)} error lines"
     named = "\n".join(line for line in printed.splitlines() if "error:" in line)  # the run of a trial has a mark
-    if told and not re.search(NAMES.get(case.service, "W&B"), named):
+    if errors and not re.search(NAMES.get(case.service, "W&B"), named):
         yield f"no line names the service: {named}"
-    if told and not re.search(REMEDY, printed):
-        yield "no line says what comes next"
+    if errors and not re.search(REMEDY, printed):
+        yield "no line with the next step"
     if code and case.service == "wandb":
         yield f"W&B's failure ends the step with {code}"
     if not world.done(case.step) and not (code and case.service == "algorithmia"):  # the data set exists
@@ -277,20 +277,20 @@ def missing_at_wandb(services: Online) -> Iterator[str]:
         (one.collection, alias) for one in store.artifacts.values() for alias in one.aliases if one.state == "COMMITTED"
     }
     for path in sorted((services.project / "runs").glob("*/tracked.jsonl")):
-        told = [json.loads(line) for line in path.read_text().splitlines()]
-        name = next(line["id"] for line in told if line["call"] == "open")
+        events = [json.loads(line) for line in path.read_text().splitlines()]
+        name = next(line["id"] for line in events if line["call"] == "open")
         rows = [json.loads(line) for line in (path.parent / "metrics.jsonl").read_text().splitlines()]
         if name not in here:
             yield f"W&B has no run {name}"
             continue
         run = here[name]
-        ends = [line["exit_code"] for line in told if line["call"] == "finish"]
+        ends = [line["exit_code"] for line in events if line["call"] == "finish"]
         if run.state != ("finished" if ends and not ends[-1] else "failed"):
             yield f"run {name} is {run.state} at W&B"
         sent = {row["step"]: row["loss"] for row in run.history if "loss" in row}
         if sent != {row["step"]: row["loss"] for row in rows if "loss" in row}:
             yield f"run {name} has {len(run.history)} rows at W&B, {len(rows)} here"
-        for line in told:
+        for line in events:
             if line["call"] == "made" and (line["name"], line["alias"]) not in committed:
                 yield f"W&B has no {line['name']}:{line['alias']}"
             if line["call"] in ("summary",) and not line["values"].keys() <= run.summary.keys():

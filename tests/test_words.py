@@ -1,4 +1,4 @@
-"""Texts that people read are in plain technical English, as described in CONTRIBUTING.md."""
+"""All texts are in plain technical English, as described in CONTRIBUTING.md."""
 
 import io
 import re
@@ -50,7 +50,7 @@ def test_texts_contain_no_words_of_the_list() -> None:
     found = [
         f"{path.relative_to(TEMPLATE)}:{number}: {match[0]}"
         for path in covered()
-        if (PYTHON.search(path.name) or OTHER.search(path.name))
+        if (PYTHON.search(path.name) or OTHER.search(path.name)) and path != Path(__file__)
         for number, line in lines(path)
         if (match := WORDS.search(line))
     ]

@@ -14,7 +14,7 @@ from serving import serving
 
 from free_ml_stack.deployment.deploy import deploy
 
-DETAILS = {"label": "Hello", "summary": "Says hello", "tagline": "Hi"}
+DETAILS = {"label": "Hello", "summary": "Returns a greeting", "tagline": "Hi"}
 SETTINGS = {"license": "mit", "network_access": "isolated", "pipeline_enabled": False}
 
 

@@ -27,7 +27,7 @@ from skeleton.config import TrainConfig
 
 from free_ml_stack.notebook.project import KEYS, CellFailedError, Project
 
-USERDATA = '''"""A stand-in for Colab's secrets: the environment says what it answers."""
+USERDATA = '''"""A stand-in for Colab's secrets: answers are set by environment variables."""
 import json, os
 from . import errors
 
@@ -320,7 +320,7 @@ def test_other_parameters_start_another_run_and_the_same_resume(
     project("data")
     one, other = (project.train("first", epochs=1, seed=seed) for seed in (0, 1))
     assert one != other
-    assert "Going on" not in capsys.readouterr().out
+    assert "Resuming" not in capsys.readouterr().out
     assert project.train("first", seed=1, epochs=1) == other
     assert "Resuming after step 19." in capsys.readouterr().out
     project.split("test", 8)

@@ -78,7 +78,7 @@ class Cluster:
         return self.run("sbatch", "--parsable", *options, str(script), **extra)
 
     def job(self, number: str) -> dict[str, str]:
-        """What the controller tells of a job."""
+        """Return the controller's status of a job."""
         words = self.run("scontrol", "--oneliner", "show", "job", number).split()
         return dict(word.partition("=")[::2] for word in words)
 

@@ -179,9 +179,9 @@ class Project:
 
 
 def lines(process: "subprocess.Popen[str]") -> Iterator[str]:
-    """What a process prints, line by line, and an empty text whenever it prints nothing for a second.
+    """Yield the output of a process line by line, and "" if there is none for a second.
 
-    An interrupted notebook tells the process, which then ends in its own way.
+    An interrupt of the notebook is forwarded to the process.
     """
     heard: queue.Queue[str | None] = queue.Queue()
 
