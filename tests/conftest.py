@@ -31,7 +31,7 @@ def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
     yield
     seconds = spent() - before
     if seconds > FAST * SHARED and not {"slow", "engines"} & {mark.name for mark in item.iter_markers()}:
-        pytest.fail(f"it took {seconds:.1f} s of CPU: mark it as slow", pytrace=False)
+        pytest.fail(f"{seconds:.1f} s of CPU: mark the test as slow", pytrace=False)
 
 
 @pytest.hookimpl(wrapper=True)

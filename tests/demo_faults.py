@@ -113,7 +113,7 @@ class World:
             printed, _ = process.communicate(timeout=PATIENCE)
         except TimeoutExpired:
             process.kill()
-            return -1, process.communicate()[0] + "\nit took too long"
+            return -1, process.communicate()[0] + "\ntimeout"
         return process.returncode, printed
 
     def suffer(self, case: Case) -> list[str]:

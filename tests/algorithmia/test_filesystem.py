@@ -115,7 +115,7 @@ class TestLibraries:
         frame.to_csv("algorithmia://.my/c/a.csv", index=False, storage_options=options)
         assert pd.read_csv("algorithmia://.my/c/a.csv", storage_options=options).equals(frame)
 
-    def test_parquet_reads_only_what_it_needs(self, fs):
+    def test_parquet_reads_only_the_needed_columns(self, fs):
         table = pa.table({name: pa.array(random.choices(range(10**9), k=500_000)) for name in "abcd"})
         with fs.open(".my/c/a.parquet", "wb") as file:
             pq.write_table(table, file, compression="none")
@@ -141,7 +141,7 @@ class TestLibraries:
         )
         assert fs.cat_file(".my/c/sub/a") == b"x"
 
-    def test_the_official_client_reads_what_is_written(self, fs, url):
+    def test_the_official_client_reads_written_files(self, fs, url):
         fs.pipe_file("data://.my/c/a", b"x")
         assert Algorithmia.client("key-of-me", url).file("data://.my/c/a").getBytes() == b"x"
 

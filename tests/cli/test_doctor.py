@@ -74,7 +74,7 @@ def test_accounts_in_settings_are_compared_with_the_keys(examine):
     assert "which you have" in next(cost["text"] for cost in found["costs"] if cost["part"] == "hosting")
 
 
-def test_the_storage_that_is_used_on_the_hub_is_told(examine, tmp_path):
+def test_the_storage_used_on_the_hub_is_reported(examine, tmp_path):
     hub = Hub(tmp_path / "hub")
     with hub_server.serving(hub) as url:
         api = HfApi(endpoint=url, token="hf_write")
@@ -131,7 +131,7 @@ def test_the_aws_profile_is_read_too(examine, tmp_path):
     assert code == 1 and "problem: AWS_RESPONSE_CHECKSUM_VALIDATION must be when_required" in text
 
 
-def test_another_s3_service_is_asked_for_nothing(examine):
+def test_another_s3_service_needs_no_settings(examine):
     environ = {"AWS_ACCESS_KEY_ID": "AKIAofme", "AWS_ENDPOINT_URL": "https://s3.example.org"}
     code, text = examine(storage="s3", as_json=True, environ=environ)
     assert (code, json.loads(text)["wrong"]) == (0, [])

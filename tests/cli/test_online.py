@@ -86,7 +86,7 @@ def test_the_hub_has_the_model_under_its_version(done: Done) -> None:
 
 
 @pytest.mark.slow
-def test_the_hub_is_asked_for_little(done: Done) -> None:
+def test_few_requests_are_sent_to_the_hub(done: Done) -> None:
     """A free account has 1,000 requests in five minutes and 128 commits in an hour; the loopback Hub holds to that."""
     hub = done[0].hub
     assert [len(repo.commits) for repo in hub.repos.values()] == [2]  # the Hub's own first one, and the model

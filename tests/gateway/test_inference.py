@@ -174,7 +174,7 @@ def test_compressed_requests_are_answered(gateway: Deployed) -> None:
     ],
     ids=["unknown", "invalid", "truncated", "followed", "large"],
 )
-def test_an_invalid_compressed_request_is_refused(
+def test_an_invalid_compressed_request_is_rejected(
     gateway: Deployed, encoding: str, body: bytes, status: int, message: str
 ) -> None:
     answer = infer(gateway, body, **{"Content-Encoding": encoding})

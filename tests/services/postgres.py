@@ -48,7 +48,7 @@ def run(*words: str) -> None:
 
 
 def user() -> str:
-    """An account that may run the server: Debian's own, or nobody."""
+    """Return an account that can run the server: postgres on Debian, or nobody."""
     with contextlib.suppress(KeyError):
         return pwd.getpwnam("postgres").pw_name
     return "nobody"

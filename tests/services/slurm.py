@@ -49,7 +49,7 @@ PartitionName=high Nodes=n[1-2] PriorityTier=10 PreemptMode=OFF
 
 
 def missing() -> str:
-    """What is needed and not there, with the command that installs it."""
+    """Return the missing programs with the command that installs them, "" if none are missing."""
     names = [name for name in NEEDED if not find(name)]
     if os.geteuid():
         return "Slurm's daemons need root: run `make test-engines` as root"

@@ -171,7 +171,7 @@ def test_its_card_answers_without_torch_and_timm(published: tuple[Path, str], tm
 
 
 @pytest.mark.slow
-def test_what_can_not_be_a_backbone_is_told_in_one_line(shapes: Shapes) -> None:
+def test_an_invalid_backbone_is_reported_in_one_line(shapes: Shapes) -> None:
     for flags, words in (
         (("--backbone", "nonsense"), "backbone: Unknown model (nonsense)"),
         (("--backbone", "vit_tiny_patch16_224"), "requires images of 224 pixels; add --size 224"),
@@ -184,7 +184,7 @@ def test_what_can_not_be_a_backbone_is_told_in_one_line(shapes: Shapes) -> None:
 
 @pytest.mark.slow
 def test_the_page_answers_as_the_service_does(shapes: Shapes, tmp_path: Path) -> None:
-    """Files of the model's size to 1e-4; larger ones, which a browser makes smaller in its own way, with the same class."""
+    """Images of the model's size give scores within 1e-4; larger ones, resized by the browser, the same class."""
     from skeleton import predict
 
     shapes.run("train", "--name", "own", "--epochs", "3", "--batch-size", "16")

@@ -189,7 +189,7 @@ def test_the_card_names_library_and_base_model(demo: tuple[Path, str]) -> None:
 
 
 @pytest.mark.slow
-def test_its_card_and_notebook_answer_where_the_project_is_not(demo: tuple[Path, str]) -> None:
+def test_its_card_and_notebook_work_without_the_project(demo: tuple[Path, str]) -> None:
     model = Path(json.loads((demo[0] / "runs" / "demo.json").read_text())["model"])
     answer = json.loads((model / "sample.json").read_text())["output"]
     assert close(ast.literal_eval(fresh.use((model / "README.md").read_text(), model)), answer)

@@ -76,7 +76,7 @@ def test_answers_choose_defaults_never_code(tmp_path):
     assert renamed[0] == renamed[1] and len(renamed[0]) >= 7
 
 
-# The skeleton as it stands.
+# The unrendered skeleton.
 
 
 def test_the_skeletons_python_contains_no_jinja():

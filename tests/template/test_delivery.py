@@ -27,7 +27,7 @@ def clean(home: Path) -> dict[str, str]:
     }
     if "PIP_FIND_LINKS" in found:
         found.setdefault("UV_FIND_LINKS", found["PIP_FIND_LINKS"])
-    # What is imported is compiled then: half a minute less of CPU than for all that is installed.
+    # Imported modules only are compiled, which saves half a minute of CPU.
     return {**found, **caches, "HOME": str(home), "UV_PYTHON": sys.executable, "UV_COMPILE_BYTECODE": "0"}
 
 

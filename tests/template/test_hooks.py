@@ -163,7 +163,7 @@ def test_answers_are_never_executed(machine, attack):
     assert machine.made == ["safe"] and not list(machine.out.parent.rglob("owned"))
 
 
-# What is refused, and that nothing is left behind.
+# Rejected answers, which leave no files.
 
 REFUSED = {
     "project_slug": [

@@ -130,7 +130,7 @@ def test_an_hour_of_training_makes_no_more_commits_than_a_repository_takes(hub: 
     assert len([call for call in hub.calls if "/commits/" in call]) < 2 * len(times)
 
 
-def test_runs_that_train_at_once_share_what_a_repository_takes(hub: Hub, begin: Begin) -> None:
+def test_concurrent_runs_share_the_limit_of_a_repository(hub: Hub, begin: Begin) -> None:
     """The numbers are an eighth of the real ones; the loopback Hub fails a test that has more."""
     hub.limits.hourly = 16
     runs = [begin("hf://datasets/me/things", f"run{number}") for number in range(3)]
@@ -139,7 +139,7 @@ def test_runs_that_train_at_once_share_what_a_repository_takes(hub: Hub, begin: 
         assert max(after - before for before, after in itertools.pairwise(times)) <= 2400
 
 
-def test_a_session_that_goes_on_counts_what_the_one_before_has_committed(hub: Hub, begin: Begin) -> None:
+def test_a_resumed_session_counts_earlier_commits(hub: Hub, begin: Begin) -> None:
     hub.limits.hourly = 16
     for number in range(4):
         train(hub, [begin("hf://datasets/me/things", "run")], 0.25, share=12, first=number * 1000)
