@@ -59,7 +59,7 @@ def answers(connection: socket.socket, count: int) -> list[object]:
     return [json.loads(found) for found in re.findall(rb'"result":(.*?),"metadata"', received)]
 
 
-def told(gateway: Deployed, message: bytes, seconds: float) -> list[tuple[bytes, list[bytes], bytes]]:
+def responses(gateway: Deployed, message: bytes, seconds: float) -> list[tuple[bytes, list[bytes], bytes]]:
     """Send some bytes; return the status, headers and body of each response, without fields that vary per call.
 
     Receiving ends if nothing arrives for some seconds after the first bytes.
@@ -82,7 +82,7 @@ def told(gateway: Deployed, message: bytes, seconds: float) -> list[tuple[bytes,
 
 def agree(both: tuple[Deployed, Deployed], message: bytes) -> bool:
     """Return whether both gateways answer the same; on a busy machine the rest of a response may be late."""
-    return any(told(both[0], message, wait) == told(both[1], message, wait) for wait in (0.1, 1, 4))
+    return any(responses(both[0], message, wait) == responses(both[1], message, wait) for wait in (0.1, 1, 4))
 
 
 MESSAGES = {

@@ -122,7 +122,7 @@ def test_after_an_error_at_any_call_the_version_is_old_or_new(
 ) -> None:
     """All calls fail from the n-th on, for each n: a clear line, and the next attempt succeeds."""
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", not xet)
-    told, number, calls = [], 0, 99
+    messages, number, calls = [], 0, 99
     while number <= calls:
         old, new = (
             version(
@@ -138,7 +138,7 @@ def test_after_an_error_at_any_call_the_version_is_old_or_new(
         try:
             upload(api, place, new, "second")
         except StackError as error:
-            told.append(str(error))
+            messages.append(str(error))
         calls = calls if number else len(hub.calls) - before
         assert shown(hub, place=place) in (content(old), content(new))
         hub.app.faults = []
@@ -148,8 +148,8 @@ def test_after_an_error_at_any_call_the_version_is_old_or_new(
     assert any("/xorbs/" in call for call in hub.calls) == xet
     assert any("/lfs/" in call for call in hub.calls) != xet
     assert calls >= 10
-    assert calls - 3 <= len(told) <= calls  # some calls of hf_xet are optional
-    assert not [line for line in told if "\n" in line]
+    assert calls - 3 <= len(messages) <= calls  # some calls of hf_xet are optional
+    assert not [line for line in messages if "\n" in line]
 
 
 @pytest.mark.filterwarnings("ignore:Use 'content=<...>':DeprecationWarning")  # the client's, with LFS

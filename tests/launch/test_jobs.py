@@ -14,7 +14,7 @@ STORAGE = "hf://buckets/me/digits"
 TRAIN = ("--", "train", "--epochs", "1", "--name", "far")
 UV = """\
 #!/bin/sh
-echo "$@" >>{told}
+echo "$@" >>{recorded}
 ln -s {venv} .venv
 """
 
@@ -110,7 +110,7 @@ def test_a_job_trains_from_the_hub_and_stores_its_checkpoints_there(project: Pat
 
     tools = tmp_path / "tools"
     tools.mkdir()
-    (tools / "uv").write_text(UV.format(told=tmp_path / "uv.txt", venv=sys.prefix))
+    (tools / "uv").write_text(UV.format(recorded=tmp_path / "uv.txt", venv=sys.prefix))
     (tools / "uv").chmod(0o755)
     environ = projects.environment(tmp_path, **spec["environment"], **spec["secrets"], HF_ENDPOINT=hub.url)
     environ["PATH"] = f"{tools}:{environ['PATH']}"

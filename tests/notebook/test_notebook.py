@@ -266,9 +266,9 @@ def test_a_missing_secret_is_reported_in_one_line(
     environ = {key: os.environ[key] for key in ("COLAB_RELEASE_TAG", "SECRETS")}
     Project("skeleton", environ).keys()
     printed = capsys.readouterr().out
-    told = {line.split(":")[0]: line for line in printed.splitlines()}
-    assert list(told) == list(KEYS)
-    assert AMISS[amiss].format(name) in told[name]
+    shown = {line.split(":")[0]: line for line in printed.splitlines()}
+    assert list(shown) == list(KEYS)
+    assert AMISS[amiss].format(name) in shown[name]
     assert name not in environ
     assert "value of" not in printed
     later = KEYS[KEYS.index(name) + 1 :] if amiss == "!timeout" else ()  # each further timeout takes ten seconds
@@ -302,11 +302,11 @@ def test_a_failed_command_stops_its_cell_without_a_traceback(project: Path, tmp_
     notebook = nbformat.read(path, as_version=4)
     notebook.cells[until] = nbformat.v4.new_code_cell('project("train", "--lr", "fast")')
     nbformat.write(notebook, path)
-    with pytest.raises(CellExecutionError) as told:
+    with pytest.raises(CellExecutionError) as failure:
         asyncio.run(execute(other, other / "notebooks", until + 1))
-    assert "error: lr: expected float" in str(told.value)
-    assert "error: train failed with exit code 1; see the output above" in str(told.value)
-    assert "Traceback" not in str(told.value)
+    assert "error: lr: expected float" in str(failure.value)
+    assert "error: train failed with exit code 1; see the output above" in str(failure.value)
+    assert "Traceback" not in str(failure.value)
 
 
 @pytest.mark.slow

@@ -71,7 +71,7 @@ class Buckets:
         """Return the size of a content in bytes."""
         return self.hub.contents.path(self.hub.hashes[xet]).stat().st_size
 
-    def told(self, bucket: Bucket) -> dict[str, Any]:
+    def described(self, bucket: Bucket) -> dict[str, Any]:
         """Return the JSON object of a bucket."""
         size = sum(self.size(xet) for xet, _ in bucket.files.values())
         about = {"_id": "0", "id": bucket.id, "private": bucket.private, "createdAt": CREATED, "size": size}
@@ -91,10 +91,10 @@ class Buckets:
             if bucket.id.startswith(f"{request.path_params['user']}/")
             and (not bucket.private or (token and token.user == bucket.id.split("/")[0]))
         ]
-        return JSONResponse([self.told(bucket) for bucket in seen])
+        return JSONResponse([self.described(bucket) for bucket in seen])
 
     async def info(self, request: Request) -> Response:
-        return JSONResponse(self.told(self.asked(request)))
+        return JSONResponse(self.described(self.asked(request)))
 
     async def create(self, request: Request) -> Response:
         token, body = self.hub.token(request), await request.json()

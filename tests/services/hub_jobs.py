@@ -61,13 +61,13 @@ class Jobs:
         if self.refusal:
             raise self.hub.refusing(*self.refusal)
         self.all.append(await request.json())
-        return JSONResponse(self.told(user, len(self.all) - 1))
+        return JSONResponse(self.described(user, len(self.all) - 1))
 
     async def info(self, request: Request) -> Response:
-        return JSONResponse(self.told(request.path_params["user"], int(request.path_params["id"], 16)))
+        return JSONResponse(self.described(request.path_params["user"], int(request.path_params["id"], 16)))
 
-    def told(self, user: str, number: int) -> dict[str, Any]:
-        """What the Hub tells of a job; of secrets their names."""
+    def described(self, user: str, number: int) -> dict[str, Any]:
+        """Return the JSON object of a job, with the names of its secrets only."""
         spec = self.all[number]
         shown = ("dockerImage", "command", "arguments", "environment", "flavor", "labels", "volumes")
         return {

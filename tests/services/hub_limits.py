@@ -53,17 +53,19 @@ class Limits:
             (b"ratelimit-policy", f'"fixed window";"{kind}";q={self.requests[kind]};w={WINDOW}'.encode()),
         ]
 
-        async def told(message: Any) -> None:
+        async def send_limited(message: Any) -> None:
             if message["type"] == "http.response.start":
                 message = {**message, "headers": [*message["headers"], *fields]}
             await send(message)
 
         if self.counts[counted] <= self.requests[kind]:
-            return await self.app(scope, receive, told)
+            return await self.app(scope, receive, send_limited)
         self.exceeded.append(f"{scope['method']} {scope['path']}")
         body = json.dumps({"error": SLOWED.format(self.requests[kind], kind)}).encode()
-        await told({"type": "http.response.start", "status": 429, "headers": [(b"content-type", b"application/json")]})
-        await told({"type": "http.response.body", "body": body})
+        await send_limited(
+            {"type": "http.response.start", "status": 429, "headers": [(b"content-type", b"application/json")]}
+        )
+        await send_limited({"type": "http.response.body", "body": body})
         return None
 
     def refused(self, repo: str) -> str:

@@ -323,9 +323,9 @@ class Hub:
         siblings: list[dict[str, Any]] = [{"rfilename": path} for path in sorted(commit.tree)]
         if request.query_params.get("blobs"):
             for item in siblings:
-                told = commit.tree[item["rfilename"]].told(item["rfilename"])
-                item |= {"size": told["size"], "blobId": told["oid"]}
-                if lfs := told.get("lfs"):
+                described = commit.tree[item["rfilename"]].described(item["rfilename"])
+                item |= {"size": described["size"], "blobId": described["oid"]}
+                if lfs := described.get("lfs"):
                     item["lfs"] = {
                         "sha256": lfs["oid"],
                         "size": lfs["size"],
@@ -371,7 +371,7 @@ class Hub:
             raise RefusedError(404, f"{inner} does not exist on {commit.oid}", "EntryNotFound")
         deep = request.query_params.get("recursive", "").lower() in ("true", "1")
         found = [folder(path) for path in folders(below, inner)]
-        found += [entry.told(path) for path, entry in below.items()]
+        found += [entry.described(path) for path, entry in below.items()]
         if not deep:
             depth = inner.count("/") + 1 if inner else 0
             found = [item for item in found if item["path"].count("/") == depth]
@@ -383,7 +383,7 @@ class Hub:
         found = []
         for path in map(str, form.getlist("paths")):
             if path in commit.tree:
-                found.append(commit.tree[path].told(path))
+                found.append(commit.tree[path].described(path))
             elif path in folders(commit.tree, ""):
                 found.append(folder(path))
         return JSONResponse(found)
@@ -391,14 +391,14 @@ class Hub:
     async def preupload(self, request: Request) -> Response:
         repo = self.asked(request, write=True)
         tree, files = self.at(request, repo).tree, (await request.json())["files"]
-        told = []
+        described = []
         for file in files:
             lfs = is_large(file["path"], base64.b64decode(file["sample"]), file["size"])
             entry = tree.get(file["path"])
             known = {"oid": entry.remote} if entry and entry.lfs == lfs else {}
             mode = "lfs" if lfs else "regular"
-            told.append({"path": file["path"], "uploadMode": mode, "shouldIgnore": False, **known})
-        return JSONResponse({"files": told})
+            described.append({"path": file["path"], "uploadMode": mode, "shouldIgnore": False, **known})
+        return JSONResponse({"files": described})
 
     async def commit(self, request: Request) -> Response:
         repo = self.asked(request, write=True)
@@ -416,8 +416,8 @@ class Hub:
             errors, _ = judged(self.contents.path(entry.sha256).read_text(encoding="utf-8"), repo.kind)
             if errors:
                 raise RefusedError(400, errors[0])
-        if told := self.limits.refused(f"{repo.kind} {repo.id}"):
-            raise RefusedError(429, told)
+        if reason := self.limits.refused(f"{repo.kind} {repo.id}"):
+            raise RefusedError(429, reason)
         made = repo.commit(header["summary"], changes, branch)
         self.times[made.oid] = self.limits.clock()
         url = f"{self.url}/{'' if repo.kind == 'model' else repo.kind + 's/'}{repo.id}/commit/{made.oid}"
@@ -514,9 +514,9 @@ class Hub:
     def connection(self) -> Response:
         """Return the address of the block store and its token."""
         store = self.url + self.store
-        told = {"casUrl": store, "accessToken": "xet_of_a_test", "exp": 4102444800}
+        described = {"casUrl": store, "accessToken": "xet_of_a_test", "exp": 4102444800}
         headers = {"X-Xet-Cas-Url": store, "X-Xet-Access-Token": "xet_of_a_test"}
-        return JSONResponse(told, headers={**headers, "X-Xet-Token-Expiration": "4102444800"})
+        return JSONResponse(described, headers={**headers, "X-Xet-Token-Expiration": "4102444800"})
 
     def xet(self, request: Request) -> None:
         """Reject requests without a token of the block store."""
@@ -553,7 +553,7 @@ class Hub:
             for (kind, _), repo in self.repos.items()
         ]
         found += [
-            ("bucket", bucket.id, bucket.private, self.buckets.told(bucket)["size"])
+            ("bucket", bucket.id, bucket.private, self.buckets.described(bucket)["size"])
             for bucket in self.buckets.all.values()
         ]
         return JSONResponse(

@@ -27,7 +27,7 @@ class Entry:
         """Return the id that the client compares before an upload."""
         return self.sha256 if self.lfs else self.oid
 
-    def told(self, path: str) -> dict[str, Any]:
+    def described(self, path: str) -> dict[str, Any]:
         """Return the JSON object in a listing."""
         about = {"type": "file", "path": path, "oid": self.oid, "size": self.size}
         return about | ({"lfs": {"oid": self.sha256, "size": self.size, "pointerSize": 134}} if self.lfs else {})

@@ -36,8 +36,8 @@ def test_uploaded_files_of_a_bucket_are_downloaded_unchanged(hub: Hub, api: HfAp
     assert [item.path for item in api.list_bucket_tree("me/things")] == ["a.txt", "deep"]
     api.download_bucket_files("me/things", [(path, tmp_path / path) for path in FILES])
     assert {path: (tmp_path / path).read_bytes() for path in FILES} == FILES
-    [told] = hf_xet.hash_files([str(tmp_path / "deep" / "big")])
-    assert next(iter(api.get_bucket_paths_info("me/things", ["deep/big"]))).xet_hash == told.hash
+    [found] = hf_xet.hash_files([str(tmp_path / "deep" / "big")])
+    assert next(iter(api.get_bucket_paths_info("me/things", ["deep/big"]))).xet_hash == found.hash
     files = HfFileSystem(endpoint=hub.url, token="hf_write", skip_instance_cache=True)
     assert files.cat_file("buckets/me/things/deep/big") == FILES["deep/big"]
     assert {path.removeprefix("buckets/me/things/") for path in files.find("buckets/me/things")} == set(FILES)
@@ -58,8 +58,8 @@ def test_a_private_bucket_is_visible_to_its_owner_only(hub: Hub, api: HfApi) -> 
         other.bucket_info("me/things")
     with pytest.raises(HfHubHTTPError, match="403"):
         other.create_bucket("me/other")
-    told = [(repo.type, repo.id, repo.storage) for repo in api.list_user_repos()]
-    assert told == [("bucket", "me/things", sum(map(len, FILES.values())))]
+    found = [(repo.type, repo.id, repo.storage) for repo in api.list_user_repos()]
+    assert found == [("bucket", "me/things", sum(map(len, FILES.values())))]
     assert list(other.list_buckets(namespace="me")) == []
 
 

@@ -33,12 +33,12 @@ def loop(folder: Path, hub: Hub, storage: str, *commands: tuple[str, ...]) -> di
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "STACK_STORAGE": storage,
     }
-    told = {}
+    results = {}
     for command in commands:
         before = len(hub.calls)
         printed = projects.run(folder, *command, **environ)
-        told[command[0]] = (len([call for call in hub.calls[before:] if " /api/" in call]), printed)
-    return told
+        results[command[0]] = (len([call for call in hub.calls[before:] if " /api/" in call]), printed)
+    return results
 
 
 @pytest.fixture
@@ -50,15 +50,15 @@ def project(tmp_path: Path, data: Path) -> Path:
 
 @pytest.mark.slow
 def test_in_a_bucket_each_step_is_one_batch(hub: Hub, project: Path) -> None:
-    told = loop(project, hub, "hf://buckets/me/things", *COMMANDS)
+    results = loop(project, hub, "hf://buckets/me/things", *COMMANDS)
     batches = [{line.split("/")[0] for line in batch} for batch in hub.buckets.all["me/things"].batches]
     written = [place for number, place in enumerate(batches) if place not in batches[:number]]
     assert written == [{"+data"}, {"+checkpoints"}, {"+models"}, {"+deployments"}, {"+logs"}]
     counts = [batches.count({place}) for place in ("+data", "+models", "+deployments", "+logs")]
     assert counts == [1, 1, 2, 1]  # the index is changed after the check of the version's folder
-    assert max(calls for calls, _ in told.values()) < 20
-    assert "%|" not in "".join(printed for _, printed in told.values())  # no progress bars of the client
-    assert "Resuming after step" not in told["train"][1]
+    assert max(calls for calls, _ in results.values()) < 20
+    assert "%|" not in "".join(printed for _, printed in results.values())  # no progress bars of the client
+    assert "Resuming after step" not in results["train"][1]
     shutil.rmtree(project / "runs")
     [(_, again)] = loop(project, hub, "hf://buckets/me/things", COMMANDS[1]).values()
     assert "Resuming after step" in again  # from the bucket, as another session does
@@ -66,14 +66,14 @@ def test_in_a_bucket_each_step_is_one_batch(hub: Hub, project: Path) -> None:
 
 @pytest.mark.slow
 def test_in_a_repository_each_step_is_one_commit_and_a_bucket_can_replace_it(hub: Hub, project: Path) -> None:
-    told = loop(project, hub, "hf://datasets/me/things", *COMMANDS)
+    results = loop(project, hub, "hf://datasets/me/things", *COMMANDS)
     commits = hub.repo("dataset", "me/things").commits[1:]
     written = [{path.split("/")[0] for path in commit.changed} for commit in commits]
     counts = [written.count({place}) for place in ("data", "models", "deployments", "logs")]
     assert counts == [1, 1, 2, 1]
     assert 1 <= written.count({"checkpoints"}) <= 2
     assert len(written) == sum(counts) + written.count({"checkpoints"})
-    assert max(calls for calls, _ in told.values()) < 20
+    assert max(calls for calls, _ in results.values()) < 20
     held = {path: data for path, data in hub.files("dataset", "me/things").items() if path != ".gitattributes"}
     move = ("storage", "push", "hf://buckets/me/moved")
     [(_, printed)] = loop(project, hub, "hf://datasets/me/things", move).values()
