@@ -1,6 +1,6 @@
 """Batch files for Slurm, and jobs on a real cluster on this machine."""
 
-import shutil
+import json
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +13,11 @@ from waiting import until
 TRAIN = ("--", "train", "--epochs", "12", "--checkpoint-steps", "10", "--name")
 ACTIVE = ("PENDING", "RUNNING", "COMPLETING", "REQUEUED")
 STEPS = 12 * 19
+SWEEP = """
+method: grid
+metric: {name: validation_loss}
+parameters: {epochs: {value: 1}, seed: {values: [0, 1, 2, 3]}}
+"""
 
 
 @pytest.fixture
@@ -132,11 +137,38 @@ def test_a_job_preempted_three_times_and_stopped_once_ends_with_the_same_bytes(
 
 
 @pytest.mark.engines
-def test_an_error_ends_the_job_with_its_exit_code(data: Path, cluster: slurm.Cluster, tmp_path: Path) -> None:
+def test_a_cancelled_job_is_not_requeued(data: Path, cluster: slurm.Cluster, tmp_path: Path) -> None:
     project = projects.make(tmp_path / "project", data)
-    shutil.rmtree(project / ".stack")
-    number = submit(cluster, project, "failed")
-    until(lambda: cluster.state(number) not in ACTIVE)
-    log = (project / "runs/failed.log").read_text()
-    assert cluster.job(number)["ExitCode"] == "1:0"
-    assert "no data set in the store; run `skeleton data`" in log and "requeueing" not in log
+    number = submit(cluster, project, "cancelled")
+    until(lambda: progress(project, "cancelled"))
+    cluster.run("scancel", number)
+    until(lambda: cluster.job(number)["JobState"] not in ("RUNNING", "COMPLETING"))
+    until(
+        lambda: (
+            not cluster.run("squeue", "--noheader", "--states=all", "--jobs", number, "-o", "%T").startswith("COMPL")
+        )
+    )
+    log = (project / "runs/cancelled.log").read_text()
+    assert "stopped after step" in log and "requeueing" not in log
+    assert cluster.state(number) == "CANCELLED"
+
+
+@pytest.mark.engines
+def test_two_nodes_share_a_sweep_and_an_error_ends_the_job(data: Path, cluster: slurm.Cluster, tmp_path: Path) -> None:
+    project = projects.make(tmp_path / "project", data)
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    (bare / "stack.toml").write_text((project / "stack.toml").read_text())
+    logs = []
+    for folder in (bare, project):
+        (folder / "sweep.yaml").write_text(SWEEP)
+        words = ("launch", "slurm", "--nodes", "2", "--", "sweep", "--study", "shared", "--agents", "1")
+        script = folder / projects.run(folder, *words).split("`")[1].removeprefix("sbatch ")
+        number = cluster.submit(script, **projects.environment(folder))
+        until(lambda number=number: cluster.state(number) not in ACTIVE)
+        logs.append((cluster.job(number)["ExitCode"], script.with_suffix(".log").read_text()))
+    assert logs[0][0] == "1:0" and "no data set in the store; run `skeleton data`" in logs[0][1]
+    assert "requeueing" not in logs[0][1]
+    assert logs[1][0] == "0:0", logs[1][1]
+    table = json.loads(next(project.glob("runs/sweep-*/trials.json")).read_text())
+    assert sorted(trial["config"]["seed"] for trial in table) == list(range(4))

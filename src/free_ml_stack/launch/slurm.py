@@ -43,6 +43,10 @@ fi
 
 # 75 and 143: stopped by SIGTERM. The same run continues from its last checkpoint, on this node or another one.
 if [ $code = 75 ] || [ $code = 143 ] || {{ [ -n "$stopped" ] && [ $code != 0 ]; }}; then
+    state=$(scontrol --oneliner show job "$SLURM_JOB_ID" | grep -o 'JobState=[A-Z]*' | cut -d = -f 2)
+    if [ "$state" != RUNNING ]; then # cancelled, or requeued by Slurm itself
+        exit 143
+    fi
     echo "Stopped with exit code $code; requeueing job $SLURM_JOB_ID."
     scontrol requeue "$SLURM_JOB_ID" # ends this script; a cluster with RequeueExit=75 needs the exit code only
     exit 75
