@@ -181,8 +181,9 @@ def agent_seconds(folder: Path, count: int) -> float:
 
 def suggestion_seconds(folder: Path, trials: int = 200) -> float:
     """Return the time of a suggestion after 200 trials: requested, sampled, and written to the journal."""
+    from free_ml_stack.sweeps.shared import open_storage
     from free_ml_stack.sweeps.sweep_file import parse_sweep
-    from free_ml_stack.sweeps.trials import Trials, open_storage, open_study
+    from free_ml_stack.sweeps.trials import Trials, open_study
 
     plan = parse_sweep(SWEEP.replace("CAP", "1000"), "sweep.yaml")
     known = Trials(plan, open_study(plan, open_storage(str(folder), folder, "s"), "s"))
@@ -230,7 +231,8 @@ def kill(folder: Path, kills: int) -> None:
     """Kill workers, and sometimes the sweep; every trial must exist once, and none may be left running."""
     import projects
 
-    from free_ml_stack.sweeps.trials import RUNNING, open_storage
+    from free_ml_stack.sweeps.shared import open_storage
+    from free_ml_stack.sweeps.trials import RUNNING
 
     chance, done, sweeps, finished, begun = random.Random(kills), 0, 0, 0, time.perf_counter()
     while done < kills:

@@ -22,4 +22,5 @@ def test_a_benchmark_imports_names_that_exist(path) -> None:
 
 
 def exists(module: str, name: str) -> bool:
-    return hasattr(import_module(module), name) or find_spec(f"{module}.{name}") is not None
+    found = import_module(module)
+    return hasattr(found, name) or (hasattr(found, "__path__") and find_spec(f"{module}.{name}") is not None)

@@ -25,6 +25,7 @@ OF_TASKS = {
 }
 # Terms of W&B, trackio, Algorithmia, Prometheus, Pillow, IPython and the Hub, and digits of numbers.
 OF_OTHERS = {
+    "launch/jobs.py": {"label"},  # of the Hub: the unit of a price
     "algorithmia/installation.py": {"label"},
     "credentials/check.py": {"digits"},
     "data/hub_card.py": {"image", "label"},

@@ -38,7 +38,7 @@ def parse_train(science: "Science", words: Sequence[str]) -> argparse.Namespace:
 def check_run_name(name: str) -> None:
     """Raise StackError for a name that no run can have."""
     if not NAME.fullmatch(name) or name == LATEST:
-        raise StackError(f"run {name!r}: expected letters, digits, -, _ and . only, and not {LATEST!r}")
+        raise StackError(f"run {name!r}: expected A-Z, a-z, 0-9, -, _ and . only, and not {LATEST!r}")
 
 
 def new_id() -> str:
