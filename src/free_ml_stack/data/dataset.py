@@ -4,7 +4,7 @@ import hashlib
 import json
 import shutil
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +18,7 @@ from numpy.lib.format import open_memmap
 from numpy.typing import NDArray
 
 from free_ml_stack.data.columns import VARIABLE, to_array
+from free_ml_stack.data.shards import ShardedColumn, Shards
 from free_ml_stack.data.split import Cells, Split
 from free_ml_stack.errors import StackError
 from free_ml_stack.storage.atomic import CHUNK, replace
@@ -27,17 +28,20 @@ from free_ml_stack.storage.manifest import MANIFEST, DamagedError, read_manifest
 if TYPE_CHECKING:
     from free_ml_stack.project.science import Science
 
-FOLDER = "data"
+FOLDER, SHARDS = "data", "shards"
 VERIFIED, PUBLISHED = "verified.json", "published.json"
 ROWS = 512  # decoded at once
 SPLITS = ("train", "validation", "test")
 
 
-def read(store: AbstractFileSystem, cache: Path, command: str) -> tuple[dict[str, Split], dict[str, Any]]:
+def read(
+    store: AbstractFileSystem, cache: Path, command: str, limit: int = 0
+) -> tuple[dict[str, Split], dict[str, Any]]:
     """Read all splits of the store's data set, memory-mapped, and its manifest.
 
-    Each Parquet file is decoded once, in batches of rows, into a folder of `cache`. Raises StackError if the store has
-    no data set, and DamagedError for a file that does not match the manifest.
+    Each Parquet file is decoded once, in batches of rows, into a folder of `cache`. If the files are larger than
+    `limit` bytes, and `limit` is not 0, texts, bytes and tensors stay in the store and are fetched on demand. Raises
+    StackError if the store has no data set, and DamagedError for a file that does not match the manifest.
     """
     source = data_folder(store)
     if not source.exists(MANIFEST):
@@ -47,13 +51,41 @@ def read(store: AbstractFileSystem, cache: Path, command: str) -> tuple[dict[str
         raise DamagedError(f"{FOLDER}: {MANIFEST} does not describe the columns; run `{command} data`")
     if absent := set(SPLITS) - {Path(name).stem for name in content["files"]}:
         raise StackError(f"the data set lacks the split {', '.join(sorted(absent))}; run `{command} data`")
-    folders = {name: cache / _sum([entry["sha256"], content["columns"]]) for name, entry in content["files"].items()}
-    if not _is_verified(source, content, cache) or not all(_usable(folder, content) for folder in folders.values()):
+    total = sum(entry["size"] for entry in content["files"].values())
+    wide = {
+        name: facts for name, facts in content["columns"].items() if facts["type"] in VARIABLE or facts.get("shape")
+    }
+    wide = wide if 0 < limit < total else {}
+    local = {**content, "columns": {name: facts for name, facts in content["columns"].items() if name not in wide}}
+    folders = {name: cache / _sum([entry["sha256"], local["columns"]]) for name, entry in content["files"].items()}
+    if not _is_verified(source, content, cache) or not all(_usable(folder, local) for folder in folders.values()):
         verify(source)
         for name, folder in folders.items():
-            _decode(source, name, folder, content)
+            _decode(source, name, folder, local)
         _record_verified(source, content, cache)
-    return {Path(name).stem: _open(folder, content) for name, folder in folders.items()}, content
+    splits = {}
+    for name, folder in folders.items():
+        columns = dict(_open(folder, local))
+        if wide:
+            shards = _shards(source, name, wide, cache / SHARDS, limit, content["files"][name]["sha256"])
+            columns |= {column: ShardedColumn(shards, column) for column in wide}
+        splits[Path(name).stem] = Split({column: columns[column] for column in content["columns"]}, content)
+    return splits, content
+
+
+def _shards(
+    source: AbstractFileSystem, name: str, wide: Mapping[str, Any], root: Path, limit: int, sha256: str
+) -> Shards:
+    """Return the row groups of a Parquet file in the store as shards with the columns `wide`."""
+    with source.open(name, "rb") as file:
+        metadata = pq.ParquetFile(file).metadata
+
+    def fetch(number: int, folder: Path) -> None:
+        with source.open(name, "rb") as file:
+            _write_columns(pq.ParquetFile(file, metadata=metadata, pre_buffer=True), folder, wide, [number])
+
+    sizes = [metadata.row_group(number).num_rows for number in range(metadata.num_row_groups)]
+    return Shards(root, _sum([sha256, wide]), limit, sizes, fetch, lambda folder: _open(folder, {"columns": wide}))
 
 
 def write_to_store(target: AbstractFileSystem, content: Mapping[str, Any], folder: Path) -> None:
@@ -125,6 +157,7 @@ def _is_verified(source: AbstractFileSystem, content: Mapping[str, Any], cache: 
 
 
 def _record_verified(source: AbstractFileSystem, content: Mapping[str, Any], cache: Path) -> None:
+    cache.mkdir(parents=True, exist_ok=True)
     replace(cache / VERIFIED, json.dumps(_marks(source, content)).encode())
 
 
@@ -153,8 +186,11 @@ def _decode(source: AbstractFileSystem, name: str, folder: Path, content: Mappin
                 made.rename(folder)
 
 
-def _write_columns(parquet: pq.ParquetFile, folder: Path, described: Mapping[str, Any]) -> None:
-    rows, start = parquet.metadata.num_rows, 0
+def _write_columns(
+    parquet: pq.ParquetFile, folder: Path, described: Mapping[str, Any], groups: Sequence[int] | None = None
+) -> None:
+    groups = range(parquet.metadata.num_row_groups) if groups is None else groups
+    rows, start = sum(parquet.metadata.row_group(group).num_rows for group in groups), 0
     with ExitStack() as ends:
         paths = _paths(folder, described)
         variable = [name for name, facts in described.items() if facts["type"] in VARIABLE]
@@ -162,7 +198,7 @@ def _write_columns(parquet: pq.ParquetFile, folder: Path, described: Mapping[str
         arrays: dict[str, NDArray[Any]] = {
             name: open_memmap(paths[name].with_suffix(".ends.npy"), "w+", np.int64, (rows,)) for name in variable
         }
-        for batch in parquet.iter_batches(ROWS):
+        for batch in parquet.iter_batches(ROWS, row_groups=list(groups), columns=list(described)):
             here = slice(start, start + batch.num_rows)
             for name, facts in described.items():
                 column = batch.column(name)
@@ -189,9 +225,10 @@ def _append(file: Any, column: pa.Array) -> NDArray[np.int64]:
 def _usable(folder: Path, content: Mapping[str, Any]) -> bool:
     """Return whether a decoded copy exists and is complete, by the headers and sizes of its files."""
     try:
-        return bool(_open(folder, content))
+        _open(folder, content)
     except (OSError, ValueError, EOFError):
         return False
+    return True
 
 
 def _open(folder: Path, content: Mapping[str, Any]) -> Split:

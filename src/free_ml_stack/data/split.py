@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from free_ml_stack.data.shards import ShardedColumn
+
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
@@ -79,7 +81,8 @@ class Split(Mapping[str, Any]):
 
     A number, tensor or category is a memory-mapped array (rows, …); don't write to it. A category is an index into
     `facts["columns"][name]["categories"]`, or -1 if missing. A date is datetime64 in microseconds. A text or encoded
-    file is a sequence of str or bytes. `facts` is the manifest.
+    file is a sequence of str or bytes. With the setting `cache_bytes`, tensors, texts and files of a larger data set
+    are read by rows only: `split.take(rows)`, `split["image"][rows]`. `facts` is the manifest.
     """
 
     def __init__(self, columns: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
@@ -98,6 +101,11 @@ class Split(Mapping[str, Any]):
     def rows(self) -> int:
         """Count the examples of the split."""
         return len(next(iter(self.columns.values())))
+
+    def order(self, rng: np.random.Generator) -> NDArray[np.intp]:
+        """Return all rows in random order; with a bounded cache, rows are mixed within a few shards at a time."""
+        shards = [column.shards for column in self.columns.values() if isinstance(column, ShardedColumn)]
+        return shards[0].order(rng) if shards else rng.permutation(self.rows)
 
     def categories(self, name: str) -> list[Any]:
         """Return the sorted values of a category; the column holds indices into this list."""
@@ -137,7 +145,7 @@ class Split(Mapping[str, Any]):
                 part, draws = process.mine(part), None if draws is None else process.mine(draws)
             return prepare(self.take(part), draws)
 
-        variable = any(isinstance(column, Cells) for column in self.columns.values())
+        variable = any(isinstance(column, Cells | ShardedColumn) for column in self.columns.values())
         numbers = range(first, -(-len(chosen) // size))
         for found in _prefetch(work, numbers) if variable else map(work, numbers):
             yield {name: _tensor(values, process) for name, values in found.items()}

@@ -146,7 +146,7 @@ class Project:
 
         settings = load({}, self.root, self.environ)
         store = open_store(settings.storage, settings)
-        splits, facts = dataset.read(store, settings.private / "cache", settings.command)
+        splits, facts = dataset.read(store, settings.private / "cache", settings.command, settings.cache_bytes)
         self._agree(split=dataset.fingerprint(facts))
         found = splits[name]
         return type(found)({key: column[:rows] for key, column in found.items()}, found.facts)

@@ -39,6 +39,9 @@ class Options:
     new_version: str = flag("", "model repository on the Hub that replaces this one, USER/NAME; for the card")
     wandb_project: str = flag("", "project at Weights & Biases")
     tracker: str = flag("wandb", "tracker that receives metrics besides metrics.jsonl", ("wandb", "trackio", "none"))
+    cache_bytes: int = flag(
+        0, "bytes of a data set above which it stays in the store behind a cache of that size; 0: none"
+    )
     patience: float = flag(1.0, "factor for the timeouts of services")
 
 
@@ -115,6 +118,8 @@ def load(flags: Mapping[str, Any], start: Path, environ: MutableMapping[str, str
     options = read(Options, *layers, flags)
     if not 0 < options.patience < math.inf:
         raise StackError(f"patience: expected a number above 0, got {options.patience}")
+    if options.cache_bytes < 0:
+        raise StackError(f"cache_bytes: expected 0 or more, got {options.cache_bytes}")
     key = credentials.find("algorithmia", environ, dotenv)
     return Settings(
         **vars(options),

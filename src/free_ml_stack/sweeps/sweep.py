@@ -93,7 +93,9 @@ def sweep(science: "Science", settings: "Settings", file: Path, options: Options
         from free_ml_stack.data import dataset  # imports torch
         from free_ml_stack.storage.stores import open_store
 
-        dataset.read(open_store(settings.storage, settings), settings.private / "cache", settings.command)
+        dataset.read(
+            open_store(settings.storage, settings), settings.private / "cache", settings.command, settings.cache_bytes
+        )
     trials = None
     if online and not options.study:
         trials = sweep_online(science, settings, plan, folder, options)

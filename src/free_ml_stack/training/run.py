@@ -66,7 +66,7 @@ def train(
             raise StackError(f"batch_size: expected a multiple of the {process.size} processes, got {batch}")
         run_id = process.agree(run_id or (_new_run(runs, settings) if process.first else ""))
         splits, facts = process.first_then_all(
-            lambda: dataset.read(store, settings.private / "cache", settings.command)
+            lambda: dataset.read(store, settings.private / "cache", settings.command, settings.cache_bytes)
         )
         places = process.agree(pretrained.pinned_locations(asdict(config), settings) if process.first else {})
         config = replace_fields(config, **places)

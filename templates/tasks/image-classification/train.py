@@ -44,7 +44,7 @@ def fit(
     while at.epoch < config.epochs and not (config.patience and at.stale >= config.patience):
         if config.backbone:
             freeze(model, at.epoch < config.frozen_epochs)
-        rows = np.random.default_rng((config.seed, at.epoch)).permutation(train.rows)[: steps * size]
+        rows = train.order(np.random.default_rng((config.seed, at.epoch)))[: steps * size]
         net.train()
         for batch in train.batches(rows, size, ready, process, (config.seed, at.epoch), at.batch):
             with torch.autocast(device, kind, enabled=kind is not torch.float32):

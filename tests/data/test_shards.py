@@ -1,0 +1,133 @@
+"""Splits that stay in the store behind a cache with an upper bound."""
+
+import os
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import projects
+import pytest
+from test_dataset import write
+
+from free_ml_stack.data import dataset
+from free_ml_stack.data.ingest import GROUP_ROWS
+from free_ml_stack.data.shards import MIX, ShardedColumn, Shards
+from free_ml_stack.data.split import Split
+from free_ml_stack.storage.local import local_store
+
+ROWS = 4 * GROUP_ROWS + 100
+LIMIT = 2 << 20  # bytes: about two of five shards
+COLUMNS = ("image", "label", "text", "file")
+
+
+def read(folder: Path, limit: int, cache: str = "bounded") -> Split:
+    return dataset.read(local_store(folder / "store"), folder / cache, "project", limit)[0]["train"]
+
+
+def shards_of(split: Split) -> Shards:
+    column = split["image"]
+    assert isinstance(column, ShardedColumn)
+    return column.shards
+
+
+def size(folder: Path) -> int:
+    return sum(path.stat().st_size for path in (folder / "bounded" / "shards").rglob("*") if path.is_file())
+
+
+def same(one: Any, other: Any) -> bool:
+    return bool(one == other if isinstance(one, list) else np.array_equal(one, other) and one.dtype == other.dtype)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    made = tmp_path_factory.mktemp("shards")
+    images = np.random.default_rng(0).integers(0, 255, (ROWS, 8, 8), np.uint8)
+    texts = [f"text {row}" if row % 5 else None for row in range(ROWS)]
+    columns = {"image": images, "text": texts, "file": [bytes([row % 256]) * 4 for row in range(ROWS)]}
+    write(local_store(made / "store"), made, label=np.arange(ROWS), **columns)
+    return made
+
+
+def test_rows_are_those_of_the_whole_copy(folder: Path) -> None:
+    whole, bounded = read(folder, 0, "whole"), read(folder, LIMIT)
+    assert isinstance(whole["image"], np.ndarray)
+    assert whole.rows == bounded.rows == len(bounded["image"]) == ROWS
+    assert isinstance(bounded["label"], np.ndarray)  # a number is small, and stays on the disk
+    chosen = np.random.default_rng(1).integers(0, ROWS, 300)
+    for rows in (chosen, chosen[:0], chosen - ROWS, list(chosen[:3])):
+        one, other = whole.take(rows), bounded.take(rows)
+        assert all(same(one[name], other[name]) for name in COLUMNS)
+    for at in (0, -1, GROUP_ROWS - 1, GROUP_ROWS, slice(GROUP_ROWS - 2, GROUP_ROWS + 2), slice(None, None, -9999)):
+        assert np.array_equal(whole["image"][at], bounded["image"][at])
+        assert whole["text"][at] == bounded["text"][at]
+    mask = np.arange(ROWS) % 9999 == 0
+    assert np.array_equal(whole["image"][mask], bounded["image"][mask])
+    with pytest.raises(IndexError):
+        bounded["image"][ROWS]
+
+
+def test_an_epoch_fetches_each_shard_once_within_the_limit(folder: Path) -> None:
+    split = read(folder, LIMIT)
+    shards, sizes = shards_of(split), []
+    rows = split.order(np.random.default_rng(3))
+    assert np.array_equal(np.sort(rows), np.arange(ROWS))
+    assert len(np.unique(rows[:5000] // GROUP_ROWS)) <= MIX < len(shards.ends)
+    shards.fetched = 0
+    seen = []
+    for batch in split.batches(rows, 512, lambda columns, _: {"label": columns["label"], "image": columns["image"]}):
+        seen.append(batch["label"].numpy())
+        sizes.append(size(folder))
+    assert np.array_equal(np.concatenate(seen), split["label"][rows])
+    assert 2 <= shards.fetched <= len(shards.ends)
+    assert max(sizes) <= LIMIT + (2 << 20)  # a shard for each thread that reads ahead
+
+
+def test_a_later_start_gives_the_same_batches(folder: Path) -> None:
+    def batches(first: int) -> list[list[Any]]:
+        split = read(folder, LIMIT)
+        rows = split.order(np.random.default_rng((5, 1)))
+        found = split.batches(rows, 4096, prepare, None, (5, 1), first)
+        return [[batch["image"].numpy().tolist(), batch["draws"].numpy().tolist()] for batch in found]
+
+    def prepare(columns: Any, draws: Any) -> dict[str, Any]:
+        return {"image": columns["image"][:3], "draws": draws[:3]}
+
+    assert batches(0)[5:] == batches(5)
+
+
+def test_readers_share_a_cache_that_is_damaged_and_removed_meanwhile(folder: Path) -> None:
+    root, stop = folder / "bounded" / "shards", threading.Event()
+    stale = root / ".stale"
+    root.mkdir(parents=True, exist_ok=True)
+    stale.mkdir()
+    os.utime(stale, (0, 0))
+
+    def damage() -> None:
+        while not stop.wait(0.1):
+            for path in root.glob("[!.]*"):
+                (path / "0.npy").unlink(missing_ok=True)
+
+    def epoch(seed: int) -> bool:
+        split = read(folder, LIMIT)
+        rows = np.random.default_rng(seed).permutation(ROWS)[:2000]
+        return np.array_equal(split["image"][rows], expected[rows])
+
+    expected = np.array(read(folder, 0, "whole")["image"])
+    with ThreadPoolExecutor(4) as pool:
+        damaged = pool.submit(damage)
+        results = list(pool.map(epoch, range(3)))
+        stop.set()
+        damaged.result()
+    assert all(results)
+    assert not stale.exists()
+
+
+@pytest.mark.slow
+def test_a_project_trains_and_publishes_with_a_bounded_cache(data: Path, tmp_path: Path) -> None:
+    project = projects.make(tmp_path / "project", data)
+    projects.run(project, "train", "--epochs", "1", "--name", "a", STACK_CACHE_BYTES="1000")
+    projects.run(project, "publish", STACK_CACHE_BYTES="1000")
+    assert list((project / ".stack" / "cache" / "shards").iterdir())
+    assert "cache_bytes: expected 0 or more, got -1" in projects.run(project, "info", code=1, STACK_CACHE_BYTES="-1")
