@@ -23,7 +23,6 @@ SlurmctldPort={controller}
 SlurmUser=root
 SlurmdUser=root
 AuthInfo=socket={folder}/munge.socket,cred_expire=5
-CryptoType=crypto/munge
 SlurmctldPidFile={folder}/slurmctld.pid
 SlurmdPidFile={folder}/slurmd-%n.pid
 SlurmdSpoolDir={folder}/spool-%n
