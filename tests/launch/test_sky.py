@@ -75,6 +75,12 @@ def test_the_file_names_the_store_and_the_secrets_without_their_values(empty: Pa
     assert task["run"].endswith(f"-m skeleton {' '.join(words)}\n")
 
 
+def test_private_pretrained_weights_need_the_key_of_the_hub(empty: Path) -> None:
+    words = ("launch", "sky", "--", "train", "--init", "hf://me/weights")
+    assert "--secret HF_TOKEN" in projects.run(empty, *words, **STORE, HF_TOKEN="hf_secret")
+    assert "HF_TOKEN" not in projects.run(empty, *words, **STORE)
+
+
 @pytest.mark.engines
 def test_skypilot_accepts_the_file_and_its_run_resumes_with_the_same_bytes(data: Path, tmp_path: Path) -> None:
     assert SKY.exists(), f"SkyPilot not found: `make test-engines` installs it into {SKY.parent.parent}"

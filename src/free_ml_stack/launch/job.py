@@ -74,6 +74,8 @@ class Job:
         """Return the names of the variables with keys that the command needs elsewhere."""
         service = stores.parse(self.settings.storage)[0]
         names = list(STORE_SECRETS.get(service, ()))
+        if any("hf://" in word for word in self.words) and "huggingface" in self.settings.credentials:
+            names = [*names, *(name for name in STORE_SECRETS["huggingface"] if name not in names)]
         if self.settings.tracker == "wandb" and "wandb" in self.settings.credentials:
             names.append("WANDB_API_KEY")
         database = urlsplit(self.study).scheme.partition("+")[0]
