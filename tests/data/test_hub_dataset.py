@@ -268,7 +268,7 @@ def test_an_unusable_hf_home_is_named_in_the_error(hub: Hub, project: Path, tmp_
     ):
         printed = projects.run(project, *command, code=1, HF_ENDPOINT=hub.url, HF_TOKEN="hf_write", HF_HOME=str(home))
         assert f"error: HF_HOME: cannot write to {home} (" in printed
-        assert "; name another folder there\n" in printed
+        assert "; set HF_HOME to another folder\n" in printed
     assert ("dataset", "me/homeless") not in hub.repos
 
 

@@ -53,7 +53,7 @@ def get(gateway: Deployed, path: str) -> requests.Response:
 @pytest.mark.slow
 def test_the_page_shows_the_figures(gateway: Deployed, tmp_path: Path) -> None:
     page = browse(f"{gateway.url}/k/{KEY}/", tmp_path)
-    for shown in ("me/demo", "version 0.1.0", "63 in all", "InputError 3", "from 60 calls", "live", "latest"):
+    for shown in ("me/demo", "version 0.1.0", "63 total", "InputError 3", "from 60 calls", "live", "latest"):
         assert f">{shown}<" in page, shown
     assert '<b id="verdict" class="good">none</b>' in page
     assert page.count("<path") == 5  # throughput, its area, failures, two of latency
@@ -63,7 +63,7 @@ def test_the_page_shows_the_figures(gateway: Deployed, tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_the_link_that_serve_prints_opens_the_page(gateway: Deployed, tmp_path: Path) -> None:
     page = browse(f"{gateway.url}/#key={KEY}", tmp_path)
-    assert ">63 in all<" in page
+    assert ">63 total<" in page
     assert KEY not in page
 
 
