@@ -76,7 +76,7 @@ def test_a_static_space_is_available_to_every_account(tmp_path: Path, model: Pat
     with hub(tmp_path, "static", refusal=refusal) as (spaces, api):
         done, said = ship(api, model, cache)
         assert done.kind == "static"
-        assert [line.split()[1] for line in said[:2]] == ["zerogpu", "docker"]
+        assert [line.split()[0] for line in said[:2]] == ["zerogpu", "docker"]
         assert spaces.space.secrets == {}
         assert [asked.get("hardware") for asked in spaces.asked_for] == ["zero-a10g", None, None]
         page = browse(done.url, tmp_path / "profile")

@@ -313,7 +313,7 @@ def test_after_ctrl_c_publishing_is_resumed(project: Project) -> None:
     publishing.send_signal(signal.SIGINT)
     printed = "".join(publishing.communicate(timeout=60))
     project.hub.app.faults = []
-    assert (publishing.returncode, printed) == (130, "stopped\n")
+    assert (publishing.returncode, printed) == (130, "interrupted\n")
     assert shown(project.hub) == before
     project.run("publish", "--run", "first")
     assert shown(project.hub) == content(project.model)
