@@ -375,7 +375,7 @@ def test_it_gets_the_project_from_github(tmp_path: Path, places: Path, token: st
     with github(project, tmp_path / "github", token) as address:
         given = colab(places, **secrets) | {"GITHUB_SERVER_URL": address}
         if token and secret != token:
-            with pytest.raises(CellExecutionError, match="private|can't read it"):
+            with pytest.raises(CellExecutionError, match="check the name, GITHUB_TOKEN"):
                 asyncio.run(execute(project, content, until, **given))
             return
         printed = asyncio.run(execute(project, content, until, **given))
