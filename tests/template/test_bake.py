@@ -251,7 +251,7 @@ def test_issue_forms_are_valid(tmp_path):
     forms = [yaml.safe_load(path.read_text("utf-8")) for path in (TEMPLATE / ".github/ISSUE_TEMPLATE").glob("*.yml")]
     asked = [form for form in forms if "body" in form]
     assert len(asked) == 2 and all(form["name"] and form["description"] for form in asked)
-    assert "in private" in (TEMPLATE / "SECURITY.md").read_text("utf-8")
+    assert "privately" in (TEMPLATE / "SECURITY.md").read_text("utf-8")
 
 
 def test_github_expressions_are_unchanged(project):
