@@ -70,7 +70,7 @@ def work(
         "checkpoint": (checkpoint, "write"),
         "upload": (checkpoint.Checkpoints, "_upload"),
         "validation": (train, "validate"),
-        "bookkeeping": (outcome, "keep"),
+        "bookkeeping": (outcome, "save_outcome"),
     }
     if blow:
         owner, name = places[blow.moment]
