@@ -88,7 +88,7 @@ class World:
             assert not code, printed
             for service, faulty in self.faulty.items():
                 self.calls[service, step] = list(faulty.calls)
-            assert not wrong_at_services(self, step)
+            assert wrong_at_services(self, step) == []
             self.stored[step] = set(self.in_store())
 
     def cases(self, each: bool = True) -> Iterator[Case]:
@@ -320,4 +320,5 @@ def missing_in_store(world: World) -> Iterator[str]:
 def model(root: Path) -> dict[str, bytes]:
     """The files of the latest model in a project or in its store."""
     folder = max(root.glob("models/*"), default=root / "none")
-    return {path.name: path.read_bytes() for path in folder.glob("*") if path.is_file()}
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
