@@ -22,7 +22,7 @@ from places import ROOT, SOURCE, TASKS
 from services.hub_server import Hub, serving
 
 from free_ml_stack.deployment.answering import close
-from free_ml_stack.deployment.spaces import Project, web_page
+from free_ml_stack.deployment.spaces import SpaceContent, web_page
 
 TASK, BASE = "image-classification", "timm/resnet18.a1_in1k"
 MADE = """
@@ -194,7 +194,7 @@ def test_the_page_answers_as_the_service_does(shapes: Shapes, tmp_path: Path) ->
     files = [path.read_bytes() for path in sorted((shapes.folder / "pictures").rglob("*.png"))[::6]]
     exact = [png(Image.open(io.BytesIO(file)).resize((64, 64))) for file in files]
     samples = [base64.b64encode(file).decode() for file in [*exact, *files]]
-    project = Project("Shapes", tmp_path, tmp_path, "me/Shapes", "shapes", ROOT / "build" / "web", samples)
+    project = SpaceContent("Shapes", tmp_path, tmp_path, "me/Shapes", "shapes", ROOT / "build" / "web", samples)
     web_page(tmp_path, model, project)
     shutil.copy(TASKS / TASK / "index.html", tmp_path)
     page = browse_folder(tmp_path, tmp_path / "profile")

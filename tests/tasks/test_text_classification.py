@@ -26,7 +26,7 @@ from services.hub_server import Hub, serving
 from services.spaces import as_json
 
 from free_ml_stack.deployment.answering import close
-from free_ml_stack.deployment.spaces import Project, host
+from free_ml_stack.deployment.spaces import SpaceContent, host
 
 TASK = "text-classification"
 PACKAGE = package(TASK)
@@ -316,7 +316,9 @@ def test_the_page_tokenizes_and_classifies_as_the_service(folder: Path, bert: Pa
     run(folder, "publish", "--run", "page")
     model, predict = folder / "models" / "page", import_module(f"{PACKAGE}.predict")
     project = bake(tmp_path, hooks=False, task=TASK)
-    space = Project("Texts", project, Path(predict.__file__).parent, "me/Texts", "texts", tmp_path / "cache", AWKWARD)
+    space = SpaceContent(
+        "Texts", project, Path(predict.__file__).parent, "me/Texts", "texts", tmp_path / "cache", AWKWARD
+    )
     with spaces_hub(tmp_path, "static") as (_, api):
         done = host(model, space, predict, api, "me/texts", "key", "hf_of_a_test", "static", say=str, seconds=90)
         page = browse(done.url, tmp_path / "profile")
