@@ -125,8 +125,8 @@ def boosted(name: str, rounds: int) -> tuple[float, int]:
     return fitted(train, data, TrainConfig(rounds=rounds, patience=0))
 
 
-def jpegs() -> dict[str, Any]:
-    """Return 1,600 JPEG files of 500 x 400 pixels, digits on a textured background, and their labels."""
+def jpegs() -> Any:
+    """Return a table of 1,600 JPEG files of 500 x 400 pixels, digits on a textured background, and their labels."""
     from io import BytesIO
 
     import numpy as np
@@ -141,7 +141,7 @@ def jpegs() -> dict[str, Any]:
         ground.paste(Image.fromarray(digit * 15).resize((300, 300)), (100, 50))
         ground.save(file := BytesIO(), "JPEG", quality=85)
         files.append(file.getvalue())
-    return {"image": pa.array(files, pa.binary()), "label": digits["label"][:1600]}
+    return pa.table({"image": files, "label": digits["label"][:1600]})
 
 
 def decoded(name: str, epochs: int) -> tuple[float, int]:
@@ -152,15 +152,8 @@ def decoded(name: str, epochs: int) -> tuple[float, int]:
     from skeleton import train
     from skeleton.config import TrainConfig
 
-    data = SimpleNamespace(**{**vars(skeleton.data), "fetch": lambda: pa_table(jpegs()), "NAME": "jpegs"})
+    data = SimpleNamespace(**{**vars(skeleton.data), "fetch": jpegs, "NAME": "jpegs"})
     return fitted(train, data, TrainConfig(epochs=epochs, patience=0, shift=0))
-
-
-def pa_table(columns: dict[str, Any]) -> Any:
-    """Return columns as an Arrow table."""
-    import pyarrow as pa
-
-    return pa.table(columns)
 
 
 def loaded(name: str, epochs: int) -> tuple[float, int]:
@@ -170,14 +163,13 @@ def loaded(name: str, epochs: int) -> tuple[float, int]:
     from skeleton.data import SIZE
     from skeleton.model import build
     from skeleton.predict import pixels
-    from torch.nn.functional import cross_entropy
     from torch.utils.data import DataLoader, Dataset
 
     from free_ml_stack.data.ingest import stratified_split
 
-    columns = jpegs()
-    files, labels = columns["image"].to_pylist(), columns["label"].astype(int)
-    rows = stratified_split(columns["label"], 0)
+    table = jpegs()
+    files, labels = table["image"].to_pylist(), table["label"].to_numpy().astype(int)
+    rows = stratified_split(labels, 0)
 
     class Files(Dataset[Any]):
         def __init__(self, split: str) -> None:
@@ -193,24 +185,8 @@ def loaded(name: str, epochs: int) -> tuple[float, int]:
     workers: dict[str, Any] = {"num_workers": 2, "persistent_workers": True}
     loader = DataLoader(Files("train"), BATCH, shuffle=True, drop_last=True, **workers)
     test = DataLoader(Files("validation"), 256, **workers)
-    facts = {"columns": {"image": {"kind": "bytes"}, "label": {"kind": "category", "categories": list(range(10))}}}
-    net = build(TrainConfig(), facts)
-    optimizer = torch.optim.AdamW(net.parameters(), 0.006, weight_decay=0.05)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.006, total_steps=epochs * len(loader))
-    started, steps = time.perf_counter(), 0
-    for _ in range(epochs):
-        net.train()
-        for x, y in loader:
-            optimizer.zero_grad()
-            cross_entropy(net(x), y, label_smoothing=0.05).backward()
-            optimizer.step()
-            schedule.step()
-            steps += 1
-        net.eval()
-        with torch.no_grad():
-            for x, y in test:
-                cross_entropy(net(x), y).item()
-    return time.perf_counter() - started, steps
+    facts = {"columns": {"image": {"type": "bytes"}, "label": {"type": "category", "categories": list(range(10))}}}
+    return plain_loop(build(TrainConfig(), facts), loader, test, epochs)
 
 
 def lightgbm(name: str, rounds: int) -> tuple[float, int]:
@@ -240,15 +216,21 @@ def lightgbm(name: str, rounds: int) -> tuple[float, int]:
 
 
 def bare(name: str, epochs: int) -> tuple[float, int]:
-    """Run the loop of PyTorch's tutorials: a DataLoader, AdamW, validation after each epoch."""
+    """Run the plain loop on tensors."""
     import torch
-    from torch.nn.functional import cross_entropy
     from torch.utils.data import DataLoader, TensorDataset
 
-    net, held = model(name), columns("validation")
+    held = columns("validation")
     loader = DataLoader(TensorDataset(*data()), BATCH, shuffle=True, drop_last=True)
     images, labels = torch.from_numpy(held["image"]), torch.from_numpy(held["label"]).long()
-    test = DataLoader(TensorDataset(images, labels), 512)
+    return plain_loop(model(name), loader, DataLoader(TensorDataset(images, labels), 512), epochs)
+
+
+def plain_loop(net: Any, loader: Any, test: Any, epochs: int) -> tuple[float, int]:
+    """Run the loop of PyTorch's tutorials: AdamW, a loss read every ten steps, validation after each epoch."""
+    import torch
+    from torch.nn.functional import cross_entropy
+
     optimizer = torch.optim.AdamW(net.parameters(), 0.006, weight_decay=0.05)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.006, total_steps=epochs * len(loader))
     started, steps = time.perf_counter(), 0
