@@ -4,10 +4,14 @@ import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import forking
 import places  # noqa: F401 - makes the skeleton's package importable
 import pytest
+
+if TYPE_CHECKING:
+    from services.hub_server import Hub
 
 FAST = 5  # seconds of CPU that a test may take without the marker `slow`
 SHARED = 3  # factor of CPU seconds if hyper-threads and caches are shared with other processes
@@ -47,3 +51,13 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     import projects
 
     return projects.make(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture
+def hub(tmp_path: Path) -> Iterator["Hub"]:
+    """An empty loopback Hub, served."""
+    from services.hub_server import Hub, serving
+
+    hub = Hub(tmp_path / "hub")
+    with serving(hub):
+        yield hub

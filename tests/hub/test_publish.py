@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import projects
@@ -10,7 +9,7 @@ import pytest
 from huggingface_hub import HfApi, constants
 from huggingface_hub.utils import disable_progress_bars
 from services.hub_faults import Fault
-from services.hub_server import Hub, serving
+from services.hub_server import Hub
 
 from free_ml_stack.errors import StackError
 from free_ml_stack.hub import publish as hubbing
@@ -20,13 +19,6 @@ from free_ml_stack.storage.repository import Repository
 
 CARD = "---\nlicense: mit\npipeline_tag: image-classification\n---\n# A model\n"
 PLACE = Repository("me/model")
-
-
-@pytest.fixture
-def hub(tmp_path: Path) -> Iterator[Hub]:
-    hub = Hub(tmp_path / "hub")
-    with serving(hub):
-        yield hub
 
 
 @pytest.fixture

@@ -3,12 +3,11 @@
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import projects
 import pytest
-from services.hub_server import Hub, serving
+from services.hub_server import Hub
 
 STORAGE = "hf://buckets/me/digits"
 TRAIN = ("--", "train", "--epochs", "1", "--name", "far")
@@ -17,13 +16,6 @@ UV = """\
 echo "$@" >>{recorded}
 ln -s {venv} .venv
 """
-
-
-@pytest.fixture
-def hub(tmp_path: Path) -> Iterator[Hub]:
-    hub = Hub(tmp_path / "hub")
-    with serving(hub):
-        yield hub
 
 
 @pytest.fixture

@@ -1,7 +1,6 @@
 """The loopback Hub's buckets and limits with the unmodified client."""
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import hf_xet
@@ -12,13 +11,6 @@ from services import hub_limits
 from services.hub_server import Hub, serving
 
 FILES = {"deep/big": os.urandom(1 << 18) + bytes(100_000), "a.txt": b"hello", "deep/empty": b""}
-
-
-@pytest.fixture
-def hub(tmp_path: Path) -> Iterator[Hub]:
-    hub = Hub(tmp_path / "hub")
-    with serving(hub):
-        yield hub
 
 
 @pytest.fixture

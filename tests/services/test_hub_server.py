@@ -5,7 +5,6 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +19,7 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils import get_session
 from services.hub_faults import Fault
-from services.hub_server import Hub, Token, serving
+from services.hub_server import Hub, Token
 
 FILES = {
     "a.txt": b"hello",
@@ -28,13 +27,6 @@ FILES = {
     "README.md": b"---\nlicense: mit\n---\n# Hi\n",
     "empty": b"",
 }
-
-
-@pytest.fixture
-def hub(tmp_path: Path) -> Iterator[Hub]:
-    hub = Hub(tmp_path / "hub")
-    with serving(hub):
-        yield hub
 
 
 @pytest.fixture

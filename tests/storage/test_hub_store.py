@@ -1,12 +1,11 @@
 """A project with its store on the Hub, from data to monitoring: number of requests and commits."""
 
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import projects
 import pytest
-from services.hub_server import Hub, serving
+from services.hub_server import Hub
 
 COMMANDS = (
     ("data",),
@@ -16,13 +15,6 @@ COMMANDS = (
     ("predict",),
     ("monitor",),
 )
-
-
-@pytest.fixture
-def hub(tmp_path: Path) -> Iterator[Hub]:
-    hub = Hub(tmp_path / "hub")
-    with serving(hub):
-        yield hub
 
 
 def loop(folder: Path, hub: Hub, storage: str, *commands: tuple[str, ...]) -> dict[str, tuple[int, str]]:

@@ -8,7 +8,6 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ from browsing import browse
 from hosting import hub as spaces_hub
 from huggingface_hub import ModelCard
 from places import package
-from services.hub_server import Hub, serving
+from services.hub_server import Hub
 from services.spaces import as_json
 
 from free_ml_stack.deployment.answering import close
@@ -243,13 +242,6 @@ def test_killed_training_resumes_to_the_same_weights(folder: Path, bert: Path) -
     for name in ("model/model.safetensors", "metrics.jsonl"):
         one, other = (folder / "runs" / run_id / name for run_id in ("whole", "killed"))
         assert one.read_bytes() == other.read_bytes(), name
-
-
-@pytest.fixture
-def hub(tmp_path: Path) -> Iterator[Hub]:
-    hub = Hub(tmp_path / "hub")
-    with serving(hub):
-        yield hub
 
 
 @pytest.mark.slow
