@@ -36,16 +36,18 @@ def say(*lines: str) -> None:
         print(wrapped(line) if sys.stdout.isatty() else line, flush=True)
 
 
-def wrapped(text: str, indent: int = 2) -> str:
-    """Wrap lines at the width of the terminal, with a hanging indent; words, URLs and rows of tables stay whole."""
+def wrapped(text: str) -> str:
+    """Wrap lines at the width of the terminal; rows of tables stay whole."""
     width = shutil.get_terminal_size().columns
-    wrapper = textwrap.TextWrapper(
-        width, subsequent_indent=" " * indent, break_long_words=False, break_on_hyphens=False
-    )
     return "\n".join(
-        wrapper.fill(line) if len(line) > width > indent and "  " not in line.strip() else line
-        for line in text.split("\n")
+        fill(line, 2) if len(line) > width > 2 and "  " not in line.strip() else line for line in text.split("\n")
     )
+
+
+def fill(line: str, indent: int) -> str:
+    """Wrap one line at the width of the terminal, with a hanging indent; words and URLs stay whole."""
+    width = max(shutil.get_terminal_size().columns, 2 * indent)
+    return textwrap.fill(line, width, subsequent_indent=" " * indent, break_long_words=False, break_on_hyphens=False)
 
 
 def display_path(path: Path) -> str:

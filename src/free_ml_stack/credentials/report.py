@@ -1,11 +1,10 @@
 """Reports on the services' keys, and their output, with the standard library only."""
 
-import shutil
-import textwrap
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import TextIO
 
+from free_ml_stack.console import fill
 from free_ml_stack.credentials.keys import ADDRESSES, SECRET, Key, host, is_address
 
 SERVICES = {"algorithmia": "Algorithmia", "wandb": "Weights & Biases", "huggingface": "Hugging Face"}
@@ -161,19 +160,13 @@ def show(reports: Iterable[Report], stream: TextIO, environ: Mapping[str, str]) 
         source = f" [{one.source}{ending}]" if one.source else ""
         text = f"{name}{outcome}{one.text}{source}"
         if terminal:
-            text = _wrapped(text, 28)
+            text = fill(text, 28)
         if colour:
             code = {"ok": 32, "rejected": 31}.get(one.outcome, 33)
             text = text.replace(outcome, f"\033[{code}m{outcome}\033[0m", 1)
         print(text, file=stream)
         if one.remedy:
-            print(_wrapped(f"  {one.remedy}", 2) if terminal else f"  {one.remedy}", file=stream)
-
-
-def _wrapped(text: str, indent: int) -> str:
-    """Wrap a line at the width of the terminal, with a hanging indent; URLs stay whole."""
-    width = max(shutil.get_terminal_size().columns, 2 * indent)
-    return textwrap.fill(text, width, subsequent_indent=" " * indent, break_long_words=False, break_on_hyphens=False)
+            print(fill(f"  {one.remedy}", 2) if terminal else f"  {one.remedy}", file=stream)
 
 
 def as_json(reports: Iterable[Report]) -> list[dict[str, str]]:

@@ -53,9 +53,10 @@ def read(
         raise StackError(f"the data set lacks the split {', '.join(sorted(absent))}; run `{command} data`")
     total = sum(entry["size"] for entry in content["files"].values())
     wide = {
-        name: facts for name, facts in content["columns"].items() if facts["type"] in VARIABLE or facts.get("shape")
+        name: facts
+        for name, facts in content["columns"].items()
+        if 0 < limit < total and (facts["type"] in VARIABLE or facts.get("shape"))
     }
-    wide = wide if 0 < limit < total else {}
     local = {**content, "columns": {name: facts for name, facts in content["columns"].items() if name not in wide}}
     folders = {name: cache / _sum([entry["sha256"], local["columns"]]) for name, entry in content["files"].items()}
     if not _is_verified(source, content, cache) or not all(_usable(folder, local) for folder in folders.values()):

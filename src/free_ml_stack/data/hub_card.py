@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 
 from free_ml_stack.data import dataset
 from free_ml_stack.hub.card import ID, check, custom_sections, escape_markdown, marked_section
-from free_ml_stack.hub.metadata import DATA_SETS, repository_id
+from free_ml_stack.hub.metadata import repository_id
 
 SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
 # How files of images begin: JPEG, PNG, GIF, BMP, TIFF and, after eight bytes, WebP.
@@ -82,7 +82,7 @@ def card(
     front = DatasetCardData(
         pretty_name=title,
         **(terms if ID.fullmatch(terms["license"]) else {"license": "unknown"}),
-        source_datasets=list(filter(None, [repository_id(facts["source"], DATA_SETS)])) or None,
+        source_datasets=list(filter(None, [repository_id(facts["source"], "dataset")])) or None,
         task_categories=[task],
         size_categories=[next((word for limit, word in SIZES if total < limit), "n>1M")],
         tags=["free-ml-stack"],

@@ -56,7 +56,7 @@ class TensorModel:
         Raises ValueError for a request that the graph can't take.
         """
         if request.json_length is None:
-            return _joined(self.metadata(), [])
+            return _joined(self.metadata, [])
         content = _json_part(request)
         given = _read_inputs(content, request.body[request.json_length :])
         self._check(given)
@@ -78,6 +78,7 @@ class TensorModel:
         identity = {"id": content["id"]} if isinstance(content.get("id"), str) else {}
         return _joined({**identity, "outputs": outputs}, tail)
 
+    @cached_property
     def metadata(self) -> dict[str, Any]:
         """Return names, datatypes and shapes of inputs and outputs; -1 is a dimension of any size."""
         nodes = {"inputs": self.session.get_inputs(), "outputs": self.session.get_outputs()}
@@ -85,7 +86,7 @@ class TensorModel:
 
     def _check(self, given: Mapping[str, NDArray[Any]]) -> None:
         """Raise ValueError unless the inputs are those of the graph."""
-        expected = {one["name"]: one for one in self.metadata()["inputs"]}
+        expected = {one["name"]: one for one in self.metadata["inputs"]}
         if expected.keys() != given.keys():
             raise ValueError(f"expected the inputs {', '.join(expected)}, got {', '.join(given) or 'none'}")
         for name, values in given.items():

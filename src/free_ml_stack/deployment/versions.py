@@ -130,7 +130,7 @@ def latest_build(store: AbstractFileSystem, name: str) -> Build | None:
 
 
 def deployed_build(store: AbstractFileSystem, name: str, command: str) -> Build:
-    """Return the version that is called by default. Raises StackError if there is none."""
+    """Return the version that is called by default. Raises StackError without one."""
     if build := latest_build(store, name):
         return build
     raise StackError(f"no deployed version; run `{command} deploy`")

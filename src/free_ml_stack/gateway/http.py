@@ -66,6 +66,11 @@ class Request:
     kept: list[int] = field(default_factory=list)  # sizes counted in `memory`; shared by all copies of a request
     direct: Any = None  # the server's fast path for large files, if available
 
+    def hold(self, size: int) -> None:
+        """Count bytes of the body that are in memory until `release`. Raises HTTPError if the gateway has too many."""
+        self.memory.reserve(size)
+        self.kept.append(size)
+
     def release(self) -> None:
         """Release the memory counted for the body."""
         self.memory.held -= sum(self.kept)
@@ -100,19 +105,18 @@ class Request:
 
     async def body(self, limit: int = JSON_BYTES, seconds: float = BODY_SECONDS) -> bytes:
         """Return the body. Raises HTTPError if it exceeds `limit` bytes or `seconds`, and DisconnectedError."""
-        stream, size = [], 0
+        pieces, size = [], 0
         try:
             async with asyncio.timeout(seconds):
                 async for piece in self.stream():
-                    self.memory.reserve(len(piece))
-                    self.kept.append(len(piece))
-                    stream.append(piece)
+                    self.hold(len(piece))
+                    pieces.append(piece)
                     size += len(piece)
                     if size > limit:
                         raise HTTPError(413, f"request body larger than {limit} bytes", 2015)
         except TimeoutError:
             raise HTTPError(408, f"timeout: request body incomplete after {seconds:g} seconds", 2015) from None
-        return b"".join(stream)
+        return b"".join(pieces)
 
     async def json(self, empty: dict[str, Any] | None = None) -> dict[str, Any]:
         """Return the body as a JSON object; `empty` is returned for no body. Raises HTTPError and DisconnectedError."""

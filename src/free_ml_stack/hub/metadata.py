@@ -13,12 +13,13 @@ from huggingface_hub import EvalResult, ModelCardData
 from free_ml_stack.console import say
 from free_ml_stack.errors import StackError
 from free_ml_stack.evaluation.result import metric_title
+from free_ml_stack.storage import repository
 
 if TYPE_CHECKING:
     from free_ml_stack.project.science import Science
     from free_ml_stack.project.settings import Settings
 
-DATA_SETS, BUCKETS, RESULT = "datasets/", "buckets/", "result.json"
+RESULT = "result.json"
 LIBRARIES = "libraries.txt"  # the ids of @huggingface/tasks 0.21.54; for other ids the Hub shows no snippet
 
 
@@ -27,7 +28,7 @@ def metadata(settings: "Settings", science: "Science", result: Mapping[str, Any]
     license_id = "other" if settings.license == "Proprietary" else settings.license.lower()
     data, data_name = result["data"], result["data"]["name"]
     sources = (data.get("source", ""), data.get("published", ""), settings.storage)
-    data_id = next(filter(None, (repository_id(url, DATA_SETS) for url in sources)), data_name)
+    data_id = next(filter(None, (repository_id(url, "dataset") for url in sources)), data_name)
     scores = {name: float("nan" if value is None else value) for name, value in result["test"].items()}
     if unfit := next((name for name, value in scores.items() if not math.isfinite(value)), ""):
         raise StackError(f"README.md: metric {unfit}: expected a finite value, got {scores[unfit]}")
@@ -46,7 +47,7 @@ def metadata(settings: "Settings", science: "Science", result: Mapping[str, Any]
     extra: dict[str, Any] = {"datasets": [data_id] if "/" in data_id else None, "new_version": settings.new_version}
     if license_id == "other":
         extra |= {"license_name": settings.license.lower(), "license_link": "LICENSE"}
-    if bucket := repository_id(settings.storage, BUCKETS):
+    if bucket := repository_id(settings.storage, repository.BUCKET):
         extra["buckets"] = [bucket]
     if started := base_model(settings, science, result["config"]):
         extra |= {"base_model": started, "base_model_relation": "finetune"}
@@ -98,7 +99,9 @@ def optional_text(science: "Science", name: str, config: Mapping[str, Any]) -> s
     return str(function(science.config(**{key: value for key, value in config.items() if key in names})))
 
 
-def repository_id(url: str, kind: str = "") -> str:
-    """Return the `user/name` in a URL of the Hub, "" for other URLs."""
-    path = url.removeprefix(f"hf://{kind}").partition("@")[0]
-    return "/".join(path.split("/")[:2]) if url.startswith(f"hf://{kind}") else ""
+def repository_id(url: str, kind: str = "model") -> str:
+    """Return the `user/name` in a URL of the Hub, "" for other URLs and kinds. Raises StackError if it is invalid."""
+    if not url.startswith(repository.SCHEME):
+        return ""
+    found = repository.parse(url)
+    return found.id if found.kind == kind else ""

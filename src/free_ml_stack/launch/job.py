@@ -24,11 +24,7 @@ if TYPE_CHECKING:
     from free_ml_stack.project.settings import Settings
 
 PASSWORDS = {"postgresql": "PGPASSWORD"}  # variables of the databases' clients
-STORE_SECRETS = {
-    "huggingface": ("HF_TOKEN",),
-    "s3": ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"),
-    "algorithmia": ("ALGORITHMIA_API_KEY",),
-}
+S3_SECRETS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
 
 
 @dataclass(frozen=True)
@@ -73,18 +69,19 @@ class Job:
     def secrets(self) -> list[str]:
         """Return the names of the variables with keys that the command needs elsewhere."""
         service = stores.parse(self.settings.storage)[0]
-        names = list(STORE_SECRETS.get(service, ()))
+        services = [service] if service in keys.SECRET else []
         if any("hf://" in word for word in self.words) and "huggingface" in self.settings.credentials:
-            names = [*names, *(name for name in STORE_SECRETS["huggingface"] if name not in names)]
+            services.append("huggingface")
         if self.settings.tracker == "wandb" and "wandb" in self.settings.credentials:
-            names.append("WANDB_API_KEY")
-        database = urlsplit(self.study).scheme.partition("+")[0]
+            services.append("wandb")
+        names = [*(S3_SECRETS if service == "s3" else ()), *(keys.SECRET[name] for name in dict.fromkeys(services))]
+        database = scheme(self.study)
         return [*names, PASSWORDS[database]] if database in PASSWORDS else names
 
     def extras(self) -> list[str]:
         """Return the extras of the project that the command needs elsewhere."""
         needed = {
-            "postgres": urlsplit(self.study).scheme.partition("+")[0] == "postgresql",
+            "postgres": scheme(self.study) == "postgresql",
             "s3": stores.parse(self.settings.storage)[0] == "s3",
             "trackio": self.settings.tracker == "trackio",
         }
@@ -92,11 +89,7 @@ class Job:
 
     def secret_values(self) -> dict[str, str]:
         """Return the secrets with their values. Raises StackError if one is not set."""
-        stored = {
-            "HF_TOKEN": "huggingface",
-            "WANDB_API_KEY": "wandb",
-            "ALGORITHMIA_API_KEY": "algorithmia",
-        }
+        stored = {variable: service for service, variable in keys.SECRET.items()}
         values = {}
         for name in self.secrets():
             key = keys.find(stored[name], os.environ) if name in stored else None
@@ -139,16 +132,20 @@ def sweep_job(science: "Science", settings: "Settings", args: "Namespace", words
     if not (args.study or args.join):
         raise StackError("launch: expected `sweep --study URL` or `sweep --join ID`, so that machines share the trials")
     if "://" in args.study and (urlsplit(args.study).password is not None or "password=" in args.study):
-        database = urlsplit(args.study).scheme.partition("+")[0]
         raise StackError(
             "--study: the URL holds a password, which would be written to a file; "
-            f"omit it and set {PASSWORDS.get(database, 'the variable of the database client')}"
+            f"omit it and set {PASSWORDS.get(scheme(args.study), 'the variable of the database client')}"
         )
     file = args.file or Path("sweep.yaml")
     if not args.join and (file.is_absolute() or not (settings.root / file).is_file()):
         raise StackError(f"--file: expected a path of a file from the project's folder, got {file}")
     name = f"{slug(settings.project)}-sweep-{args.now}"
     return Job(science.package, tuple(words), name, settings, args.study)
+
+
+def scheme(url: str) -> str:
+    """Return the kind of database in a URL, without a driver; empty for a folder."""
+    return urlsplit(url).scheme.partition("+")[0]
 
 
 def slug(text: str) -> str:

@@ -1,7 +1,6 @@
 """Hugging Face Jobs: a script that holds the project, run on a machine of the Hub for a price an hour."""
 
 import base64
-import difflib
 import json
 import re
 from pathlib import Path
@@ -13,6 +12,7 @@ from free_ml_stack.errors import StackError
 from free_ml_stack.hub.client import client, http_error, with_retries
 from free_ml_stack.launch import job_runner
 from free_ml_stack.launch.job import Job
+from free_ml_stack.project.flags import unknown
 
 if TYPE_CHECKING:
     from huggingface_hub import JobHardwareInfo
@@ -76,15 +76,11 @@ def parse_hours(text: str) -> float:
 
 
 def find_machine(flavor: str) -> "JobHardwareInfo":
-    """Return a machine by its name, with its price, from the Hub. Raises StackError if there is none."""
+    """Return a machine by its name, with its price, from the Hub. Raises StackError for an unknown name."""
     api = client()
     machines = {machine.name: machine for machine in with_retries(api.list_jobs_hardware)}
     if flavor not in machines:
-        near = difflib.get_close_matches(flavor, machines, n=1)
-        raise StackError(
-            f"--flavor: unknown machine {flavor!r}; "
-            + (f"did you mean {near[0]!r}?" if near else f"known: {', '.join(machines)}")
-        )
+        raise StackError(f"--flavor: {unknown(flavor, machines, 'machine')}")
     return machines[flavor]
 
 

@@ -69,7 +69,7 @@ def triton_config(name: str, model: TensorModel) -> str:
     Triton batches requests if the first dimension of all tensors is the same dynamic one. Tensors of one dimension
     are not batched: Triton would change their shape.
     """
-    described = model.metadata()
+    described = model.metadata
     nodes = (*model.session.get_inputs(), *model.session.get_outputs())
     named = {tensor["name"] for kind in described.values() for tensor in kind}
     first = {node.shape[0] if len(node.shape) > 1 else None for node in nodes if node.name in named}

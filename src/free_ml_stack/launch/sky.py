@@ -4,7 +4,6 @@ SkyPilot's parser accepts an unknown accelerator, a misspelt key of `job_recover
 file is checked here.
 """
 
-import difflib
 import re
 import shlex
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any, NamedTuple
 
 from free_ml_stack.errors import StackError
 from free_ml_stack.launch.job import Job, as_yaml, slug
+from free_ml_stack.project.flags import unknown
 from free_ml_stack.tracking.tracker import PREEMPTED
 
 MAX_RESTARTS = 3  # after an exit code that is an error; preemptions do not count
@@ -88,11 +88,9 @@ def parse_gpus(text: str) -> tuple[str, int]:
     if not re.fullmatch(r"[1-9]\d*", count or "1"):
         raise StackError(f"--gpus: expected NAME or NAME:COUNT, got {text!r}")
     if given.lower() not in known:
-        near = difflib.get_close_matches(given.lower(), known, n=1)
         raise StackError(
-            f"--gpus: unknown GPU {given!r}; "
-            + (f"did you mean {known[near[0]]!r}?" if near else f"known: {', '.join(GPUS)}")
-            + " For another one, omit --gpus and add `--gpus NAME` to the `sky` command"
+            f"--gpus: {unknown(given, GPUS, 'GPU')}"
+            " For another one, omit --gpus and add `--gpus NAME` to the `sky` command"
         )
     return known[given.lower()], int(count or 1)
 

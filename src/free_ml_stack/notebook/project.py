@@ -179,7 +179,7 @@ class Project:
 
 
 def lines(process: "subprocess.Popen[str]") -> Iterator[str]:
-    """Yield the output of a process line by line, and "" if there is none for a second.
+    """Yield the output of a process line by line, and "" after each second without output.
 
     An interrupt of the notebook is forwarded to the process.
     """

@@ -4,7 +4,7 @@ import argparse
 import dataclasses
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
@@ -87,12 +87,14 @@ def _check_limits(name: str, value: Any, limits: Mapping[str, Any]) -> None:
         raise StackError(f"{name}: must be less than {below:g}, got {value:g}")
 
 
-def unknown(name: str, known: list[str]) -> str:
-    """Return the error message for an unknown name, with the closest known one."""
+def unknown(name: str, known: Iterable[str], kind: str = "setting") -> str:
+    """Return the error message for an unknown name, with the closest known one in upper or lower case."""
     import difflib  # imported for errors only, to keep --help fast
 
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    return f"unknown setting {name!r}" + (f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(known)}")
+    names = {one.lower(): one for one in known}
+    near = difflib.get_close_matches(name.lower(), names, n=1, cutoff=0.5)
+    hint = f"did you mean {names[near[0]]!r}?" if near else f"known: {', '.join(names.values())}"
+    return f"unknown {kind} {name!r}; {hint}"
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -140,7 +140,7 @@ def load(flags: Mapping[str, Any], start: Path, environ: MutableMapping[str, str
 
 
 def find_root(start: Path) -> Path:
-    """Return the nearest folder at or above `start` with a stack.toml. Raises StackError if there is none."""
+    """Return the nearest folder at or above `start` with a stack.toml. Raises StackError without one."""
     for folder in (start.resolve(), *start.resolve().parents):
         if os.path.isfile(folder / FILE):  # noqa: PTH113 - unlike is_file, never raises PermissionError
             return folder

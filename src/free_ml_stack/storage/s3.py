@@ -20,9 +20,10 @@ def on_gateway() -> bool:
 
 def faults() -> Iterator[str]:
     """Yield one line with the remedy for each setting that does not fit the gateway."""
-    if not on_gateway():
+    endpoint = urlsplit(_endpoint())
+    if endpoint.hostname != HOST:
         return
-    if not urlsplit(_endpoint()).path.strip("/"):
+    if not endpoint.path.strip("/"):
         yield f"AWS_ENDPOINT_URL lacks the owner of the bucket: set it to https://{HOST}/USER"
     from botocore.session import Session
 

@@ -221,7 +221,7 @@ def saved_config(settings: "Settings", run_id: str) -> dict[str, Any]:
 
 
 def find_run(settings: "Settings", run_id: str = "") -> Path:
-    """Return the folder of a finished run, the latest by default. Raises StackError if there is none."""
+    """Return the folder of a finished run, the latest by default. Raises StackError without one."""
     latest = settings.runs / LATEST
     if not run_id and not latest.exists():
         raise StackError(f"no trained model; run `{settings.command} train`")

@@ -24,7 +24,7 @@ class StoredCheckpoints:
     def __init__(self, folder: Path, store: AbstractFileSystem, keep: int, say: Callable[[str], None] = say) -> None:
         self.folder, self.store, self.keep, self.say = folder, store, keep, say
         self.quota = commit_quota(store)
-        self.told = False  # FEWER is printed once
+        self.announced = False  # FEWER is printed once
         self.known: list[str] | None = None  # the names in the store, after the first upload
 
     def names(self) -> list[str]:
@@ -49,9 +49,9 @@ class StoredCheckpoints:
         The `last` checkpoint of a run is never deferred, and tried again after a failure.
         """
         if self.quota and not last and not self.quota.due():
-            if not self.told:
+            if not self.announced:
                 self.say(FEWER)
-            self.told = True
+            self.announced = True
             return False
         if last:  # no later checkpoint makes up for a failure
             retry.call(lambda: self._put(name), (Exception,), give_up, RETRY_PAUSE)

@@ -213,7 +213,7 @@ def print_monitoring(seen: "Monitoring") -> None:
 
 
 def published_model(settings: Settings, name: str) -> Path:
-    """Return the folder of a published model, by default of the latest one. Raises StackError if there is none."""
+    """Return the folder of a published model, by default of the latest one. Raises StackError without one."""
     published = [path.name for path in published_models(settings)]
     if name and name not in published:
         raise StackError(f"no published model {name}; run `{settings.command} publish --run {name}`")

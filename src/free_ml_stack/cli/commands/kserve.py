@@ -1,14 +1,18 @@
 """The engine `kserve` of `launch`."""
 
 from argparse import ArgumentParser, Namespace
+from typing import TYPE_CHECKING
 
 from free_ml_stack.cli.command import integer_from
 from free_ml_stack.cli.commands.delivery import published_model
 from free_ml_stack.console import display_path, say
 from free_ml_stack.project.settings import Settings
 
+if TYPE_CHECKING:
+    from free_ml_stack.project.science import Science
 
-def kserve(settings: Settings, args: Namespace) -> int:
+
+def kserve(science: "Science", settings: Settings, args: Namespace) -> int:
     """Write an InferenceService for KServe, and the published model for Triton."""
     from free_ml_stack.launch import kserve as engine
 

@@ -24,33 +24,35 @@ USAGE = "%(prog)s [OPTIONS] -- train|sweep …"
 
 def launch(science: "Science", settings: Settings, args: Namespace) -> int:
     """Run train or sweep on a Slurm cluster, with SkyPilot, or as a Hugging Face Job; serve a model with KServe."""
-    engine = args.engine
-    code: int = kserve(settings, args) if engine is kserve else engine(read_job(science, settings, args.words), args)
+    code: int = args.engine(science, settings, args)
     return code
 
 
-def slurm(job: "Job", args: Namespace) -> int:
+def slurm(science: "Science", settings: Settings, args: Namespace) -> int:
     """Write a batch file; requeued jobs resume from the last checkpoint."""
     from free_ml_stack.launch import slurm
 
+    job = read_job(science, settings, args.words)
     path = slurm.write(job, slurm.Resources(args.nodes, args.gpus, args.time, args.partition))
     say(f"Next: `sbatch {display_path(path)}`")
     return 0
 
 
-def sky(job: "Job", args: Namespace) -> int:
+def sky(science: "Science", settings: Settings, args: Namespace) -> int:
     """Write a task file for SkyPilot: a managed job, recovered on other machines from the last checkpoint."""
     from free_ml_stack.launch import sky
 
+    job = read_job(science, settings, args.words)
     path = sky.write(job, sky.Resources(args.nodes, args.gpus, args.spot))
     say(f"Next: `{sky.command(job, display_path(path))}`")
     return 0
 
 
-def hf(job: "Job", args: Namespace) -> int:
+def hf(science: "Science", settings: Settings, args: Namespace) -> int:
     """Run a Hugging Face Job; without --yes, only print its price."""
     from free_ml_stack.launch import jobs
 
+    job = read_job(science, settings, args.words)
     page = jobs.launch(job, jobs.Resources(args.flavor, args.timeout, args.attempts), args.yes)
     say(f"Job: {page}" if page else "Nothing was sent; add --yes before `--` to start the job.")
     return 0

@@ -48,23 +48,22 @@ class Inference:
             case (method, "models", name, *rest):
                 version = rest[1] if rest[:1] == ["versions"] and len(rest) > 1 else ""
                 action = rest[2:] if version else rest
-                await self._answer_model(request, method, (name, version), action)
+                await self._answer_model(request, method, name, version, action)
             case _:
                 raise HTTPError(404, f"no such path: {request.path}")
 
-    async def _answer_model(self, request: Request, method: str, asked: tuple[str, str], action: list[str]) -> None:
-        model = await self._model(*asked)
-        known = {"model_name": asked[0], "model_version": model.build.version}
+    async def _answer_model(self, request: Request, method: str, name: str, version: str, action: list[str]) -> None:
+        model = await self._model(name, version)
         match (method, *action):
             case ("GET", "ready"):
-                await request.answer({"name": asked[0], "ready": True})
+                await request.answer({"name": name, "ready": True})
             case ("GET",):
                 described = orjson.loads((await self._run(model, METADATA, b""))[4:])
-                published = self.calls.models.algorithms[asked[0]].published()
-                facts = {"name": asked[0], "platform": "onnxruntime_onnx"}
+                published = self.calls.models.algorithms[name].published()
+                facts = {"name": name, "platform": "onnxruntime_onnx"}
                 await request.answer({**facts, "versions": [build.version for build in published], **described})
             case ("POST", "infer"):
-                await self._infer(request, model, known)
+                await self._infer(request, model, name)
             case (_, *rest) if rest in ([], ["ready"], ["infer"]):
                 raise HTTPError(405, f"{method} is not supported here")
             case _:
@@ -79,18 +78,17 @@ class Inference:
             raise HTTPError(404, f"model {name} {version}".rstrip() + " does not exist")
         return model
 
-    async def _infer(self, request: Request, model: Model, known: dict[str, Any]) -> None:
+    async def _infer(self, request: Request, model: Model, name: str) -> None:
         body = await request.body(self.calls.limits.body_bytes, self.calls.limits.body_seconds)
         if encoding := request.header(b"content-encoding").lower():
             body = await asyncio.to_thread(decompress, body, encoding, self.calls.limits.body_bytes)
-            request.memory.reserve(len(body))
-            request.kept.append(len(body))
+            request.hold(len(body))
         length = request.header(HEADER.encode()) or str(len(body))
         if not (length.isascii() and length.isdecimal() and len(length) < 20 and int(length) <= len(body)):
             raise HTTPError(400, f"{HEADER} must be an integer of at most {len(body)}")
         answer = await self._run(model, f"{TENSORS}{length}", body)
         end = 4 + int.from_bytes(answer[:4], "little")
-        head = orjson.dumps(known)[:-1] + b"," + answer[5:end]
+        head = orjson.dumps({"model_name": name, "model_version": model.build.version})[:-1] + b"," + answer[5:end]
         if end == len(answer):
             await request.answer_bytes(200, head, JSON)
         else:

@@ -47,7 +47,7 @@ class StoreTree:
         return _store_entry(self.store.info(path))
 
     def find(self, path: str) -> Entry | None:
-        """Return the entry at a path, None if there is none."""
+        """Return the entry at a path, None if the path does not exist."""
         try:
             return self.stat(path)
         except FileNotFoundError:
