@@ -1,6 +1,6 @@
 """Steps per second of `train`, with logging and checkpoints, relative to a plain PyTorch loop, LightGBM's, and peers.
 
-    python bench/training.py [--quick]
+    python bench/training.py [--quick] [--models MODEL …]
 
 Each contender trains the same model on the same data with the same number of threads in a separate process; the ratio
 is relative to the plain loop with a DataLoader, or to LightGBM's loop, as the median of alternating rounds. Peers that
@@ -381,7 +381,7 @@ def peers() -> Path:
     if not python.exists():
         environment = {**os.environ, "UV_FIND_LINKS": os.environ.get("PIP_FIND_LINKS", "")}
         command = ["uv", "pip", "install", "--quiet", "--python", str(python), "torch>=2.8,<2.14", *PEERS]
-        needs = ["scikit-learn", "pyarrow", "safetensors", "fsspec", "huggingface_hub>=2.2,<3"]
+        needs = ["scikit-learn", "--editable", str(ROOT)]
         subprocess.run(["uv", "venv", "--quiet", "--python", sys.executable, str(python.parents[1])], check=True)
         subprocess.run([*command[:7], *PEERS, *needs], check=True, env=environment)
     return python
@@ -401,6 +401,7 @@ def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="only ours and the plain loop, once")
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS), help="default: all")
     parser.add_argument("--one", nargs=3, metavar=("CONTENDER", "MODEL", "EPOCHS"), help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.one:
@@ -412,7 +413,8 @@ def main() -> None:
 
     link_skeletons()
     print(f"{'model':6} {'contender':14} {'steps/s':>8} {'ratio':>6}  target")
-    for name, promised in MODELS.items():
+    for name in args.models:
+        promised = MODELS[name]
         epochs = STEPS[name] // (2 if args.quick else 1)
         contenders = OTHERS.get(name) or (OF_NETS[:2] if args.quick else OF_NETS)
         # Alternating, so that other load of the machine affects all contenders.

@@ -9,17 +9,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import orjson
-from numpy.typing import NDArray
+
+if TYPE_CHECKING:  # the gateway's process does without NumPy
+    from numpy.typing import NDArray
 
 ONNX = "model.onnx"
-NUMPY: dict[str, Any] = {
-    "BOOL": np.bool_, "UINT8": np.uint8, "UINT16": np.uint16, "UINT32": np.uint32, "UINT64": np.uint64,
-    "INT8": np.int8, "INT16": np.int16, "INT32": np.int32, "INT64": np.int64, "FP16": np.float16,
-    "FP32": np.float32, "FP64": np.float64, "BYTES": np.object_,
+NUMPY = {
+    "BOOL": "bool", "UINT8": "uint8", "UINT16": "uint16", "UINT32": "uint32", "UINT64": "uint64",
+    "INT8": "int8", "INT16": "int16", "INT32": "int32", "INT64": "int64", "FP16": "float16",
+    "FP32": "float32", "FP64": "float64", "BYTES": "object",
 }  # fmt: skip
 OTHER_NAMES = {"float": "FP32", "double": "FP64", "float16": "FP16", "string": "BYTES"}  # of ONNX; the rest is the same
 BINARY_SIZE = "binary_data_size"
@@ -84,7 +85,7 @@ class TensorModel:
         nodes = {"inputs": self.session.get_inputs(), "outputs": self.session.get_outputs()}
         return {kind: [_described(node) for node in nodes[kind] if "tensor(" in node.type] for kind in nodes}
 
-    def _check(self, given: Mapping[str, NDArray[Any]]) -> None:
+    def _check(self, given: Mapping[str, "NDArray[Any]"]) -> None:
         """Raise ValueError unless the inputs are those of the graph."""
         expected = {one["name"]: one for one in self.metadata["inputs"]}
         if expected.keys() != given.keys():
@@ -105,7 +106,7 @@ def _described(node: Any) -> dict[str, Any]:
     return {"name": node.name, "datatype": OTHER_NAMES.get(kind, kind.upper()), "shape": shape}
 
 
-def _datatype(values: NDArray[Any]) -> str:
+def _datatype(values: "NDArray[Any]") -> str:
     if values.dtype.kind in "OUS":
         return "BYTES"
     return next(name for name, kind in NUMPY.items() if values.dtype == kind)
@@ -138,7 +139,7 @@ def _parameters(content: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _read_inputs(content: Mapping[str, Any], tail: bytes) -> dict[str, NDArray[Any]]:
+def _read_inputs(content: Mapping[str, Any], tail: bytes) -> dict[str, "NDArray[Any]"]:
     """Return the inputs by name. Raises ValueError where shape, datatype and data do not fit together."""
     found: dict[str, NDArray[Any]] = {}
     start = 0
@@ -166,14 +167,16 @@ def _read_inputs(content: Mapping[str, Any], tail: bytes) -> dict[str, NDArray[A
     return found
 
 
-def _from_json(one: Mapping[str, Any], datatype: str) -> NDArray[Any]:
+def _from_json(one: Mapping[str, Any], datatype: str) -> "NDArray[Any]":
     """Return the values in `data`, which may be nested."""
+    import numpy as np
+
     data, name = one.get("data"), one["name"]
     if not isinstance(data, list):
         raise ValueError(f"input {name} has no data")
     flat = _flat(data)
     if datatype == "BYTES" and all(isinstance(value, str) for value in flat):
-        return np.array(flat, dtype=np.object_)
+        return np.array(flat, dtype=object)
     numbers = (bool,) if datatype == "BOOL" else (int, float) if datatype.startswith("FP") else (int,)
     if datatype == "BYTES" or any(type(value) not in numbers for value in flat):
         raise ValueError(f"input {name}: the data are not of the datatype {datatype}")
@@ -190,7 +193,9 @@ def _flat(data: list[Any]) -> list[Any]:
     return data
 
 
-def _from_bytes(data: bytes, datatype: str, name: str) -> NDArray[Any]:
+def _from_bytes(data: bytes, datatype: str, name: str) -> "NDArray[Any]":
+    import numpy as np
+
     if datatype != "BYTES":
         kind = np.dtype(NUMPY[datatype]).newbyteorder("<")
         if len(data) % kind.itemsize:
@@ -206,10 +211,10 @@ def _from_bytes(data: bytes, datatype: str, name: str) -> NDArray[Any]:
         except UnicodeDecodeError:
             raise ValueError(f"input {name}: a text is not UTF-8") from None
         data = data[4 + length :]
-    return np.array(texts, dtype=np.object_)
+    return np.array(texts, dtype=object)
 
 
-def _to_bytes(values: NDArray[Any]) -> bytes:
+def _to_bytes(values: "NDArray[Any]") -> bytes:
     if values.dtype.kind not in "OUS":
         return values.astype(values.dtype.newbyteorder("<")).tobytes()
     texts = [str(value).encode() for value in values.ravel()]

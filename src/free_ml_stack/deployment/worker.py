@@ -73,6 +73,7 @@ def work(connection: socket.socket, predictor: Predictor | str, folder: str) -> 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)  # the gateway answers accepted calls, then closes the connection
     end_with_parent()
+    gc.freeze()  # a collection would copy every page shared with the fork server
     try:
         loaded = load(predictor, Path(folder))
         reference = orjson.dumps(loaded.reference) if loaded.reference else b""

@@ -9,7 +9,6 @@ from fsspec.implementations.dirfs import DirFileSystem
 
 from free_ml_stack.gateway.app import Gateway, create_app
 from free_ml_stack.storage.local import local_store
-from free_ml_stack.storage.repository import HubFileSystem
 
 
 def asgi_app(package: str, variables: Mapping[str, str] = os.environ) -> Gateway:
@@ -45,5 +44,7 @@ def open_tree(store: str, inner: str = "", revision: str = "") -> AbstractFileSy
     """Open the Data API's tree, or `inner` of it, in a folder or in a repository on the Hub at `revision`."""
     if is_folder(store):
         return local_store(Path(store) / inner, Path(store))
+    from free_ml_stack.storage.repository import HubFileSystem  # the Hub's client takes 11 MB
+
     place = f"datasets/{store}{f'@{revision}' if revision else ''}/{inner}".rstrip("/")
     return DirFileSystem(place, fs=HubFileSystem())
