@@ -73,6 +73,7 @@ def test_an_epoch_fetches_each_shard_once_within_the_limit(folder: Path) -> None
     shards, sizes = shards_of(split), []
     rows = split.order(np.random.default_rng(3))
     assert np.array_equal(np.sort(rows), np.arange(ROWS))
+    assert np.array_equal(split.decoded("image", np.asarray).order(np.random.default_rng(3)), rows)
     assert len(np.unique(rows[:5000] // GROUP_ROWS)) <= MIX < len(shards.ends)
     shards.fetched = 0
     seen = []

@@ -86,3 +86,44 @@ def test_encoded_rows_are_prepared_in_threads_and_errors_propagate(tmp_path: Pat
     with pytest.raises(ValueError, match="not readable"):
         list(found)
     assert len(seen) < 40
+
+
+@pytest.mark.parametrize("kept", [0, 3, 10])
+def test_decoded_values_are_those_of_the_files_whatever_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kept: int
+) -> None:
+    calls: list[bytes] = []
+
+    def decode(value: bytes) -> Any:
+        calls.append(value)
+        return np.full((2, 2), value[0], np.uint8)
+
+    monkeypatch.setattr("free_ml_stack.data.split.DECODED_BYTES", kept * 4)
+    split = Split({"a": cells(tmp_path, [bytes([i]) for i in range(6)])}, {}).decoded("a", decode)
+    calls.clear()
+    rng = np.random.default_rng(0)
+    for _ in range(4):
+        rows = rng.permutation(6)
+        found = split.take(rows)["a"]
+        assert found[:, 1, 1].tolist() == rows.tolist()
+    assert split["a"][-1][0, 0] == 5
+    assert split["a"][1:3][:, 0, 0].tolist() == [1, 2]
+    whole = min(kept, 6)
+    assert sum(value[0] < whole for value in calls) == whole  # each kept row was decoded once
+    assert sum(value[0] >= whole for value in calls) >= 4 * (6 - whole)  # the others in each round
+    with pytest.raises(IndexError):
+        split["a"][6]
+
+
+def test_batches_of_decoded_values_are_prepared_in_background_threads(tmp_path: Path) -> None:
+    threads = set()
+
+    def decode(value: bytes) -> Any:
+        threads.add(threading.current_thread().name)
+        return np.array(len(value))
+
+    values: list[bytes | None] = [bytes(i) for i in range(40)]
+    split = Split({"a": cells(tmp_path, values)}, {}).decoded("a", decode)
+    rounds = [[size for sizes, _ in content(split) for size in sizes] for _ in range(2)]
+    assert rounds == [list(range(40))] * 2
+    assert any(name.startswith("prepare") for name in threads)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 DRAWS = 16  # random numbers per row
 RELEASE_BYTES = 64 << 20  # bytes read before the pages of a file are released
 THREADS = 4
+DECODED_BYTES = 256 << 20  # decoded values of a column that are kept in memory
 
 
 class Process(Protocol):
@@ -76,6 +77,38 @@ class Cells(Sequence[Any]):
             self.bytes.madvise(mmap.MADV_DONTNEED)
 
 
+class Decoded(Sequence[Any]):
+    """A column whose values `decode` converts to arrays of one shape, at first use; the first rows are kept."""
+
+    def __init__(self, column: Any, decode: Callable[[Any], NDArray[Any]]) -> None:
+        self.column, self.decode = column, decode
+        one = decode(column[0])
+        kept = min(len(column), DECODED_BYTES // max(one.nbytes, 1))
+        self.values: NDArray[Any] = np.empty((kept, *one.shape), one.dtype)  # uses memory as it is filled
+        self.known: NDArray[np.bool_] = np.zeros(kept, bool)
+
+    def __len__(self) -> int:
+        return len(self.column)
+
+    def __getitem__(self, row: Any) -> Any:
+        """Return the array of a row, or of a slice or an array of rows (n, …)."""
+        chosen = np.arange(len(self))[row]
+        if not chosen.ndim:
+            return self[chosen[None]][0]
+        found = np.empty((len(chosen), *self.values.shape[1:]), self.values.dtype)
+        keep = chosen < len(self.known)
+        known = keep.copy()
+        known[keep] = self.known[chosen[keep]]
+        found[known] = self.values[chosen[known]]
+        missing = np.flatnonzero(~known)
+        for place, value in zip(missing, self.column[chosen[missing]], strict=True):
+            found[place] = self.decode(value)
+        new = missing[keep[missing]]
+        self.values[chosen[new]] = found[new]  # two threads may both write a row: the same bytes
+        self.known[chosen[new]] = True
+        return found
+
+
 class Split(Mapping[str, Any]):
     """Map the columns of one split of the data set, by name.
 
@@ -102,9 +135,17 @@ class Split(Mapping[str, Any]):
         """Count the examples of the split."""
         return len(next(iter(self.columns.values())))
 
+    def decoded(self, name: str, decode: Callable[[Any], NDArray[Any]]) -> "Split":
+        """Return this split with the values of a column as arrays of one shape, each decoded once if memory allows.
+
+        Up to 256 MiB are kept; further rows are decoded in each epoch. Not for what depends on random numbers.
+        """
+        return Split({**self.columns, name: Decoded(self.columns[name], decode)}, self.facts)
+
     def order(self, rng: np.random.Generator) -> NDArray[np.intp]:
         """Return all rows in random order; with a bounded cache, rows are mixed within a few shards at a time."""
-        shards = [column.shards for column in self.columns.values() if isinstance(column, ShardedColumn)]
+        stored = [column.column if isinstance(column, Decoded) else column for column in self.columns.values()]
+        shards = [column.shards for column in stored if isinstance(column, ShardedColumn)]
         return shards[0].order(rng) if shards else rng.permutation(self.rows)
 
     def categories(self, name: str) -> list[Any]:
@@ -145,7 +186,7 @@ class Split(Mapping[str, Any]):
                 part, draws = process.mine(part), None if draws is None else process.mine(draws)
             return prepare(self.take(part), draws)
 
-        variable = any(isinstance(column, Cells | ShardedColumn) for column in self.columns.values())
+        variable = any(isinstance(column, Cells | ShardedColumn | Decoded) for column in self.columns.values())
         numbers = range(first, -(-len(chosen) // size))
         for found in _prefetch(work, numbers) if variable else map(work, numbers):
             yield {name: _tensor(values, process) for name, values in found.items()}

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from .config import TrainConfig
-from .data import prepare
+from .data import prepare, shape
 from .model import ImageNet, build, freeze, initial_weights
+from .predict import pixels
 
 
 def fit(
@@ -25,7 +26,8 @@ def fit(
     With the checkpoints of an interrupted run, training resumes with the same result as without the interruption.
     """
     torch.manual_seed(config.seed)
-    train, size = splits["train"], config.batch_size
+    train, held_out = decoded(config, splits["train"], config.crop), decoded(config, splits["validation"])
+    size = config.batch_size
     steps = train.rows // size
     if not steps:
         raise StackError(f"batch_size: {size} is larger than the number of training images, {train.rows}")
@@ -60,7 +62,7 @@ def fit(
                 run.log(at.step, loss=mean, lr=float(schedule.get_last_lr()[0]))
             checkpoints.step()
         at.epoch, at.batch = at.epoch + 1, 0
-        loss_now, accuracy = validate(config, net, splits["validation"], process)
+        loss_now, accuracy = validate(config, net, held_out, process)
         run.log(at.step, epoch=at.epoch, validation_loss=loss_now, validation_accuracy=accuracy)
         better = loss_now < at.best
         at.best, at.stale = (loss_now, 0) if better else (at.best, at.stale + 1)
@@ -69,6 +71,14 @@ def fit(
     checkpoints.finish()
     model.load_state_dict(checkpoints.best("model"))
     return model
+
+
+def decoded(config: TrainConfig, split: Split, crop: float = 0.0) -> Split:
+    """Decode and resize images once rather than in each epoch; random crops are taken from the whole image."""
+    size = shape(config, split.facts)
+    if crop or split.facts["columns"]["image"].get("shape") == size:
+        return split
+    return split.decoded("image", partial(pixels, shape=size))
 
 
 def validate(config: TrainConfig, net: nn.Module, split: Split, process: Process) -> tuple[float, float]:
