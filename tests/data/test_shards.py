@@ -1,15 +1,22 @@
 """Splits that stay in the store behind a cache with an upper bound."""
 
 import os
+import shutil
+import signal
 import threading
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import projects
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+from services import hub_server, s3_gateway
 from test_dataset import write
+from waiting import until
 
 from free_ml_stack.data import dataset
 from free_ml_stack.data.ingest import GROUP_ROWS
@@ -132,3 +139,38 @@ def test_a_project_trains_and_publishes_with_a_bounded_cache(data: Path, tmp_pat
     projects.run(project, "publish", STACK_CACHE_BYTES="1000")
     assert list((project / ".stack" / "cache" / "shards").iterdir())
     assert "cache_bytes: expected 0 or more, got -1" in projects.run(project, "info", code=1, STACK_CACHE_BYTES="-1")
+
+
+@pytest.fixture(params=["hf://buckets/me/store", "s3://bucket/store"])
+def service(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[dict[str, str]]:
+    """The variables of a service with a store that a project may use."""
+    if request.param.startswith("hf:"):
+        with hub_server.serving(hub_server.Hub(tmp_path / "hub")) as url:
+            yield {"STACK_STORAGE": request.param, "HF_ENDPOINT": url, "HF_TOKEN": "hf_write"}
+    else:
+        with s3_gateway.serving(s3_gateway.Gateway("me")) as url:
+            yield {"STACK_STORAGE": request.param, "AWS_ENDPOINT_URL": url, **s3_gateway.ENVIRON}
+
+
+@pytest.mark.slow
+def test_killed_training_resumes_with_shards_of_a_service(service: dict[str, str], tmp_path: Path) -> None:
+    digits = np.random.default_rng(0).integers(0, 16, (ROWS, 64), np.uint8)
+    table = {"image": pa.array(digits.reshape(-1, 8, 8).tolist(), pa.list_(pa.list_(pa.uint8()))), "label": digits[:, 0] % 10}
+    folder = tmp_path / "project"
+    folder.mkdir()
+    (folder / "stack.toml").write_text('project = "skeleton"\nalgorithm = "me/Skeleton"\n')
+    pq.write_table(pa.table(table), folder / "own.parquet")
+    environ = {**service, "STACK_CACHE_BYTES": "1000000"}  # of 2.1 MB in five shards
+    projects.run(folder, "data", "--from", "own.parquet", **environ)
+    train = ("train", "--epochs", "2", "--batch-size", "512", "--checkpoint-steps", "5", "--width", "4")
+    with projects.start(folder, *train, "--name", "killed", **environ) as running:
+        until(lambda: list(folder.glob("runs/killed/checkpoints/step-*/state.json")) or running.poll() is not None)
+        running.kill()
+        assert running.wait(60) == -signal.SIGKILL, running.communicate()
+    shutil.rmtree(folder / ".stack" / "cache")  # the run continues on another machine
+    assert "Resuming after step" in projects.run(folder, *train, "--name", "killed", **environ)
+    projects.run(folder, *train, "--name", "whole", **environ)
+    weights = [(folder / "runs" / name / "model" / "model.safetensors").read_bytes() for name in ("killed", "whole")]
+    assert weights[0] == weights[1]
+    shards = folder / ".stack" / "cache" / "shards"
+    assert 0 < sum(path.stat().st_size for path in shards.rglob("*") if path.is_file()) < 1_600_000

@@ -44,7 +44,7 @@ def fit(config: TrainConfig, splits: Mapping[str, Split], run: Run, checkpoints:
     ready, lengths = partial(prepare, config, train.facts), np.array([len(text or "") for text in train["text"]])
 
     while at.epoch < config.epochs and not (config.patience and at.stale >= config.patience):
-        rows = order(lengths, size, (config.seed, at.epoch))
+        rows = order(train, lengths, size, (config.seed, at.epoch))
         net.train()
         for batch in train.batches(rows, size, ready, process, (config.seed, at.epoch), at.batch):
             with torch.autocast(device, kind, enabled=kind is not torch.float32):
@@ -71,13 +71,13 @@ def fit(config: TrainConfig, splits: Mapping[str, Split], run: Run, checkpoints:
     return model.merge_and_unload() if config.lora else model
 
 
-def order(lengths: NDArray[np.int64], size: int, seed: tuple[int, int]) -> NDArray[np.intp]:
+def order(split: Split, lengths: NDArray[np.int64], size: int, seed: tuple[int, int]) -> NDArray[np.intp]:
     """Return rows in random order, with similar lengths within a batch, without an incomplete last batch."""
     rng = np.random.default_rng(seed)
-    rows = rng.permutation(len(lengths))[: len(lengths) // size * size]
+    rows = split.order(rng)[: split.rows // size * size]
     parts = np.split(rows, range(NEAR * size, len(rows), NEAR * size))
-    batches = np.concatenate([part[lengths[part].argsort(kind="stable")] for part in parts]).reshape(-1, size)
-    return rng.permutation(batches).ravel()
+    batches = [part[lengths[part].argsort(kind="stable")].reshape(-1, size) for part in parts]
+    return np.concatenate([rng.permutation(part).ravel() for part in batches])
 
 
 def parameters(config: TrainConfig, trained: Mapping[str, Tensor]) -> list[dict[str, Any]]:
