@@ -155,7 +155,10 @@ def service(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[dict[str
 @pytest.mark.slow
 def test_killed_training_resumes_with_shards_of_a_service(service: dict[str, str], tmp_path: Path) -> None:
     digits = np.random.default_rng(0).integers(0, 16, (ROWS, 64), np.uint8)
-    table = {"image": pa.array(digits.reshape(-1, 8, 8).tolist(), pa.list_(pa.list_(pa.uint8()))), "label": digits[:, 0] % 10}
+    table = {
+        "image": pa.array(digits.reshape(-1, 8, 8).tolist(), pa.list_(pa.list_(pa.uint8()))),
+        "label": digits[:, 0] % 10,
+    }
     folder = tmp_path / "project"
     folder.mkdir()
     (folder / "stack.toml").write_text('project = "skeleton"\nalgorithm = "me/Skeleton"\n')

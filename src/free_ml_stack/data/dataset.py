@@ -4,7 +4,7 @@ import hashlib
 import json
 import shutil
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -199,7 +199,7 @@ def _write_columns(
         arrays: dict[str, NDArray[Any]] = {
             name: open_memmap(paths[name].with_suffix(".ends.npy"), "w+", np.int64, (rows,)) for name in variable
         }
-        for batch in parquet.iter_batches(ROWS, row_groups=list(groups), columns=list(described)):
+        for batch in _batches(parquet, groups, list(described)):
             here = slice(start, start + batch.num_rows)
             for name, facts in described.items():
                 column = batch.column(name)
@@ -212,6 +212,12 @@ def _write_columns(
                     arrays[name] = open_memmap(paths[name], "w+", values.dtype, shape)
                 arrays[name][here] = values
             start += batch.num_rows
+
+
+def _batches(parquet: pq.ParquetFile, groups: Iterable[int], columns: list[str]) -> Iterator[pa.RecordBatch]:
+    """Read row groups one by one: read together, batches of large rows would be gathered from several."""
+    for group in groups:
+        yield from parquet.iter_batches(ROWS, row_groups=[group], columns=columns)
 
 
 def _append(file: Any, column: pa.Array) -> NDArray[np.int64]:
