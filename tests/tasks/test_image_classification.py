@@ -4,6 +4,7 @@ import base64
 import io
 import json
 import shutil
+import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ from huggingface_hub import ModelCard
 from PIL import Image
 from places import ROOT, SOURCE, TASKS
 from services.hub_server import Hub, serving
+from waiting import until
 
 from free_ml_stack.deployment.answering import close
 from free_ml_stack.deployment.spaces import SpaceContent, web_page
@@ -210,3 +212,33 @@ def png(image: Image.Image) -> bytes:
     written = io.BytesIO()
     image.save(written, "PNG")
     return written.getvalue()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("crop", ["0", "0.3"])
+def test_killed_training_on_pictures_resumes_to_the_same_bytes(shapes: Shapes, crop: str) -> None:
+    flags = ("--size", "24", "--width", "4", "--epochs", "40", "--batch-size", "8", "--patience", "0")
+    train = ("train", *flags, "--crop", crop, "--flip", "0.5", "--checkpoint-steps", "9")
+    runs, killed, whole = shapes.folder / "runs", f"killed-{crop}", f"whole-{crop}"
+    with projects.start(shapes.folder, *train, "--name", killed, **shapes.environ) as running:
+        until(lambda: list(runs.glob(f"{killed}/checkpoints/step-*/state.json")) or running.poll() is not None)
+        running.kill()
+        assert running.wait(60) == -signal.SIGKILL, running.communicate()
+    assert "Resuming after step" in shapes.run(*train, "--name", killed)
+    shapes.run(*train, "--name", whole)
+    written = [(runs / name / "model" / "model.safetensors").read_bytes() for name in (killed, whole)]
+    assert written[0] == written[1]
+
+
+@pytest.mark.slow
+def test_own_pictures_go_through_the_whole_loop(shapes: Shapes) -> None:
+    shapes.run("train", "--name", "loop", "--size", "24", "--width", "8", "--epochs", "12", "--batch-size", "8")
+    for command in ("publish", "deploy"):
+        shapes.run(command)
+    for name in ("disc/0.png", "stripes/3.jpg"):
+        answer, _ = json.JSONDecoder().raw_decode(shapes.run("predict", f"pictures/{name}"))
+        assert answer["label"] in ("disc", "stripes")
+        assert set(answer) == {"label", "confidence", "probabilities"}
+    assert "label" in shapes.run("monitor")
+    card = ModelCard.load(shapes.folder / "models" / "loop" / "README.md")
+    assert [result.metric_type for result in card.data.eval_results][:2] == ["accuracy", "f1"]
