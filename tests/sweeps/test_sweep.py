@@ -68,10 +68,12 @@ def test_a_grid_runs_every_point_once_and_keeps_the_best(project: Path) -> None:
 def test_a_second_call_adds_no_trials_to_a_finished_sweep(project: Path) -> None:
     projects.run(project, "sweep", "--trials", "2")
     assert len(finished(project)) == 2
-    projects.run(project, "sweep", "--trials", "2")
+    again = projects.run(project, "sweep", "--trials", "2")
+    assert "The sweep is complete: 2 trials; for more, run `sweep --trials N` or raise run_cap." in again
     assert len(trials(project)) == 6  # queued, of which two have run
-    projects.run(project, "sweep")
+    assert "complete" not in projects.run(project, "sweep")
     assert finished(project) == POINTS
+    assert "The sweep is complete: 6 trials." in projects.run(project, "sweep")
 
 
 @pytest.mark.slow

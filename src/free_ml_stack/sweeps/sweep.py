@@ -165,6 +165,10 @@ def sweep_locally(
         say(f"Trials of W&B's agents on this machine, included in the sweep: {adopted}.")
     limit = options.trials or plan.run_cap or len(trials.points) or DEFAULT_RUN_CAP
     limit = min(limit, len(trials.points) or limit)
+    if len(done := trials.ended()) >= limit or target_reached(plan, done):
+        more = "" if limit == len(trials.points) else "; for more, run `sweep --trials N` or raise run_cap"
+        say(f"The sweep is complete: {len(done)} trials{more}.")
+        return [table_row(trial) for trial in done]
     count = max(1, min(options.agents, limit))
     with Workers(Task(science, settings, plan, folder), count, options.seconds) as workers:
         run_trials(trials, workers, limit)
