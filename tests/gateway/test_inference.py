@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import time
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +17,7 @@ from deployed import KEY, Deployed, deployed
 from onnx import TensorProto, helper
 from predictors import echo_folder
 
+from free_ml_stack.deployment.tensors import TensorModel, TensorRequest
 from free_ml_stack.gateway.algorithms.calls import Limits
 from free_ml_stack.storage.manifest import write_manifest
 
@@ -26,13 +28,21 @@ WORD = {"name": "word", "datatype": "BYTES", "shape": [1], "data": ["ü"]}
 
 
 def graph(folder: Path) -> None:
-    """Write a graph that doubles numbers and repeats texts."""
-    nodes = [helper.make_node("Add", ["x", "x"], ["twice"]), helper.make_node("Identity", ["word"], ["same"])]
+    """Write a graph that doubles numbers, in an even number of rows, and repeats texts."""
+    nodes = [
+        helper.make_node("Reshape", ["x", "pairs"], ["paired"]),
+        helper.make_node("Reshape", ["paired", "rows"], ["again"]),
+        helper.make_node("Add", ["again", "again"], ["twice"]),
+        helper.make_node("Identity", ["word"], ["same"]),
+    ]
+    shapes = {"pairs": [-1, 2, 3], "rows": [-1, 3]}
+    kept = [helper.make_tensor(name, TensorProto.INT64, [len(shape)], shape) for name, shape in shapes.items()]
     x, word = (TensorProto.FLOAT, ["n", 3]), (TensorProto.STRING, ["m"])
     inputs = [helper.make_tensor_value_info(name, *kind) for name, kind in (("x", x), ("word", word))]
     outputs = [helper.make_tensor_value_info(name, *kind) for name, kind in (("twice", x), ("same", word))]
     opset = [helper.make_opsetid("", 17)]
-    model = helper.make_model(helper.make_graph(nodes, "g", inputs, outputs), opset_imports=opset, ir_version=8)
+    whole = helper.make_graph(nodes, "g", inputs, outputs, kept)
+    model = helper.make_model(whole, opset_imports=opset, ir_version=8)
     onnx.save(model, str(folder / "model.onnx"))
 
 
@@ -138,6 +148,9 @@ def test_binary_tensors_are_answered(gateway: Deployed) -> None:
         ({"inputs": [X | {"shape": [10**30, 3]}, WORD]}, "whole numbers"),
         ({"inputs": [X | {"data": ["1"] * 6}, WORD]}, "not of the datatype FP32"),
         ({"inputs": [X | {"datatype": "INT8", "data": [300] * 6}, WORD]}, "out of range for INT8"),
+        ({"inputs": [X | {"data": [1e300] * 6}, WORD]}, "out of range for FP32"),
+        ({"inputs": [X | {"datatype": ["FP32"]}, WORD]}, "unknown datatype ['FP32']"),
+        ({"inputs": [X | {"shape": [1, 3], "data": [1, 2, 3]}, WORD]}, "the graph fails on these inputs"),
         ({"inputs": [X, X, WORD]}, "given twice"),
         ({"inputs": [X | {"parameters": {"binary_data_size": 24}}, WORD]}, "0 bytes are left"),
         ({"inputs": [X, WORD], "outputs": [{"name": "z"}]}, "output z does not exist"),
@@ -148,6 +161,18 @@ def test_a_request_that_does_not_match_the_graph_is_rejected(gateway: Deployed, 
     answer = infer(gateway, content)
     assert (answer.status_code, answer.headers["content-type"]) == (400, "application/json")
     assert message in answer.json()["error"]
+
+
+def test_many_texts_and_deep_lists_are_read_in_linear_time(tmp_path: Path) -> None:
+    graph(tmp_path)
+    count = 300_000
+    word = {"name": "word", "datatype": "BYTES", "shape": [count], "parameters": {"binary_data_size": 4 * count}}
+    row = X | {"shape": [count, 3], "data": [*[1] * (3 * count - 1), json.loads("[" * 900 + "1" + "]" * 900)]}
+    head = json.dumps({"inputs": [row, word], "outputs": [{"name": "twice"}]}).encode()
+    began = time.process_time()
+    answer = TensorModel(tmp_path).answer(TensorRequest(head + bytes(4 * count), len(head)))
+    assert time.process_time() - began < 10  # in quadratic time, minutes
+    assert orjson.loads(answer[4:])["outputs"][0]["data"] == [2] * (3 * count)
 
 
 @pytest.mark.parametrize("length", ["-1", "x", "9" * 30, "1000000"])
@@ -184,6 +209,11 @@ def test_an_invalid_compressed_request_is_rejected(
 def test_unknown_models_and_paths_are_reported(gateway: Deployed) -> None:
     assert get(gateway, "/v2/models/other") == (404, {"error": "model other does not exist"})
     assert get(gateway, "/v2/models/demo/versions/9.9.9")[1] == {"error": "model demo 9.9.9 does not exist"}
+    for name in ("x" * 5000, "a%00b", "%2e%2e", "a*"):
+        status, content = get(gateway, f"/v2/models/{name}")
+        assert (status, "does not exist" in content["error"]) == (404, True)
+        called = requests.post(f"{gateway.url}/v1/algo/me/{name}", json=1, headers=HEADERS, timeout=60).json()
+        assert called["error"]["error_type"] == "EntityNotFoundError"
     assert get(gateway, "/v2/nothing")[0] == 404
     assert get(gateway, "/v2/models/demo/infer")[0] == 405
     assert get(gateway, "/v2/models/demo", {}) == (401, {"error": "authorization required"})

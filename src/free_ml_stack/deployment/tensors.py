@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
+from free_ml_stack.errors import first_line
+
 if TYPE_CHECKING:  # the gateway's process does without NumPy
     from numpy.typing import NDArray
 
@@ -24,6 +26,8 @@ NUMPY = {
 }  # fmt: skip
 OTHER_NAMES = {"float": "FP32", "double": "FP64", "float16": "FP16", "string": "BYTES"}  # of ONNX; the rest is the same
 BINARY_SIZE = "binary_data_size"
+FATAL = 4  # log level of onnxruntime
+REFUSED = ("Fail", "InvalidArgument", "RuntimeException")  # onnxruntime's errors for inputs that fit no node
 
 
 @dataclass(frozen=True)
@@ -49,6 +53,7 @@ class TensorModel:
 
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = 1
+        options.log_severity_level = FATAL  # other errors are in the answer
         return onnxruntime.InferenceSession(self.path, options, providers=["CPUExecutionProvider"])
 
     def answer(self, request: TensorRequest) -> bytes:
@@ -65,7 +70,7 @@ class TensorModel:
         names = [output.name for output in self.session.get_outputs()]
         if unknown := sorted(set(wanted) - set(names)):
             raise ValueError(f"output {unknown[0]} does not exist; the outputs are {', '.join(names)}")
-        values = self.session.run(list(wanted) or names, given)
+        values = self._run(list(wanted) or names, given)
         default = _parameters(content).get("binary_data_output", False)
         outputs, tail = [], []
         for name, value in zip(wanted or names, values, strict=True):
@@ -84,6 +89,16 @@ class TensorModel:
         """Return names, datatypes and shapes of inputs and outputs; -1 is a dimension of any size."""
         nodes = {"inputs": self.session.get_inputs(), "outputs": self.session.get_outputs()}
         return {kind: [_described(node) for node in nodes[kind] if "tensor(" in node.type] for kind in nodes}
+
+    def _run(self, names: list[str], given: Mapping[str, "NDArray[Any]"]) -> "list[NDArray[Any]]":
+        """Return the outputs. Raises ValueError for inputs on which the graph fails, such as an empty batch."""
+        try:
+            found: "list[NDArray[Any]]" = self.session.run(names, given)
+        except Exception as error:
+            if type(error).__name__ not in REFUSED:
+                raise
+            raise ValueError(f"the graph fails on these inputs: {first_line(error)}") from None
+        return found
 
     def _check(self, given: Mapping[str, "NDArray[Any]"]) -> None:
         """Raise ValueError unless the inputs are those of the graph."""
@@ -145,7 +160,7 @@ def _read_inputs(content: Mapping[str, Any], tail: bytes) -> dict[str, "NDArray[
     start = 0
     for one in _objects(content, "inputs"):
         name, shape, datatype = one["name"], one.get("shape"), one.get("datatype")
-        if datatype not in NUMPY:
+        if not isinstance(datatype, str) or datatype not in NUMPY:
             raise ValueError(f"input {name}: unknown datatype {datatype!r}; known are {', '.join(NUMPY)}")
         if not isinstance(shape, list) or any(type(size) is not int or size < 0 for size in shape):
             raise ValueError(f"input {name}: the shape must be a list of whole numbers")
@@ -181,16 +196,24 @@ def _from_json(one: Mapping[str, Any], datatype: str) -> "NDArray[Any]":
     if datatype == "BYTES" or any(type(value) not in numbers for value in flat):
         raise ValueError(f"input {name}: the data are not of the datatype {datatype}")
     try:
-        return np.array(flat, dtype=NUMPY[datatype])
-    except OverflowError:
+        with np.errstate(over="raise"):
+            return np.array(flat, dtype=NUMPY[datatype])
+    except (OverflowError, FloatingPointError):
         raise ValueError(f"input {name}: the data are out of range for {datatype}") from None
 
 
 def _flat(data: list[Any]) -> list[Any]:
-    """Return the values of nested lists in row-major order; deep nesting uses no stack."""
-    while any(isinstance(value, list) for value in data):
-        data = [inner for value in data for inner in (value if isinstance(value, list) else [value])]
-    return data
+    """Return the values of nested lists in row-major order, in linear time at any depth."""
+    values, open_lists = [], [iter(data)]
+    while open_lists:
+        for value in open_lists[-1]:
+            if isinstance(value, list):
+                open_lists.append(iter(value))
+                break
+            values.append(value)
+        else:
+            open_lists.pop()
+    return values
 
 
 def _from_bytes(data: bytes, datatype: str, name: str) -> "NDArray[Any]":
@@ -201,16 +224,16 @@ def _from_bytes(data: bytes, datatype: str, name: str) -> "NDArray[Any]":
         if len(data) % kind.itemsize:
             raise ValueError(f"input {name}: {len(data)} bytes are no whole number of {datatype} values")
         return np.frombuffer(data, kind).astype(NUMPY[datatype])
-    texts = []
-    while data:
-        length = int.from_bytes(data[:4], "little")
-        if len(data) < 4 + length:
+    texts, start = [], 0
+    while start < len(data):
+        end = start + 4 + int.from_bytes(data[start : start + 4], "little")
+        if end > len(data):
             raise ValueError(f"input {name}: a text is longer than the data")
         try:
-            texts.append(data[4 : 4 + length].decode())
+            texts.append(data[start + 4 : end].decode())
         except UnicodeDecodeError:
             raise ValueError(f"input {name}: a text is not UTF-8") from None
-        data = data[4 + length :]
+        start = end
     return np.array(texts, dtype=object)
 
 

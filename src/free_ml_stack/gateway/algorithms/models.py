@@ -13,8 +13,8 @@ import orjson
 from fsspec import AbstractFileSystem
 
 from free_ml_stack.deployment.deploy import fetch
-from free_ml_stack.deployment.versions import Algorithm, Build, read_index
-from free_ml_stack.errors import StackError
+from free_ml_stack.deployment.versions import NAME, Algorithm, Build, read_index
+from free_ml_stack.errors import StackError, one_line
 from free_ml_stack.gateway.algorithms.batching import Batcher
 from free_ml_stack.gateway.algorithms.workers import Worker, start
 from free_ml_stack.project.science import Predictor
@@ -78,6 +78,8 @@ class Models:
 
     async def get(self, name: str, reference: str) -> Model | None:
         """Return the model, loading it if necessary; None if there is no such version. Raises StackError."""
+        if not NAME.fullmatch(name):
+            return None
         known = self.find(name, reference) or await self._resolve(name, reference)
         if known:
             return known
@@ -85,7 +87,7 @@ class Models:
             await self.refresh(name)  # it may be newer than the last poll
         except (StackError, OSError) as error:
             if name not in self.algorithms:
-                raise
+                raise StackError(f"cannot read the store: {one_line(error)}") from error
             log.warning("%s: cannot read the store, keeping the loaded versions: %s", name, error)
         return self.find(name, reference) or await self._resolve(name, reference)
 
