@@ -28,6 +28,7 @@ from waiting import until
 from free_ml_stack.algorithmia import bundle
 from free_ml_stack.deployment.deploy import deploy
 from free_ml_stack.gateway.algorithms.calls import Limits
+from free_ml_stack.storage.checksums import read_digest, read_preferred_digest
 
 IMAGE = [number % 17 for number in range(64)]
 
@@ -411,7 +412,8 @@ def test_a_disconnected_client_does_not_affect_others(gateway: Deployed) -> None
 
 READ_HEADERS = (
     "Authorization", "X-API-Key", "Content-Type", "Content-Range", "Range", "If-Range", "If-None-Match",
-    "Repr-Digest", "Want-Repr-Digest", "Expect", "Host", "X-Forwarded-For", "Forwarded",
+    "Repr-Digest", "Want-Repr-Digest", "Expect", "Host", "X-Forwarded-For", "Forwarded", "Content-Encoding",
+    "Inference-Header-Content-Length",
 )  # fmt: skip
 DIGITS = b"9" * 5000
 VALUES = (
@@ -429,6 +431,7 @@ ADDRESSES = (
     ("GET", "/v1/algorithms/me/demo/versions"),
     ("POST", "/v1/algorithms/me/demo/compile"),
     ("POST", "/v1/insights"),
+    ("POST", "/v2/models/demo/infer"),
 )
 
 
@@ -446,6 +449,20 @@ def test_no_header_value_causes_a_server_error(gateway: Deployed, name: str, cap
             answer = b"".join(iter(lambda connection=connection: connection.recv(65536), b""))
         assert 200 <= int(answer.split(b" ", 2)[1]) < 500, (method, path, value[:40])
     assert "Traceback" not in caplog.text
+
+
+@pytest.mark.parametrize("text", ["a" * 60_000, "md5=" * 15_000, "md5=:" + "a" * 60_000])
+def test_long_checksum_headers_are_read_in_linear_time(text: str) -> None:
+    began = time.process_time()
+    assert (read_digest(text), read_preferred_digest(text)) == (("", b""), "")
+    assert time.process_time() - began < 0.5  # in quadratic time, seconds, in which the gateway would stand still
+
+
+def test_checksum_headers_with_several_kinds_and_parameters_are_read() -> None:
+    assert read_preferred_digest("unixsum=9, SHA-256=3 ,md5=1;x=y") == "sha-256"
+    assert read_preferred_digest("md5=0, sha-256=abc, xxh3-128=100") == ""
+    assert read_digest("crc32=:AAAA:, SHA-256=:YWJj:;x=y, md5=:AA==:") == ("sha-256", b"abc")
+    assert read_digest("md5=:AA==:") == ("md5", b"\0")
 
 
 def as_bytes(value: str | bytes) -> bytes:

@@ -3,7 +3,7 @@
 import base64
 import hashlib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Any, BinaryIO
 
@@ -45,16 +45,24 @@ def read_digest(field: str) -> tuple[str, bytes]:
 
     Invalid base64 gives b"", which matches no content.
     """
-    for kind, text in re.findall(r"([\w-]+)=:([\w+/]+)=*:", field):
-        if kind.lower() in SUMS:
+    for kind, value in _members(field):
+        if found := re.match(r":([\w+/]+)=*:", value):
             with suppress(ValueError):
-                return kind.lower(), base64.b64decode(text + "=" * (-len(text) % 4))
-            return kind.lower(), b""
+                return kind, base64.b64decode(found[1] + "=" * (-len(found[1]) % 4))
+            return kind, b""
     return "", b""
 
 
 def read_preferred_digest(field: str) -> str:
     """Return the preferred known kind in a `Want-Repr-Digest`, "" if there are none."""
-    wished = re.findall(r"([\w-]+)=(\d{1,2})\b", field.lower())  # RFC 9530: 0 to 10
-    known = [(int(weight), kind) for kind, weight in wished if kind in SUMS and weight != "0"]
+    wished = [(kind, re.match(r"(\d{1,2})\b", value)) for kind, value in _members(field)]  # RFC 9530: 0 to 10
+    known = [(int(weight[1]), kind) for kind, weight in wished if weight and int(weight[1])]
     return max(known, default=(0, ""))[1]
+
+
+def _members(field: str) -> Iterator[tuple[str, str]]:
+    """Yield the known kinds in a dictionary (RFC 8941) with their values, in linear time."""
+    for member in field.split(","):
+        kind, _, value = member.strip().partition("=")
+        if kind.lower() in SUMS:
+            yield kind.lower(), value
