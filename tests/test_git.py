@@ -10,6 +10,7 @@ import pytest
 
 from free_ml_stack import git
 from free_ml_stack.deployment.installation import Git
+from free_ml_stack.errors import StackError
 from free_ml_stack.notebook.sessions import packed
 from free_ml_stack.tracking import provenance
 
@@ -116,6 +117,28 @@ def test_an_untracked_module_marks_the_commit_dirty_and_ignored_files_do_not(tmp
     (project / "src/new.py").write_text("x = 1\n")
     assert provenance.commit(project) == f"{name}-dirty"
     assert b"+x = 1" in provenance.changes(project)
+
+
+def test_a_commit_is_marked_dirty_if_git_cannot_compare_it(tmp_path: Path) -> None:
+    project = repository(tmp_path / "project")
+    name, blob = do(project, "rev-parse", "HEAD", "HEAD:src/model.py").splitlines()
+    (project / "src/model.py").write_text("changed = 1\n")
+    (project / ".git/objects" / blob[:2] / blob[2:]).unlink()
+    assert (provenance.commit(project), provenance.changes(project)) == (f"{name}-dirty", b"")
+
+
+def test_an_upload_holds_new_modules_of_src_or_reports_the_reason_of_git(tmp_path: Path) -> None:
+    project = repository(tmp_path / "project")
+    for file in ("src/new.py", "src/mine.log", "src/.env", "notes"):
+        (project / file).write_text("x")
+    with tarfile.open(fileobj=io.BytesIO(git.archive(project))) as archive:
+        assert archive.getnames() == [".gitignore", "name of ü", "src/model.py", "src/new.py", "weights.bin"]
+    with pytest.raises(StackError, match="not a git repository.*run `git init`, add and commit$"):
+        git.archive(tmp_path)
+    (project / ".git/index").write_bytes(b"damaged")
+    with pytest.raises(StackError, match=r"git cannot list the files to upload: (error|fatal): .") as found:
+        git.archive(project)
+    assert "git init" not in str(found.value)
 
 
 def test_provenance_is_empty_without_a_repository_or_a_commit(tmp_path: Path) -> None:

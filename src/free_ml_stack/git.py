@@ -35,6 +35,7 @@ REPOSITORY = frozenset(
         "NO_REPLACE_OBJECTS",
         "OBJECT_DIRECTORY",
         "PREFIX",
+        "QUARANTINE_PATH",
         "REPLACE_REF_BASE",
         "SHALLOW_FILE",
         "WORK_TREE",
@@ -81,16 +82,20 @@ def run(
 
 
 def archive(root: Path) -> bytes:
-    """Return a compressed tar file of the tracked files of `root`, as they are now, without `.env`.
+    """Return a compressed tar file of the files of `root`, as they are now, without `.env`.
 
-    Raises StackError if it is not a git repository.
+    These are the tracked files, and the untracked ones of src/ unless git ignores them. Raises StackError if git can't
+    list them.
     """
-    listed = run(root, ["ls-files", "-z"])
-    if listed.returncode:
-        raise StackError("not a git repository: only tracked files are uploaded; run `git init`, add and commit")
+    listed = [run(root, ["ls-files", "-z", *words]) for words in ((), ("--others", "--exclude-standard", "--", "src"))]
+    if failed := next((done for done in listed if done.returncode), None):
+        reason = " ".join(failed.stderr.decode(errors="replace").split())
+        new = "; run `git init`, add and commit" if "not a git repository" in reason else ""
+        raise StackError(f"git cannot list the files to upload: {reason}{new}")
+    names = sorted(filter(None, os.fsdecode(b"".join(done.stdout for done in listed)).split("\0")))
     content = io.BytesIO()
     with tarfile.open(fileobj=content, mode="w:gz") as file:
-        for name in filter(None, os.fsdecode(listed.stdout).split("\0")):
+        for name in names:
             if Path(name).name != ".env" and (root / name).is_file():
                 file.add(root / name, name)
     return content.getvalue()

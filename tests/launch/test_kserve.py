@@ -89,6 +89,8 @@ def test_the_configuration_describes_the_graph(model: Path, tmp_path: Path) -> N
     assert "max_batch_size: 0" in fixed
     assert "dynamic_batching" not in fixed
     assert "data_type: TYPE_STRING\n  dims: [ 2, -1 ]" in fixed
+    quoted = kserve.triton_config("Digits", graph(tmp_path / "quoted", **{'a"b\\ü': [1]}))
+    assert 'name: "a\\"b\\\\ü"\n' in quoted
     for name, shapes in {"vector": {"a": ["n"]}, "two": {"a": ["n", 2], "b": ["m", 2]}}.items():
         text = kserve.triton_config("Digits", graph(tmp_path / name, **shapes))
         assert "max_batch_size: 0" in text, name

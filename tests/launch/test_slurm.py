@@ -51,6 +51,14 @@ def test_invalid_jobs_give_one_line_errors(empty: Path, words: tuple[str, ...], 
     assert not (empty / "runs").exists()
 
 
+def test_a_percent_sign_in_the_path_of_the_log_is_no_pattern(tmp_path: Path, empty: Path) -> None:
+    folder = tmp_path / "100%j"
+    folder.mkdir()
+    (empty / "stack.toml").rename(folder / "stack.toml")
+    projects.run(folder, "launch", "slurm", "--", "train", "--name", "one")
+    assert f"#SBATCH --output={tmp_path}/100%%j/runs/one.log\n" in (folder / "runs/one.sbatch").read_text()
+
+
 def test_the_file_holds_every_setting_and_is_valid_bash(empty: Path) -> None:
     (empty / "best.json").write_text('{"lr": 0.01}')
     words = (

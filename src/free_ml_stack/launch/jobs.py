@@ -85,7 +85,7 @@ def find_machine(flavor: str) -> "JobHardwareInfo":
 
 
 def script(job: Job, processes: int) -> str:
-    """Return a script for `uv run` that unpacks the project's tracked files, installs it and runs the command."""
+    """Return a script for `uv run` that unpacks the project, installs it and runs the command."""
     module = ["-m", job.package, *job.words]
     torchrun = ["free_ml_stack.launch.torchrun", "--standalone", "--nproc-per-node", str(processes)]
     given = {"words": ["-m", *torchrun, *module] if job.trains else module, "extras": job.extras()}

@@ -4,6 +4,7 @@ Source: Triton's model repository and model configuration (docs.nvidia.com/deepl
 KServe's storage and its runtime for Triton (kserve.github.io).
 """
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -74,7 +75,11 @@ def triton_config(name: str, model: TensorModel) -> str:
     named = {tensor["name"] for kind in described.values() for tensor in kind}
     first = {node.shape[0] if len(node.shape) > 1 else None for node in nodes if node.name in named}
     batched = len(first) == 1 and isinstance(next(iter(first)), str)
-    lines = [f'name: "{name}"', 'backend: "onnxruntime"', f"max_batch_size: {BATCH if batched else 0}"]
+    lines = [
+        f"name: {_quoted(name)}",
+        'backend: "onnxruntime"',
+        f"max_batch_size: {BATCH if batched else 0}",
+    ]
     for kind, tensors in (("input", described["inputs"]), ("output", described["outputs"])):
         lines += [_tensor(kind, tensor, batched) for tensor in tensors]
     return "\n".join([*lines, *(["dynamic_batching { }"] if batched else [])]) + "\n"
@@ -114,4 +119,8 @@ def _store_uri(settings: "Settings", model: str) -> str:
 def _tensor(kind: str, tensor: Mapping[str, Any], batched: bool) -> str:
     datatype = "STRING" if tensor["datatype"] == "BYTES" else tensor["datatype"]
     dims = ", ".join(map(str, tensor["shape"][batched:]))
-    return f'{kind} {{\n  name: "{tensor["name"]}"\n  data_type: TYPE_{datatype}\n  dims: [ {dims} ]\n}}'
+    return f"{kind} {{\n  name: {_quoted(tensor['name'])}\n  data_type: TYPE_{datatype}\n  dims: [ {dims} ]\n}}"
+
+
+def _quoted(text: str) -> str:
+    return json.dumps(text, ensure_ascii=False)

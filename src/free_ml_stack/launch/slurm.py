@@ -79,7 +79,7 @@ def script(job: Job, resources: Resources) -> str:
     options = {
         "job-name": slug(job.name),
         "chdir": root,
-        "output": job.settings.runs / f"{job.name}.log",
+        "output": str(job.settings.runs / f"{job.name}.log").replace("%", "%%"),  # %j would be the job's number
         "open-mode": "append",
         "nodes": resources.nodes,
         "ntasks-per-node": 1,

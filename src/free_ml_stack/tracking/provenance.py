@@ -45,12 +45,12 @@ PACKAGES = (
 
 
 def commit(root: Path) -> str:
-    """Return the git commit of the project, with `-dirty` if files differ from it; empty without git.
+    """Return the git commit of the project, with `-dirty` unless all files equal it; empty without git.
 
     Untracked files of src/ count as differences unless git ignores them.
     """
-    name = _git(root, "rev-parse", "--verify", "--quiet", "HEAD").decode().strip()
-    return f"{name}-dirty" if name and changes(root) else name
+    name = (_git(root, "rev-parse", "--verify", "--quiet", "HEAD") or b"").decode().strip()
+    return f"{name}-dirty" if name and _difference(root) != b"" else name
 
 
 def changes(root: Path) -> bytes:
@@ -58,14 +58,20 @@ def changes(root: Path) -> bytes:
 
     The patch includes untracked files of src/ unless git ignores them.
     """
+    return _difference(root) or b""
+
+
+def _difference(root: Path) -> bytes | None:
+    """Return the patch; None if git fails, as for a tracked file that takes too long or can't be read."""
     with tempfile.TemporaryDirectory() as scratch:
         copy = Path(scratch, "index")  # the user's index must not change
-        if not (named := os.fsdecode(_git(root, "rev-parse", "--git-path", "index").rstrip(b"\r\n"))):
-            return b""
+        if not (named := os.fsdecode((_git(root, "rev-parse", "--git-path", "index") or b"").rstrip(b"\r\n"))):
+            return None
         with suppress(OSError):  # missing or unreadable
             shutil.copyfile(root / named, copy)
         index = {"GIT_INDEX_FILE": str(copy)}
-        _git(root, "add", "--intent-to-add", "--", "src", variables=index)
+        if (root / "src").is_dir() and _git(root, "add", "--intent-to-add", "--", "src", variables=index) is None:
+            return None
         return _git(root, "diff", *PLAIN, "HEAD", "--", variables=index)
 
 
@@ -129,9 +135,9 @@ def _gpu(device: str) -> str:
     return torch.cuda.get_device_name(device)
 
 
-def _git(root: Path, *arguments: str, variables: Mapping[str, str] | None = None) -> bytes:
+def _git(root: Path, *arguments: str, variables: Mapping[str, str] | None = None) -> bytes | None:
     try:
         done = git.run(root, arguments, variables, SECONDS)
     except (OSError, subprocess.SubprocessError):
-        return b""
-    return b"" if done.returncode else done.stdout
+        return None
+    return None if done.returncode else done.stdout
