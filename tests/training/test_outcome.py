@@ -46,6 +46,20 @@ def test_publish_requires_the_data_set_of_the_run(data: Path, tmp_path: Path) ->
     assert "Model and card are in models/first" in projects.run(folder, "publish")
 
 
+@pytest.mark.slow
+def test_publish_requires_the_model_that_the_run_evaluated(data: Path, tmp_path: Path) -> None:
+    folder = projects.make(tmp_path / "project", data)
+    for seed, name in enumerate(("first", "second")):
+        projects.run(folder, "train", "--epochs", "1", "--seed", str(seed), "--name", name)
+    weights = Path("model", "model.safetensors")
+    kept = (folder / "runs/first" / weights).read_bytes()
+    (folder / "runs/first" / weights).write_bytes((folder / "runs/second" / weights).read_bytes())
+    printed = projects.run(folder, "publish", "--run", "first", code=1)
+    assert "differs from the one that run first evaluated; restore its files, or train again" in printed
+    (folder / "runs/first" / weights).write_bytes(kept)
+    assert "Model and card are in models/first" in projects.run(folder, "publish", "--run", "first")
+
+
 MISSING = """
 
 

@@ -1,12 +1,16 @@
 """Calls of the deployed algorithm with Algorithmia's client."""
 
+import errno
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import orjson
 
 from free_ml_stack.credentials.keys import is_loopback
 from free_ml_stack.errors import NoServiceError, StackError
@@ -35,7 +39,7 @@ def running_gateway(settings: "Settings") -> dict[str, Any]:
     """Return the record of the running local gateway, or an empty dict."""
     try:
         running: dict[str, Any] = json.loads((settings.private / RECORD).read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    except (FileNotFoundError, ValueError):  # the latter after a power failure
         return {}
     return running if alive(running["pid"]) else {}
 
@@ -78,28 +82,31 @@ def read_input(text: str) -> Any:
     if text == "-":
         return _parse_input(sys.stdin.buffer.read() if sys.stdin else b"")  # None if standard input is closed
     if text.lstrip().startswith(("[", "{", '"')):
-        return _parse_input(text.encode())
-    path = Path(text).expanduser()
+        return _parse_input(os.fsencode(text))
+    path = Path(os.path.expanduser(text))  # noqa: PTH111 - never raises, as `~` may also begin a text
     try:
         if path.is_file():
-            return _parse_input(path.read_bytes())
+            return _parse_input(path.read_bytes(), path.suffix == ".json")
     except OSError as error:
-        raise StackError(f"{text}: {error.strerror}") from None
+        if error.errno != errno.ENAMETOOLONG:  # a long text
+            raise StackError(f"{text}: {error.strerror}") from None
     if path.suffix[1:].isalnum() and not any(character.isspace() for character in text):
         raise StackError(f"{text}: no such file")
-    return _parse_input(text.encode())
+    return _parse_input(os.fsencode(text))
 
 
-def _parse_input(content: bytes) -> Any:
+def _parse_input(content: bytes, is_json: bool = False) -> Any:
     """Parse JSON, or else return text or bytes. Raises StackError for invalid JSON."""
     try:
         text = content.decode("utf-8-sig")  # editors on Windows add a byte order mark
-    except UnicodeDecodeError:
+    except UnicodeDecodeError as error:
+        if is_json:
+            raise StackError(f"invalid JSON input: {error}; save it as UTF-8 text") from None
         return bytearray(content)
     try:
-        value = json.loads(text)
+        value = orjson.loads(text)  # as the gateway parses it
     except ValueError as error:
-        if text.lstrip().startswith(("[", "{", '"')):
+        if is_json or text.lstrip().startswith(("[", "{", '"')):
             raise StackError(f"invalid JSON input: {error}") from None
         return text.strip()
     return value["input"] if isinstance(value, dict) and value.keys() == {"input", "output"} else value

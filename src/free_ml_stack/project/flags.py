@@ -12,6 +12,7 @@ from free_ml_stack.errors import StackError
 
 T = TypeVar("T")
 
+BITS = 63  # of the integers of torch, pyarrow and SQL, without the sign
 _TRUE, _FALSE = {"true", "1", "yes", "on"}, {"false", "0", "no", "off"}
 
 
@@ -103,7 +104,7 @@ def read_json(path: Path) -> dict[str, Any]:
         value = json.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise StackError(f"{path}: no such file") from None
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RecursionError) as error:
         raise StackError(f"{path} is not valid JSON: {error}") from None
     if not isinstance(value, dict):
         raise StackError(f"{path}: expected a JSON object, got {type(value).__name__}")
@@ -116,7 +117,7 @@ def _type(cls: type, name: str) -> type:
 
 
 def _convert_exactly(kind: type, value: Any) -> Any:
-    """Convert without loss: no booleans as numbers, no dropped fractions, no NaN."""
+    """Convert without loss: no booleans as numbers, no dropped fractions, no NaN, no integer that libraries reject."""
     if isinstance(value, bool | list | dict | None):
         raise TypeError
     result = kind(value)
@@ -124,6 +125,8 @@ def _convert_exactly(kind: type, value: Any) -> Any:
         raise ValueError
     if isinstance(result, float) and math.isnan(result):
         raise ValueError
+    if isinstance(result, int) and result.bit_length() > BITS:
+        raise OverflowError
     return result
 
 

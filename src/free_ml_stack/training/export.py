@@ -19,7 +19,7 @@ from free_ml_stack.storage.documents import as_json, json_round_trip
 from free_ml_stack.storage.manifest import write_manifest
 from free_ml_stack.storage.stores import open_store
 from free_ml_stack.tracking import provenance
-from free_ml_stack.training.outcome import EVALUATION, MODEL, PICTURES, RESULT
+from free_ml_stack.training.outcome import EVALUATION, MODEL, PICTURES, RESULT, model_sums
 
 if TYPE_CHECKING:
     from free_ml_stack.data.split import Split
@@ -49,6 +49,11 @@ def export(science: "Science", settings: "Settings", run: Path, kept: Mapping[st
         raise StackError(
             f"the data set in {settings.storage} differs from the one that run {run.name} was trained on; "
             f"train again, or restore that data set with `{settings.command} data`"
+        )
+    if result.get("model_sums", found := model_sums(run / MODEL)) != found:  # older results have no checksums
+        raise StackError(
+            f"the model in {run / MODEL} differs from the one that run {run.name} evaluated; "
+            "restore its files, or train again"
         )
     folder.mkdir(parents=True, exist_ok=True)
     config, model = science.config(**result["config"]), science.model.load(run / MODEL)

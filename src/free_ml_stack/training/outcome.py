@@ -12,7 +12,7 @@ from free_ml_stack.errors import one_line
 from free_ml_stack.evaluation import Evaluation
 from free_ml_stack.storage.atomic import replace
 from free_ml_stack.storage.documents import as_json
-from free_ml_stack.tracking.run import METRICS, Run
+from free_ml_stack.tracking.run import METRICS, Run, file_sum
 
 if TYPE_CHECKING:
     from free_ml_stack.data.split import Split
@@ -38,12 +38,19 @@ def save_outcome(
     result = {
         **facts,
         **scores,
+        "model_sums": model_sums(run.folder / MODEL),
         "url": getattr(run.tracker, "url", ""),  # the run's page, for the model card
     }
     _write_evaluation(run, {}, {})  # a run that is interrupted before the pictures are drawn can be published
     replace(run.folder / RESULT, as_json(result))
     run.summary(**{f"{split}_{name}": value for split in EVALUATED for name, value in scores[split].items()})
     return result, found["test"]
+
+
+def model_sums(folder: Path) -> dict[str, str]:
+    """Return the SHA-256 checksums of the model's files, by which `publish` finds other ones."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): file_sum(path) for path in files}
 
 
 def draw_outcome(run: Run, evaluation: Evaluation) -> None:
