@@ -145,8 +145,6 @@ def test_another_s3_service_needs_no_settings(examine):
         ("storage", "hf://x", "hf://x: expected a storage URL"),
         ("storage", "", "storage '': expected a storage URL"),
         ("storage", "a\0b", "expected a storage URL"),
-        ("algorithm", "Digits", "algorithm in stack.toml is 'Digits', expected OWNER/NAME"),
-        ("model_repo", "a/b/c", "model_repo in stack.toml is 'a/b/c', expected OWNER/NAME"),
     ],
 )
 def test_an_invalid_setting_is_a_problem(examine, name, value, words):

@@ -56,6 +56,23 @@ def test_an_invalid_file_gives_a_one_line_error(project: Path, text: str, words:
     assert "\n" not in str(raised.value)
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(
+            ("algorithm", value)
+            for value in ("Digits", "", "/x", "me/", "me/../x", "me/a{b}", "me/a b", "me/x/y", "..")
+        ),
+        ("model_repo", "a/b/c"),
+        ("algorithmia_username", "../../me"),
+        ("algorithmia_username", "a b"),
+    ],
+)
+def test_a_name_that_would_be_another_path_is_rejected(project: Path, name: str, value: str) -> None:
+    with pytest.raises(StackError, match=f"^{name}: expected .*, got '{value}'$"):
+        load({name: value}, project, {})
+
+
 def test_an_unknown_variable_is_rejected_with_a_suggestion(project: Path) -> None:
     with pytest.raises(StackError, match="STACK_TRAKKER.*did you mean 'STACK_TRACKER'"):
         load({}, project, {"STACK_TRAKKER": "none"})

@@ -3,7 +3,6 @@
 import json
 import os
 import platform
-import re
 import shutil
 import sys
 from collections.abc import Mapping
@@ -17,7 +16,7 @@ from free_ml_stack.credentials import check as credentials
 from free_ml_stack.errors import StackError
 from free_ml_stack.hub import account
 from free_ml_stack.notebook.packages import LIBRARY, vendored
-from free_ml_stack.project.settings import FILE, Settings
+from free_ml_stack.project.settings import Settings
 from free_ml_stack.storage import s3
 from free_ml_stack.storage import stores as storage
 
@@ -133,10 +132,6 @@ def _problems(settings: Settings, found: dict[str, Any]) -> list[str]:
     except StackError as error:
         wrong.append(str(error))
     wrong += _library_problems(settings.root, versions[LIBRARY])
-    for name, optional in (("algorithm", False), ("model_repo", True)):
-        value = getattr(settings, name)
-        if not re.fullmatch(r"[\w.-]+/[\w.-]+", value) and (value or not optional):
-            wrong.append(f"{name} in {FILE} is {value!r}, expected OWNER/NAME")
     if settings.storage.startswith("s3://") and "s3" in settings.credentials and not versions["s3fs"]:
         wrong.append("storage is on S3, but s3fs is not installed: install it, or change storage in stack.toml")
     if settings.storage.startswith("s3://") and "s3" in settings.credentials:

@@ -93,7 +93,7 @@ class TensorModel:
     def _run(self, names: list[str], given: Mapping[str, "NDArray[Any]"]) -> "list[NDArray[Any]]":
         """Return the outputs. Raises ValueError for inputs on which the graph fails, such as an empty batch."""
         try:
-            found: "list[NDArray[Any]]" = self.session.run(names, given)
+            found: list[NDArray[Any]] = self.session.run(names, given)
         except Exception as error:
             if type(error).__name__ not in REFUSED:
                 raise

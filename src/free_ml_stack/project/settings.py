@@ -2,6 +2,7 @@
 
 import math
 import os
+import re
 from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -14,6 +15,12 @@ FILE = "stack.toml"
 PREFIX = "STACK_"
 CLIENTS = {"WANDB_ENTITY": "wandb_entity", "WANDB_PROJECT": "wandb_project"}  # variables of W&B's client
 LOCAL_USER = "me"
+# Settings that become parts of paths and URLs: the valid values and their description.
+NAMES = {
+    "algorithm": (re.compile(r"\w[\w.-]*/[A-Za-z][A-Za-z0-9_-]{0,63}"), "OWNER/NAME, NAME in A-Z, a-z, 0-9, _ and -"),
+    "model_repo": (re.compile(r"([\w.-]+/[\w.-]+)?"), "USER/NAME"),
+    "algorithmia_username": (re.compile(r"(\w[\w.-]*)?"), "letters, digits, _, . and -"),
+}
 # Modes of W&B's client, two of them deprecated, and their meaning here.
 WANDB_MODES = {
     "online": "online", "offline": "offline", "disabled": "disabled",
@@ -116,6 +123,9 @@ def load(flags: Mapping[str, Any], start: Path, environ: MutableMapping[str, str
     _check_unknown(environ, names)
     _check_client_variables(environ)
     options = read(Options, *layers, flags)
+    for name, (valid, expected) in NAMES.items():
+        if not valid.fullmatch(value := getattr(options, name)):
+            raise StackError(f"{name}: expected {expected}, got {value!r}")
     if not 0 < options.patience < math.inf:
         raise StackError(f"patience: expected a number above 0, got {options.patience}")
     if options.cache_bytes < 0:
