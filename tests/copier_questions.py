@@ -6,6 +6,7 @@ the derived variables are in Jinja there.
 
 import json
 import sys
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import yaml
@@ -85,8 +86,10 @@ def literal(text: str) -> str:
     return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
 
 
-def validator(name: str) -> str:
-    """Return the validator of an answer, which renders to the error message, or to nothing."""
+def message(name: str, choices: Sequence[str] = ()) -> str:
+    """Return Jinja that renders to the error message for an answer, or to nothing."""
+    if choices:
+        return f"{{% if {name} not in {[*choices]} %}}must be one of {', '.join(choices)}{{% endif %}}"
     cases = [
         (f"{name} | length > {LONGEST}", f"has more than {LONGEST} characters"),
         (f"{name} | regex_search(broken)", "contains a control character; use one line of plain text"),
@@ -110,16 +113,37 @@ def validator(name: str) -> str:
 
 
 def question(name: str, default: Any, prompt: Any) -> dict[str, Any]:
-    """Return one question of copier."""
+    """Return one question of copier.
+
+    Copier prints a traceback if the question rejects its default or an answer of `--data`, so only other typed answers
+    are checked here, and all by `refused`.
+    """
+    default = DEFAULTS.get(name, default)
     if isinstance(default, list):
-        choices = {prompt[choice]: choice for choice in default}
+        choices = json.dumps({prompt[choice]: choice for choice in default}, indent=1)
+        choices = f"{{% if '{name}' in _copier_conf.data %}}{{}}{{% else %}}{choices}{{% endif %}}"
         return {"type": "str", "help": prompt["__prompt__"], "choices": choices, "default": default[0]}
+    typed = f"not _copier_conf.defaults and '{name}' not in _copier_conf.data and {name} != usual"
     return {
         "type": "str",
         "help": prompt,
-        "default": DEFAULTS.get(name, default),
-        "validator": validator(name),
+        "default": default,
+        "validator": f"{{% set usual %}}{default}{{% endset %}}{{% if {typed} %}}{message(name)}{{% endif %}}",
     }
+
+
+def refused(questions: Mapping[str, Any]) -> str:
+    """Return Jinja that fails with one line for invalid answers; `questions` are the defaults or choices by name.
+
+    Copier prints one line only for an undefined variable, with the name of the variable.
+    """
+    tests = [
+        f"{{% set found %}}{message(name, choices if isinstance(choices, list) else ())}{{% endset %}}"
+        f"{{% if found %}}{{% set faults = faults + ['{name} ' ~ found] %}}{{% endif %}}"
+        for name, choices in questions.items()
+    ]
+    wrong = "'invalid answers: ' ~ faults | join('; ')"
+    return "\n".join(["{% set faults = [] %}", *tests, f"{{% if faults %}}{{{{ {{}}[{wrong}].stop }}}}{{% endif %}}"])
 
 
 def converted() -> str:
@@ -133,6 +157,7 @@ def converted() -> str:
         "taken": hidden | {"default": json.dumps(sorted(TAKEN))},
         "windows": hidden | {"default": json.dumps(sorted(WINDOWS))},
         **{name: question(name, asked[name], prompts[name]) for name in names},
+        "refused": {"type": "str", "when": False, "default": refused({name: asked[name] for name in names})},
         "cookiecutter": hidden
         | {"default": DERIVED.strip().replace("ANSWERS", ", ".join(f"{name}={name}" for name in names))},
     }

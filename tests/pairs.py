@@ -19,6 +19,7 @@ ACCOUNTS = {
     "github_username": "adal",
 }
 FACTORS = {
+    "task": QUESTIONS["task"],
     "license": QUESTIONS["license"],
     "storage": QUESTIONS["storage"],
     "check_credentials": QUESTIONS["check_credentials"],
@@ -46,6 +47,6 @@ COMBINATIONS = all_pairs(FACTORS)
 
 def answers_of(row: dict[str, str]) -> dict[str, str]:
     """Turn a row of factors into answers."""
-    answers = {name: row[name] for name in ("license", "storage", "check_credentials")}
+    answers = {name: row[name] for name in ("task", "license", "storage", "check_credentials")}
     answers |= ACCOUNTS if row["accounts"] == "all" else {}
     return answers | (AWKWARD if row["texts"] == "awkward" else {})

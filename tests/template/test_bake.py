@@ -59,6 +59,7 @@ def test_answers_choose_defaults_never_code(tmp_path):
     """All answers give the same files with the same Python code."""
     answers = answers_of(
         {
+            "task": QUESTIONS["task"][0],
             "license": "Proprietary",
             "storage": "s3",
             "check_credentials": "skip",

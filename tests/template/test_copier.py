@@ -10,11 +10,19 @@ import copier
 import copier_questions
 import pytest
 from baking import SKELETON, bake, context, template
+from copier.errors import UserMessageError
 from pairs import COMBINATIONS, answers_of
+from prompt_toolkit.application import create_app_session
+from prompt_toolkit.input import create_pipe_input
+from prompt_toolkit.output import DummyOutput
 from test_hooks import REFUSED, files
+
+from local_extensions import RULES
 
 COMMAND = str(Path(sys.executable).with_name("copier"))
 LOGGED = ".copier-answers.yml"
+OTHERS = (*RULES.keys() - {"project_name", "project_slug", "package_name"}, "task", "license", "storage")
+CLEAR = "\x15"  # Ctrl-U
 
 
 def copied(folder: Path, answers: dict[str, str]) -> Path:
@@ -52,8 +60,30 @@ def test_a_plain_title_gives_the_same_names(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", REFUSED)
 def test_copier_rejects_the_same_answers_as_cookiecutter(tmp_path: Path, name: str) -> None:
     for answer in REFUSED[name]:
-        with pytest.raises(ValueError, match=f"Validation error for question '{name}'"):
+        with pytest.raises(UserMessageError, match=f"invalid answers: {name} "):
             copied(tmp_path / "refused", {"project_slug": "fine", "package_name": "fine", name: answer})
+    assert not list(tmp_path.iterdir())
+
+
+def typed(folder: Path, *lines: str) -> Path:
+    """Generate a project with names typed at the prompts; each line replaces the default."""
+    data = {name: default for name, default in context({})["cookiecutter"].items() if name in OTHERS}
+    with create_pipe_input() as keyboard, create_app_session(input=keyboard, output=DummyOutput()):
+        keyboard.send_text("".join(f"{CLEAR}{line}\r" if line else "\r" for line in lines))
+        copier.run_copy(str(template()), folder, data=data, quiet=True)
+    return folder
+
+
+@pytest.mark.parametrize("lines", [("Test", "my-own", ""), ("", "a/b", "my-own", "")])
+def test_an_invalid_name_is_asked_again(tmp_path: Path, lines: tuple[str, ...]) -> None:
+    """The default name of the title "Test" is invalid, too."""
+    project = typed(tmp_path / "project", *lines)
+    assert 'project = "my-own"' in (project / "stack.toml").read_text("utf-8")
+
+
+def test_an_accepted_invalid_default_is_rejected_at_the_end(tmp_path: Path) -> None:
+    with pytest.raises(UserMessageError, match="project_slug is a Python keyword.*; package_name is a Python keyword"):
+        typed(tmp_path / "project", "Test", "", "")
     assert not list(tmp_path.iterdir())
 
 
@@ -116,9 +146,17 @@ def test_an_update_applies_the_release_and_keeps_own_changes(tmp_path: Path) -> 
     assert "_commit: v0.0.9" in (owner.project / LOGGED).read_text("utf-8")
 
 
-def test_an_invalid_answer_is_reported_and_creates_nothing(tmp_path: Path) -> None:
-    """Copier prints a traceback first; on a terminal it would prompt again."""
-    words = [COMMAND, "copy", "--defaults", "--data", "project_slug=a/b", str(template()), str(tmp_path / "project")]
-    done = subprocess.run(words, capture_output=True, text=True, check=False)
-    assert done.returncode == 1 and "project_slug': must consist of letters" in done.stderr.splitlines()[-1]
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        ("project_slug=a/b", "project_slug must consist of letters and digits"),
+        ("project_name=Torch", "project_slug is a Python keyword"),
+        ("task=images", "task must be one of image-classification, tabular"),
+    ],
+)
+def test_an_invalid_answer_is_one_line_and_creates_nothing(tmp_path: Path, answer: str, words: str) -> None:
+    command = [COMMAND, "copy", "--quiet", "--defaults", "--data", answer, str(template()), str(tmp_path / "project")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 1 and len(done.stderr.splitlines()) == 1
+    assert f"invalid answers: {words}" in done.stderr
     assert not list(tmp_path.iterdir())
