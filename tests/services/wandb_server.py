@@ -368,7 +368,8 @@ class Wandb:
         earlier = self.store.versions(entity, project, names[0])
         artifact = next((one for one in earlier if one.digest == given["digest"]), None)
         if artifact is None:
-            name, kind = f"artifact{len(self.store.artifacts)}", given["artifactTypeName"]
+            number, kind = len(self.store.artifacts), given["artifactTypeName"]
+            name = base64.b64encode(f"Artifact:{number}".encode()).decode()  # decoded by clients before 0.30
             run = given.get("runName") or ""
             artifact = Artifact(name, names[0], kind, entity, project, given["digest"], run)
             self.store.artifacts[name] = artifact
