@@ -248,6 +248,7 @@ def test_killed_training_resumes_to_the_same_weights(folder: Path, bert: Path) -
 def test_own_texts_and_an_encoder_of_the_hub(folder: Path, roberta: Path, hub: Hub, tmp_path: Path) -> None:
     files = {path.name: path.read_bytes() for path in roberta.iterdir()}
     commit = hub.put("model", "me/small", files)
+    hub.put("model", "me/nested", {f"base/{name}": data for name, data in files.items()})
     hub.put("model", "me/pickled", {"config.json": files["config.json"], "pytorch_model.bin": b"\0"})
     lines = [
         f'{i},"a {word}, {thing}",{stars}'
@@ -276,11 +277,15 @@ def test_own_texts_and_an_encoder_of_the_hub(folder: Path, roberta: Path, hub: H
     run(folder, "publish", "--run", "own")
     card = ModelCard.load(folder / "models" / "own" / "README.md")
     assert card.data.to_dict()["base_model"] == "me/small"
+    run(folder, "train", "--name", "nested", "--encoder", "hf://me/nested/base", "--epochs", "1", *QUICK, **online)
+    run(folder, "publish", "--run", "nested")
+    assert ModelCard.load(folder / "models/nested/README.md").data.to_dict()["base_model"] == "me/nested"
     sample = json.loads((folder / "models" / "own" / "sample.json").read_text())
     assert isinstance(sample["input"], str) and sample["output"]["label"] in ("1", "5")
     for place, words in {
         "me/nothing": "error: hf://me/nothing: not found on the Hub",
         "me/pickled": "error: encoder: ",
+        "hf://small": "error: encoder: can't download hf://small",
         "nowhere": "error: encoder: expected USER/NAME on the Hub, or a folder with config.json, got 'nowhere'",
     }.items():
         assert words in run(folder, "train", "--encoder", place, *QUICK, code=1, **online)

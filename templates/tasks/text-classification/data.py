@@ -75,13 +75,14 @@ def encoder(place: str) -> Path:
         if not Path(place, "config.json").exists():
             raise StackError(f"encoder: expected USER/NAME on the Hub, or a folder with config.json, got {place!r}")
         return Path(place)
-    from huggingface_hub import snapshot_download
+    from huggingface_hub import parse_hf_uri, snapshot_download
     from huggingface_hub.errors import HfHubHTTPError
 
-    name, _, commit = place.removeprefix("hf://").partition("@")
     try:
-        return Path(snapshot_download(name, revision=commit or None, allow_patterns=FILES))
-    except (HfHubHTTPError, OSError) as error:
+        found = parse_hf_uri(place)
+        folder = snapshot_download(found.id, repo_type=found.type, revision=found.revision, allow_patterns=FILES)
+        return Path(folder, found.path_in_repo)
+    except (HfHubHTTPError, OSError, ValueError) as error:
         raise StackError(f"encoder: can't download {place}: {str(error).splitlines()[0]}") from None
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from free_ml_stack import StackError
+from huggingface_hub import parse_hf_uri
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
@@ -119,7 +120,7 @@ classify = pipeline("text-classification", "<repository>")"""
 def base_model(config: TrainConfig) -> str:
     """Return the base model on the Hub for the card; "" for a local encoder."""
     if config.encoder.startswith("hf://"):
-        return config.encoder.removeprefix("hf://").partition("@")[0]
+        return parse_hf_uri(config.encoder).id
     return "" if config.encoder else "sentence-transformers/all-MiniLM-L6-v2"
 
 
