@@ -5,8 +5,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
 from baking import SKELETON
-from huggingface_hub import HfApi
+from huggingface_hub import HfApi, constants
 from places import DEFAULT, TASKS
 from services.hub_server import serving
 from services.spaces import Spaces
@@ -17,9 +18,11 @@ SAMPLES = [[[(row * column + number) % 17 for column in range(8)] for row in ran
 @contextmanager
 def hub(root: Path, *granted: str, refusal: int = 402) -> Iterator[tuple[Spaces, HfApi]]:
     spaces = Spaces(root, set(granted), refusal)
-    with serving(spaces) as url:
+    with serving(spaces) as url, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(constants, "ENDPOINT", url)
+        patch.setenv("HF_TOKEN", "hf_of_a_test")
         try:
-            yield spaces, HfApi(endpoint=url, token="hf_of_a_test")
+            yield spaces, HfApi()
         finally:
             spaces.stop()
 

@@ -60,11 +60,11 @@ def test_an_uploaded_space_starts_and_answers(
         assert close(client.algo("me/Digits").pipe(expected["input"]).result, expected["output"])
         assert Algorithmia.client("hf_other", f"{done.url}/k/{KEY}").algo("me/Digits").exists()
         client.file("data://.my/digits/note.txt").put("kept on the Hub")
-        stored = spaces.files("dataset", "me/digits-store")
-        assert stored["me/digits/note.txt"] == b"kept on the Hub"
+        assert spaces.buckets.content("me/digits-store")["me/digits/note.txt"] == b"kept on the Hub"
         assert requests.get(f"{done.url}/v1/algorithms/me/Digits", timeout=10).status_code == 401
         assert f'Algorithmia.client("YOUR KEY", "{done.url}")' in done.calls
-    stored = spaces.files("dataset", "me/digits-store")
+    assert spaces.buckets.all["me/digits-store"].private
+    stored = spaces.buckets.content("me/digits-store")
     [log] = [stored[path] for path in stored if path.startswith("me/digits/logs/Digits/")]
     assert json.loads(log)["version"] == "0.1.0"
 

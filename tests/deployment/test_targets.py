@@ -48,9 +48,13 @@ def test_an_unreachable_installation_is_reported(project: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_space_keeps_its_key_when_deployed_again(tmp_path: Path, project: Path) -> None:
+@pytest.mark.parametrize("stored", ["bucket", "dataset"])
+def test_a_space_keeps_its_key_and_store_when_deployed_again(tmp_path: Path, project: Path, stored: str) -> None:
+    """Earlier versions of the library made a data-set repository, which stays the store."""
     with hub(tmp_path / "hub", "docker") as (spaces, api):
-        online = {"HF_ENDPOINT": api.endpoint, "HF_TOKEN": "hf_of_a_test", "HF_HUB_DISABLE_XET": "1"}
+        if stored == "dataset":
+            api.create_repo("me/digits-store", repo_type="dataset", private=True)
+        online = {"HF_ENDPOINT": api.endpoint, "HF_TOKEN": "hf_of_a_test"}
         online["STACK_MODEL_REPO"] = "me/digits"
         arguments = ("deploy", "--target", "space", "--model", "run")
         printed = projects.run(project, *arguments, **online)
@@ -64,6 +68,16 @@ def test_a_space_keeps_its_key_when_deployed_again(tmp_path: Path, project: Path
         assert close(client.algo("me/Skeleton").pipe(sample["input"]).result, sample["output"])
         projects.run(project, *arguments, **online)
         assert spaces.space.secrets["ALGORITHMIA_API_KEY"] == kept["key"]
+        assert spaces.space.variables["STORE"] == f"hf://{stored}s/me/digits-store"
+        assert spaces.space.variables["VERSION"] == "0.2.0"
+        names = (
+            spaces.files("dataset", "me/digits-store")
+            if stored == "dataset"
+            else spaces.buckets.content("me/digits-store")
+        )
+        assert {
+            f"me/skeleton/deployments/Skeleton/{number}/model.onnx" for number in ("0.1.0", "0.2.0")
+        } <= names.keys()
 
 
 @pytest.mark.slow

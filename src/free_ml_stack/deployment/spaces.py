@@ -16,12 +16,13 @@ import yaml
 
 from free_ml_stack.deployment.answering import SAMPLE
 from free_ml_stack.deployment.deploy import deploy
-from free_ml_stack.deployment.versions import Bump, index_path
+from free_ml_stack.deployment.versions import Bump
 from free_ml_stack.errors import StackError
 from free_ml_stack.hub.card import FRONT, read_card
 from free_ml_stack.storage.documents import as_json
-from free_ml_stack.storage.local import local_store
 from free_ml_stack.storage.manifest import verify
+from free_ml_stack.storage.repository import BUCKET, SCHEME, Repository, make
+from free_ml_stack.storage.stores import hub_store
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -112,8 +113,8 @@ def host(
     """Host a model folder on the Space `space` ("user/name") and wait until it answers.
 
     `kind` is zerogpu, docker, static, or auto: the first of these that the account can create. The gateway on the
-    Space stores its data in the private dataset repository `<space>-store`, which it reads with `token`, and serves
-    the model at the commit created here to callers with `key`. Raises StackError.
+    Space stores its data in the private bucket `<space>-store`, which it reads with `token`, and serves the model to
+    callers with `key`. Raises StackError.
     """
     verify(model_dir)
     permitted = [step for step in SPACE_KINDS if kind in ("auto", step.name)]
@@ -125,9 +126,10 @@ def host(
         assemble(tree, step, model_dir, project)
         version = ""
         if step.name != "static":
-            version, commit = store_model(model_dir, project, predictor, api, f"{space}-store", bump)
-            variables = {"ALGORITHM": project.algorithm, "COLLECTION": project.collection}
-            variables |= {"STORE": f"{space}-store", "REVISION": commit}
+            store = space_store(api, f"{space}-store")
+            version = store_model(model_dir, project, predictor, store, bump)
+            variables = {"ALGORITHM": project.algorithm, "COLLECTION": project.collection, "STORE": store}
+            variables["VERSION"] = version  # a changed variable restarts the Space, which then serves this version
             for name, value in variables.items():
                 api.add_space_variable(space, name, value)
             for name, value in {"ALGORITHMIA_API_KEY": key, "HF_TOKEN": token}.items():
@@ -216,32 +218,18 @@ def fetch_runtime(cache: Path) -> Path:
     return archive
 
 
-def store_model(
-    model_dir: Path, project: SpaceContent, predictor: "Predictor", api: "HfApi", repo: str, bump: Bump
-) -> tuple[str, str]:
-    """Deploy a model folder to a dataset repository in one commit; return version and commit."""
-    from huggingface_hub.errors import EntryNotFoundError
+def space_store(api: "HfApi", name: str) -> str:
+    """Create the bucket of a Space unless it exists; return its URL, or that of an earlier version's repository."""
+    earlier = Repository(name, "dataset")
+    found = earlier if api.repo_exists(name, repo_type=earlier.kind) else Repository(name, BUCKET)
+    make(found)
+    return f"{SCHEME}{found.page}"
 
+
+def store_model(model_dir: Path, project: SpaceContent, predictor: "Predictor", store: str, bump: Bump) -> str:
+    """Deploy a model folder to the store of a Space; return the version."""
     owner, _, name = project.algorithm.partition("/")
-    place = f"{owner}/{project.collection}"
-    api.create_repo(repo, repo_type="dataset", private=True, exist_ok=True)
-    with tempfile.TemporaryDirectory() as scratch:
-        store = local_store(Path(scratch) / place, Path(scratch))
-        try:
-            known = api.hf_hub_download(repo, f"{place}/{index_path(name)}", repo_type="dataset")
-            store.pipe_file(index_path(name), Path(known).read_bytes())
-        except EntryNotFoundError:
-            pass  # first deployment
-        build = deploy(model_dir, store, name, predictor, bump)
-        ignored = [".part/**", "**/.lock"]
-        done = api.upload_folder(
-            repo_id=repo,
-            folder_path=scratch,
-            commit_message=f"Deploy {name} {build.version}",
-            repo_type="dataset",
-            ignore_patterns=ignored,
-        )
-    return build.version, str(done.oid)
+    return deploy(model_dir, hub_store(f"{store}/{owner}/{project.collection}"), name, predictor, bump).version
 
 
 def wait(api: "HfApi", space: str, url: str, seconds: float) -> None:

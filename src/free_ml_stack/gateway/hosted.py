@@ -5,10 +5,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from fsspec import AbstractFileSystem
-from fsspec.implementations.dirfs import DirFileSystem
 
 from free_ml_stack.gateway.app import Gateway, create_app
 from free_ml_stack.storage.local import local_store
+from free_ml_stack.storage.stores import hub_store
 
 
 def asgi_app(package: str, variables: Mapping[str, str] = os.environ) -> Gateway:
@@ -16,16 +16,16 @@ def asgi_app(package: str, variables: Mapping[str, str] = os.environ) -> Gateway
 
     Call its `start` and `stop` if the server sends no lifespan events.
 
-    Variables: `ALGORITHM` ("owner/name"), `COLLECTION` (of the project), `STORE` (a data-set repository of the Hub,
-    "user/name", or a folder that begins with / or .), `REVISION` (its commit with the model), and the secret
-    `ALGORITHMIA_API_KEY`, without which every request is rejected. The Hub's own client reads the secret `HF_TOKEN`.
+    Variables: `ALGORITHM` ("owner/name"), `COLLECTION` (of the project), `STORE` (hf://buckets/USER/NAME, or a folder
+    that begins with / or .), and the secret `ALGORITHMIA_API_KEY`, without which every request is rejected. The Hub's
+    own client reads the secret `HF_TOKEN`.
     """
     owner = variables["ALGORITHM"].partition("/")[0]
     store, project = variables["STORE"], f"{owner}/{variables['COLLECTION']}"
     key = variables.get("ALGORITHMIA_API_KEY", "")
     return create_app(
         store=open_tree(store),
-        project=open_tree(store, project, variables.get("REVISION", "")),
+        project=open_tree(store, project),
         logs=open_tree(store, project),
         user=owner,
         keys=[key] if key else [],
@@ -35,16 +35,8 @@ def asgi_app(package: str, variables: Mapping[str, str] = os.environ) -> Gateway
     )
 
 
-def is_folder(store: str) -> bool:
-    """Return whether a store is a folder rather than a repository on the Hub."""
-    return store.startswith(("/", "."))
-
-
-def open_tree(store: str, inner: str = "", revision: str = "") -> AbstractFileSystem:
-    """Open the Data API's tree, or `inner` of it, in a folder or in a repository on the Hub at `revision`."""
-    if is_folder(store):
+def open_tree(store: str, inner: str = "") -> AbstractFileSystem:
+    """Open the Data API's tree, or `inner` of it, in a folder or in a bucket or repository on the Hub."""
+    if store.startswith(("/", ".")):
         return local_store(Path(store) / inner, Path(store))
-    from free_ml_stack.storage.repository import HubFileSystem  # the Hub's client takes 11 MB
-
-    place = f"datasets/{store}{f'@{revision}' if revision else ''}/{inner}".rstrip("/")
-    return DirFileSystem(place, fs=HubFileSystem())
+    return hub_store(f"{store}/{inner}")

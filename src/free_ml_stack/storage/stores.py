@@ -36,10 +36,20 @@ def open_store(url: str, settings: "Settings") -> AbstractFileSystem:
     if connected(service, settings):
         if service == "algorithmia" and (fault := _key_error(settings)):
             raise NoServiceError(fault)
-        if service == "huggingface" and url == settings.storage:
-            _make_repository(url)
+        if service == "huggingface":
+            if url == settings.storage:
+                _make_repository(url)
+            return hub_store(url)
         return RootedFileSystem("/".join(segments), fs=_remote(service, settings))
     return embedded_store(service, segments, settings)
+
+
+def hub_store(url: str) -> AbstractFileSystem:
+    """Return the file system rooted at `hf://…`. Raises StackError if the URL is invalid."""
+    from free_ml_stack.storage import repository
+
+    repository.parse(url)
+    return RootedFileSystem(url.removeprefix(repository.SCHEME).strip("/"), fs=repository.HubFileSystem())
 
 
 @cache
@@ -107,10 +117,6 @@ def with_local_services(settings: "Settings") -> "Settings":
 
 
 def _remote(service: str, settings: "Settings") -> AbstractFileSystem:
-    if service == "huggingface":
-        from free_ml_stack.storage.repository import HubFileSystem
-
-        return HubFileSystem()
     if service != "algorithmia":
         try:
             return filesystem(service)
