@@ -70,10 +70,15 @@ build/engines/%:
 	    $$uv venv --quiet --relocatable --python '>=3.11,<3.13' $@.new && \
 	    $$uv pip install --quiet --python $@.new/bin/python $(PACKAGES) && mv $@.new $@
 
-browser: # the gateway's pages are tested in Chromium
+browser: build/axe-core # pages are tested in Chromium with the rules of axe-core
 	@command -v chromium chromium-browser google-chrome >/dev/null || \
 	    { test "$$(id -u)" = 0 && command -v apt-get >/dev/null && apt-get update -qq && apt-get install -y -qq chromium >/dev/null; } || \
 	    echo "Chromium not found; install it to run the tests of web pages" >&2
+
+build/axe-core:
+	@rm -rf $@.new && mkdir -p $@.new && cd $@.new && npm pack --silent axe-core@4.14.1 >/dev/null && \
+	    tar -xzf axe-core-*.tgz --strip-components 1 && mv $(CURDIR)/$@.new $(CURDIR)/$@ || \
+	    echo "axe-core not found; install npm to run the tests of web pages" >&2
 
 lint: setup ## check style, types, layers and dependencies of the repository and the skeleton
 	@"$(BIN)/ruff" check . && "$(BIN)/ruff" format --check .

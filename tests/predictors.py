@@ -117,6 +117,16 @@ class Digits:
         return {"label": str(answer["label"]), "confidence": answer["confidence"], **described}
 
 
+class Labelled(Digits):
+    """Digits with one of `classes` names as the label in the log."""
+
+    def __init__(self, classes: int, name: str) -> None:
+        self.classes, self.name = classes, name
+
+    def watch(self, payload: Any, answer: Any, model: Any) -> dict[str, Any]:
+        return super().watch(payload, answer, model) | {"label": f"{self.name} {sum(payload) % self.classes}"}
+
+
 def digits_folder(folder: Path, seed: int = 0) -> Path:
     """A model folder of Digits with random weights and a recorded sample."""
     folder.mkdir(parents=True)

@@ -50,9 +50,9 @@ def fill(line: str, indent: int) -> str:
     return textwrap.fill(line, width, subsequent_indent=" " * indent, break_long_words=False, break_on_hyphens=False)
 
 
-def display_path(path: Path) -> str:
-    """Format a path relative to the working directory if it is inside it, otherwise as it is."""
-    here = Path.cwd()
+def display_path(path: Path, base: Path | None = None) -> str:
+    """Format a path relative to `base` or the working directory if it is inside it, otherwise as it is."""
+    here = base or Path.cwd()
     return str(path.relative_to(here) if path.is_relative_to(here) else path)
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from baking import bake
+from browsing import faults
 
 PNG = b"\x89PNG"
 SERVICES = ("WANDB", "HF_", "HUGGING", "ALGORITHMIA", "AWS", "STACK_")
@@ -83,6 +84,11 @@ def test_the_report_contains_all_pictures(demo: tuple[Path, str]) -> None:
     page.feed((project / "report.html").read_text())
     assert page.titles == ["Learning curves", "Confusion matrix", "Calibration", "Sweep", "Latency", "Drift"]
     assert all(source.startswith("data:image/png;base64,") for source in page.sources)
+
+
+@pytest.mark.slow
+def test_the_report_is_accessible(demo: tuple[Path, str], tmp_path: Path) -> None:
+    assert faults((demo[0] / "report.html").as_uri(), tmp_path) == []
 
 
 @pytest.mark.slow

@@ -1,11 +1,14 @@
 """Metrics compared with scikit-learn's, including absent classes, and the plots."""
 
 import warnings
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from matplotlib.axis import Axis
+from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from PIL import Image
 from sklearn import metrics as sk
@@ -18,6 +21,9 @@ from free_ml_stack.evaluation.regression import regression
 from free_ml_stack.evaluation.result import tables_with_pictures
 
 PNG = b"\x89PNG"
+QUANTITIES = {
+    name: ([f"≤ {end / 7:g}" for end in range(5)], [0.2] * 5, [0.2] * 5) for name in ("mean", "deviation", "x")
+}
 
 
 def answers(rows: int, classes: int, seed: int) -> tuple[NDArray[Any], NDArray[Any]]:
@@ -111,6 +117,37 @@ def test_invalid_regression_inputs_raise_value_error() -> None:
         regression([1.0, 2.0], [1.0])
     with pytest.raises(ValueError, match="not finite"):
         regression([float("inf")], [1.0])
+
+
+def overlapping(axis: Axis) -> list[str]:
+    """The labels of an axis that overlap the next one, in a figure that was saved."""
+    labels = [label for label in axis.get_ticklabels() if label.get_text()]
+    return [
+        f"{one.get_text()} | {other.get_text()}"
+        for one, other in pairwise(labels)
+        if one.get_window_extent().overlaps(other.get_window_extent())
+    ]
+
+
+@pytest.mark.parametrize("length", [1, 60])
+@pytest.mark.parametrize("classes", [2, 10, 21, 100])
+def test_class_names_are_readable(classes: int, length: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    figures: list[Figure] = []
+    save = Figure.savefig
+    monkeypatch.setattr(
+        Figure, "savefig", lambda *given, **options: (figures.append(given[0]), save(*given, **options))
+    )
+    names = [f"{'a' * (length - 1)}{number}" for number in range(classes)]
+    plots.confusion(np.eye(classes, dtype=np.int64), names, tmp_path / "a.png")
+    plots.histograms(
+        {"label": (names, [1 / classes] * classes, [1 / classes] * classes)} | QUANTITIES, tmp_path / "b.png"
+    )
+    plots.bars(dict.fromkeys(names, 0.5), "share", "Shares", tmp_path / "c.png")
+    assert len(figures) == 3
+    for axes in (axes for figure in figures for axes in figure.axes):
+        shown = [label.get_text() for label in axes.get_xticklabels()]
+        assert len(set(shown)) == len(shown)
+        assert overlapping(axes.xaxis) + overlapping(axes.yaxis) == []
 
 
 @pytest.mark.parametrize("classes", [2, 10, 100])

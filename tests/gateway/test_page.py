@@ -9,9 +9,9 @@ import Algorithmia
 import numpy as np
 import pytest
 import requests
-from browsing import browse
+from browsing import browse, faults
 from deployed import KEY, Deployed, deployed, open_app
-from predictors import Digits, Echo, digits_folder, echo_folder
+from predictors import Digits, Echo, Labelled, digits_folder, echo_folder
 from prometheus_client.parser import text_string_to_metric_families
 from serving import serving
 from waiting import until
@@ -29,16 +29,21 @@ IMAGES = [[(7 * row + column * column) % 17 for column in range(64)] for row in 
 @pytest.fixture(scope="module")
 def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployed]:
     """A gateway with 60 answered calls similar to the reference, and 3 rejected ones."""
-    folder = digits_folder(tmp_path_factory.mktemp("page") / "model")
-    model = Digits().load(folder)
-    answers = Digits().apply_batch(IMAGES, model)
-    known = reference([Digits().watch(*pair, None) for pair in zip(IMAGES, answers, strict=True)])
-    (folder / "reference.json").write_text(json.dumps(known))
-    write_manifest(folder)
+    folder = folder_with_reference(tmp_path_factory.mktemp("page") / "model", Digits())
     with deployed(folder.parent, Digits(), folder) as gateway:
         for payload in [*IMAGES, "no", "images", [1, 2]]:
             send(gateway, payload)
         yield gateway
+
+
+def folder_with_reference(folder: Path, predictor: Digits) -> Path:
+    """A model folder with the reference for drift."""
+    digits_folder(folder)
+    answers = predictor.apply_batch(IMAGES, predictor.load(folder))
+    known = reference([predictor.watch(*pair, None) for pair in zip(IMAGES, answers, strict=True)])
+    (folder / "reference.json").write_text(json.dumps(known))
+    write_manifest(folder)
+    return folder
 
 
 def send(gateway: Deployed, payload: Any) -> Any:
@@ -75,6 +80,24 @@ def test_without_a_key_the_page_shows_a_form_only(gateway: Deployed, tmp_path: P
     assert requests.get(gateway.url, timeout=60).status_code == 401
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(("classes", "name"), [(2, "class"), (100, "a rather long name, such as that of a product,")])
+def test_the_page_is_accessible_for_any_number_of_classes(classes: int, name: str, tmp_path: Path) -> None:
+    predictor = Labelled(classes, name)
+    folder = folder_with_reference(tmp_path / "model", predictor)
+    with deployed(tmp_path, predictor, folder) as gateway:
+        for payload in [[[number % 2] * 64 for number in range(40)], IMAGES][classes > 2] + ["no"]:
+            send(gateway, payload)
+        assert get(gateway, "/stats").json()["drift"]["verdict"] == ("none" if classes > 2 else "strong")
+        shown = "!document.getElementById('figures').hidden"
+        assert faults(f"{gateway.url}/k/{KEY}/", tmp_path / "profile", shown) == []
+
+
+@pytest.mark.slow
+def test_the_form_for_the_key_is_accessible(gateway: Deployed, tmp_path: Path) -> None:
+    assert faults(gateway.url, tmp_path, "!document.getElementById('door').hidden") == []
+
+
 def test_the_page_loads_no_external_resources(gateway: Deployed) -> None:
     answer = get(gateway, "/")
     assert answer.headers["content-security-policy"].startswith("default-src 'none'")
@@ -93,11 +116,7 @@ def test_figures(gateway: Deployed) -> None:
 
 
 def test_calls_unlike_the_training_data_show_as_drift(tmp_path: Path) -> None:
-    folder = digits_folder(tmp_path / "model")
-    answers = Digits().apply_batch(IMAGES, Digits().load(folder))
-    known = reference([Digits().watch(*pair, None) for pair in zip(IMAGES, answers, strict=True)])
-    (folder / "reference.json").write_text(json.dumps(known))
-    write_manifest(folder)
+    folder = folder_with_reference(tmp_path / "model", Digits())
     with deployed(tmp_path, Digits(), folder) as gateway:
         for number in range(40):
             send(gateway, [number % 2] * 64)

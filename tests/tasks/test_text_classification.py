@@ -17,7 +17,7 @@ import numpy as np
 import projects
 import pytest
 from baking import bake
-from browsing import browse
+from browsing import browse, faults
 from hosting import hub as spaces_hub
 from huggingface_hub import ModelCard
 from places import package
@@ -138,7 +138,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     assert short != sweep
     (project / "sweep.yaml").write_text(short)
     environ = projects.environment(folder, PYTHONPATH=str(project / "src"), STACK_TRACKER="wandb")
-    process = forking.start(["-m", "texts", "demo"], project, environ)
+    process = forking.start(["-m", "texts", "demo"], project / "notebooks", environ)
     printed, complaint = process.communicate(timeout=900)
     assert process.returncode == 0, printed + complaint
     return project, printed
@@ -172,6 +172,14 @@ def test_the_model_is_better_than_a_baseline(demo: tuple[Path, str]) -> None:
     assert isinstance(found["prediction"]["label"], str)
     assert len(json.loads(next(project.glob("runs/sweep-*/trials.json")).read_text())) == 4
     assert "Test accuracy" in printed
+
+
+@pytest.mark.slow
+def test_the_report_is_accessible_and_names_no_folder_of_this_machine(demo: tuple[Path, str], tmp_path: Path) -> None:
+    project, printed = demo
+    assert str(project) in printed  # because the demo was started in a subfolder
+    assert str(project) not in (project / "report.html").read_text()
+    assert faults((project / "report.html").as_uri(), tmp_path) == []
 
 
 @pytest.mark.slow
@@ -319,6 +327,7 @@ def test_the_page_tokenizes_and_classifies_as_the_service(folder: Path, bert: Pa
     with spaces_hub(tmp_path, "static") as (_, api):
         done = host(model, space, predict, api, "me/texts", "key", "hf_of_a_test", "static", say=str, seconds=90)
         page = browse(done.url, tmp_path / "profile")
+        assert faults(done.url, tmp_path / "profile", "document.getElementById('answers')") == []
     loaded = predict.load(model)
     for found, text in zip(as_json(page), AWKWARD, strict=True):
         expected = predict.apply(text, loaded)

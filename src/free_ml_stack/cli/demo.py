@@ -56,7 +56,7 @@ def demo(science: "Science", settings: "Settings", command: Command) -> int:
     found["seconds"] = round(time.perf_counter() - run.started, 1)
     page = report(
         settings.title or settings.project,
-        rows(found),
+        rows(found, settings.root),
         pictures(settings, run.seen),
         settings.root / "report.html",
         tables(settings),
@@ -183,8 +183,8 @@ def facts(settings: "Settings", url: str, answer: Any, seen: Monitoring) -> dict
     }
 
 
-def rows(found: dict[str, Any]) -> list[tuple[str, object]]:
-    """Format the results as rows of a table."""
+def rows(found: dict[str, Any], base: Path | None = None) -> list[tuple[str, object]]:
+    """Format the results as rows of a table, with paths relative to the folder `base` or the working directory."""
     best = ", ".join(
         f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}"
         for name, value in found["best_config"].items()
@@ -192,8 +192,8 @@ def rows(found: dict[str, Any]) -> list[tuple[str, object]]:
     lines: list[tuple[str, object]] = [
         headline("Test", found["test"]),
         ("Best trial", best),
-        ("Model", display_path(Path(found["model"]))),
-        ("Model card", display_path(Path(found["card"]))),
+        ("Model", display_path(Path(found["model"]), base)),
+        ("Model card", display_path(Path(found["card"]), base)),
         ("Stored in", found["stored"]),
         *[(title, found[name]) for title, name in FAILED if found.get(name)],
         ("Deployed", f"version {found['version']}"),

@@ -6,14 +6,21 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 STYLE = """
-:root { color-scheme: light dark; font: 16px/1.5 system-ui, sans-serif; }
-body { max-width: 62rem; margin: 2rem auto; padding: 0 1rem; }
+:root { color-scheme: light dark; --ground: #f6f7f9; --ink: #16202c; --soft: #5b6876; --line: #e3e7ec; }
+@media (prefers-color-scheme: dark) {
+  :root { --ground: #0f141a; --ink: #e6ebf1; --soft: #96a3b1; --line: #27313c; }
+}
+body { margin: 0; background: var(--ground); color: var(--ink); font: 16px/1.5 system-ui, sans-serif; }
+main { max-width: 62rem; margin: 0 auto; padding: 2rem 1rem; }
+h1 { overflow-wrap: anywhere; }
 table { border-collapse: collapse; margin: 1rem 0 2rem; }
-td { padding: .3rem 1.2rem .3rem 0; border-bottom: 1px solid #8884; vertical-align: top; }
-td:first-child { color: GrayText; white-space: nowrap; }
-td:last-child { overflow-wrap: anywhere; }
+td { padding: .3rem 1.2rem .3rem 0; border-bottom: 1px solid var(--line); vertical-align: top; }
+td:first-child { color: var(--soft); min-width: 7rem; }
+td { overflow-wrap: anywhere; }
 figure { margin: 0 0 2rem; }
-img { max-width: 100%; background: white; border-radius: 8px; }
+.picture { overflow-x: auto; border-radius: 8px; }
+img { display: block; max-width: 100%; background: white; }
+@media (max-width: 640px) { img { max-width: none; zoom: .6; } }
 """
 
 
@@ -37,11 +44,13 @@ def report(
 <meta name="viewport" content="width=device-width">
 <title>{html.escape(title)}</title>
 <style>{STYLE}</style>
+<main>
 <h1>{html.escape(title)}</h1>
 <table>
 {cells}
 </table>
 {figures}
+</main>
 </html>
 """,
         encoding="utf-8",
@@ -57,4 +66,6 @@ def _cells(rows: Sequence[Sequence[object]]) -> str:
 def _figure(title: str, image: Path, rows: Sequence[Sequence[object]]) -> str:
     data = base64.b64encode(image.read_bytes()).decode()
     name, table = html.escape(title), f"<table>\n{_cells(rows)}\n</table>" if rows else ""
-    return f'<figure><h2>{name}</h2><img alt="{name}" src="data:image/png;base64,{data}">{table}</figure>'
+    picture = f'<img alt="{name}" src="data:image/png;base64,{data}">'
+    # The Tab key reaches the box of a picture, because wide ones scroll on small screens.
+    return f'<figure><h2>{name}</h2><div class="picture" tabindex="0">{picture}</div>{table}</figure>'

@@ -16,7 +16,9 @@ WIDTH, HEIGHT = 6.4, 3.6  # inches
 DPI = 120
 DECADE = 10
 VALIDATION, PANELS = "validation_", 3  # prefix of validation metrics; maximum number of panels
-NUMBERED, TICKS = 20, 25  # maximum number of classes with counts in the cells; of labels on an axis
+NUMBERED = 20  # maximum number of classes with counts in the cells
+TICKS, PANE_TICKS = 25, 13  # maximum number of labels on an axis of a picture; of a histogram
+LETTER = 0.075  # inches per character of a label
 BARS, ACROSS, PANES = 30, 4, 12  # maximum number of bars; of histograms in a row; in a picture
 
 
@@ -42,7 +44,11 @@ def confusion(counts: NDArray[np.int64], names: Sequence[Any], path: Path) -> Pa
     """Draw the confusion matrix (classes, classes) with the true class in rows, for 2 to 100 classes."""
     classes = len(names)
     side = HEIGHT * min(max(1.2, classes / 8), 4)  # constant cell size up to four times the usual height
-    figure = Figure((side * 1.15, side))
+    places = range(0, classes, -(-classes // TICKS))
+    labels = [_short(names[place]) for place in places]
+    longest = max(map(len, labels))
+    turned = longest * len(labels) > TICKS
+    figure = Figure((side * 1.15 + longest * LETTER, side + turned * longest * LETTER))
     axes = figure.subplots()
     shares = counts / counts.sum(axis=1, keepdims=True).clip(min=1)
     image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
@@ -53,11 +59,8 @@ def confusion(counts: NDArray[np.int64], names: Sequence[Any], path: Path) -> Pa
     else:
         figure.colorbar(image, ax=axes, label="share of the true class", shrink=0.8)
     axes.set(xlabel="predicted", ylabel="true", title="Confusion matrix (test split)")
-    places = range(0, classes, -(-classes // TICKS))
-    labels = [_literal(_short(names[place])) for place in places]
-    turned = max(map(len, labels)) * len(labels) > TICKS
-    axes.set_xticks(places, labels, rotation=90 if turned else 0, fontsize=8)
-    axes.set_yticks(places, labels, fontsize=8)
+    axes.set_xticks(places, [_literal(label) for label in labels], rotation=90 if turned else 0, fontsize=8)
+    axes.set_yticks(places, [_literal(label) for label in labels], fontsize=8)
     return _save(figure, path)
 
 
@@ -66,7 +69,7 @@ def calibration(confident: NDArray[np.float64], right: NDArray[np.float64], path
     figure = Figure((HEIGHT * 1.3, HEIGHT * 1.2))
     axes = figure.subplots()
     axes.plot([0, 1], [0, 1], color=GREY, lw=1, label="perfectly calibrated")
-    axes.plot(confident, right, color=BLUE, marker="o", label="model")
+    axes.plot(confident, right, color=BLUE, marker="o", label="model", clip_on=False)
     axes.set(
         xlabel="mean confidence",
         ylabel="accuracy",
@@ -141,9 +144,9 @@ def histograms(pairs: Mapping[str, tuple[Sequence[Any], Sequence[float], Sequenc
         places = np.arange(len(bins))
         axes.bar(places - 0.2, reference, 0.4, color=GREY, label="training")
         axes.bar(places + 0.2, current, 0.4, color=BLUE, label="calls")
-        shown = places[:: max(1, -(-len(bins) // TICKS))]
+        shown = places[:: max(1, -(-len(bins) // PANE_TICKS))]
         names = [_literal(_short(bins[place], 12)) for place in shown]
-        turned = sum(map(len, names)) > TICKS
+        turned = sum(len(name) + 1 for name in names) > TICKS
         axes.set_xticks(shown, names, fontsize=7, rotation=90 if turned else 0)
         axes.set_title(_literal(_short(title)), fontsize=10)
     for axes in list(figure.axes)[len(kept) :]:
@@ -199,8 +202,8 @@ def _with_unit(name: str, unit: str) -> str:
 
 
 def _short(name: Any, most: int = 24) -> str:
-    text = str(name)
-    return text if len(text) <= most else f"{text[: most - 1]}…"
+    text, end = str(name), most // 3  # long names often differ in their ends only
+    return text if len(text) <= most else f"{text[: most - end - 1]}…{text[-end:]}"
 
 
 def _literal(name: Any) -> str:
