@@ -217,7 +217,7 @@ def test_a_project_is_small(project):
 
 def test_a_project_installs_without_cuda_and_names_no_index(project):
     """An unreachable index would break `uv sync`."""
-    [line] = re.findall(r"`uv venv && (uv pip install [^`]*)`", (project / "README.md").read_text("utf-8"))
+    [line] = re.findall(r"^(uv pip install .*)$", (TEMPLATE / "docs" / "project.md").read_text("utf-8"), re.M)
     assert "--torch-backend cpu" in line
     runs = (project / ".github/workflows/tests.yml").read_text("utf-8")
     assert f"- run: {line} #" in runs and "uv sync" not in re.sub(r"#.*", "", runs)

@@ -104,7 +104,7 @@ def test_a_second_clone_at_another_path_installs_from_the_lock_and_is_updated(sy
     run(other, UV, "sync", "--quiet", "--frozen", "--no-dev")
     assert "doctor" in run(other, UV, "run", "--quiet", "--no-sync", SLUG, "--help")
     assert str(other) in run(other, UV, "run", "--quiet", "--no-sync", "python", "-c", WHERE)
-    # The three lines of the project's README on an update.
+    # The three steps of docs/project.md for an update.
     [wheel] = (other / "vendor").glob("*.whl")
     made = newer(wheel, other / "vendor")
     wheel.unlink()
@@ -127,9 +127,9 @@ def test_a_changed_wheel_is_rejected(synced: Path, tmp_path: Path) -> None:
     assert "Hash mismatch" in stdout and "free-ml-stack" in stdout.replace("_", "-")
 
 
-def pip_line(project: Path) -> list[str]:
-    """The arguments of `pip install` in the project's README."""
-    found = re.search(r"`pip install ([^`]*)`", (project / "README.md").read_text("utf-8"))
+def pip_line() -> list[str]:
+    """The arguments of `pip install` in the documents."""
+    found = re.search(r"^\.venv/bin/pip install (.*)$", (TEMPLATE / "docs" / "project.md").read_text("utf-8"), re.M)
     assert found and "--find-links" not in found[1]  # with it an index's package of the same version would win
     return found[1].split()
 
@@ -140,11 +140,11 @@ def test_the_demo_succeeds_with_pip(tmp_path: Path) -> None:
     run(tmp_path, sys.executable, "-m", "venv", "venv")
     programs = tmp_path / "venv" / "bin"
     pip = (programs / "pip", "install", "--quiet", "--no-compile")
-    run(project, *pip, *pip_line(project))
+    run(project, *pip, *pip_line())
     assert run(project, programs / SLUG, "demo").strip().splitlines()[-1].split() == ["Report", "report.html"]
     # From another folder, and as a package that is not editable.
     run(project, programs / "pip", "uninstall", "--quiet", "--yes", SLUG, "free-ml-stack")
-    words = [word for word in pip_line(project) if word != "-e"]
+    words = [word for word in pip_line() if word != "-e"]
     run(tmp_path, *pip, *(project / word for word in words))
     place = "import ferry_times; print(ferry_times.__file__)"
     assert str(tmp_path / "venv") in run(project, programs / "python", "-c", place)
