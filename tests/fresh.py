@@ -39,7 +39,8 @@ def python(*packages: str, options: Sequence[str] = (), version: str = "") -> Pa
     with FileLock(PLACE / f"{key}.lock"):
         if not (folder / "ready").exists():
             run(uv(), "venv", "--quiet", "--clear", "--python", version or sys.executable, str(folder))
-            run(uv(), "pip", "install", "--quiet", "--python", str(folder / "bin" / "python"), *options, *packages)
+            install = (uv(), "pip", "install", "--quiet", "--python", str(folder / "bin" / "python"))
+            run(*install, *options, *packages, UV_COMPILE_BYTECODE="0")  # modules are compiled as they are imported
             (folder / "ready").touch()
     return folder / "bin" / "python"
 
