@@ -84,7 +84,7 @@ def run(
 def archive(root: Path) -> bytes:
     """Return a compressed tar file of the files of `root`, as they are now, without `.env`.
 
-    These are the tracked files, and the untracked ones of src/ unless git ignores them. Raises StackError if git can't
+    These are the tracked files, and the untracked ones of src/ unless git ignores them. Raises StackError if git cannot
     list them.
     """
     listed = [run(root, ["ls-files", "-z", *words]) for words in ((), ("--others", "--exclude-standard", "--", "src"))]

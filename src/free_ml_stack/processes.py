@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 INTERRUPT = getattr(signal, "CTRL_BREAK_EVENT", signal.SIGINT)  # the only one Windows delivers, to a process group
-TERMINATE = getattr(signal, "CTRL_BREAK_EVENT", signal.SIGTERM)  # a program can catch it; Windows' SIGTERM it can't
+TERMINATE = getattr(signal, "CTRL_BREAK_EVENT", signal.SIGTERM)  # a program can catch it; Windows' SIGTERM it cannot
 OWN_GROUP = getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0)  # for Popen's creationflags
 TERMINATION_SIGNALS = ("SIGTERM", "SIGINT", "SIGBREAK")  # those that the system has
 MAX_TEMP_PATH = 60  # bytes

@@ -61,7 +61,7 @@ record.mkdir(parents=True, exist_ok=True)
 
 
 def test_a_sweep_of_another_program_imports_no_torch(tmp_path: Path) -> None:
-    """Its workers don't either: a module named torch, which is found first, would raise an error."""
+    """Its workers do not either: a module named torch, which is found first, would raise an error."""
     (tmp_path / "stack.toml").write_text('project = "skeleton"\n')
     (tmp_path / "program.py").write_text(PROGRAM)
     (tmp_path / "torch.py").write_text("raise ImportError('not needed')\n")

@@ -116,7 +116,7 @@ class Commands:
             Path(self.variables["TMPDIR"]).mkdir()
 
     def prints(self, text: str, *words: str) -> bool:
-        """Run a command; return whether it prints a text, or nothing where it can't print."""
+        """Run a command; return whether it prints a text, or nothing where it cannot print."""
         printed = self(*words)
         return not printed if self.odd.silent else text in printed
 

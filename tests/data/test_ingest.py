@@ -142,7 +142,7 @@ def test_files_are_read_from_a_table_of_paths(tmp_path: Path) -> None:
     assert facts["target"] == "label"
     assert splits["train"]["image"][0].startswith((b"\xff\xd8", b"\x89PNG"))
     (tmp_path / "pets" / "list.csv").write_text("file,animal\nall/cat/77.jpg,cat\n")
-    with pytest.raises(StackError, match=r"column file: can't read the file .*77\.jpg"):
+    with pytest.raises(StackError, match=r"column file: cannot read the file .*77\.jpg"):
         load(from_path(str(tmp_path / "pets" / "list.csv")), tmp_path, images, "animal")
 
 
@@ -169,7 +169,7 @@ def test_unusable_data_raise_an_error_and_leave_the_store_unchanged(tmp_path: Pa
             images,
             "has 40 distinct values in 40 rows, too many",
         ),
-        (source(image=np.array([1j] * 40), price=np.ones(40)), Tables, "can't convert column image to Arrow: "),
+        (source(image=np.array([1j] * 40), price=np.ones(40)), Tables, "cannot convert column image to Arrow: "),
     ):
         with pytest.raises(StackError, match=words) as caught:
             load(given, tmp_path, science)

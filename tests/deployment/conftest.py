@@ -34,7 +34,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     untrained, config = net.build(TrainConfig(), digits.FACTS).eval(), TrainConfig()
     net.save(untrained, folder)
     write_onnx(Science("skeleton"), config, untrained, digits.split(SAMPLES), folder / "model.onnx")
-    (folder / "README.md").write_text("---\nlicense: mit\n---\n\n# Digits\n\nWhat it can and can't do.\n")
+    (folder / "README.md").write_text("---\nlicense: mit\n---\n\n# Digits\n\nWhat it can and cannot do.\n")
     image = SAMPLES[0]
     answer = predict.apply(image, predict.load(folder))
     (folder / "sample.json").write_text(json.dumps({"input": image, "output": answer}))

@@ -85,7 +85,7 @@ def test_a_static_space_is_available_to_every_account(tmp_path: Path, model: Pat
             expected = predict.apply(sample, loaded)
             assert found["label"] == expected["label"]
             assert found["probabilities"] == pytest.approx(expected["probabilities"], abs=1e-5)
-        assert "What it can and can't do." in page
+        assert "What it can and cannot do." in page
         assert (spaces.uploaded / "card.md").read_text().startswith("# ")  # and no metadata
         for file in ("index.html", "ort.wasm.min.mjs"):
             text = (spaces.uploaded / file).read_text()
@@ -95,7 +95,7 @@ def test_a_static_space_is_available_to_every_account(tmp_path: Path, model: Pat
 def test_an_account_without_spaces_gets_an_error(tmp_path: Path, model: Path, cache: Path) -> None:
     with (
         hub(tmp_path) as (_, api),
-        pytest.raises(StackError, match="can't create a Space of kind docker"),
+        pytest.raises(StackError, match="cannot create a Space of kind docker"),
     ):
         ship(api, model, cache, "docker")
 

@@ -293,7 +293,7 @@ def test_own_texts_and_an_encoder_of_the_hub(folder: Path, roberta: Path, hub: H
     for place, words in {
         "me/nothing": "error: hf://me/nothing: not found on the Hub",
         "me/pickled": "error: encoder: ",
-        "hf://small": "error: encoder: can't download hf://small",
+        "hf://small": "error: encoder: cannot download hf://small",
         "nowhere": "error: encoder: expected USER/NAME on the Hub, or a folder with config.json, got 'nowhere'",
     }.items():
         assert words in run(folder, "train", "--encoder", place, *QUICK, code=1, **online)

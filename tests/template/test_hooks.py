@@ -130,7 +130,7 @@ def test_output_folders_can_contain_spaces_and_non_ascii_letters(machine):
     assert (folder / "my-ml-project/stack.toml").is_file()
 
 
-# Answers can't run.
+# Answers cannot run.
 
 ATTACKS = [
     "');open('owned','w');('",

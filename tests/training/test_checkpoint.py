@@ -278,7 +278,7 @@ def test_training_resumes_from_disk_if_the_store_fails(
 
     run = Run(folder, DirFileSystem(str(tmp_path / "store"), fs=Gone()))
     assert run.at.step == 2
-    assert "Can't read checkpoints from the store (no answer)" in capsys.readouterr().out
+    assert "Cannot read checkpoints from the store (no answer)" in capsys.readouterr().out
     with pytest.raises(OSError, match="no answer"):  # it may have checkpoints, so the run must not start again
         Run(tmp_path / "elsewhere", DirFileSystem(str(tmp_path / "store"), fs=Gone()))
 

@@ -54,7 +54,7 @@ def check(
     def run(key: Key) -> None:
         reports[key.service] = _check_key(key, (accounts or {}).get(key.service, ""), seconds)
 
-    # Daemon threads, because DNS lookups and slow responses can't be interrupted and must not block the exit.
+    # Daemon threads, because DNS lookups and slow responses cannot be interrupted and must not block the exit.
     threads = [threading.Thread(target=run, args=(key,), daemon=True) for key in keys.values() if key]
     for thread in threads:
         thread.start()

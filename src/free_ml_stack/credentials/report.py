@@ -65,7 +65,7 @@ REASONS = {  # reason: (outcome, text, remedy)
     "exchanged": ("unknown", "exchanged for a key at runtime; not checked", "run `publish` or `train` to find out"),
     "unreachable": (
         "unknown",
-        "can't connect to {host}",
+        "cannot connect to {host}",
         "check the network, the proxy and {variable}, or work offline",
     ),
     "timeout": ("unknown", "request to {host} timed out", "try again later, or work offline"),

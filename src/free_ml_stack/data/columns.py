@@ -83,7 +83,7 @@ def kind_of(kind: pa.DataType) -> str:
 
 
 def cast(column: pa.Array, kind: str, name: str) -> pa.Array:
-    """Convert a column of a storage type to the kind that the project expects. Raises StackError if it can't."""
+    """Convert a column of a storage type to the kind that the project expects. Raises StackError if it cannot."""
     found = kind_of(column.type)
     if found == kind or (kind == "category" and found in ("text", "number")):
         return column

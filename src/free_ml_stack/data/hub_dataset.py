@@ -148,7 +148,7 @@ def repository_of(url: str) -> Repository:
     """Return the repository to publish a data set to. Raises StackError for a URL with a folder."""
     repository, _, folder = parts(url)
     if folder:
-        raise StackError(f"{url}: can't publish to a folder; expected hf://datasets/USER/NAME")
+        raise StackError(f"{url}: cannot publish to a folder; expected hf://datasets/USER/NAME")
     return repository
 
 

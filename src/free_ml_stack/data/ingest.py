@@ -156,7 +156,7 @@ def _file(path: Path, name: str) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise StackError(f"{name}: can't read the file {path} ({error.strerror})") from None
+        raise StackError(f"{name}: cannot read the file {path} ({error.strerror})") from None
 
 
 def _check(data: "Data", batch: Mapping[str, pa.Array], split: str, rows: Rows, start: int) -> None:

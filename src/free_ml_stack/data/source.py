@@ -77,7 +77,7 @@ def from_columns(data: Any) -> Rows:
         try:
             made[name] = col.to_storage_type(col.from_array(data[name]), f"column {name}")
         except pa.ArrowException as error:
-            raise StackError(f"can't convert column {name} to Arrow: {first_line(error)}") from None
+            raise StackError(f"cannot convert column {name} to Arrow: {first_line(error)}") from None
     table = pa.table(made)
 
     def read(names: Sequence[str]) -> Batches:

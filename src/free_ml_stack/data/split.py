@@ -23,7 +23,7 @@ THREADS = 4
 DECODED_BYTES = 256 << 20  # decoded values of a column that are kept in memory
 
 
-class Process(Protocol):
+class ProcessLike(Protocol):
     """A process of distributed training."""
 
     @property
@@ -112,7 +112,7 @@ class Decoded(Sequence[Any]):
 class Split(Mapping[str, Any]):
     """Map the columns of one split of the data set, by name.
 
-    A number, tensor or category is a memory-mapped array (rows, …); don't write to it. A category is an index into
+    A number, tensor or category is a memory-mapped array (rows, …); do not write to it. A category is an index into
     `facts["columns"][name]["categories"]`, or -1 if missing. A date is datetime64 in microseconds. A text or encoded
     file is a sequence of str or bytes. With the setting `cache_bytes`, tensors, texts and files of a larger data set
     are read by rows only: `split.take(rows)`, `split["image"][rows]`. `facts` is the manifest.
@@ -166,7 +166,7 @@ class Split(Mapping[str, Any]):
         rows: Any,
         size: int,
         prepare: Prepare,
-        process: Process | None = None,
+        process: ProcessLike | None = None,
         seed: Sequence[int] = (),
         first: int = 0,
     ) -> "Iterator[dict[str, Tensor]]":
@@ -209,7 +209,7 @@ def _prefetch(work: Callable[[int], Mapping[str, Any]], numbers: range) -> Itera
                 one.cancel()
 
 
-def _tensor(values: Any, process: Process | None) -> "Tensor":
+def _tensor(values: Any, process: ProcessLike | None) -> "Tensor":
     import torch
 
     tensor = values if isinstance(values, torch.Tensor) else torch.from_numpy(np.ascontiguousarray(values))

@@ -161,5 +161,5 @@ def fetch(store: AbstractFileSystem, build: Build, cache: str) -> Path:
         verify(folder)
     except Exception as error:
         shutil.rmtree(folder, ignore_errors=True)
-        raise StackError(f"can't download {build.folder}: {error}") from error
+        raise StackError(f"cannot download {build.folder}: {error}") from error
     return folder

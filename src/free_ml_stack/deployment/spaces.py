@@ -153,9 +153,9 @@ def create_space(api: "HfApi", space: str, kinds: list[SpaceKind], say: Callable
             return kind
         except HfHubHTTPError as error:
             if error.response.status_code not in (402, 403):
-                raise StackError(f"can't create the Space {space}: {error.server_message or error}") from None
+                raise StackError(f"cannot create the Space {space}: {error.server_message or error}") from None
             say(f"{kind.name} Space not available to this account ({kind.about}): {error.server_message or 'denied'}")
-    raise StackError(f"the account can't create a Space of kind {' or '.join(kind.name for kind in kinds)}")
+    raise StackError(f"the account cannot create a Space of kind {' or '.join(kind.name for kind in kinds)}")
 
 
 def assemble(tree: Path, kind: SpaceKind, model_dir: Path, project: SpaceContent) -> None:
@@ -177,7 +177,7 @@ def assemble(tree: Path, kind: SpaceKind, model_dir: Path, project: SpaceContent
 
 
 def library() -> Path:
-    """Return the folder of this library, which is copied because a Space can't install a wheel from the repository."""
+    """Return the folder of this library, which is copied because a Space cannot install a wheel from the repository."""
     return Path(__file__).parents[1]
 
 
@@ -210,7 +210,7 @@ def fetch_runtime(cache: Path) -> Path:
             with urllib.request.urlopen(WEB_URL, timeout=60) as answer:
                 content = answer.read()
         except OSError as error:
-            raise StackError(f"can't download {WEB_URL}: {error}") from None
+            raise StackError(f"cannot download {WEB_URL}: {error}") from None
         archive.write_bytes(content)
     if hashlib.sha256(archive.read_bytes()).hexdigest() != WEB_SHA256:
         archive.unlink()

@@ -59,7 +59,7 @@ class TensorModel:
     def answer(self, request: TensorRequest) -> bytes:
         """Answer a request: 4 bytes with the length of the JSON part, that part, then binary tensors.
 
-        Raises ValueError for a request that the graph can't take.
+        Raises ValueError for a request that the graph cannot take.
         """
         if request.json_length is None:
             return _joined(self.metadata, [])
@@ -245,6 +245,6 @@ def _to_bytes(values: "NDArray[Any]") -> bytes:
 
 
 def _joined(content: dict[str, Any], tail: list[bytes]) -> bytes:
-    """Return an answer as bytes; NaN and infinity, which JSON can't hold, become null."""
+    """Return an answer as bytes; NaN and infinity, which JSON cannot hold, become null."""
     head = orjson.dumps(content)
     return b"".join((len(head).to_bytes(4, "little"), head, *tail))

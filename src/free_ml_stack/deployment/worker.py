@@ -85,7 +85,7 @@ def work(connection: socket.socket, predictor: Predictor | str, folder: str) -> 
     gc.freeze()  # loaded objects stay; exclude them from collections between calls
     connection.sendall(frame(ready))
     try:
-        Server(connection, loaded).run()
+        BatchServer(connection, loaded).run()
     except ConnectionError:
         return
 
@@ -118,7 +118,7 @@ def warm_up(loaded: Loaded) -> float:
     return min(seconds)
 
 
-class Server:
+class BatchServer:
     """Answers the batches on one connection to the gateway."""
 
     def __init__(self, connection: socket.socket, loaded: Loaded) -> None:

@@ -26,7 +26,7 @@ BATCH = 64  # rows that Triton runs together at most
 RUNTIME = "kserve-tritonserver"
 
 
-class Options(NamedTuple):
+class ServiceOptions(NamedTuple):
     """Options of a service: the URL of the model repository instead of the store's, GPUs, and a service account."""
 
     uri: str = ""
@@ -41,10 +41,10 @@ class Written(NamedTuple):
     repository: str
 
 
-def write(settings: "Settings", model: Path, options: Options) -> Written:
+def write(settings: "Settings", model: Path, options: ServiceOptions) -> Written:
     """Write a published model as a model repository to the store, and its InferenceService beside the model folder.
 
-    Raises StackError for a store that KServe can't read, unless `uri` names a copy.
+    Raises StackError for a store that KServe cannot read, unless `uri` names a copy.
     """
     verify(model)
     uri = options.uri or _store_uri(settings, model.name)
@@ -85,7 +85,7 @@ def triton_config(name: str, model: TensorModel) -> str:
     return "\n".join([*lines, *(["dynamic_batching { }"] if batched else [])]) + "\n"
 
 
-def inference_service(project: str, uri: str, options: Options) -> dict[str, Any]:
+def inference_service(project: str, uri: str, options: ServiceOptions) -> dict[str, Any]:
     """Return the InferenceService that serves a model repository at a URL."""
     model: dict[str, Any] = {
         "modelFormat": {"name": "triton"},
@@ -106,7 +106,7 @@ def inference_service(project: str, uri: str, options: Options) -> dict[str, Any
 
 
 def _store_uri(settings: "Settings", model: str) -> str:
-    """Return the URL of the model repository in the store. Raises StackError if KServe can't read the store."""
+    """Return the URL of the model repository in the store. Raises StackError if KServe cannot read the store."""
     service, _ = stores.parse(settings.storage)
     if service != "s3" or not stores.connected(service, settings):
         raise StackError(

@@ -38,7 +38,7 @@ class Task:
 
 
 @dataclass(frozen=True)
-class Job:
+class TrialJob:
     """One trial: its number, its configuration and the name of its folder."""
 
     trial: int

@@ -48,7 +48,7 @@ def run_program(
                 creationflags=OWN_GROUP,
             )
         except OSError as error:
-            raise StackError(f"can't start {words[0]}: {error.strerror}") from None
+            raise StackError(f"cannot start {words[0]}: {error.strerror}") from None
     # forward SIGTERM to the program
     before = signal.signal(signal.SIGTERM, lambda *_: process.send_signal(TERMINATE))
     try:

@@ -39,7 +39,7 @@ def open_storage(place: str, folder: Path, name: str) -> BaseStorage:
 
 
 def _open_database(url: str) -> BaseStorage:
-    """Open a database, whose calls are repeated while it is unreachable. Raises StackError if it can't be opened."""
+    """Open a database, whose calls are repeated while it is unreachable. Raises StackError if it cannot be opened."""
     scheme, _, rest = url.partition("://")
     driver = DRIVERS.get(scheme)
     if driver and not importlib.util.find_spec(driver):

@@ -31,7 +31,7 @@ FAILED = "failed"
 
 
 @dataclass(frozen=True)
-class Options:
+class SweepOptions:
     """Command-line options of a sweep."""
 
     agents: int = 2  # number of parallel trials
@@ -71,7 +71,7 @@ class SweepResult:
         ]
 
 
-def sweep(science: "Science", settings: "Settings", file: Path, options: Options) -> SweepResult:
+def sweep(science: "Science", settings: "Settings", file: Path, options: SweepOptions) -> SweepResult:
     """Run the trials of a sweep file and write the best configuration.
 
     Continues an unfinished sweep of the same file, including trials whose process died. Raises StackError for an
@@ -105,7 +105,7 @@ def sweep(science: "Science", settings: "Settings", file: Path, options: Options
 
 
 def sweep_online(
-    science: "Science", settings: "Settings", plan: Sweep, folder: Path, options: Options
+    science: "Science", settings: "Settings", plan: Sweep, folder: Path, options: SweepOptions
 ) -> list[dict[str, Any]] | None:
     """Run a sweep with W&B's agents; return its trials, or None, with a message, if W&B becomes unreachable."""
     from free_ml_stack.sweeps import agents
@@ -128,7 +128,7 @@ def merge_earlier(folder: Path, trials: list[dict[str, Any]]) -> list[dict[str, 
     return [{**trial, "trial": number} for number, trial in enumerate([*earlier, *trials])]
 
 
-def join(settings: "Settings", options: Options) -> SweepResult:
+def join(settings: "Settings", options: SweepOptions) -> SweepResult:
     """Run agents on an existing sweep at W&B."""
     from free_ml_stack.sweeps import agents
 
@@ -149,7 +149,7 @@ def sweep_folder(settings: "Settings", file: Path) -> Path:
 
 
 def sweep_locally(
-    science: "Science", settings: "Settings", plan: Sweep, folder: Path, options: Options
+    science: "Science", settings: "Settings", plan: Sweep, folder: Path, options: SweepOptions
 ) -> list[dict[str, Any]]:
     """Run a sweep on this machine and all others that share its trials; return the trials."""
     from free_ml_stack.sweeps.agents import local_trials

@@ -201,7 +201,7 @@ def _inferred(spec: Mapping[str, Any], path: tuple[str, ...]) -> str:
 
 
 def _check(kind: str, numbers: Mapping[str, Any], path: tuple[str, ...]) -> None:
-    """Check what a schema can't express: order, sums and signs."""
+    """Check what a schema cannot express: order, sums and signs."""
     if "values" in numbers:
         if not isinstance(numbers["values"], list) or not numbers["values"]:
             raise EntryError((*path, "values"), "expected a list of at least one value")
@@ -281,7 +281,7 @@ def _number(value: Any, path: tuple[str, ...]) -> float:
 
 
 def _value(value: Any, path: tuple[str, ...]) -> None:
-    """Raise EntryError for a value that YAML misreads or that JSON can't represent."""
+    """Raise EntryError for a value that YAML misreads or that JSON cannot represent."""
     _refuse_text_number(value, path)
     try:
         json.dumps(value)

@@ -19,7 +19,7 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from free_ml_stack.processes import alive
-from free_ml_stack.sweeps.job import Job
+from free_ml_stack.sweeps.job import TrialJob
 from free_ml_stack.sweeps.search_space import Sweep, is_number
 from free_ml_stack.sweeps.shared import locked
 
@@ -117,7 +117,7 @@ class Trials:
             if index not in known:
                 self.study.enqueue_trial({}, user_attrs={Note.GRID: index, Note.CONFIG: point})
 
-    def next(self, limit: int) -> Job | None:
+    def next(self, limit: int) -> TrialJob | None:
         """Return the next trial; None if other processes have taken it or reached `limit` at the same time."""
         if self.points and not any(trial.state == WAITING for trial in self.all()):
             self.queue()
@@ -136,7 +136,7 @@ class Trials:
         config = noted[Note.CONFIG] if self.points else self.plan.suggest(trial)
         trial.set_user_attr(Note.CONFIG, config)
         self.mine[trial.number] = trial
-        return Job(trial.number, config, run)
+        return TrialJob(trial.number, config, run)
 
     def _surplus(self, number: int, point: int | None, limit: int) -> bool:
         """Return whether earlier trials already reach the limit or include the same point of the grid."""

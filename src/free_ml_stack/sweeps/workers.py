@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from free_ml_stack.errors import PreemptedError, StackError
 from free_ml_stack.processes import shorten_socket_paths
 from free_ml_stack.sweeps.command import TrialCommand, environment_variables, runs_train, train_arguments, trial_command
-from free_ml_stack.sweeps.job import EventKind, Job, Task
+from free_ml_stack.sweeps.job import EventKind, Task, TrialJob
 from free_ml_stack.sweeps.search_space import is_number, metric_value
 from free_ml_stack.tracking.tracker import RunStoppedError, Tracker
 
@@ -64,13 +64,13 @@ class Reporter(Tracker):
 def worker_loop(connection: "Connection", alive: "Connection", task: Task) -> None:
     """Receive jobs, run them and report the results, until a connection is closed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is handled by the sweep
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # the inherited handler could raise where it can't be caught
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # the inherited handler could raise where it cannot be caught
     threading.Thread(target=terminate_when_closed, args=(alive,), daemon=True).start()
     connection.send(f"{task.science.package}.train" in sys.modules)
     # the sweep has ended, or this process was terminated and has saved a checkpoint
     with suppress(EOFError, ConnectionError, PreemptedError):
         while True:
-            job: Job = connection.recv()
+            job: TrialJob = connection.recv()
             what, value = run_job(task, job, Reporter(connection, job.trial, task.plan.metric))
             connection.send((job.trial, what, value))
 
@@ -82,7 +82,7 @@ def terminate_when_closed(alive: "Connection") -> None:
     signal.raise_signal(signal.SIGTERM)
 
 
-def run_job(task: Task, job: Job, reporter: Reporter) -> tuple[EventKind, Any]:
+def run_job(task: Task, job: TrialJob, reporter: Reporter) -> tuple[EventKind, Any]:
     """Run a trial; return how it ended (done, stopped, failed) and its value or error message."""
     try:
         with suppress(RunStoppedError):
@@ -97,7 +97,7 @@ def run_job(task: Task, job: Job, reporter: Reporter) -> tuple[EventKind, Any]:
         return EventKind.FAILED, traceback.format_exc()
 
 
-def run_trial(task: Task, job: Job, reporter: Reporter) -> None:
+def run_trial(task: Task, job: TrialJob, reporter: Reporter) -> None:
     """Run the command of a trial, in this process if it is the project's `train`."""
     sweep, package = task.folder.name, task.science.package
     called = trial_command(task.plan, sweep, job.run, job.config, package, task.trials)
@@ -118,7 +118,7 @@ def run_trial(task: Task, job: Job, reporter: Reporter) -> None:
         train(task.science, config, task.settings, job.run, task.trials, reporter)
 
 
-def run_external(task: Task, job: Job, called: TrialCommand, reporter: Reporter) -> None:
+def run_external(task: Task, job: TrialJob, called: TrialCommand, reporter: Reporter) -> None:
     """Run a trial whose command is another program."""
     from free_ml_stack.sweeps.program import run_program
 
@@ -127,7 +127,7 @@ def run_external(task: Task, job: Job, called: TrialCommand, reporter: Reporter)
     run_program(called.words, called.variables, task.settings.root, record, scratch, reporter)
 
 
-class Worker(NamedTuple):
+class TrialWorker(NamedTuple):
     """A process, the connection for its jobs, and one that terminates it when closed."""
 
     connection: Connection
@@ -152,7 +152,7 @@ class Workers:
                 [f"{package}.train", "free_ml_stack.training.run", "torch._dynamo"]
             )
         self.free = [self._start() for _ in range(count)]
-        self.busy: dict[Connection, tuple[Worker, Job, float]] = {}
+        self.busy: dict[Connection, tuple[TrialWorker, TrialJob, float]] = {}
 
     def __enter__(self) -> "Workers":
         return self
@@ -165,7 +165,7 @@ class Workers:
         for worker in workers:
             _join(worker.process)
 
-    def submit(self, job: Job) -> None:
+    def submit(self, job: TrialJob) -> None:
         """Give a job to a free worker, or to the next one if that has died."""
         while True:
             worker = self.free.pop()
@@ -213,7 +213,7 @@ class Workers:
         code: int | None = worker.process.exitcode
         return code
 
-    def _start(self) -> Worker:
+    def _start(self) -> TrialWorker:
         for _ in range(STARTS):
             here, there = self.context.Pipe()
             reader, alive = self.context.Pipe(duplex=False)
@@ -229,9 +229,9 @@ class Workers:
                 alive.close()
                 continue
             if self.preloads and not preloaded:
-                raise StackError("workers can't import the training code; run `train` to see the error")
-            return Worker(here, process, alive)
-        raise StackError(f"can't start a worker (exit code {process.exitcode}); run `train` to see the error")
+                raise StackError("workers cannot import the training code; run `train` to see the error")
+            return TrialWorker(here, process, alive)
+        raise StackError(f"cannot start a worker (exit code {process.exitcode}); run `train` to see the error")
 
 
 def _join(process: Any) -> None:

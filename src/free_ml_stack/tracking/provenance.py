@@ -62,7 +62,7 @@ def changes(root: Path) -> bytes:
 
 
 def _difference(root: Path) -> bytes | None:
-    """Return the patch; None if git fails, as for a tracked file that takes too long or can't be read."""
+    """Return the patch; None if git fails, as for a tracked file that takes too long or cannot be read."""
     with tempfile.TemporaryDirectory() as scratch:
         copy = Path(scratch, "index")  # the user's index must not change
         if not (named := os.fsdecode((_git(root, "rev-parse", "--git-path", "index") or b"").rstrip(b"\r\n"))):

@@ -140,7 +140,7 @@ class Run:
     def log(self, step: int, **values: float) -> None:
         """Record metrics of `step`, which counts optimizer steps from 1; a step can be logged more than once.
 
-        Don't log times, so that equal runs have equal records. Raises RunStoppedError if the tracker stops the run.
+        Do not log times, so that equal runs have equal records. Raises RunStoppedError if the tracker stops the run.
         """
         row = {"step": step, **values}
         self.record.write(row)

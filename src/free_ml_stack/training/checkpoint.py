@@ -278,7 +278,7 @@ class Checkpoints:
         except Exception as error:  # every file system has its own errors
             if not local:
                 raise
-            say(f"Can't read checkpoints from the store ({error}); using the one on disk.")
+            say(f"Cannot read checkpoints from the store ({error}); using the one on disk.")
             return local
 
     def _latest_local(self) -> Found | None:

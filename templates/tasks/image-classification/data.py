@@ -42,7 +42,7 @@ def arrange(columns: Mapping[str, str], target: str) -> dict[str, tuple[str, str
 
 
 def check(columns: Mapping[str, Any]) -> None:
-    """Raise ValueError for images that can't be read."""
+    """Raise ValueError for images that cannot be read."""
     for picture in columns["image"]:
         pixels(picture, None)
 

@@ -17,7 +17,7 @@ SOURCE = "https://github.com/gunthercox/chatterbot-corpus"
 LICENSE = "bsd-3-clause"  # license id of the Hub
 TARGET = "topic"
 FEWEST = 20  # minimum number of lines of a topic
-FILES = ["*.json", "*.safetensors", "*.txt", "*.model"]  # files of an encoder, in formats that can't execute code
+FILES = ["*.json", "*.safetensors", "*.txt", "*.model"]  # files of an encoder, in formats that cannot execute code
 
 
 def fetch() -> dict[str, Any]:
@@ -83,7 +83,7 @@ def encoder(place: str) -> Path:
         folder = snapshot_download(found.id, repo_type=found.type, revision=found.revision, allow_patterns=FILES)
         return Path(folder, found.path_in_repo)
     except (HfHubHTTPError, OSError, ValueError) as error:
-        raise StackError(f"encoder: can't download {place}: {str(error).splitlines()[0]}") from None
+        raise StackError(f"encoder: cannot download {place}: {str(error).splitlines()[0]}") from None
 
 
 def example(columns: Mapping[str, Any], row: int) -> str:

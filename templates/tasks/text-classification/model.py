@@ -95,7 +95,7 @@ class Served(nn.Module):
 
 def served(model: Any) -> nn.Module:
     """Return the network to export."""
-    model.set_attn_implementation("eager")  # other implementations can't be traced with dynamic lengths
+    model.set_attn_implementation("eager")  # other implementations cannot be traced with dynamic lengths
     return Served(model)
 
 

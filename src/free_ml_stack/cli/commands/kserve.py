@@ -16,7 +16,7 @@ def kserve(science: "Science", settings: Settings, args: Namespace) -> int:
     """Write an InferenceService for KServe, and the published model for Triton."""
     from free_ml_stack.launch import kserve as engine
 
-    options = engine.Options(args.uri, args.gpus, args.service_account)
+    options = engine.ServiceOptions(args.uri, args.gpus, args.service_account)
     written = engine.write(settings, published_model(settings, args.model), options)
     say(
         f"Model repository for Triton: {written.repository}",
@@ -29,6 +29,6 @@ def add_kserve_arguments(parser: ArgumentParser) -> None:
     """Add the arguments of `launch kserve`."""
     add = parser.add_argument
     add("--model", default="", metavar="ID", help="published model (default: the latest published one)")
-    add("--uri", default="", help="URL of the model repository, if KServe can't read the store")
+    add("--uri", default="", help="URL of the model repository, if KServe cannot read the store")
     add("--gpus", type=integer_from(0), default=0, help="GPUs (default: none)")
     add("--service-account", default="", metavar="NAME", help="service account with the keys of the store")

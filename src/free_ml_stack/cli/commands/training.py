@@ -105,7 +105,7 @@ def sweep(science: "Science", settings: Settings, args: Namespace) -> int:
     from free_ml_stack.sweeps import sweep as sweeps
     from free_ml_stack.sweeps.command import runs_train
 
-    options = sweeps.Options(args.agents, args.trials, args.join, args.study, args.sampler, args.timeout)
+    options = sweeps.SweepOptions(args.agents, args.trials, args.join, args.study, args.sampler, args.timeout)
     found = sweeps.sweep(science, settings, args.file or settings.root / "sweep.yaml", options)
     say(
         table(found.rows(), found.header()),

@@ -20,7 +20,7 @@ import orjson
 from free_ml_stack.deployment.answering import FAULTS, JSON, Output
 from free_ml_stack.errors import StackError
 from free_ml_stack.gateway.algorithms.batching import QueueFullError
-from free_ml_stack.gateway.algorithms.models import Model, Models
+from free_ml_stack.gateway.algorithms.models import LoadedModel, Models
 from free_ml_stack.gateway.algorithms.workers import Question
 from free_ml_stack.gateway.http import HTTPError, Request
 from free_ml_stack.gateway.log.call_log import CallLog
@@ -89,7 +89,7 @@ class Calls:
             answer = failure(error, call)
         await request.answer_bytes(*answer)
 
-    async def _ask(self, model: Model, given: tuple[str, bytes], call: Call) -> Answer:
+    async def _ask(self, model: LoadedModel, given: tuple[str, bytes], call: Call) -> Answer:
         answers: list[Answer] = []
         await model.ask(
             *given, call.stdout, call.timeout, lambda output: self._finish_call(model, output, call, answers.append)
@@ -137,7 +137,7 @@ class Calls:
         call.timeout = min(seconds, self.limits.longest_call_seconds)
         call.output, call.stdout = given.get("output", "").lower(), given.get("stdout", "").lower() == "true"
 
-    async def _model(self, path: str) -> Model:
+    async def _model(self, path: str) -> LoadedModel:
         owner, _, rest = path.strip("/").partition("/")
         name, _, version = rest.partition("/")
         try:
@@ -149,7 +149,7 @@ class Calls:
         return model
 
     def _finish_call(
-        self, model: Model, output: Output, call: Call, answer: Callable[[Answer], object]
+        self, model: LoadedModel, output: Output, call: Call, answer: Callable[[Answer], object]
     ) -> dict[str, Any] | None:
         """Answer a call with the model's output. Return its log entry, which the worker completes."""
         kind, content, printed = output
@@ -161,7 +161,7 @@ class Calls:
             answer(success(kind, content, call, printed))
         return entry
 
-    def log_call(self, model: Model, output: Output, call: Call) -> dict[str, Any] | None:
+    def log_call(self, model: LoadedModel, output: Output, call: Call) -> dict[str, Any] | None:
         """Log a failed call; return the entry of a successful one, which the worker completes."""
         version = model.build.version or model.build.hash
         entry = {"time": datetime.now(UTC), "version": version, "latency_ms": round(call.duration * 1000, 3)}
@@ -169,7 +169,7 @@ class Calls:
             self.log.record(model.algorithm, {**entry, "error": output[1][0]})
         return None if output[0] in FAULTS else entry
 
-    def _run_in_background(self, model: Model, given: tuple[str, bytes], call: Call, request: Request) -> Answer:
+    def _run_in_background(self, model: LoadedModel, given: tuple[str, bytes], call: Call, request: Request) -> Answer:
         if model.full:
             raise QueueFullError
         task = asyncio.ensure_future(self._ask(model, given, call))

@@ -12,7 +12,7 @@ import orjson
 from free_ml_stack.deployment.answering import FAULTS, JSON, METADATA, TENSORS, Output
 from free_ml_stack.errors import StackError
 from free_ml_stack.gateway.algorithms.calls import BINARY, Calls
-from free_ml_stack.gateway.algorithms.models import Model
+from free_ml_stack.gateway.algorithms.models import LoadedModel
 from free_ml_stack.gateway.http import HTTPError, Request
 from free_ml_stack.version import __version__
 
@@ -69,7 +69,7 @@ class Inference:
             case _:
                 raise HTTPError(404, f"no such path: {request.path}")
 
-    async def _model(self, name: str, version: str) -> Model:
+    async def _model(self, name: str, version: str) -> LoadedModel:
         try:
             model = await self.calls.models.get(name, version)
         except StackError as error:
@@ -78,7 +78,7 @@ class Inference:
             raise HTTPError(404, f"model {name} {version}".rstrip() + " does not exist")
         return model
 
-    async def _infer(self, request: Request, model: Model, name: str) -> None:
+    async def _infer(self, request: Request, model: LoadedModel, name: str) -> None:
         body = await request.body(self.calls.limits.body_bytes, self.calls.limits.body_seconds)
         if encoding := request.header(b"content-encoding").lower():
             body = await asyncio.to_thread(decompress, body, encoding, self.calls.limits.body_bytes)
@@ -94,7 +94,7 @@ class Inference:
         else:
             await request.answer_bytes(200, head + answer[end:], BINARY, inference_header_content_length=str(len(head)))
 
-    async def _run(self, model: Model, content_type: str, body: bytes) -> bytes:
+    async def _run(self, model: LoadedModel, content_type: str, body: bytes) -> bytes:
         """Return the output of the model process. Raises HTTPError."""
         call, outputs = self.calls.new_call(), []
 

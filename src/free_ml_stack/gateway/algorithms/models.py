@@ -30,7 +30,7 @@ CLOSE_SECONDS = 5.0  # seconds for queued calls on shutdown; clients are answere
 LOAD_SECONDS = 600.0  # seconds to load a model
 
 
-class Model(Batcher):
+class LoadedModel(Batcher):
     """A loaded build of an algorithm."""
 
     def __init__(self, algorithm: str, build: Build, start: Any, max_workers: int, queue: int, on_failure: Any) -> None:
@@ -55,8 +55,8 @@ class Models:
     ) -> None:
         self.store, self.predictor, self.record, self.queue, self.seconds = store, predictor, record, queue, seconds
         self.algorithms: dict[str, Algorithm] = {}
-        self.by_reference: dict[tuple[str, str], Model] = {}  # by name and version as requested
-        self.loaded: dict[str, Model] = {}  # by the build's id
+        self.by_reference: dict[tuple[str, str], LoadedModel] = {}  # by name and version as requested
+        self.loaded: dict[str, LoadedModel] = {}  # by the build's id
         self.loading: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)  # by the build's id
         self.closing: set[asyncio.Task[None]] = set()
         self.cache = ""  # the local folder for copies of model folders
@@ -72,11 +72,11 @@ class Models:
         """Have idle workers send the descriptions of answered calls, within 50 ms."""
         await asyncio.gather(*(model.describe(DESCRIBE_SECONDS) for model in self.loaded.values()))
 
-    def find(self, name: str, reference: str) -> Model | None:
+    def find(self, name: str, reference: str) -> LoadedModel | None:
         """Return the model if it is loaded."""
         return self.by_reference.get((name, reference))
 
-    async def get(self, name: str, reference: str) -> Model | None:
+    async def get(self, name: str, reference: str) -> LoadedModel | None:
         """Return the model, loading it if necessary; None if there is no such version. Raises StackError."""
         if not NAME.fullmatch(name):
             return None
@@ -121,7 +121,7 @@ class Models:
             except (StackError, OSError) as error:
                 log.warning("%s: cannot read the store, keeping the loaded versions: %s", name, error)
 
-    async def _resolve(self, name: str, reference: str) -> Model | None:
+    async def _resolve(self, name: str, reference: str) -> LoadedModel | None:
         algorithm = self.algorithms.get(name)
         build = algorithm.resolve(reference) if algorithm else None
         if build is None:
@@ -137,7 +137,7 @@ class Models:
         self._evict()
         return model
 
-    async def _load(self, name: str, build: Build) -> Model:
+    async def _load(self, name: str, build: Build) -> LoadedModel:
         self.cache = self.cache or tempfile.mkdtemp(prefix="models-")
         folder = await asyncio.to_thread(fetch, self.store, build, self.cache)
         size = sum(path.stat().st_size for path in folder.rglob("*"))
@@ -146,7 +146,7 @@ class Models:
         def start_worker() -> Awaitable[Worker]:
             return start(self.predictor, folder, partial(self.record, name), LOAD_SECONDS)
 
-        model = Model(name, build, start_worker, max_workers, self.queue, self._remove)
+        model = LoadedModel(name, build, start_worker, max_workers, self.queue, self._remove)
         try:
             worker = await model.open()
         except StackError as error:
@@ -155,7 +155,7 @@ class Models:
         model.reference = orjson.loads(reference) if reference else None
         return model
 
-    def _retire(self, model: Model | None) -> None:
+    def _retire(self, model: LoadedModel | None) -> None:
         if model:
             self.closing.add(task := asyncio.ensure_future(model.close()))
             task.add_done_callback(self.closing.discard)
