@@ -1,6 +1,7 @@
 """The real clients of the Open Inference Protocol, unmodified, against the gateway and against MLServer."""
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -120,6 +121,16 @@ def test_tritonclient_works_with_the_gateway(published: Published, gateway: Serv
     assert "[404] model Skeleton 9.9.9 does not exist" in errors["version"]
     assert "[401]" in errors["key"]
     assert "[401] authorization required" in errors["no key"]
+
+
+@pytest.mark.usefixtures("gateway")
+def test_the_snippet_of_the_documents_works(published: Published) -> None:
+    snippets = re.findall(r"^```python\n(.*?)^```$", (ROOT / "docs" / "scale.md").read_text("utf-8"), re.M | re.S)
+    [snippet] = [snippet for snippet in snippets if "tritonclient" in snippet]
+    command = [ENGINES / "clients" / "bin" / "python", "-c", snippet.replace("MyMlProject", "Skeleton")]
+    done = subprocess.run(command, cwd=published.folder, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("[[")
 
 
 def test_kserve_works_with_the_gateway(published: Published, gateway: Server) -> None:
