@@ -88,6 +88,21 @@ def test_an_unsupported_socks_proxy_is_named(
     assert capsys.readouterr().err.startswith("error: ALL_PROXY is a SOCKS proxy")
 
 
+@pytest.mark.parametrize("proxy", ["foo://x", "socks4://127.0.0.1:9", "http://127.0.0.1:port", "::::"])
+def test_an_invalid_proxy_is_named(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], proxy: str
+) -> None:
+    httpx = pytest.importorskip("httpx")
+    monkeypatch.setenv("https_proxy", proxy)
+
+    def work(*_: object) -> Any:
+        return client.with_retries(lambda: httpx.Client())
+
+    monkeypatch.setattr(main, "load", work)
+    assert main.run(SimpleNamespace(package="p"), ["doctor"]) == 1  # type: ignore[arg-type]
+    assert capsys.readouterr().err == "error: https_proxy: expected a proxy such as http://HOST:PORT\n"
+
+
 def test_the_variable_of_missing_certificates_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "none.pem"))
     wanted = f"SSL_CERT_FILE={tmp_path}/none.pem does not exist"

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Mapping, MutableMapping
 
-from free_ml_stack.credentials.keys import missing_certificates, socks_proxy
+from free_ml_stack.credentials.keys import invalid_proxy, missing_certificates, socks_proxy
 
 NUMBERS = ("HF_HUB_DOWNLOAD_TIMEOUT", "HF_HUB_ETAG_TIMEOUT")  # read by the Hub's client on import
 HERE = ("localhost", "127.0.0.1", "::1")
@@ -16,6 +16,9 @@ def explain_error(error: BaseException) -> str:
     if name and "socks" in text.lower() and ("install" in text or "dependencies" in text):
         package = "PySocks" if "dependencies" in text else "socksio"
         return f"{name} is a SOCKS proxy, which requires {package}: install it, or use an http:// proxy"
+    name = invalid_proxy(os.environ)
+    if name and ("proxy" in text.lower() or type(error).__name__ == "InvalidURL"):
+        return f"{name}: expected a proxy such as http://HOST:PORT"
     certificates = missing_certificates(os.environ)
     unnamed = isinstance(error, FileNotFoundError) and not error.filename  # raised by ssl
     if certificates and (unnamed or "certificate" in text.lower()):

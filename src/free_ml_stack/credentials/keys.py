@@ -21,6 +21,7 @@ ADDRESSES = {
 }
 S3_VARIABLES = ("AWS_ACCESS_KEY_ID", "AWS_PROFILE", "AWS_WEB_IDENTITY_TOKEN_FILE", "AWS_ROLE_ARN")
 CERTIFICATES = ("SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
+PROXY_SCHEMES = ("", "http", "https", "socks5", "socks5h")
 PROXIES = ("ALL_PROXY", "HTTPS_PROXY", "HTTP_PROXY")
 SECRET = {"algorithmia": "ALGORITHMIA_API_KEY", "wandb": "WANDB_API_KEY", "huggingface": "HF_TOKEN"}
 
@@ -114,6 +115,15 @@ def missing_certificates(environ: Mapping[str, str]) -> str:
     for name in CERTIFICATES:
         if environ.get(name) and not os.path.exists(environ[name]):  # noqa: PTH110 - never fails
             return f"{name}={environ[name]} does not exist"
+    return ""
+
+
+def invalid_proxy(environ: Mapping[str, str]) -> str:
+    """Return the variable whose value is no proxy for the clients of the services, or ""."""
+    for name in (*PROXIES, *map(str.lower, PROXIES)):
+        scheme, _, rest = environ.get(name, "").rpartition("://")
+        if rest and not (scheme in PROXY_SCHEMES and is_address(f"http://{rest}")):
+            return name
     return ""
 
 

@@ -73,7 +73,7 @@ def with_retries(work: Callable[[], T]) -> T:
         except HFValidationError as error:
             raise StackError(first_line(error)) from None
         except ValueError as error:
-            raise StackError(f"invalid response from the Hub: {first_line(error)}") from None
+            raise StackError(explain_error(error) or f"invalid response from the Hub: {first_line(error)}") from None
 
     def after(error: Exception, attempts: int) -> float:
         return pause_after(error, attempts == ATTEMPTS, time.monotonic() > end)
