@@ -14,7 +14,7 @@ BY_CRUFT = r"""[{{ cookiecutter._commit | default("") | tojson }}]"""[2:-2]
 # Set inside a hook of another repository; git would use that repository.
 ELSEWHERE = """ALTERNATE_OBJECT_DIRECTORIES ATTR_SOURCE COMMON_DIR CONFIG CONFIG_COUNT CONFIG_PARAMETERS DIR GRAFT_FILE
 IMPLICIT_WORK_TREE INDEX_FILE INTERNAL_SUPER_PREFIX NAMESPACE NO_REPLACE_OBJECTS OBJECT_DIRECTORY PREFIX
-REPLACE_REF_BASE SHALLOW_FILE WORK_TREE"""
+QUARANTINE_PATH REPLACE_REF_BASE SHALLOW_FILE WORK_TREE"""
 OUTPUT = ".git/commit-output"
 
 
@@ -56,8 +56,13 @@ def first_commit() -> str:
     os.environ["MALLOC_TRIM_THRESHOLD_"] = "1000000"
     if in_repository():
         return "inside an existing git repository"
-    if not git("-c init.defaultBranch=main init -q"):
-        return "without a git repository, because git failed"
+    os.mkdir(".git")  # noqa: PTH102
+    if not git("-c init.defaultBranch=main init -q", output=OUTPUT):
+        reason = last_line().removeprefix("git: ")
+        os.remove(OUTPUT)  # noqa: PTH107
+        if not os.listdir(".git"):  # noqa: PTH208
+            os.rmdir(".git")  # noqa: PTH106
+        return f"without a git repository, because git failed: {reason}"
     if BY_CRUFT:
         return "with a git repository; commit all files, including .cruft.json"
     # Line endings are LF already. Without conversion, and as "big" files, they are packed in a third of the time.

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -428,7 +429,14 @@ def test_generation_works_with_closed_output(machine):
 
 def test_generation_works_without_git(machine):
     done = machine.run("--no-input", "check_credentials=skip", PATH=str(machine.home))
-    assert done.returncode == 0 and "because git failed" in done.stdout
+    assert done.returncode == 0 and re.search("because git failed: .*git: not found", done.stdout)
+    assert (machine.project / "stack.toml").is_file() and not (machine.project / ".git").exists()
+
+
+def test_generation_reports_the_reason_of_git(machine):
+    (machine.home / "broken").write_text("[broken")
+    done = machine.run("--no-input", "check_credentials=skip", GIT_CONFIG_GLOBAL=str(machine.home / "broken"))
+    assert done.returncode == 0 and "because git failed: fatal: bad config line" in done.stdout
     assert (machine.project / "stack.toml").is_file() and not (machine.project / ".git").exists()
 
 

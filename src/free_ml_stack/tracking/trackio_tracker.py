@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from free_ml_stack.credentials import check as credentials
+from free_ml_stack.credentials.environment import explain_error
 from free_ml_stack.errors import StackError, first_line
 from free_ml_stack.tracking.tracker import Tracker, Values
 
@@ -66,7 +67,8 @@ def publish(settings: "Settings") -> str:
     try:
         space = trackio.sync(project, f"{account}/{project}-runs" if account else f"{project}-runs", sdk="static")
     except Exception as error:  # of the Hub's client, the network or Trackio
-        raise StackError(f"Trackio's Space was not published: {first_line(error)}; run sync again") from error
+        reason = explain_error(error) or first_line(error)
+        raise StackError(f"Trackio's Space was not published: {reason}; run sync again") from error
     from huggingface_hub import HfApi
 
     return f"{HfApi().endpoint}/spaces/{space}"

@@ -215,7 +215,7 @@ class DataAPI:
         deleted = 1
         if not self.tree.stat(request.path).is_folder:
             await asyncio.to_thread(self.tree.remove_file, request.path)
-        elif not request.flag("force") and await asyncio.to_thread(self.tree.names, request.path):
+        elif not request.flag("force") and bool(await asyncio.to_thread(self.tree.names, request.path)):
             raise HTTPError(409, f"{uri_of(request.path)} is not empty; use force=true to delete its contents")
         else:
             deleted = await asyncio.to_thread(self.tree.remove_folder, request.path)
