@@ -60,7 +60,9 @@ def to_storage_type(column: pa.Array, name: str, names: Sequence[str] = ()) -> p
             return column.cast(stored, safe=False)
     if pa.types.is_integer(kind) or pa.types.is_floating(kind):
         return column
-    raise StackError(f"{name} has type {kind}; expected numbers, lists of numbers, text, bytes or dates")
+    raise StackError(
+        f"{name} has type {kind}; expected numbers, lists of numbers, text, bytes or dates; convert or remove it"
+    )
 
 
 def _class_names(column: pa.Array, name: str, names: Sequence[str]) -> pa.Array:
@@ -196,7 +198,9 @@ def _dense(column: pa.Array, name: str) -> NDArray[Any]:
         return values
     lengths = pc.unique(pc.list_value_length(column)).to_pylist()
     if len(lengths) != 1:
-        raise StackError(f"{name} has lists of {len(lengths)} different lengths; expected equal lengths")
+        raise StackError(
+            f"{name} has lists of {len(lengths)} different lengths; expected equal lengths; convert or remove it"
+        )
     inner = _dense(column.flatten(), name)
     return inner.reshape(len(column), lengths[0], *inner.shape[1:])
 
