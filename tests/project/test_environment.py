@@ -110,6 +110,15 @@ def test_the_variable_of_missing_certificates_is_named(monkeypatch: pytest.Monke
         client.with_retries(raising(FileNotFoundError(2, "No such file or directory")))
 
 
+def test_the_variable_of_a_file_without_certificates_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    httpx = pytest.importorskip("httpx")
+    empty = tmp_path / "empty.pem"
+    empty.write_text("no certificates")
+    monkeypatch.setenv("SSL_CERT_FILE", str(empty))
+    with pytest.raises(StackError, match=f"^SSL_CERT_FILE={empty} has no CA certificates; set it"):
+        client.with_retries(lambda: httpx.Client())
+
+
 def test_unrelated_errors_are_not_attributed_to_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ALL_PROXY", "socks5://127.0.0.1:9")
     assert diagnosis.explain_error(ImportError("No module named 'x'")) == ""

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Mapping, MutableMapping
 
-from free_ml_stack.credentials.keys import invalid_proxy, missing_certificates, socks_proxy
+from free_ml_stack.credentials.keys import CERTIFICATES, invalid_proxy, missing_certificates, socks_proxy
 
 NUMBERS = ("HF_HUB_DOWNLOAD_TIMEOUT", "HF_HUB_ETAG_TIMEOUT")  # read by the Hub's client on import
 HERE = ("localhost", "127.0.0.1", "::1")
@@ -19,6 +19,9 @@ def explain_error(error: BaseException) -> str:
     name = invalid_proxy(os.environ)
     if name and ("proxy" in text.lower() or type(error).__name__ == "InvalidURL"):
         return f"{name}: expected a proxy such as http://HOST:PORT"
+    name = next((name for name in CERTIFICATES if os.environ.get(name)), "")
+    if name and ("NO_CERTIFICATE" in text or "PEM lib" in text):
+        return f"{name}={os.environ[name]} has no CA certificates; set it to a file of CA certificates, or unset it"
     certificates = missing_certificates(os.environ)
     unnamed = isinstance(error, FileNotFoundError) and not error.filename  # raised by ssl
     if certificates and (unnamed or "certificate" in text.lower()):
