@@ -33,6 +33,7 @@ from threadpoolctl import threadpool_limits
 from free_ml_stack.data import dataset
 from free_ml_stack.deployment.answering import close
 from free_ml_stack.deployment.spaces import web_page
+from free_ml_stack.deployment.tensors import TensorModel
 from free_ml_stack.hub.card import check
 from free_ml_stack.project.science import Science
 from free_ml_stack.storage.local import local_store
@@ -152,6 +153,8 @@ def test_the_demo_ends_with_a_served_model_and_a_complete_card(shown: tuple[str,
     assert card.data.pipeline_tag == task and card.data.library_name is None
     metrics = {result.metric_type: result.metric_value for result in card.data.eval_results}
     assert metrics == found["test"]
+    described = TensorModel(Path(found["model"])).metadata
+    assert {tensor["shape"][0] for kind in described.values() for tensor in kind} == {-1}
     features = json.loads((Path(found["model"]) / "config.json").read_text())["fields"]
     report = Path(found["report"]).read_text()
     assert "![Feature importances](feature_importances.png)" in text and "<h2>Feature importances</h2>" in report

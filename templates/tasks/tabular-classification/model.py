@@ -95,6 +95,8 @@ def export(model: Trees, inputs: Mapping[str, NDArray[Any]], path: Path) -> dict
     shape = [("features", FloatTensorType([None, len(model.fields)]))]
     booster = lightgbm.Booster(model_str=float32_thresholds(model.text()))
     made = convert_lightgbm(booster, None, shape, target_opset=15, zipmap=False)
+    for output in made.graph.output:  # the converter declares a single row for the labels
+        output.type.tensor_type.shape.dim[0].Clear()
     path.write_bytes(made.SerializeToString())
     return {OUTPUT: model.predict(inputs["features"])}
 
