@@ -1,6 +1,7 @@
 """Publishing of data sets to the Hub, and streaming from it."""
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -113,6 +114,19 @@ def test_a_copy_keeps_the_license_and_names_its_source(hub: Hub, project: Path) 
     hub.put("dataset", "me/copy", {"README.md": edited})
     run(project, hub, "data", "--from", "hf://datasets/you/theirs", "--publish", "hf://datasets/me/copy")
     assert words in hub.files("dataset", "me/copy")["README.md"].decode()
+
+
+@pytest.mark.slow
+def test_the_stored_data_set_is_published_not_the_embedded_one(hub: Hub, project: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "own"
+    shutil.copytree(project, folder)
+    table = pa.table({"image": [[[1.0] * 8] * 8] * 40, "label": ["a", "b"] * 20})
+    pq.write_table(table, tmp_path / "mine.parquet")
+    run(folder, hub, "data", "--from", str(tmp_path / "mine.parquet"))
+    before = stored(folder)
+    assert "Published at" in run(folder, hub, "data", "--publish", "hf://datasets/me/mine")
+    assert stored(folder) == before | {dataset.PUBLISHED: stored(folder)[dataset.PUBLISHED]}
+    assert json.loads(hub.files("dataset", "me/mine")["manifest.json"])["name"] == "mine"
 
 
 def test_a_license_is_reduced_to_one_id() -> None:

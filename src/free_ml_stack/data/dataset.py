@@ -44,9 +44,9 @@ def read(
     StackError if the store has no data set, and DamagedError for a file that does not match the manifest.
     """
     source = data_folder(store)
-    if not source.exists(MANIFEST):
+    content = stored(store)
+    if not content:
         raise StackError(f"no data set in the store; run `{command} data`")
-    content = read_manifest(source)
     if not isinstance(content.get("columns"), dict):
         raise DamagedError(f"{FOLDER}: {MANIFEST} does not describe the columns; run `{command} data`")
     if absent := set(SPLITS) - {Path(name).stem for name in content["files"]}:
@@ -116,6 +116,12 @@ def fingerprint(content: Mapping[str, Any]) -> str:
     """Compute one SHA-256 for a data set from its files' checksums, in order of the file names."""
     sums = [content["files"][name]["sha256"] for name in sorted(content["files"])]
     return hashlib.sha256("".join(sums).encode()).hexdigest()
+
+
+def stored(store: AbstractFileSystem) -> dict[str, Any]:
+    """Return the manifest of the store's data set; {} if it has none. Raises DamagedError."""
+    folder = data_folder(store)
+    return read_manifest(folder) if folder.exists(MANIFEST) else {}
 
 
 def remember_published(store: AbstractFileSystem, sha256: str, url: str) -> None:

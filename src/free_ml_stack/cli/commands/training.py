@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def data(science: "Science", settings: Settings, args: Namespace) -> int:
-    """Load the data set, split it, and write it to the store."""
+    """Load the data set, split it, and write it to the store; `--publish` alone publishes the one that is there."""
     from free_ml_stack.data import dataset
     from free_ml_stack.data.ingest import ingest
     from free_ml_stack.storage.stores import open_store, place
@@ -25,10 +25,12 @@ def data(science: "Science", settings: Settings, args: Namespace) -> int:
         from free_ml_stack.data import hub_dataset
 
         hub_dataset.repository_of(args.publish)
-    source = _source(science, args.source)
-    written = ingest(store, source, science.data, args.target, args.seed, settings.private / "cache")
-    say(table(list(written["rows"].items()), ("split", "rows")))
-    say(f"Data set {written['name']} written to {place(settings.storage, dataset.FOLDER, settings)}.")
+    written = dataset.stored(store) if args.publish and not (args.source or args.target or args.seed) else {}
+    if not written:
+        source = _source(science, args.source)
+        written = ingest(store, source, science.data, args.target, args.seed, settings.private / "cache")
+        say(table(list(written["rows"].items()), ("split", "rows")))
+        say(f"Data set {written['name']} written to {place(settings.storage, dataset.FOLDER, settings)}.")
     if args.publish:
         url, version = hub_dataset.publish(args.publish, store, science.model.TASK, written["name"], args.public)
         say(f"Published at {url} as {version}.")
@@ -63,7 +65,12 @@ def add_data_arguments(parser: ArgumentParser, science: "Science") -> None:
         "them; hf://datasets/USER/NAME (default: the embedded data set)",
     )
     add("--target", default="", metavar="COLUMN", help="column to predict (default: TARGET of data.py)")
-    add("--publish", default="", metavar="URL", help="publish the data set to hf://datasets/USER/NAME")
+    add(
+        "--publish",
+        default="",
+        metavar="URL",
+        help="publish the data set of the store to hf://datasets/USER/NAME; with SOURCE, replace it first",
+    )
     add("--public", action="store_true", help="make the repository on the Hub public")
 
 
