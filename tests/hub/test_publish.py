@@ -146,7 +146,12 @@ def test_after_an_error_at_any_call_the_version_is_old_or_new(
 
 @pytest.mark.filterwarnings("ignore:Use 'content=<...>':DeprecationWarning")  # the client's, with LFS
 @pytest.mark.parametrize(
-    ("status", "remedy"), [(404, "set HF_HUB_DISABLE_XET=1"), (501, "set HF_HUB_DISABLE_XET=1"), (403, "see `doctor`")]
+    ("status", "remedy"),
+    [
+        (404, "try again later, or set HF_HUB_DISABLE_XET=1"),
+        (501, "try again later, or set HF_HUB_DISABLE_XET=1"),
+        (403, "see `doctor`"),
+    ],
 )
 def test_a_failed_xet_token_is_reported_with_a_workaround(
     hub: Hub, api: HfApi, new: Path, monkeypatch: pytest.MonkeyPatch, status: int, remedy: str

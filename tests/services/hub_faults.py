@@ -17,7 +17,7 @@ class Fault:
     """A fault of the requests whose `METHOD /path` contains `match`: all of them, or those with the numbers `at`.
 
     `kind` is a status, "reset", "slow" (`seconds` late), "held" (no answer until the client has gone) or "html" (a page
-    with status 200, as of a captive portal). With `after` the request is processed and only its response is lost.
+    with status 200, as of a captive portal). `text` is the error of a status. With `after` the request is processed and only its response is lost.
     `struck` is set at the first of them.
     """
 
@@ -26,6 +26,7 @@ class Fault:
     match: str = ""
     after: bool = False
     seconds: float = 1.0
+    text: str = "injected failure"
     seen: int = 0
     struck: threading.Event = field(default_factory=threading.Event)
 
@@ -64,17 +65,13 @@ class Faulty:
             while (await receive())["type"] != "http.disconnect":
                 pass
             return None
-        return await answer(fault.kind, send)
+        return await answer(fault.kind, send, fault.text)
 
 
-async def answer(kind: int | str, send: Any) -> None:
+async def answer(kind: int | str, send: Any, text: str = Fault.text) -> None:
     """Send the response of a fault."""
     page = kind == "html"
-    body = (
-        b"<html><body>Welcome to our Wi-Fi</body></html>"
-        if page
-        else json.dumps({"error": "injected failure"}).encode()
-    )
+    body = b"<html><body>Welcome to our Wi-Fi</body></html>" if page else json.dumps({"error": text}).encode()
     headers = [(b"content-type", b"text/html" if page else b"application/json")]
     headers += [(b"content-length", str(len(body)).encode())]
     headers += [(b"ratelimit", b'"api";r=0;t=1')] if kind == 429 else []

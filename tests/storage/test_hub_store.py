@@ -5,6 +5,7 @@ from pathlib import Path
 
 import projects
 import pytest
+from services.hub_faults import Fault
 from services.hub_server import Hub
 
 COMMANDS = (
@@ -76,3 +77,28 @@ def test_in_a_repository_each_step_is_one_commit_and_a_bucket_can_replace_it(hub
     assert f"0 files copied, {len(held)} unchanged" in printed
     moved = loop(project, hub, "hf://buckets/me/moved", ("info",), ("predict",))
     assert "Skeleton 0.1.0" in moved["info"][1]
+
+
+FULL = "Private repository storage limit reached, please upgrade your plan"  # huggingface_hub#3049
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("fault", "words"),
+    [
+        (Fault(403, match="/batch", text=FULL), f"storage full on the Hub (403): {FULL}; delete files there; "),
+        (Fault(403, match="/batch"), "key rejected by the Hub (403): injected failure; it needs write access; "),
+        (Fault(404, match="/batch"), "error from the Hub (404): injected failure"),
+        (Fault(403, match="/v1/xorbs"), "error from the Hub's file storage: 403 Forbidden at "),
+    ],
+)
+def test_an_error_of_the_store_is_one_line(hub: Hub, project: Path, fault: Fault, words: str) -> None:
+    """Training continues without the store."""
+    loop(project, hub, "hf://buckets/me/things", ("data",))
+    hub.app.faults = [fault]
+    environ = {"HF_ENDPOINT": hub.url, "HF_TOKEN": "hf_write", "STACK_STORAGE": "hf://buckets/me/things"}
+    printed = projects.run(project, *COMMANDS[1], **environ).splitlines()
+    assert [line.startswith("Uploading a checkpoint failed (" + words) for line in printed].count(True) == 1
+    assert [line.startswith("Upload of the last checkpoint failed (" + words) for line in printed].count(True) == 1
+    printed = projects.run(project, "publish", code=1, **environ).splitlines()
+    assert [line.startswith(f"error: {words}") for line in printed].count(True) == 1

@@ -211,7 +211,9 @@ def stored(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.glob("step-*"))
 
 
-@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "full"), StackError("no"), RuntimeError("of a client")])
+@pytest.mark.parametrize(
+    "error", [OSError(errno.ENOSPC, "full"), StackError("no"), RuntimeError("of a client\n\nin lines")]
+)
 def test_a_store_failure_is_reported_once_and_the_next_upload_is_tried(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], error: Exception
 ) -> None:
@@ -224,8 +226,24 @@ def test_a_store_failure_is_reported_once_and_the_next_upload_is_tried(
         run.checkpoints.sending.result()
     store.error = None
     run.checkpoints.finish()
-    assert capsys.readouterr().out.count("Uploading a checkpoint failed") == 1
+    [line] = capsys.readouterr().out.splitlines()
+    assert line.startswith("Uploading a checkpoint failed (") and line.endswith(
+        "; training continues, and the next checkpoint is tried."
+    )
     assert stored(tmp_path / "store") == ["step-000000003"]
+
+
+def test_a_failed_upload_of_the_last_checkpoint_is_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    store = Store()
+    run = Run(tmp_path / "run", DirFileSystem(str(tmp_path / "store"), fs=store))
+    store.error = StackError("bucket deleted")
+    run.save(1)
+    run.checkpoints.finish()
+    [*_, line] = capsys.readouterr().out.splitlines()
+    assert (
+        line
+        == f"Upload of the last checkpoint failed (bucket deleted); it is on disk in {tmp_path / 'run' / 'checkpoints'}."
+    )
 
 
 def test_a_slow_store_delays_neither_steps_nor_saves(tmp_path: Path) -> None:
@@ -278,7 +296,7 @@ def test_training_resumes_from_disk_if_the_store_fails(
 
     run = Run(folder, DirFileSystem(str(tmp_path / "store"), fs=Gone()))
     assert run.at.step == 2
-    assert "Cannot read checkpoints from the store (no answer)" in capsys.readouterr().out
+    assert "Cannot read checkpoints from the store (OSError: no answer)" in capsys.readouterr().out
     with pytest.raises(OSError, match="no answer"):  # it may have checkpoints, so the run must not start again
         Run(tmp_path / "elsewhere", DirFileSystem(str(tmp_path / "store"), fs=Gone()))
 

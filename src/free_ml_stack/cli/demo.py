@@ -11,9 +11,10 @@ from free_ml_stack.cli.commands.delivery import print_monitoring
 from free_ml_stack.console import display_path, say, table
 from free_ml_stack.deployment.deploy import versions
 from free_ml_stack.deployment.monitor import Monitoring, monitor, read_calls
-from free_ml_stack.errors import NoServiceError, StackError, is_external, one_line
+from free_ml_stack.errors import NoServiceError, StackError, is_external
 from free_ml_stack.evaluation.page import report
 from free_ml_stack.evaluation.result import headline, tables_with_pictures
+from free_ml_stack.hub.client import error_line
 from free_ml_stack.hub.publish import FOLDER, UnpublishedError
 from free_ml_stack.storage.documents import as_json
 from free_ml_stack.storage.manifest import MANIFEST
@@ -44,7 +45,7 @@ def demo(science: "Science", settings: "Settings", command: Command) -> int:
     except Exception as error:
         if not run.can_fall_back(error):
             raise
-        unstored = one_line(error)
+        unstored = error_line(error)
         say(
             f"error: {unstored}",
             f"Falling back to local storage in {display_path(settings.private)}.",

@@ -11,7 +11,7 @@ from free_ml_stack.cli.command import Command
 from free_ml_stack.cli.commands import COMMANDS
 from free_ml_stack.console import open_streams
 from free_ml_stack.credentials.environment import explain_error
-from free_ml_stack.errors import StackError, is_external, one_line
+from free_ml_stack.errors import StackError, is_external
 from free_ml_stack.project.settings import Settings, load
 from free_ml_stack.version import __version__
 
@@ -50,7 +50,9 @@ def run(science: "Science", arguments: Sequence[str] | None = None) -> int:
             return 1
         if not is_external(error):
             raise
-        print(f"error: {one_line(error)}", file=sys.stderr)
+        from free_ml_stack.hub.client import error_line
+
+        print(f"error: {error_line(error)}", file=sys.stderr)
         print("Partial results were kept; rerun the command to continue.", file=sys.stderr)
         return 1
 

@@ -6,11 +6,11 @@ import time
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from free_ml_stack.console import is_terminal
 from free_ml_stack.credentials.environment import explain_error
-from free_ml_stack.errors import StackError, first_line
+from free_ml_stack.errors import StackError, first_line, one_line
 from free_ml_stack.storage import retry
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ CONFLICTS = (409, 412)  # conflict with another writer
 TOO_MANY = 429
 TRANSIENT = (*CONFLICTS, TOO_MANY, 500, 502, 503, 504)  # conflict, rate limit, server error
 XET_ANSWER = re.compile(r"HTTP status \w+ error \((?P<status>\d+[^)]*)\), domain: (?P<url>\S+)")  # hf_xet
-MISSING, UNKNOWN_KEY, FORBIDDEN = 404, 401, 403
+MISSING, UNKNOWN_KEY, FORBIDDEN, PAYMENT = 404, 401, 403, 402
 
 
 def offline() -> bool:
@@ -121,18 +121,27 @@ def xet_error(text: str) -> str:
     if not found:
         return ""
     refused = int(found["status"].split()[0]) in (UNKNOWN_KEY, FORBIDDEN)
-    remedy = "see `doctor`" if refused else "set HF_HUB_DISABLE_XET=1 to use the older protocol, and try again"
+    remedy = "see `doctor`" if refused else "try again later, or set HF_HUB_DISABLE_XET=1 (not for buckets)"
     return f"error from the Hub's file storage: {found['status']} at {found['url']}; {remedy}"
 
 
 def http_error(error: "HfHubHTTPError") -> StackError:
     """Return a StackError with one line and a remedy for an HTTP error."""
     status, reason = error.response.status_code, " ".join((error.server_message or str(error)).split())[:200]
+    if status in (PAYMENT, FORBIDDEN) and "storage" in reason.casefold():  # sent as 403, like a key without rights
+        return StackError(f"storage full on the Hub ({status}): {reason}; delete files there; `doctor` shows the usage")
     right = "read" if error.response.request.method in ("GET", "HEAD") else "write"
     if status in (UNKNOWN_KEY, FORBIDDEN):
         needed = f"it needs {right} access; " if status == FORBIDDEN else ""
         return StackError(f"key rejected by the Hub ({status}): {reason}; {needed}run `doctor`")
     return StackError(f"error from the Hub ({status}): {reason}{'; try again later' if status in TRANSIENT else ''}")
+
+
+def error_line(error: Exception) -> str:
+    """Return one line for an error, with a remedy if it is one of the Hub."""
+    if type(error).__module__.partition(".")[0] == "huggingface_hub" and hasattr(error, "server_message"):
+        return str(http_error(cast("HfHubHTTPError", error)))
+    return xet_error(one_line(error)) or one_line(error)
 
 
 def check_cache_writable() -> None:

@@ -14,6 +14,7 @@ import torch
 
 from free_ml_stack.console import display_path, say
 from free_ml_stack.errors import PreemptedError, StackError
+from free_ml_stack.hub.client import error_line
 from free_ml_stack.hub.pretrained import start
 from free_ml_stack.training.process import Process
 from free_ml_stack.training.snapshot import (
@@ -260,13 +261,17 @@ class Checkpoints:
                 self.sent = ""
         except Exception as error:  # every file system has its own errors, and none may stop the run
             self.sent = ""
-            self._warn("Uploading a checkpoint failed", error)
+            if last:
+                where = display_path(self.folder)
+                say(f"Upload of the last checkpoint failed ({error_line(error)}); it is on disk in {where}.")
+            else:
+                self._warn("Uploading a checkpoint failed", error)
         finally:
             sending.set_result(None)
 
     def _warn(self, what: str, error: Exception) -> None:
         if what not in self.warned:
-            say(f"{what} ({error}); training continues, and the next checkpoint is tried.")
+            say(f"{what} ({error_line(error)}); training continues, and the next checkpoint is tried.")
         self.warned.add(what)
 
     def _latest(self) -> Found | None:
@@ -278,7 +283,7 @@ class Checkpoints:
         except Exception as error:  # every file system has its own errors
             if not local:
                 raise
-            say(f"Cannot read checkpoints from the store ({error}); using the one on disk.")
+            say(f"Cannot read checkpoints from the store ({error_line(error)}); using the one on disk.")
             return local
 
     def _latest_local(self) -> Found | None:
