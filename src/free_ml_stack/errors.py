@@ -13,6 +13,11 @@ class NoServiceError(StackError):
     """Report that the store or the gateway is unreachable or rejects the key. Local storage can replace it."""
 
 
+def extra_needed(package: str, extra: str) -> str:
+    """Return the message for a missing optional package, with the commands that install it."""
+    return f"{package} is not installed; run `uv sync --extra {extra}`, or `pip install 'free-ml-stack[{extra}]'`"
+
+
 def is_external(error: Exception) -> bool:
     """Return whether an error comes from the disk, the network or a service, so that it needs no traceback."""
     clients = ("botocore", "httpx", "httpx2", "requests", "urllib3", "huggingface_hub", "safetensors")

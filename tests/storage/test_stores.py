@@ -10,6 +10,7 @@ import places
 import pytest
 from fsspec.implementations.dirfs import DirFileSystem
 from fsspec.implementations.memory import MemoryFileSystem
+from fsspec.registry import _registry
 from huggingface_hub import constants
 from services import hub_server, s3_gateway
 from serving import serving
@@ -323,6 +324,15 @@ def test_any_fsspec_store_is_supported(tmp_path: Path, settings: Settings, other
         store.rm("", recursive=True)
         assert [transfer(there, store).copied, transfer(there, store).same] == [3, 3]
         assert [transfer(store, here).copied, content(here)] == [3, FILES]
+
+
+def test_a_store_that_needs_an_extra_names_it(settings: Settings, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "s3fs", None)
+    monkeypatch.delitem(_registry, "s3", raising=False)
+    with pytest.raises(
+        StackError, match="s3 storage: s3fs is not installed; run `uv sync --extra s3`, or `pip install"
+    ):
+        open_store("s3://bucket", replace(settings, credentials=frozenset({"s3"})))
 
 
 def test_a_failed_transfer_is_one_line(settings: Settings, monkeypatch):

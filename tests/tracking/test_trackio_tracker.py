@@ -25,7 +25,10 @@ def test_a_missing_trackio_is_reported_before_training(tmp_path: Path, command: 
     projects.make(tmp_path)
     (tmp_path / "sweep.yaml").write_text("method: nonsense")
     printed = projects.run(tmp_path, command, "--set", "tracker=trackio", code=1)
-    assert "not installed: run `pip install trackio`, or change tracker" in printed
+    assert (
+        "error: tracker: trackio is not installed; run `uv sync --extra trackio`, or `pip install 'free-ml-stack[trackio]'`"
+        in printed
+    )
 
 
 @pytest.mark.slow
@@ -70,4 +73,4 @@ def test_a_run_is_logged_to_trackio_completely(tmp_path: Path, trackio: Path) ->
 def test_the_error_without_trackio_names_the_package(tmp_path: Path) -> None:
     projects.make(tmp_path)
     printed = projects.run(tmp_path, "train", "--epochs", "1", code=1, STACK_TRACKER="trackio")
-    assert "pip install trackio" in printed
+    assert "uv sync --extra trackio" in printed

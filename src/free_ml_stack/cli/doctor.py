@@ -13,7 +13,7 @@ from typing import Any
 
 from free_ml_stack.console import say
 from free_ml_stack.credentials import check as credentials
-from free_ml_stack.errors import StackError
+from free_ml_stack.errors import StackError, extra_needed
 from free_ml_stack.hub import account
 from free_ml_stack.notebook.packages import LIBRARY, vendored
 from free_ml_stack.project.settings import Settings
@@ -133,7 +133,7 @@ def _problems(settings: Settings, found: dict[str, Any]) -> list[str]:
         wrong.append(str(error))
     wrong += _library_problems(settings.root, versions[LIBRARY])
     if settings.storage.startswith("s3://") and "s3" in settings.credentials and not versions["s3fs"]:
-        wrong.append("storage is on S3, but s3fs is not installed: install it, or change storage in stack.toml")
+        wrong.append(f"storage {settings.storage}: {extra_needed('s3fs', 's3')}")
     if settings.storage.startswith("s3://") and "s3" in settings.credentials:
         wrong += s3.faults()
     if settings.tracker == "trackio" and not versions["trackio"]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from fsspec import AbstractFileSystem, filesystem
 
 from free_ml_stack.console import display_path
-from free_ml_stack.errors import NoServiceError, StackError
+from free_ml_stack.errors import NoServiceError, StackError, extra_needed
 from free_ml_stack.storage.local import local_store
 from free_ml_stack.storage.rooted import RootedFileSystem
 
@@ -121,7 +121,7 @@ def _remote(service: str, settings: "Settings") -> AbstractFileSystem:
         try:
             return filesystem(service)
         except ImportError as error:
-            raise StackError(f"{service} storage needs a missing package: {error}") from error
+            raise StackError(f"{service} storage: {extra_needed('s3fs', service)}") from error
     return filesystem(
         service, api_address=settings.algorithmia_api or None, api_key=settings.algorithmia_api_key or None
     )

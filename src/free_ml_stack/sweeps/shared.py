@@ -13,7 +13,7 @@ from optuna.exceptions import StorageInternalError
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 
-from free_ml_stack.errors import StackError, first_line
+from free_ml_stack.errors import StackError, extra_needed, first_line
 from free_ml_stack.storage import retry
 
 LOCK = 5  # seconds after which a lock is considered stale
@@ -43,10 +43,7 @@ def _open_database(url: str) -> BaseStorage:
     scheme, _, rest = url.partition("://")
     driver = DRIVERS.get(scheme)
     if driver and not importlib.util.find_spec(driver):
-        raise StackError(
-            f"--study {scheme}://…: {driver} is not installed; run `uv sync --extra postgres`, "
-            "or `pip install 'free-ml-stack[postgres]'`"
-        )
+        raise StackError(f"--study {scheme}://…: {extra_needed(driver, 'postgres')}")
     full = f"{scheme}+{driver}://{rest}" if driver else url
 
     def after(error: Exception, attempts: int) -> float:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from free_ml_stack.credentials import check as credentials
 from free_ml_stack.credentials.environment import explain_error
-from free_ml_stack.errors import StackError, first_line
+from free_ml_stack.errors import StackError, extra_needed, first_line
 from free_ml_stack.tracking.tracker import Tracker, Values
 
 if TYPE_CHECKING:
@@ -18,9 +18,7 @@ def require_trackio() -> Any:
     try:
         import trackio
     except ImportError:
-        raise StackError(
-            "trackio is not installed: run `pip install trackio`, or change tracker in stack.toml"
-        ) from None
+        raise StackError(f"tracker: {extra_needed('trackio', 'trackio')}") from None
     return trackio
 
 
