@@ -110,6 +110,11 @@ def test_the_bucket_and_the_new_version_are_linked() -> None:
     assert not front(text(storage="./store")).keys() & {"buckets", "new_version", "datasets"}
 
 
+def test_a_model_cannot_replace_itself() -> None:
+    with pytest.raises(StackError, match="new_version: expected a repository other than model_repo, got me/digits"):
+        text(model_repo="me/digits", new_version="me/digits")
+
+
 def test_a_data_set_on_the_hub_is_linked() -> None:
     assert front(text(storage="hf://datasets/me/digits/sub"))["datasets"] == ["me/digits"]
     assert front(text(result={"data": {**RESULT["data"], "published": "hf://datasets/me/d"}}))["datasets"] == ["me/d"]

@@ -44,6 +44,8 @@ def metadata(settings: "Settings", science: "Science", result: Mapping[str, Any]
         )
         for name, value in scores.items()
     ]
+    if settings.new_version and settings.new_version == settings.model_repo:
+        raise StackError(f"new_version: expected a repository other than model_repo, got {settings.new_version}")
     extra: dict[str, Any] = {"datasets": [data_id] if "/" in data_id else None, "new_version": settings.new_version}
     if license_id == "other":
         extra |= {"license_name": settings.license.lower(), "license_link": "LICENSE"}
