@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
+from importlib.metadata import version
 from io import StringIO
 from pathlib import Path
 from threading import Thread
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import yaml
 from filelock import FileLock
+from packaging.version import Version
 
 from free_ml_stack.console import say
 from free_ml_stack.errors import StackError, first_line
@@ -35,6 +37,7 @@ AGENT_LOG = re.compile(r"wandb: (?!ERROR)|\t|.* - wandb\.wandb_agent - INFO - ")
 NUMBER = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+")
 PATH = re.compile(r"[^/\s]+/[^/]+/[^/\s]+")  # ENTITY/PROJECT/ID of a sweep
 FINAL_STATES = ("FINISHED", "CANCELED", "CANCELLED", "STOPPED")
+TIMEOUT_SINCE = Version("0.29")
 PATIENCE = 60  # seconds for a trial to write its checkpoint when the sweep is stopped
 FIRST_FAILURES = 3  # failed trials at the beginning after which an agent gives up
 STARTS, ENDS = "INFO - Agent starting run", "INFO - Cleaning up finished run"  # log lines of an agent
@@ -131,7 +134,7 @@ class Agent:
         self.mark = mark
         self.busy = False  # runs a trial
         self.ending = False  # is being terminated
-        words = ("agent", "--forward-signals", "--term-timeout", str(PATIENCE), path)
+        words = ("agent", "--forward-signals", *agent_timeout(settings, path), path)
         self.process = subprocess.Popen(
             [sys.executable, "-m", "wandb", *words],
             cwd=settings.root,
@@ -161,6 +164,17 @@ class Agent:
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
+
+
+def agent_timeout(settings: "Settings", path: str) -> tuple[str, ...]:
+    """Return the options that limit an agent's wait for its trial.
+
+    Agents before 0.29 are killed by `Agent.end` instead, and write a file to `wandb/` here, whatever WANDB_DIR is.
+    """
+    if Version(version("wandb")) >= TIMEOUT_SINCE:
+        return "--term-timeout", str(PATIENCE)
+    (settings.root / "wandb" / f"sweep-{path.rpartition('/')[2]}").mkdir(parents=True, exist_ok=True)
+    return ()
 
 
 def _environment(settings: "Settings", folder: Path) -> dict[str, str]:
