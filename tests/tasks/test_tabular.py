@@ -208,6 +208,8 @@ def test_a_users_table_is_served_without_preprocessing(own: tuple[str, Path], tm
     model = next((folder / "models").iterdir())
     sample = json.loads((model / "sample.json").read_text())
     assert close(ast.literal_eval(fresh.use((model / "README.md").read_text(), model)), sample["output"])
+    seen = fresh.execute(shutil.copytree(model, tmp_path / "copy") / "notebook.ipynb")
+    assert close(ast.literal_eval(seen.partition("\n")[2]), sample["output"])  # below the example
     fields = json.loads((model / "config.json").read_text())["fields"]
     assert {field["name"]: field["type"] for field in fields} | {"id": "int64"} == {
         "id": "int64",
