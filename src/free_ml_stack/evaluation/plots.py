@@ -47,7 +47,7 @@ def confusion(counts: NDArray[np.int64], names: Sequence[Any], path: Path) -> Pa
     places = range(0, classes, -(-classes // TICKS))
     labels = [_short(names[place]) for place in places]
     longest = max(map(len, labels))
-    turned = longest * len(labels) > TICKS
+    turned = longest * LETTER * len(labels) > side * 0.8  # wider than the axes
     figure = Figure((side * 1.15 + longest * LETTER, side + turned * longest * LETTER))
     axes = figure.subplots()
     shares = counts / counts.sum(axis=1, keepdims=True).clip(min=1)
