@@ -102,3 +102,14 @@ def test_an_error_of_the_store_is_one_line(hub: Hub, project: Path, fault: Fault
     assert [line.startswith("Upload of the last checkpoint failed (" + words) for line in printed].count(True) == 1
     printed = projects.run(project, "publish", code=1, **environ).splitlines()
     assert [line.startswith(f"error: {words}") for line in printed].count(True) == 1
+
+
+@pytest.mark.slow
+def test_an_error_of_a_listing_does_not_mean_that_nothing_is_stored(hub: Hub, project: Path) -> None:
+    loop(project, hub, "hf://buckets/me/things", *COMMANDS[:2])
+    shutil.rmtree(project / "runs")
+    environ = {"HF_ENDPOINT": hub.url, "HF_TOKEN": "hf_write", "STACK_STORAGE": "hf://buckets/me/things"}
+    for place in ("/tree/data", "/tree/checkpoints"):
+        hub.app.faults = [Fault(403, match=place)]
+        printed = projects.run(project, *COMMANDS[1], code=1, **environ)
+        assert "error: key rejected by the Hub (403): injected failure; it needs read access; run `doctor`" in printed

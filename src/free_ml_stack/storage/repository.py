@@ -94,12 +94,31 @@ def change(
 class HubFileSystem(HfFileSystem):
     """The files of the Hub; a whole file is read without cached listings, so that changes by others are seen.
 
-    Progress bars of the client are disabled: they would mix with the output of training.
+    A path is absent only if the Hub replies so; its client treats a rate limit or an outage like that, too. Progress
+    bars of the client are disabled: they would mix with the output of training.
     """
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
         disable_progress_bars()
+
+    def exists(self, path: str, **options: object) -> bool:
+        """Return whether a path exists. Raises the error of a failed request."""
+        return bool(self._kind(path))
+
+    def isfile(self, path: str) -> bool:
+        """Return whether a path is a file. Raises the error of a failed request."""
+        return self._kind(path) == "file"
+
+    def isdir(self, path: str) -> bool:
+        """Return whether a path is a folder. Raises the error of a failed request."""
+        return self._kind(path) == "directory"
+
+    def _kind(self, path: str) -> str:
+        try:
+            return str(self.info(path, expand_info=False)["type"])
+        except (FileNotFoundError, EntryNotFoundError):
+            return ""
 
     def cat_file(self, path: str, start: int | None = None, end: int | None = None, **options: object) -> bytes:
         """Return the content of a file or of a range of it."""
