@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Thread
+from threading import Thread, Timer
 from typing import Any
 
 import pytest
@@ -22,6 +22,7 @@ QUIET = (
     "--disable-background-networking", "--disable-component-update", "--disable-sync",
 )  # fmt: skip
 AXE = ROOT / "build" / "axe-core" / "axe.min.js"
+SECONDS = 300  # after which a page without an answer fails its test
 SIZES = {1280: 900, 390: 844}  # width and height of the windows in which pages are checked
 # Elements whose content is wider than they are or that the window cuts off, except in those that scroll by themselves.
 WIDE = """
@@ -93,7 +94,7 @@ class Browser:
         while True:
             while b"\0" not in self.received:
                 piece = self.events.read1(1 << 16)
-                assert piece, "Chromium has ended"
+                assert piece, "Chromium has ended, or gave no answer"
                 self.received += piece
             message, _, self.received = self.received.partition(b"\0")
             if fits(found := json.loads(message)):
@@ -110,8 +111,9 @@ class Browser:
 
     def open(self, url: str, ready: str = "true") -> None:
         """Open a page and wait until it is loaded and the expression `ready` holds."""
-        self.call("Page.navigate", url=url)
-        self.wait(lambda message: message.get("method") == "Page.loadEventFired")
+        for target in ("about:blank", url):  # a change of the fragment alone loads nothing
+            self.call("Page.navigate", url=target)
+            self.wait(lambda message: message.get("method") == "Page.loadEventFired")
         self.run(f"new Promise(done => {{ const look = () => {ready} ? done(1) : setTimeout(look, 20); look(); }})")
 
     def run(self, script: str) -> Any:
@@ -140,10 +142,13 @@ def browsing(profile: Path) -> Iterator[Browser]:
     process = subprocess.Popen(shell, pass_fds=passed, stderr=subprocess.DEVNULL)
     for end in (inner[0], outer[1], *passed):
         os.close(end)
+    guard = Timer(SECONDS, process.kill)
+    guard.start()
     try:
         with os.fdopen(inner[1], "wb", buffering=0) as commands, os.fdopen(outer[0], "rb") as events:
             yield Browser(commands, events)
     finally:
+        guard.cancel()
         process.terminate()
         process.wait()
 

@@ -67,7 +67,8 @@ def skipped(text: str) -> str:
 
 def documents(task: str) -> list[Path]:
     """The documents whose commands are for a project of the task."""
-    own = [SKELETON / "README.md", TASKS / task / "README.md", ROOT / "docs" / f"{task}.md"]
+    own = [TASKS / task / "README.md", ROOT / "docs" / f"{task}.md", SKELETON / "README.md"]
+    own += [SKELETON / "AGENTS.stack.md"] if task == "tabular-classification" else []
     return own + ([ROOT / name for name in COMMON] if task == DEFAULT else [])
 
 
@@ -113,7 +114,7 @@ class Reader:
     def follow(self, path: Path) -> None:
         """Run all blocks of a document; settings of a block are those of its section."""
         original, before = (self.project / "stack.toml").read_text(), ""
-        if path.name in map(os.path.basename, COMMON):
+        if path in [ROOT / name for name in COMMON]:
             self.done.clear()  # a task's page repeats its README, other documents depend on their own commands only
         for section, language, block in blocks(path):
             if section != before:
