@@ -95,7 +95,7 @@ def test_the_total_size_of_bodies_in_memory_is_limited(
             requests.post(gateway.url + path, data=b"[1]" + b" " * 200_000, headers=headers, timeout=20).status_code
             != 503
         )
-    until(lambda: gateway.app.memory.held == 0)
+        until(lambda: gateway.app.memory.held == 0)  # a call without an answer holds its input longer
 
 
 def test_a_long_head_is_accepted(gateway: Deployed) -> None:

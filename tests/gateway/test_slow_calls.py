@@ -1,6 +1,7 @@
 """Slow calls do not delay other calls, storage or health; a model that hangs is replaced."""
 
 import os
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -13,11 +14,13 @@ import pytest
 import requests
 from Algorithmia.errors import AlgorithmException
 from deployed import KEY, Deployed, deployed
-from predictors import Freezing
+from predictors import Echo, Freezing, echo_folder
 from waiting import until
 
+from free_ml_stack.deployment.worker import work
 from free_ml_stack.gateway.algorithms import batching, models
 from free_ml_stack.gateway.algorithms.calls import Limits
+from free_ml_stack.gateway.algorithms.workers import start_process
 
 HEADERS = {"Authorization": KEY}
 LONGEST = 0.05  # maximum delay of other requests in seconds
@@ -171,3 +174,12 @@ def test_a_large_model_is_loaded_once(tmp_path: Path, monkeypatch: pytest.Monkey
         with pytest.raises(AlgorithmException, match="no answer within 0.2 seconds"):
             ask(gateway, "spin", timeout=0.2)
         assert ask(gateway, "word", timeout=60) == "hello"
+
+
+def test_a_model_that_is_loading_exits_quietly_if_the_gateway_ends(tmp_path: Path) -> None:
+    ours, theirs = socket.socketpair()
+    ours.close()
+    with theirs:
+        process = start_process(work, theirs, Echo(), echo_folder(tmp_path / "model"))
+    process.join(60)
+    assert process.exitcode == 0

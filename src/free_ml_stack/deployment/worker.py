@@ -74,20 +74,19 @@ def work(connection: socket.socket, predictor: Predictor | str, folder: str) -> 
         signal.signal(number, signal.SIG_IGN)  # the gateway answers accepted calls, then closes the connection
     end_with_parent()
     gc.freeze()  # a collection would copy every page shared with the fork server
-    try:
-        loaded = load(predictor, Path(folder))
-        reference = orjson.dumps(loaded.reference) if loaded.reference else b""
-        ready = ("ready", (reference, loaded.watches), warm_up(loaded))
-    except (Exception, SystemExit) as error:
-        connection.sendall(frame(("failed", one_line(error) if isinstance(error, Exception) else repr(error), 0.0)))
-        return
-    gc.collect()
-    gc.freeze()  # loaded objects stay; exclude them from collections between calls
-    connection.sendall(frame(ready))
-    try:
+    with suppress(ConnectionError):  # the gateway ended
+        try:
+            loaded = load(predictor, Path(folder))
+            reference = orjson.dumps(loaded.reference) if loaded.reference else b""
+            ready = ("ready", (reference, loaded.watches), warm_up(loaded))
+        except (Exception, SystemExit) as error:
+            reason = one_line(error) if isinstance(error, Exception) else repr(error)
+            connection.sendall(frame(("failed", reason, 0.0)))
+            return
+        gc.collect()
+        gc.freeze()  # loaded objects stay; exclude them from collections between calls
+        connection.sendall(frame(ready))
         BatchServer(connection, loaded).run()
-    except ConnectionError:
-        return
 
 
 def report_check(connection: Connection, predictor: Predictor | str, folder: str) -> None:
