@@ -241,3 +241,102 @@ def test_ingest_is_reproducible_byte_for_byte(tmp_path: Path) -> None:
         load(from_path(str(table(tmp_path, "csv"))), tmp_path / name)
         made.append(stored(tmp_path / name))
     assert made[0] == made[1]
+
+
+def file_source(folder: Path, name: str, text: str, encoding: str = "utf-8") -> Source:
+    (folder / name).write_text(text, encoding=encoding)
+    return from_path(str(folder / name))
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+@pytest.mark.parametrize("delimiter", [",", ";", "\t"])
+def test_a_csv_file_may_have_other_delimiters_and_encodings(tmp_path: Path, encoding: str, delimiter: str) -> None:
+    point = "," if delimiter == ";" else "."
+    lines = [delimiter.join(('"city, or; place"', "price")), *(f"Zürich{delimiter}{i}{point}5" for i in range(20))]
+    _, facts = load(file_source(tmp_path, "shops.csv", "\n".join(lines) + "\n", encoding), tmp_path)
+    assert facts["columns"] == {
+        "city, or; place": {"type": "category", "categories": ["Zürich"]},
+        "price": {"type": "float64", "shape": [], "least": 0.5, "most": 19.5},
+    }
+
+
+def test_json_lines_may_change_their_types_after_the_first_block(tmp_path: Path) -> None:
+    rows = [{"size": i, "town": None, "pad": "x" * 10_000, "price": i % 5} for i in range(600)]
+    rows += [{"size": 0.5, "town": "Rome", "when": "2020-01-02", "price": 1}, {"pad": "y" * 9_000_000, "price": 1}]
+    splits, facts = load(
+        file_source(tmp_path, "late.jsonl", "".join(json.dumps(row) + "\n" for row in rows)), tmp_path, Categories
+    )
+    columns = facts["columns"]
+    assert (columns["size"]["type"], columns["when"]["type"], columns["town"]["categories"]) == (
+        "float64",
+        "date",
+        ["Rome"],
+    )
+    sizes = np.concatenate([split["size"] for split in splits.values()])
+    assert (np.nansum(sizes), np.isnan(sizes).sum()) == (sum(range(600)) + 0.5, 1)
+
+
+class Categories:
+    """A project with a target of classes."""
+
+    TARGET = "price"
+
+    @staticmethod
+    def arrange(columns: dict[str, str], target: str) -> dict[str, tuple[str, str]]:
+        return {
+            name: (name, "category" if kind == "text" or name == target else kind) for name, kind in columns.items()
+        }
+
+
+def test_a_field_of_a_csv_file_may_be_longer_than_a_block(tmp_path: Path) -> None:
+    text = "note,price\n" + "".join(f"{'x' * (9_000_000 if i == 9 else 3)},{i}\n" for i in range(20))
+    splits, _ = load(file_source(tmp_path, "long.csv", text), tmp_path)
+    notes = [len(note) for split in splits.values() for note in split["note"]]
+    assert (len(notes), max(notes)) == (20, 9_000_000)
+
+
+def test_dates_as_classes_have_no_empty_time(tmp_path: Path) -> None:
+    text = "a,price\n" + "".join(f"{i},2020-01-0{1 + i % 2}\n" for i in range(20))
+    _, facts = load(file_source(tmp_path, "days.csv", text), tmp_path, Categories)
+    assert facts["columns"]["price"]["categories"] == ["2020-01-01", "2020-01-02"]
+
+
+BROKEN = {
+    "several columns a; rename": ("a,a,price\n" + "1,2,3\n" * 20, "utf-8", Tables),
+    "column a is not encoded in UTF-8": ("a,price\n" + "ü,3\n" * 20, "latin1", Tables),
+    "column price has infinite values": ("a,price\n" + "1,3.5\n" * 20 + "1,inf\n", "utf-8", Tables),
+    "column price has the value 3 in all rows": ("a,price\n" + "1,3\n" * 20, "utf-8", Categories),
+}
+
+
+@pytest.mark.parametrize("message", BROKEN)
+def test_tables_that_cannot_be_trained_on_are_rejected(tmp_path: Path, message: str) -> None:
+    text, encoding, science = BROKEN[message]
+    with pytest.raises(StackError, match=message):
+        load(file_source(tmp_path, "broken.csv", text, encoding), tmp_path, science)
+
+
+def test_a_missing_path_of_an_image_is_an_error_of_its_row(tmp_path: Path) -> None:
+    (tmp_path / "x.png").write_bytes(encoded(np.zeros((2, 2), np.uint8)))
+    with pytest.raises(StackError, match=r"train, row 2: expected an image"):
+        load(file_source(tmp_path, "list.csv", "file,animal\nx.png,cat\n,dog\n"), tmp_path, images, "animal")
+
+
+def encoded(pixels: Any, form: str = "PNG", **options: Any) -> bytes:
+    Image.fromarray(pixels).save(file := io.BytesIO(), form, **options)
+    return file.getvalue()
+
+
+def test_images_are_decoded_as_viewers_show_them() -> None:
+    upper = np.zeros((64, 32, 3), np.uint8)
+    upper[:32] = 255
+    turned = Image.Exif()
+    turned[0x112] = 6  # to be rotated clockwise
+    shown = images.pixels(encoded(upper, "JPEG", quality=100, exif=turned), [2, 16, 3])[..., 0]
+    assert (shown[:, :6].max(), shown[:, 10:].min()) == (0, 255)
+    deep = np.array([[0, 0x4000], [0x8000, 0xFFFF]], np.uint16)
+    assert images.pixels(encoded(deep), [2, 2]).tolist() == [[0, 64], [128, 255]]
+    clear = np.array([[[0, 0, 0, 0], [0, 0, 0, 255]]], np.uint8)
+    assert images.pixels(encoded(clear), [1, 2]).tolist() == [[255, 0]]
+    with pytest.raises(ValueError, match="got floats"):
+        images.pixels(encoded(deep.astype(np.float32), "TIFF"), [2, 2])

@@ -5,6 +5,7 @@ text, bytes or date (also a time of day, on 1970-01-01). Parquet files store the
 its index in the manifest's sorted `categories`.
 """
 
+import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -89,7 +90,9 @@ def cast(column: pa.Array, kind: str, name: str) -> pa.Array:
     found = kind_of(column.type)
     if found == kind or (kind == "category" and found in ("text", "number")):
         return column
-    if (kind, found) in (("category", "date"), ("text", "number")):
+    if (kind, found) == ("category", "date"):
+        return pc.replace_substring_regex(column.cast(pa.string()), r"( 00:00:00)?\.0+$", "")
+    if (kind, found) == ("text", "number"):
         return column.cast(pa.string())
     if kind == "number" and found == "text":
         try:
@@ -161,10 +164,17 @@ def to_array(column: pa.Array, facts: Facts) -> NDArray[Any]:
 
 
 def check_target(name: str, described: Description, rows: Mapping[str, int], warn: Callable[[str], None]) -> None:
-    """Raise StackError for a target with too many classes; warn about classes that are rare or missing in a split."""
+    """Raise StackError for a target with infinite values, one class or too many; warn about rare or missing classes."""
     if described.kind != "category":
+        if math.inf in (described.most, -described.least) and described.most >= described.least:
+            raise StackError(f"column {name} has infinite values; correct or remove these rows")
         return
     classes = described.facts()["categories"]
+    if len(classes) == 1:
+        raise StackError(
+            f"column {name} has the value {classes[0]} in all rows, expected at least two classes; provide rows of "
+            "another class, or choose another column with --target COLUMN"
+        )
     if len(classes) * 2 > sum(rows.values()):
         raise StackError(
             f"column {name} has {len(classes)} distinct values in {sum(rows.values())} rows, too many for a target "

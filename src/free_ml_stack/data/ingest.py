@@ -148,7 +148,7 @@ def _batches(rows: Rows, plan: Plan, folder: Path | None) -> Iterator[dict[str, 
 
 def _column(column: pa.Array, kind: str, name: str, folder: Path | None) -> pa.Array:
     if kind == "bytes" and col.kind_of(column.type) == "text" and folder is not None:
-        return pa.array([_file(folder / path, name) for path in column.to_pylist()], pa.binary())
+        return pa.array([path and _file(folder / path, name) for path in column.to_pylist()], pa.binary())
     return col.cast(column, kind, name)
 
 

@@ -1,18 +1,19 @@
 """Sources of data sets: arrays or files, as splits that are read in batches of rows."""
 
+import codecs
 import json
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.csv as pacsv
-import pyarrow.dataset as pads
-import pyarrow.fs
+import pyarrow.json as pajson
 import pyarrow.parquet as pq
 from fsspec import AbstractFileSystem
 from fsspec.implementations.local import LocalFileSystem
@@ -29,7 +30,7 @@ WORDS = {
 ROWS = 1024  # per batch
 FILES = 64  # per batch
 BUFFER = 4 << 20  # bytes read ahead per column
-BLOCK = 4 << 20  # bytes of text per batch
+BLOCK, MAX_BLOCK = 4 << 20, 1 << 30  # bytes of text per batch, and of the longest row
 NAMES = {"parquet": "Parquet", "csv": "CSV", "json": "JSON Lines"}
 TABLES = {".parquet": "parquet", ".csv": "csv", ".tsv": "csv", ".jsonl": "json", ".ndjson": "json"}
 FILE, FOLDER = "file", "folder"  # columns of a folder of files
@@ -160,6 +161,9 @@ def from_files(files: AbstractFileSystem, paths: Sequence[str]) -> Rows:
     kind = TABLES[PurePosixPath(paths[0]).suffix.lower()]
     opened = {"parquet": _parquet, "csv": _csv, "json": _json}[kind](files, paths)
 
+    if repeated := [name for name, count in Counter(opened.names).items() if count > 1]:
+        raise StackError(f"{paths[0]} has several columns {repeated[0]}; rename or remove all but one")
+
     def read(names: Sequence[str]) -> Batches:
         for path in paths:
             try:
@@ -215,26 +219,53 @@ def _classes(metadata: Mapping[bytes, bytes]) -> dict[str, Sequence[str]]:
 def _csv(files: AbstractFileSystem, paths: Sequence[str]) -> Reader:
     types: dict[str, pa.DataType] = {}
     names: list[str] = []
+    blocks = [BLOCK]
+    dialect = _dialect(files, paths[0])
 
     def batches(path: str, wanted: list[str]) -> Iterator[pa.RecordBatch]:
-        options = pacsv.ConvertOptions(column_types=types, include_columns=wanted, strings_can_be_null=True)
-        parse = pacsv.ParseOptions(delimiter="\t" if path.lower().endswith(".tsv") else ",", newlines_in_values=True)
-        with (
-            files.open(path, "rb") as file,
-            pacsv.open_csv(file, pacsv.ReadOptions(block_size=BLOCK, use_threads=False), parse, options) as reader,
-        ):
+        options = pacsv.ConvertOptions(
+            column_types=types, include_columns=wanted, strings_can_be_null=True, decimal_point=dialect.decimal_point
+        )
+        parse = pacsv.ParseOptions(delimiter=dialect.delimiter, newlines_in_values=True)
+        read = pacsv.ReadOptions(block_size=blocks[-1], use_threads=False, encoding=dialect.encoding)
+        with files.open(path, "rb") as file, pacsv.open_csv(file, read, parse, options) as reader:
             names[:] = names or reader.schema.names
             yield from reader
 
     for path in paths:
-        _widen(lambda path=path: batches(path, []), types, names, path)  # type: ignore[misc]
+        _widen(lambda path=path: batches(path, []), types, names, blocks, path)  # type: ignore[misc]
+    if wrong := [name for name, kind in types.items() if pa.types.is_binary(kind)]:
+        raise StackError(f"{paths[0]}: column {wrong[0]} is not encoded in UTF-8; save the file as UTF-8")
     return Reader(list(names), batches)
 
 
+class Dialect(NamedTuple):
+    """The form of a CSV file."""
+
+    encoding: str
+    delimiter: str
+    decimal_point: str
+
+
+def _dialect(files: AbstractFileSystem, path: str) -> Dialect:
+    """Detect the encoding of a CSV file by its byte order mark, and the delimiter by its header."""
+    with files.open(path, "rb") as file:
+        start = file.read(1 << 16)
+    encoding = "utf-16" if start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8"
+    text = re.sub(r'"[^"]*"', "", start.decode(encoding, "ignore").strip("\r\n\ufeff"))
+    delimiter = "\t" if path.lower().endswith(".tsv") else max(",;\t", key=text.partition("\n")[0].count)
+    european = delimiter == ";" and re.search(r";-?\d+,\d+\s*[;\n]|\n-?\d+,\d+;", text)
+    return Dialect(encoding, delimiter, "," if european else ".")
+
+
 def _widen(
-    read: Callable[[], Iterator[pa.RecordBatch]], types: dict[str, pa.DataType], names: Sequence[str], path: str
+    read: Callable[[], Iterator[pa.RecordBatch]],
+    types: dict[str, pa.DataType],
+    names: Sequence[str],
+    blocks: list[int],
+    path: str,
 ) -> None:
-    """Read a CSV file repeatedly, widening column types (int64, float64, string) until all values fit."""
+    """Read a CSV file repeatedly, widening types (int64, float64, string) and blocks until all values fit."""
     while True:
         try:
             for batch in read():
@@ -242,6 +273,9 @@ def _widen(
                     types.setdefault(field_.name, field_.type)
             return
         except pa.ArrowInvalid as error:
+            if "straddling" in str(error) and blocks[-1] < MAX_BLOCK:
+                blocks.append(2 * blocks[-1])
+                continue
             found = COLUMN.search(str(error))
             if not found or int(found[1]) >= len(names):
                 raise StackError(f"{path}: {first_line(error)}") from None
@@ -250,15 +284,43 @@ def _widen(
 
 
 def _json(files: AbstractFileSystem, paths: Sequence[str]) -> Reader:
-    filesystem = pa.fs.PyFileSystem(pa.fs.FSSpecHandler(files))
+    schema = pa.schema([])
+
+    def tables(path: str, known: pa.Schema | None) -> Iterator[pa.Table]:
+        parse = pajson.ParseOptions(known, unexpected_field_behavior="infer" if known is None else "ignore")
+        with files.open(path, "rb") as file:
+            while text := b"".join(file.readlines(BLOCK)):
+                if text.strip():
+                    read = pajson.ReadOptions(use_threads=False, block_size=len(text) + 1)
+                    yield pajson.read_json(pa.BufferReader(text), read, parse)
 
     def batches(path: str, names: list[str]) -> Iterator[pa.RecordBatch]:
-        data = pads.dataset([path], format="json", filesystem=filesystem)
-        there = [name for name in names if name in data.schema.names] or None
-        yield from data.to_batches(columns=there, batch_size=ROWS, batch_readahead=1, use_threads=False)
+        for table in tables(path, pa.schema([schema.field(name) for name in names])):
+            yield from table.to_batches(ROWS)
 
-    try:
-        names = pads.dataset([paths[0]], format="json", filesystem=filesystem).schema.names
-    except pa.ArrowException as error:
-        raise StackError(f"{paths[0]} is not a complete JSON Lines file ({first_line(error)})") from None
-    return Reader(names, batches)
+    for path in paths:
+        try:
+            for table in tables(path, None):
+                schema = _unify(schema, table.schema, path)
+        except pa.ArrowException as error:
+            raise StackError(f"{path} is not a complete JSON Lines file ({first_line(error)})") from None
+    return Reader(schema.names, batches)
+
+
+def _unify(known: pa.Schema, found: pa.Schema, path: str) -> pa.Schema:
+    """Merge the schemas of two blocks; texts that look like times in only one of them remain texts."""
+    fields = {field_.name: field_ for field_ in known}
+    for field_ in found:
+        other = fields.get(field_.name, field_)
+        if {str(field_.type), str(other.type)} == {"string", "timestamp[s]"}:
+            fields[field_.name] = pa.field(field_.name, pa.string())
+            continue
+        try:
+            [fields[field_.name]] = pa.unify_schemas(
+                [pa.schema([other]), pa.schema([field_])], promote_options="permissive"
+            )
+        except pa.ArrowException:
+            raise StackError(
+                f"{path}: column {field_.name} has values of type {other.type} and of type {field_.type}; convert it"
+            ) from None
+    return pa.schema(list(fields.values()))
