@@ -68,15 +68,24 @@ def pixels(picture: Any, shape: Sequence[int] | None, box: Any = None) -> NDArra
     """
     if isinstance(picture, np.ndarray) and (shape is None or list(picture.shape) == list(shape)):
         return picture
-    from PIL import Image
+    from PIL import Image, ImageOps, UnidentifiedImageError
 
     try:
         image = Image.fromarray(picture) if isinstance(picture, np.ndarray) else Image.open(io.BytesIO(picture))
         height, width = shape[:2] if shape else (1, 1)
         image.draft("RGB", (2 * width, 2 * height))  # decodes a large JPEG at reduced size
+        ImageOps.exif_transpose(image, in_place=True)  # cameras store photos on their side
+        if image.mode == "F":
+            raise ValueError("expected an image of 8 or 16 bits per channel, got floats")
+        if image.mode.startswith("I"):  # 16 bits per pixel, which Pillow would clip to 8
+            image = Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
+        if image.has_transparency_data:
+            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
         image = image.convert("RGB" if not shape or shape[2:] else "L")
         edges = None if box is None else tuple(box * np.array(image.size * 2))
         return np.asarray(image.resize((width, height), Image.Resampling.BILINEAR, edges, reducing_gap=2.0))
+    except UnidentifiedImageError:
+        raise ValueError("expected an image (the file has another format)") from None
     except (OSError, SyntaxError, TypeError, Image.DecompressionBombError) as error:
         raise ValueError(f"expected an image ({error})") from None
 

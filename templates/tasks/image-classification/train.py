@@ -30,7 +30,7 @@ def fit(
     size = config.batch_size
     steps = train.rows // size
     if not steps:
-        raise StackError(f"batch_size: {size} is larger than the number of training images, {train.rows}")
+        raise StackError(f"batch_size: expected at most the {train.rows} training images, got {size}")
     model = build(config, train.facts).to(process.device)
     net = process.parallel(model)
     optimizer = torch.optim.AdamW(model.parameters(), config.lr, weight_decay=config.weight_decay, fused=True)

@@ -29,7 +29,7 @@ def fit(config: TrainConfig, splits: Mapping[str, Split], run: Run, checkpoints:
     train, size = splits["train"], config.batch_size
     steps = train.rows // size
     if not steps:
-        raise StackError(f"batch_size: {size} is larger than the number of training texts, {train.rows}")
+        raise StackError(f"batch_size: expected at most the {train.rows} training texts, got {size}")
     model = build(config, train.facts).to(process.device)
     checkpoints.load_pretrained(model, config.init)
     net, trained = process.parallel(model), Trained(model)
