@@ -21,10 +21,13 @@ from huggingface_hub import ModelCard
 from PIL import Image
 from places import ROOT, SOURCE, TASKS
 from services.hub_server import Hub, serving
+from skeleton.config import TrainConfig
+from skeleton.model import build
 from waiting import until
 
 from free_ml_stack.deployment.answering import close
 from free_ml_stack.deployment.spaces import SpaceContent, web_page
+from free_ml_stack.errors import StackError
 
 TASK, BASE = "image-classification", "timm/resnet18.a1_in1k"
 MADE = """
@@ -244,3 +247,10 @@ def test_own_pictures_go_through_the_whole_loop(shapes: Shapes) -> None:
     assert "label" in shapes.run("monitor")
     card = ModelCard.load(shapes.folder / "models" / "loop" / "README.md")
     assert [result.metric_type for result in card.data.eval_results][:2] == ["accuracy", "f1"]
+
+
+def test_the_width_of_the_network_must_be_a_multiple_of_4() -> None:
+    facts = {"columns": {"label": {"categories": [0, 1]}, "image": {"shape": [8, 8], "most": 16}}}
+    assert build(TrainConfig(width=8), facts).about["width"] == 8
+    with pytest.raises(StackError, match="width: expected a multiple of 4, got 6"):
+        build(TrainConfig(width=6), facts)

@@ -51,6 +51,8 @@ def small(_: str, shape: Sequence[int], classes: int, width: int, hidden: int, d
 
     Group norm gives the same results if a batch is split over processes.
     """
+    if width % 4:
+        raise StackError(f"width: expected a multiple of 4, got {width}")
     layers = [nn.Conv2d((*shape, 1)[2], width, 3, padding=1), nn.GroupNorm(4, width), nn.ReLU()]
     high, wide = shape[:2]
     while max(high, wide) > 4:
