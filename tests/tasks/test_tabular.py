@@ -303,8 +303,12 @@ def test_memory_for_half_a_million_rows_is_limited(task: str, tmp_path: Path) ->
 def test_a_constant_target_is_rejected(task: str, tmp_path: Path) -> None:
     folder = settings(tmp_path)
     (folder / "same.csv").write_text("a,b\n" + "".join(f"{row},7\n" for row in range(100)))
-    run(folder, task, "data", "--from", "same.csv", "--target", "b")
-    assert "b has the same value in all rows" in run(folder, task, "train", code=1)
+    words = ("data", "--from", "same.csv", "--target", "b")
+    if task == "tabular-regression":
+        run(folder, task, *words)
+        assert "b has the same value in all rows" in run(folder, task, "train", code=1)
+    else:
+        assert "b has the value 7 in all rows" in run(folder, task, *words, code=1)
 
 
 @pytest.mark.parametrize("task", NAMES)
