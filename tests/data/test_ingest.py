@@ -10,12 +10,14 @@ import pyarrow as pa
 import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 import pytest
+from fsspec import AbstractFileSystem
+from fsspec.spec import AbstractBufferedFile
 from PIL import Image
 from skeleton import data as images
 
 from free_ml_stack.data import dataset
 from free_ml_stack.data.ingest import ingest
-from free_ml_stack.data.source import Source, from_columns, from_path
+from free_ml_stack.data.source import Source, from_columns, from_files, from_path
 from free_ml_stack.errors import StackError
 from free_ml_stack.storage.local import local_store
 
@@ -340,3 +342,24 @@ def test_images_are_decoded_as_viewers_show_them() -> None:
     assert images.pixels(encoded(clear), [1, 2]).tolist() == [[255, 0]]
     with pytest.raises(ValueError, match="got floats"):
         images.pixels(encoded(deep.astype(np.float32), "TIFF"), [2, 2])
+
+
+class Remote(AbstractFileSystem):
+    """A store whose files are read in ranges, as those of the Hub."""
+
+    def __init__(self, content: bytes) -> None:
+        super().__init__(skip_instance_cache=True)
+        self.content = content
+
+    def _open(self, path: str, mode: str = "rb", **options: Any) -> Any:
+        class File(AbstractBufferedFile):  # type: ignore[misc]
+            def _fetch_range(file, start: int, end: int) -> bytes:  # noqa: N805 - `self` is the store
+                return self.content[start:end]
+
+        return File(self, path, mode, size=len(self.content))
+
+
+def test_json_lines_are_read_from_a_remote_store() -> None:
+    lines = [json.dumps({"price": i, "pad": "x" * 100_000}) for i in range(60)]
+    rows = from_files(Remote("\n".join(lines).encode()), ["a.jsonl"])
+    assert [price for batch in rows.read(["price"]) for price in batch["price"].to_pylist()] == list(range(60))

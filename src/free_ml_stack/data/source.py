@@ -289,7 +289,7 @@ def _json(files: AbstractFileSystem, paths: Sequence[str]) -> Reader:
     def tables(path: str, known: pa.Schema | None) -> Iterator[pa.Table]:
         parse = pajson.ParseOptions(known, unexpected_field_behavior="infer" if known is None else "ignore")
         with files.open(path, "rb") as file:
-            while text := b"".join(file.readlines(BLOCK)):
+            while text := file.read(BLOCK) + file.readline():
                 if text.strip():
                     read = pajson.ReadOptions(use_threads=False, block_size=len(text) + 1)
                     yield pajson.read_json(pa.BufferReader(text), read, parse)
