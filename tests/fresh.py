@@ -40,7 +40,7 @@ def python(*packages: str, options: Sequence[str] = (), version: str = "") -> Pa
         if not (folder / "ready").exists():
             run(uv(), "venv", "--quiet", "--clear", "--python", version or sys.executable, str(folder))
             install = (uv(), "pip", "install", "--quiet", "--python", str(folder / "bin" / "python"))
-            run(*install, *options, *packages, UV_COMPILE_BYTECODE="0")  # modules are compiled as they are imported
+            run(*install, *options, *packages)
             (folder / "ready").touch()
     return folder / "bin" / "python"
 
@@ -51,6 +51,7 @@ def run(*command: str, folder: Path | None = None, **environ: str) -> str:
     given = {name: value for name, value in os.environ.items() if name.startswith(kept)}
     home = str(folder or PLACE)
     given.setdefault("UV_CACHE_DIR", str(Path.home() / ".cache" / "uv"))
+    given["UV_COMPILE_BYTECODE"] = "0"  # modules are compiled as they are imported
     done = subprocess.run(
         command, cwd=folder, env={**given, "HOME": home, **environ}, capture_output=True, text=True, check=False
     )
@@ -84,7 +85,7 @@ def target(*packages: str) -> Path:
     PLACE.mkdir(parents=True, exist_ok=True)
     with FileLock(folder.with_suffix(".lock")):
         if not (folder / "ready").exists():
-            options = ("--quiet", "--no-deps", "--target", str(folder), "--python", sys.executable)
-            run(uv(), "pip", "install", *options, *packages)
+            options = ("--quiet", "--no-deps", "--compile-bytecode", "--target", str(folder))
+            run(uv(), "pip", "install", *options, "--python", sys.executable, *packages)
             (folder / "ready").touch()
     return folder

@@ -25,7 +25,7 @@ def folder() -> Path:
     with FileLock(PLACE / "timm.lock"):
         if not (place / "ready").exists():
             shutil.rmtree(place, ignore_errors=True)
-            options = ("--quiet", "--no-deps", "--link-mode", "copy", "--target", str(place))
+            options = ("--quiet", "--no-deps", "--link-mode", "copy", "--compile-bytecode", "--target", str(place))
             run(uv(), "pip", "install", *options, "--python", sys.executable, "timm>=1.0.9", "torchvision")
             start = place / "torchvision" / "__init__.py"
             start.write_text(OPERATORS + start.read_text(encoding="utf-8"), encoding="utf-8")
