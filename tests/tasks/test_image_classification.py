@@ -237,7 +237,7 @@ def test_killed_training_on_pictures_resumes_to_the_same_bytes(shapes: Shapes, c
 
 @pytest.mark.slow
 def test_own_pictures_go_through_the_whole_loop(shapes: Shapes) -> None:
-    shapes.run("train", "--name", "loop", "--size", "24", "--width", "8", "--epochs", "12", "--batch-size", "8")
+    shapes.run("train", "--name", "loop", "--size", "24", "--width", "8", "--epochs", "12")  # one batch per epoch
     for command in ("publish", "deploy"):
         shapes.run(command)
     for name in ("disc/0.png", "stripes/3.jpg"):

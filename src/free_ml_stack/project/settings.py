@@ -19,7 +19,7 @@ LOCAL_USER = "me"
 NAMES = {
     "algorithm": (re.compile(r"\w[\w.-]*/[A-Za-z][A-Za-z0-9_-]{0,63}"), "OWNER/NAME, NAME in A-Z, a-z, 0-9, _ and -"),
     "model_repo": (re.compile(r"([\w.-]+/[\w.-]+)?"), "USER/NAME"),
-    "algorithmia_username": (re.compile(r"(\w[\w.-]*)?"), "letters, digits, _, . and -"),
+    "algorithmia_username": (re.compile(r"(\w[\w.-]*)?"), "letters, 0-9, _, . and -"),
 }
 # Modes of W&B's client, two of them deprecated, and their meaning here.
 WANDB_MODES = {

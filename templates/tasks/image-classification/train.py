@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from free_ml_stack import StackError
 from free_ml_stack.evaluation import Evaluation, classification
 from free_ml_stack.training import Checkpoints, Process, Run, Split
 from torch import Tensor, nn
@@ -27,10 +26,8 @@ def fit(
     """
     torch.manual_seed(config.seed)
     train, held_out = decoded(config, splits["train"], config.crop), decoded(config, splits["validation"])
-    size = config.batch_size
+    size = min(config.batch_size, train.rows)
     steps = train.rows // size
-    if not steps:
-        raise StackError(f"batch_size: expected at most the {train.rows} training images, got {size}")
     model = build(config, train.facts).to(process.device)
     net = process.parallel(model)
     optimizer = torch.optim.AdamW(model.parameters(), config.lr, weight_decay=config.weight_decay, fused=True)

@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from free_ml_stack import StackError
 from free_ml_stack.evaluation import Evaluation, classification
 from free_ml_stack.training import Checkpoints, Process, Run, Split
 from numpy.typing import NDArray
@@ -26,10 +25,9 @@ def fit(config: TrainConfig, splits: Mapping[str, Split], run: Run, checkpoints:
     With the checkpoints of an interrupted run, training resumes with the same result as without the interruption.
     """
     torch.manual_seed(config.seed)
-    train, size = splits["train"], config.batch_size
+    train = splits["train"]
+    size = min(config.batch_size, train.rows)
     steps = train.rows // size
-    if not steps:
-        raise StackError(f"batch_size: expected at most the {train.rows} training texts, got {size}")
     model = build(config, train.facts).to(process.device)
     checkpoints.load_pretrained(model, config.init)
     net, trained = process.parallel(model), Trained(model)
