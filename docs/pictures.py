@@ -21,6 +21,7 @@ sys.path.insert(0, str(ROOT / "tests"))
 
 from baking import bake  # noqa: E402
 from browsing import browsing  # noqa: E402
+from waiting import until  # noqa: E402
 
 PLOTS = {
     "image-classification": ("learning_curves", "confusion_matrix"),
@@ -91,8 +92,7 @@ def main() -> None:
             continue
         photograph((project / "report.html").as_uri(), "report")
         server, record = start(project, "serve"), project / ".stack" / "gateway.json"
-        while not record.exists() and server.poll() is None:
-            time.sleep(0.1)
+        until(lambda record=record, server=server: record.exists() or server.poll() is not None)
         served = json.loads(record.read_text(encoding="utf-8"))
         call_gateway(served["url"], served["key"])
         shown = "!document.getElementById('figures').hidden"

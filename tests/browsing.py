@@ -55,7 +55,7 @@ FOCUSED = f"{TARGETS}.findIndex(([e]) => e === document.activeElement)"
 
 
 def chromium() -> str:
-    """The path of Chromium; fails the test if there is none."""
+    """Return the path of Chromium; fail the test without it."""
     found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     return found or pytest.fail("Chromium not found; run `make browser` as root, or install it", pytrace=False)
 

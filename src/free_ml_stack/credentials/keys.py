@@ -22,7 +22,7 @@ ADDRESSES = {
 S3_VARIABLES = ("AWS_ACCESS_KEY_ID", "AWS_PROFILE", "AWS_WEB_IDENTITY_TOKEN_FILE", "AWS_ROLE_ARN")
 CERTIFICATES = ("SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
 PROXY_SCHEMES = ("", "http", "https", "socks5", "socks5h")
-PROXIES = ("ALL_PROXY", "HTTPS_PROXY", "HTTP_PROXY")
+PROXIES = ("ALL_PROXY", "all_proxy", "HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy")
 SECRET = {"algorithmia": "ALGORITHMIA_API_KEY", "wandb": "WANDB_API_KEY", "huggingface": "HF_TOKEN"}
 
 
@@ -120,7 +120,7 @@ def missing_certificates(environ: Mapping[str, str]) -> str:
 
 def invalid_proxy(environ: Mapping[str, str]) -> str:
     """Return the variable whose value is no proxy for the clients of the services, or ""."""
-    for name in (*PROXIES, *map(str.lower, PROXIES)):
+    for name in PROXIES:
         scheme, _, rest = environ.get(name, "").rpartition("://")
         if rest and not (scheme in PROXY_SCHEMES and is_address(f"http://{rest}")):
             return name
@@ -129,8 +129,7 @@ def invalid_proxy(environ: Mapping[str, str]) -> str:
 
 def socks_proxy(environ: Mapping[str, str]) -> str:
     """Return the variable that names a SOCKS proxy, or ""."""
-    names = (spelt for name in PROXIES for spelt in (name, name.lower()))
-    return next((name for name in names if environ.get(name, "").startswith("socks")), "")
+    return next((name for name in PROXIES if environ.get(name, "").startswith("socks")), "")
 
 
 def is_address(url: str) -> bool:

@@ -117,6 +117,15 @@ class Shards:
                 shutil.rmtree(path, ignore_errors=True)
 
 
+def row_numbers(rows: Any, count: int) -> NDArray[np.int64]:
+    """Return the rows (n,) of `count` that a slice, a mask, or numbers, also negative ones, select."""
+    if isinstance(rows, slice):
+        return np.arange(*rows.indices(count))
+    chosen = np.asarray(rows)
+    chosen = np.flatnonzero(chosen) if chosen.dtype == bool else chosen.astype(np.int64)
+    return np.where(chosen < 0, chosen + count, chosen)
+
+
 class ShardedColumn(Sequence[Any]):
     """A column in shards. An array of rows or a slice gives an array, or a list of texts or bytes."""
 
@@ -131,11 +140,7 @@ class ShardedColumn(Sequence[Any]):
             row = range(len(self))[int(rows)]
             number = int(np.searchsorted(self.shards.ends, row, "right"))
             return self.shards.get(number)[self.name][row - self.shards.start(number)]
-        if isinstance(rows, slice):
-            return self[np.arange(*rows.indices(len(self)))]
-        chosen = np.asarray(rows)
-        chosen = np.flatnonzero(chosen) if chosen.dtype == bool else chosen.astype(np.int64)
-        chosen = np.where(chosen < 0, chosen + len(self), chosen)
+        chosen = row_numbers(rows, len(self))
         numbers = np.searchsorted(self.shards.ends, chosen, "right")
         found: Any = None
         for number in np.unique(numbers) if len(chosen) else [0]:

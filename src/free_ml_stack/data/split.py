@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from free_ml_stack.data.shards import ShardedColumn
+from free_ml_stack.data.shards import ShardedColumn, row_numbers
 
 if TYPE_CHECKING:
     import torch
@@ -85,25 +85,23 @@ class Decoded(Sequence[Any]):
         one = decode(column[0])
         kept = min(len(column), DECODED_BYTES // max(one.nbytes, 1))
         self.values: NDArray[Any] = np.empty((kept, *one.shape), one.dtype)  # uses memory as it is filled
-        self.known: NDArray[np.bool_] = np.zeros(kept, bool)
+        self.known: NDArray[np.bool_] = np.zeros(len(column), bool)  # rows in `values`
 
     def __len__(self) -> int:
         return len(self.column)
 
     def __getitem__(self, row: Any) -> Any:
         """Return the array of a row, or of a slice or an array of rows (n, …)."""
-        chosen = np.arange(len(self))[row]
-        if not chosen.ndim:
-            return self[chosen[None]][0]
+        if isinstance(row, int | np.integer):
+            return self[[range(len(self))[int(row)]]][0]
+        chosen = row_numbers(row, len(self))
         found = np.empty((len(chosen), *self.values.shape[1:]), self.values.dtype)
-        keep = chosen < len(self.known)
-        known = keep.copy()
-        known[keep] = self.known[chosen[keep]]
+        known = self.known[chosen]
         found[known] = self.values[chosen[known]]
         missing = np.flatnonzero(~known)
         for place, value in zip(missing, self.column[chosen[missing]], strict=True):
             found[place] = self.decode(value)
-        new = missing[keep[missing]]
+        new = missing[chosen[missing] < len(self.values)]
         self.values[chosen[new]] = found[new]  # two threads may both write a row: the same bytes
         self.known[chosen[new]] = True
         return found

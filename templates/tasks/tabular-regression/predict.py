@@ -44,8 +44,9 @@ def apply_batch(inputs: list[Any], model: Model) -> list[dict[str, Any]]:
 
 
 def watch(input: Any, answer: Any, model: Model) -> dict[str, Any]:
-    """Return the quantities for monitoring: the fields and the result; categories as text."""
-    return {**present_fields(input, model), "prediction": answer["prediction"]}
+    """Return the quantities for monitoring: the result, shown first, and the fields; categories as text."""
+    result = {"prediction": answer["prediction"]}
+    return {**result, **present_fields(input, model), **result}  # the result replaces a field of the same name
 
 
 def present_fields(record: Mapping[str, Any], model: Model) -> dict[str, Any]:
