@@ -9,6 +9,7 @@ import projects
 import pytest
 from services.hub_faults import Fault
 from services.wandb_server import Wandb
+from services.wandb_store import Run
 from tracking_service import account, wandb_service
 from waiting import until
 
@@ -36,6 +37,11 @@ def project(data: Path, tmp_path: Path) -> Path:
     folder = projects.make(tmp_path / "project", data)
     (folder / "sweep.yaml").write_text(SWEEP)
     return folder
+
+
+def evaluated(run: Run) -> bool:
+    """Whether a run has sent the metric of the sweep; a trial that is stopped before has failed."""
+    return any("validation_accuracy" in row for row in run.history)
 
 
 @pytest.mark.slow
@@ -94,7 +100,7 @@ def test_a_trial_stopped_by_the_sweep_is_not_restarted(project: Path, service: W
     text = SWEEP.replace("[0.1, 2.0]", "[0.1]").replace("[0.00001, 0.006]", "[0.006]")
     (project / "sweep.yaml").write_text(text.replace("epochs: {value: 1}", "epochs: {value: 100000}"))
     process = projects.start(project, "sweep", "--agents", "1", **account(project, service))
-    until(lambda: any(run.history for run in service.store.runs.values()))
+    until(lambda: any(evaluated(run) for run in service.store.runs.values()))
     service.store.run("sweep0-run0").stopped = True
     printed, complaint = process.communicate(timeout=280)
     assert process.returncode == 0, printed + complaint
@@ -124,7 +130,7 @@ def test_an_interrupted_sweep_resumes_the_same_trial(project: Path, service: Wan
     assert not alive(process.pid)
     before = len(run.history)
     again = projects.start(project, "sweep", "--agents", "1", "--trials", "7", **account(project, service))
-    until(lambda: len(run.history) > before)
+    until(lambda: len(run.history) > before and evaluated(run))
     run.stopped = True  # otherwise it trains for a long time
     printed, complaint = again.communicate(timeout=280)
     assert again.returncode == 0, printed + complaint
@@ -167,7 +173,7 @@ def test_failures_of_all_trials_are_listed_in_a_table(project: Path, service: Wa
     (project / "sweep.yaml").write_text(SWEEP.replace("[0.1, 2.0]", "[2.0]"))
     printed = projects.run(project, "sweep", code=1, **account(project, service))
     table = next(project.glob("runs/sweep-????????/trials.json"))
-    assert f"error: all trials failed; see the messages above and {table.relative_to(project)}" in printed
+    assert f"error: all trials failed (trial 0: failed at W&B); see {table.relative_to(project)}" in printed
     assert [trial["error"] for trial in json.loads(table.read_text())] == ["failed at W&B"] * 2
 
 

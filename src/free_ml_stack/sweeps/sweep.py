@@ -224,7 +224,8 @@ def write_results(plan: Sweep, trials: list[dict[str, Any]], settings: "Settings
     ordered, table = good + failed, folder / TABLE
     table.write_bytes(as_json(ordered))
     if not good:
-        raise StackError(f"all trials failed; see the messages above and {display_path(table)}")
+        reason = (failed[0]["error"].strip() or "no error message").splitlines()[-1]
+        raise StackError(f"all trials failed (trial {failed[0]['trial']}: {reason}); see {display_path(table)}")
     if failed:
         say(f"{len(failed)} of {len(trials)} trials failed; see {display_path(table)} for the reasons.")
     best = good[0]
