@@ -2,7 +2,7 @@
 
 One server process per test worker has imported heavy third-party packages, and none of this repository. It forks each
 program, which then runs as with `python -m` or `python -c`: with its own working folder, environment, modules, signals
-and exit code. Only variables that Python reads at startup have no effect: see `forked`.
+and exit code. Where other variables are given that Python reads at startup, it is started instead: see `start`.
 """
 
 import array
@@ -28,14 +28,8 @@ HEAVY = (  # without wandb and onnxruntime, which create a folder and a thread o
     "scipy.stats", "pyarrow.parquet", "onnx", "torch._dynamo", "optuna", "matplotlib.pyplot", "PIL.Image",
     "safetensors.torch", "pydantic", "requests", "yaml", "google.protobuf.descriptor_pb2",
 )  # fmt: skip
-FOR_PYTHON = (
-    "PYTHONIOENCODING",
-    "PYTHONUTF8",
-    "PYTHONUNBUFFERED",
-    "PYTHONWARNINGS",
-    "OMP_NUM_THREADS",
-    "LD_PRELOAD",
-)
+STARTUP = ("PYTHON", "LANG", "LC_", "OMP_", "LD_")  # variables that Python and its libraries read at startup
+HANDLED = ("PYTHONPATH", "PYTHONDONTWRITEBYTECODE")
 
 
 class Process:
@@ -151,7 +145,8 @@ Running = Process | subprocess.Popen[str]
 
 def start(arguments: Sequence[str], folder: Path, environ: Mapping[str, str], merged: bool = False) -> Running:
     """Start `python ARGUMENTS` in `folder`, by forking if that is equivalent."""
-    if not any(name in environ and environ[name] != os.environ.get(name) for name in FOR_PYTHON):
+    startup = {name for name in environ if name.startswith(STARTUP) and name not in HANDLED}
+    if all(environ[name] == os.environ.get(name) for name in startup):
         return Process(arguments, folder, environ, merged)
     return subprocess.Popen(
         [sys.executable, *arguments],

@@ -71,38 +71,45 @@ class Odd:
 
 
 UNREADABLE = "exec unshare --user --map-root-user {}" if os.getuid() == 0 else "exec {}"
-FOLDERS = ("project", "a[1]", "a#b", "100%", "ü 世界", "with space", "*", "{x,y}", "p" * 150)  # nested
-ODD = {
+FOLDERS = ("project", "a[1]", "a#b", "100%", "with space", "ü 世界", "*", "{x,y}", "p" * 150)
+ODD = {  # some are combined, where neither hides a failure of the other
     "plain": Odd(),
-    "no home": Odd(variables={"HOME": ""}),
-    "a home that is missing": Odd(variables={"HOME": "/nonexistent/home"}),
-    "a home that is a file": Odd(variables={"HOME": "/etc/hostname"}),
-    "a home of another user": Odd(variables={"HOME": "{tmp}/home"}, shell=UNREADABLE, before=with_an_unreadable_home),
-    "a proxy": Odd(variables={"HTTP_PROXY": NOWHERE, "HTTPS_PROXY": NOWHERE, "http_proxy": NOWHERE}),
-    "a proxy for all": Odd(variables={"ALL_PROXY": "socks5://127.0.0.1:9", "all_proxy": "socks5://127.0.0.1:9"}),
-    "a strict umask": Odd(shell="umask 077; exec {}"),
-    "no umask": Odd(shell="umask 000; exec {}"),
-    "no input": Odd(shell="exec {} 0<&-"),
+    "no home, another time": Odd(variables={"HOME": "", "TZ": "Asia/Kathmandu"}),
+    "a home that is missing, a proxy": Odd(
+        variables={"HOME": "/nonexistent/home", **dict.fromkeys(("HTTP_PROXY", "HTTPS_PROXY", "http_proxy"), NOWHERE)}
+    ),
+    "a home that is a file, a narrow terminal": Odd(
+        variables={"HOME": "/etc/hostname", "COLUMNS": "1", "TERM": "dumb"}
+    ),
+    "a home of another user, C without UTF-8": Odd(
+        variables={"HOME": "{tmp}/home", "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
+        shell=UNREADABLE,
+        before=with_an_unreadable_home,
+    ),
+    "a proxy for all, a Hub that is off": Odd(
+        variables={**dict.fromkeys(("ALL_PROXY", "all_proxy"), "socks5://127.0.0.1:9"), "HF_HUB_OFFLINE": "1"}
+    ),
+    "a strict umask, no input, optimized": Odd(
+        variables={
+            **{"PYTHONOPTIMIZE": "2", "PYTHONHASHSEED": "7", "PYTHONUNBUFFERED": "1"},
+            **{"PYTHONDONTWRITEBYTECODE": "", "PYTHONPYCACHEPREFIX": "{tmp}/optimized"},  # compile once
+        },
+        shell="umask 077; exec {} 0<&-",
+    ),
+    "no umask, no errors, C": Odd(variables={"LANG": "C", "LC_ALL": "C"}, shell="umask 000; exec {} 2>&-"),
     "no output": Odd(shell="exec {} 1>&-", silent=True),
-    "no errors": Odd(shell="exec {} 2>&-"),
     "no streams at all": Odd(shell="exec {} 0<&- 1>&- 2>&-", silent=True),
-    "C": Odd(variables={"LANG": "C", "LC_ALL": "C"}),
-    "C without UTF-8": Odd(variables={"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}),
-    "ASCII": Odd(variables={"PYTHONIOENCODING": "ascii"}),
-    "a long TMPDIR": Odd(variables={"TMPDIR": "{tmp}/" + "t" * 120}),
-    "optimized": Odd(variables={"PYTHONOPTIMIZE": "2", "PYTHONHASHSEED": "7", "PYTHONUNBUFFERED": "1"}),
-    "warnings as errors": Odd(variables={"PYTHONWARNINGS": "error::UserWarning:free_ml_stack"}),
-    "development mode": Odd(variables={"PYTHONDEVMODE": "1", "PYTHONSAFEPATH": ""}),
-    "moved": Odd(after_training=moved),
-    "linked": Odd(before=linked),
-    "GIT_DIR": Odd(variables={"GIT_DIR": "/nonexistent/.git", "GIT_WORK_TREE": "/"}),
-    "GIT_INDEX_FILE": Odd(variables={"GIT_INDEX_FILE": "/nonexistent/index", "GIT_CONFIG_GLOBAL": "/nonexistent"}),
-    "CRLF": Odd(before=with_windows_line_ends),
-    "BOM": Odd(before=with_byte_order_marks),
-    "another time": Odd(variables={"TZ": "Asia/Kathmandu"}),
-    "a narrow terminal": Odd(variables={"COLUMNS": "1", "TERM": "dumb"}),
+    "ASCII, CRLF": Odd(variables={"PYTHONIOENCODING": "ascii"}, before=with_windows_line_ends),
+    "a long TMPDIR, linked": Odd(variables={"TMPDIR": "{tmp}/" + "t" * 120}, before=linked),
+    "warnings as errors, development mode": Odd(
+        variables={"PYTHONWARNINGS": "error::UserWarning:free_ml_stack", "PYTHONDEVMODE": "1"}
+    ),
+    "GIT_DIR, moved": Odd(variables={"GIT_DIR": "/nonexistent/.git", "GIT_WORK_TREE": "/"}, after_training=moved),
+    "GIT_INDEX_FILE, BOM": Odd(
+        variables={"GIT_INDEX_FILE": "/nonexistent/index", "GIT_CONFIG_GLOBAL": "/nonexistent"},
+        before=with_byte_order_marks,
+    ),
     "certificates that are missing": Odd(variables={"SSL_CERT_FILE": "/nonexistent/ca.pem"}),
-    "a Hub that is off": Odd(variables={"HF_HUB_OFFLINE": "1"}),
 }
 
 
@@ -185,6 +192,20 @@ def test_every_command_works_in_unusual_environments(data: Path, tmp_path: Path,
         assert answer["label"] == sample["output"]["label"]
     assert run.prints("1 calls of version 0.1.0, 0 failed", "monitor")
     assert run.prints("Nothing to upload", "sync")
+
+
+@pytest.mark.parametrize("locale", ["C", "UTF-8"])
+def test_a_path_that_is_not_text_is_reported_in_one_line(tmp_path: Path, locale: str) -> None:
+    """Python decodes file names with the encoding of the locale."""
+    name = {"C": "ü 世界".encode(), "UTF-8": b"caf\xe9"}[locale]
+    folder = Path(os.fsdecode(os.fsencode(tmp_path) + b"/" + name))
+    folder.mkdir()
+    (folder / "stack.toml").write_text('project = "skeleton"\nstorage = "./store"\n')
+    given = {"C": {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}, "UTF-8": {}}[locale]
+    printed = projects.run(folder, "data", code=1, **given)
+    [line] = printed.splitlines()
+    assert line.startswith("error: ")
+    assert line.endswith(" is not valid UTF-8; rename it, or set PYTHONUTF8=1 if the locale is not UTF-8")
 
 
 def projects_doctor(run: Commands) -> None:

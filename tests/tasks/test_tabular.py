@@ -5,7 +5,6 @@ import csv
 import datetime
 import importlib
 import json
-import os
 import random
 import shutil
 import signal
@@ -23,7 +22,6 @@ import projects
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from baking import bake
 from browsing import browse, faults, folder_served
 from deployed import KEY, deployed
 from huggingface_hub import ModelCard
@@ -267,20 +265,6 @@ def test_the_page_gives_the_same_results_as_the_service(own: tuple[str, Path], t
     found = json.loads(page.partition('id="answers">')[2].partition("</script>")[0])
     for one, other in zip(found, predict.apply_batch(samples, predict.load(model)), strict=True):
         assert close(one, other)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("task", NAMES)
-@pytest.mark.parametrize(
-    "check", [("pytest", "-q", "-p", "no:cacheprovider"), ("mypy", "--cache-dir", os.devnull), ("ruff", "check")]
-)
-def test_the_projects_own_checks_pass(task: str, check: tuple[str, ...], tmp_path: Path) -> None:
-    project = bake(tmp_path, hooks=False, task=task)
-    environ = {"HOME": str(tmp_path), "PATH": os.environ["PATH"], "PYTHONPATH": str(project / "src"), "LANG": "C.UTF-8"}
-    done = subprocess.run(
-        [sys.executable, "-m", *check], cwd=project, env=environ, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stdout[-4000:]
 
 
 @pytest.mark.slow

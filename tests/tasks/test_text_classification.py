@@ -3,11 +3,8 @@
 import ast
 import importlib.util
 import json
-import os
 import shutil
 import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -225,15 +222,6 @@ def test_a_text_is_classified(demo: tuple[Path, str]) -> None:
     printed, complaint = process.communicate(timeout=120)
     assert process.returncode == 0, complaint
     assert json.JSONDecoder().raw_decode(printed)[0]["label"] in ("trivia", "literature")
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("check", [("pytest", "-q", "-p", "no:cacheprovider"), ("mypy", "--cache-dir", os.devnull)])
-def test_the_generated_project_passes_its_own_checks(tmp_path: Path, check: tuple[str, ...]) -> None:
-    project = bake(tmp_path, hooks=False, task=TASK)
-    environ = projects.environment(tmp_path, PYTHONPATH=str(project / "src"))
-    done = subprocess.run([sys.executable, "-m", *check], cwd=project, env=environ, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout[-4000:]
 
 
 @pytest.mark.slow

@@ -26,6 +26,8 @@ def explain_error(error: BaseException) -> str:
     unnamed = isinstance(error, FileNotFoundError) and not error.filename  # raised by ssl
     if certificates and (unnamed or "certificate" in text.lower()):
         return f"{certificates}; set it to a file of CA certificates, or unset it"
+    if isinstance(error, UnicodeEncodeError) and error.reason == "surrogates not allowed":
+        return f"{error.object[:200]!a} is not valid UTF-8; rename it, or set PYTHONUTF8=1 if the locale is not UTF-8"
     return ""
 
 
