@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator, Mapping
+from functools import cache
 from pathlib import Path
 
 import nbformat
@@ -42,18 +43,24 @@ def texts(project: Path) -> Iterator[tuple[Path, str]]:
 def parses(project: Path, answers: Mapping[str, str]) -> None:
     """Check that every file is valid for its type."""
     for name, text in texts(project):
-        if name.suffix == ".toml":
-            tomllib.loads(text)
-        elif name.suffix in (".yaml", ".yml"):
-            assert list(yaml.load_all(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader))), name
-        elif name.suffix == ".json":
-            json.loads(text)
-        elif name.suffix == ".ipynb":
-            nbformat.validate(nbformat.reads(text, as_version=4))
-        elif name.suffix == ".py":
-            ast.parse(text)
-        elif name.suffix == ".md":
-            assert MarkdownIt().parse(text), name
+        parse(name, text)
+
+
+@cache  # most files are equal in all projects
+def parse(name: Path, text: str) -> None:
+    """Check that a file is valid for its type."""
+    if name.suffix == ".toml":
+        tomllib.loads(text)
+    elif name.suffix in (".yaml", ".yml"):
+        assert list(yaml.load_all(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader))), name
+    elif name.suffix == ".json":
+        json.loads(text)
+    elif name.suffix == ".ipynb":
+        nbformat.validate(nbformat.reads(text, as_version=4))
+    elif name.suffix == ".py":
+        ast.parse(text)
+    elif name.suffix == ".md":
+        assert MarkdownIt().parse(text), name
 
 
 def is_rendered(project: Path, answers: Mapping[str, str]) -> None:

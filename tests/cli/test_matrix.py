@@ -91,8 +91,11 @@ ODD = {  # some are combined, where neither hides a failure of the other
     ),
     "a strict umask, no input, optimized": Odd(
         variables={
-            **{"PYTHONOPTIMIZE": "2", "PYTHONHASHSEED": "7", "PYTHONUNBUFFERED": "1"},
-            **{"PYTHONDONTWRITEBYTECODE": "", "PYTHONPYCACHEPREFIX": "{tmp}/optimized"},  # compile once
+            "PYTHONOPTIMIZE": "2",
+            "PYTHONHASHSEED": "7",
+            "PYTHONUNBUFFERED": "1",
+            "PYTHONDONTWRITEBYTECODE": "",
+            "PYTHONPYCACHEPREFIX": "{tmp}/optimized",  # compile once
         },
         shell="umask 077; exec {} 0<&-",
     ),
