@@ -89,6 +89,14 @@ def test_tables_are_read_from_three_formats(tmp_path: Path, kind: str) -> None:
         assert str(row["built"][0])[:10] == TABLE["built"][i]
 
 
+@pytest.mark.parametrize("kind", ["parquet", "csv", "jsonl"])
+def test_booleans_as_classes_are_named_as_in_the_source(tmp_path: Path, kind: str) -> None:
+    splits, facts = load(from_path(str(table(tmp_path, kind))), tmp_path, Categories, "sold")
+    assert facts["columns"]["sold"] == {"type": "category", "categories": ["false", "true"]}
+    for split in splits.values():
+        assert (split["sold"] == (split["price"] // 1000 % 2 == 0)).all()
+
+
 def test_a_column_type_is_widened_for_late_values(tmp_path: Path) -> None:
     lines = [f"{i},{i},{i}" for i in range(200_000)] + ["1.5,x,7"]
     (tmp_path / "late.csv").write_text("a,b,price\n" + "\n".join(lines))

@@ -223,6 +223,7 @@ def test_a_users_table_is_served_without_preprocessing(own: tuple[str, Path], tm
         pipe = Algorithmia.client(KEY, served.url).algo("me/demo").pipe
         assert close(pipe(sample["input"]).result, sample["output"])
         lacking = pipe({"at": "12:30", "garden": True}).result
+        assert pipe({"at": "12:30", "garden": "true"}).result == lacking
         assert (
             pipe({"at": "1970-01-01T12:30:00Z", "garden": 1, 'kind "A", [x]': "castle", "rooms": None}).result
             == lacking
@@ -281,6 +282,17 @@ def test_memory_for_half_a_million_rows_is_limited(task: str, tmp_path: Path) ->
         environ = projects.environment(tmp_path)
         done = subprocess.run(command, cwd=tmp_path, env=environ, capture_output=True, text=True, check=True)
         assert int(done.stdout.split()[-1]) < 0.75e6, words
+
+
+@pytest.mark.parametrize("task", NAMES)
+def test_a_number_may_be_sent_as_a_boolean_or_its_text(task: str) -> None:
+    predict = importlib.import_module(f"{package(task)}.predict")
+    field = {"name": "garden", "type": "uint8", "usual": None}
+    assert [predict.number(value, field) for value in (True, "true", "True", 1, "1", 1.0)] == [1.0] * 6
+    assert [predict.number(value, field) for value in (False, "false", "FALSE", 0, "0")] == [0.0] * 5
+    for value in ("yes", [True], {}):
+        with pytest.raises(ValueError, match="garden: expected a number, got"):
+            predict.number(value, field)
 
 
 @pytest.mark.parametrize("task", NAMES)

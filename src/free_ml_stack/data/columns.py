@@ -46,8 +46,6 @@ def to_storage_type(column: pa.Array, name: str, names: Sequence[str] = ()) -> p
         return to_storage_type(column.dictionary_decode(), name)
     if pa.types.is_struct(kind) and {field.name for field in kind} >= {"bytes"}:  # the Hub's Image and Audio features
         return to_storage_type(column.field("bytes"), name)
-    if pa.types.is_boolean(kind):
-        return column.cast(pa.uint8())
     if pa.types.is_decimal(kind) or pa.types.is_null(kind) or pa.types.is_float16(kind):
         return column.cast(pa.float64())
     if pa.types.is_time(kind):  # on 1970-01-01
@@ -59,7 +57,7 @@ def to_storage_type(column: pa.Array, name: str, names: Sequence[str] = ()) -> p
     for matches, stored in ((_is_text, pa.string()), (_is_bytes, pa.binary()), (_is_date, pa.timestamp("us"))):
         if matches(kind):
             return column.cast(stored, safe=False)
-    if pa.types.is_integer(kind) or pa.types.is_floating(kind):
+    if pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind):
         return column
     raise StackError(
         f"{name} has type {kind}; expected numbers, lists of numbers, text, bytes or dates; convert or remove it"
@@ -88,6 +86,8 @@ def kind_of(kind: pa.DataType) -> str:
 def cast(column: pa.Array, kind: str, name: str) -> pa.Array:
     """Convert a column of a storage type to the kind that the project expects. Raises StackError if it cannot."""
     found = kind_of(column.type)
+    if pa.types.is_boolean(column.type):
+        column = column.cast(pa.uint8() if kind == "number" else pa.string())  # "false" and "true"
     if found == kind or (kind == "category" and found in ("text", "number")):
         return column
     if (kind, found) == ("category", "date"):

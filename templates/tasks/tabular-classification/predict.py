@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+TRUTH = {"true": 1.0, "false": 0.0}  # texts that count as numbers
 
 
 class Model(NamedTuple):
@@ -79,7 +80,7 @@ def number(value: Any, field: Mapping[str, Any]) -> float:
     try:
         if field["type"] == "category":
             return float(field["places"].get(str(value), nan))
-        return days(value) if field["type"] == "date" else float(value)
+        return days(value) if field["type"] == "date" else float(TRUTH.get(str(value).lower(), value))
     except (TypeError, ValueError, OverflowError):
         kind = "a date such as 2026-01-31" if field["type"] == "date" else "a number"
         raise ValueError(f"{field['name']}: expected {kind}, got {value!r}") from None
