@@ -314,7 +314,12 @@ def test_dates_as_classes_have_no_empty_time(tmp_path: Path) -> None:
 BROKEN = {
     "several columns a; rename": ("a,a,price\n" + "1,2,3\n" * 20, "utf-8", Tables),
     "column a is not encoded in UTF-8": ("a,price\n" + "ü,3\n" * 20, "latin1", Tables),
-    "column price has infinite values": ("a,price\n" + "1,3.5\n" * 20 + "1,inf\n", "utf-8", Tables),
+    "column price has the value inf, expected at most 3.4e": ("a,price\n" + "1,3\n" * 20 + "1,inf\n", "utf-8", Tables),
+    r"has the value -1e\+39, expected at most 3.4e\+38 \(float32\); rescale": (
+        "a,price\n" + "1,3\n" * 20 + "1,-1e39\n",
+        "utf-8",
+        Tables,
+    ),
     "column price has the value 3 in all rows": ("a,price\n" + "1,3\n" * 20, "utf-8", Categories),
 }
 
@@ -324,6 +329,13 @@ def test_tables_that_cannot_be_trained_on_are_rejected(tmp_path: Path, message: 
     text, encoding, science = BROKEN[message]
     with pytest.raises(StackError, match=message):
         load(file_source(tmp_path, "broken.csv", text, encoding), tmp_path, science)
+
+
+def test_a_target_that_float32_rounds_gives_a_warning(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for number, start in enumerate((1e12, 0, -1e12, 2e7)):
+        load(source(a=["x"] * 60, price=start + 1000 * np.arange(60.0)), tmp_path / str(number))
+        warned = "which float32 rounds; subtract a constant from the column" in capsys.readouterr().out
+        assert warned == (abs(start) == 1e12)
 
 
 def test_a_missing_path_of_an_image_is_an_error_of_its_row(tmp_path: Path) -> None:

@@ -5,7 +5,6 @@ text, bytes or date (also a time of day, on 1970-01-01). Parquet files store the
 its index in the manifest's sorted `categories`.
 """
 
-import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -19,6 +18,8 @@ from free_ml_stack.errors import StackError
 
 Facts = Mapping[str, Any]
 MAX_CATEGORIES = 1000  # of a column that is not the target; rarer values count as missing
+MAX_NUMBER = float(np.finfo(np.float32).max)  # of a target
+LEVELS = 100  # minimum number of values that float32 has between the ends of a target
 VARIABLE = ("text", "bytes")  # kinds without a fixed size
 ONE_DIMENSION = 1
 
@@ -164,10 +165,9 @@ def to_array(column: pa.Array, facts: Facts) -> NDArray[Any]:
 
 
 def check_target(name: str, described: Description, rows: Mapping[str, int], warn: Callable[[str], None]) -> None:
-    """Raise StackError for a target with infinite values, one class or too many; warn about rare or missing classes."""
+    """Raise StackError for a target beyond float32, of one class or too many; warn about rare or missing classes."""
     if described.kind != "category":
-        if math.inf in (described.most, -described.least) and described.most >= described.least:
-            raise StackError(f"column {name} has infinite values; correct or remove these rows")
+        _check_range(name, described.least, described.most, warn)
         return
     classes = described.facts()["categories"]
     if len(classes) == 1:
@@ -186,6 +186,18 @@ def check_target(name: str, described: Description, rows: Mapping[str, int], war
             warn(f"{split} has no row of {_join_names(absent)}")
         if rare := [str(value) for value in classes if 0 < counts[value] < count / 100]:
             warn(f"fewer than 1 in 100 rows of {split} are {_join_names(rare)}")
+
+
+def _check_range(name: str, least: float, most: float, warn: Callable[[str], None]) -> None:
+    """Raise StackError for numbers beyond the range of float32, in which models compute; warn if it rounds them."""
+    extreme = max(least, most, key=abs)
+    if least <= most and abs(extreme) > MAX_NUMBER:
+        raise StackError(
+            f"column {name} has the value {extreme:g}, expected at most {MAX_NUMBER:.3g} (float32); "
+            "rescale the column, or correct or remove these rows"
+        )
+    if 0 < most - least < LEVELS * np.spacing(np.float32(abs(extreme))):
+        warn(f"{name} has values from {least} to {most}, which float32 rounds; subtract a constant from the column")
 
 
 def _join_names(values: Sequence[str], most: int = 5) -> str:
