@@ -139,9 +139,38 @@ def test_the_error_names_a_file_that_is_not_an_image(tmp_path: Path) -> None:
     folder_of_images(tmp_path / "pets", "")
     (tmp_path / "pets" / "read me.txt").write_text("about pets")
     (tmp_path / "pets" / "cat" / ".hidden").write_text("")
-    (tmp_path / "pets" / "cat" / "notes.txt").write_text("about cats")
-    with pytest.raises(StackError, match=r"train, .*cat/notes\.txt: expected an image \("):
+    (tmp_path / "pets" / "cat" / "notes.jpg").write_text("about cats")
+    with pytest.raises(StackError, match=r"train, .*cat/notes\.jpg: expected an image \("):
         load(from_path(str(tmp_path / "pets")), tmp_path, images)
+
+
+@pytest.mark.parametrize("splits", [("",), ("train", "test")])
+def test_other_files_in_a_folder_of_classes_are_ignored_and_named(
+    tmp_path: Path, splits: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    pets = folder_of_images(tmp_path / "pets", *splits)
+    (pets / ".git").mkdir()
+    for name in (".DS_Store", ".git/x.jpg", "labels.csv", "README.md", "loose.jpg", f"./{splits[0]}/cat/Thumbs.db"):
+        (pets / name).write_bytes(picture(9, 9, 1))
+    _, facts = load(from_path(str(pets)), tmp_path, images)
+    assert facts["columns"]["label"]["categories"] == ["cat", "dög"]
+    assert sum(facts["rows"].values()) == 20 * len(splits)
+    printed = " ".join(capsys.readouterr().out.split())
+    assert f"run `data --from {pets}/labels.csv`" in printed
+    for name in ("labels.csv", "README.md", "loose.jpg", "Thumbs.db"):
+        assert name in printed.partition("Ignored")[2].partition(":")[0]
+    assert ".git" not in printed and ".DS_Store" not in printed
+
+
+def test_a_table_about_images_in_one_folder_is_the_source(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("train/1.png", "train/2.png", "test/3.png"):
+        (tmp_path / "pets" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "pets" / name).write_bytes(picture(9, 9, 1, "PNG"))
+    (tmp_path / "pets" / "list.csv").write_text("file,animal\n" + "train/1.png,cat\ntrain/2.png,dog\n" * 10)
+    (tmp_path / "pets" / "other.jsonl").write_text('{"file": 1}\n')
+    _, facts = load(from_path(str(tmp_path / "pets")), tmp_path, images, "animal")
+    assert facts["columns"]["label"]["categories"] == ["cat", "dog"]
+    assert "Ignored other.jsonl: other tables are read" in " ".join(capsys.readouterr().out.split())
 
 
 def test_files_are_read_from_a_table_of_paths(tmp_path: Path) -> None:

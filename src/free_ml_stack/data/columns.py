@@ -183,9 +183,9 @@ def check_target(name: str, described: Description, rows: Mapping[str, int], war
     for split, count in rows.items():
         counts = described.counts.get(split, Counter())
         if absent := [str(value) for value in classes if not counts[value]]:
-            warn(f"{split} has no row of {_join_names(absent)}")
+            warn(f"{split} has no row of {join_names(absent)}")
         if rare := [str(value) for value in classes if 0 < counts[value] < count / 100]:
-            warn(f"fewer than 1 in 100 rows of {split} are {_join_names(rare)}")
+            warn(f"fewer than 1 in 100 rows of {split} are {join_names(rare)}")
 
 
 def _check_range(name: str, least: float, most: float, warn: Callable[[str], None]) -> None:
@@ -200,7 +200,8 @@ def _check_range(name: str, least: float, most: float, warn: Callable[[str], Non
         warn(f"{name} has values from {least} to {most}, which float32 rounds; subtract a constant from the column")
 
 
-def _join_names(values: Sequence[str], most: int = 5) -> str:
+def join_names(values: Sequence[str], most: int = 5) -> str:
+    """Join the first names, and count the others."""
     more = f" and {len(values) - most} more" if len(values) > most else ""
     return ", ".join(values[:most]) + more
 

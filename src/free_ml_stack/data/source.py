@@ -2,6 +2,7 @@
 
 import codecs
 import json
+import mimetypes
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,6 +19,7 @@ import pyarrow.parquet as pq
 from fsspec import AbstractFileSystem
 from fsspec.implementations.local import LocalFileSystem
 
+from free_ml_stack.console import say
 from free_ml_stack.data import columns as col
 from free_ml_stack.errors import StackError, first_line
 
@@ -34,6 +36,7 @@ BLOCK, MAX_BLOCK = 4 << 20, 1 << 30  # bytes of text per batch, and of the longe
 NAMES = {"parquet": "Parquet", "csv": "CSV", "json": "JSON Lines"}
 TABLES = {".parquet": "parquet", ".csv": "csv", ".tsv": "csv", ".jsonl": "json", ".ndjson": "json"}
 FILE, FOLDER = "file", "folder"  # columns of a folder of files
+NO_EXAMPLES = {*TABLES, ".json", ".md", ".txt", ".html", ".xml", ".yml", ".yaml", ".db", ".ini", ".log"}  # of media
 COLUMN = re.compile(r"In CSV column #(\d+)")
 
 Batches = Iterator[dict[str, pa.Array]]
@@ -89,24 +92,59 @@ def from_columns(data: Any) -> Rows:
 
 
 def from_path(place: str) -> Source:
-    """Open a folder with one subfolder per class, or CSV, JSON Lines or Parquet files. Raises StackError."""
+    """Open a folder with one subfolder per class, or CSV, JSON Lines or Parquet files. Raises StackError.
+
+    A folder with tables, and with images, audio or video in several subfolders, is a folder of classes.
+    """
     path = Path(place).expanduser()
     if not path.exists():
         raise StackError(f"--from {place}: no such file or folder")
     facts = {"name": path.resolve().stem, "source": path.resolve().name, "license": {"license": "unknown"}}
-    files = [path] if path.is_file() else sorted(filter(Path.is_file, path.rglob("[!.]*")))
+    files = [path] if path.is_file() else _visible(path)
     tables = [one for one in files if one.suffix.lower() in TABLES]
     filed = [] if path.is_file() else [one for one in files if one.parent != path]
+    if len({_class_of(one, path) for one in filed if _is_media(one)} - {""}) > 1:  # tables are about the files
+        filed, tables = [one for one in filed if one.suffix.lower() not in NO_EXAMPLES], []
+        _say_ignored(path, files, filed, "the examples are the files in the subfolders of the classes")
     if tables:
         kind = tables[0].suffix.lower()
         names = [one.as_posix() for one in tables if one.suffix.lower() == kind]
         root = path.parent if path.is_file() else path
         shards = by_split({name: PurePosixPath(name).relative_to(root.as_posix()).as_posix() for name in names})
+        _say_ignored(path, tables, [Path(one) for part in shards.values() for one in part], "other tables are read")
         local = LocalFileSystem()
         return Source(lambda: {split: from_files(local, paths) for split, paths in shards.items()}, facts, root)
     if filed:
         return Source(lambda: _by_folder(path, filed), facts, target=FOLDER)
     raise StackError(f"--from {place}: expected a folder with one subfolder per class, or a {', '.join(TABLES)} file")
+
+
+def _visible(folder: Path) -> list[Path]:
+    """Return the files below a folder, without hidden files and folders such as .git."""
+    files = sorted(filter(Path.is_file, folder.rglob("[!.]*")))
+    return [one for one in files if not any(part.startswith(".") for part in one.relative_to(folder).parts)]
+
+
+def _is_media(path: Path) -> bool:
+    kind = mimetypes.guess_type(path.name, strict=False)[0] or ""
+    return kind.startswith(("image/", "audio/", "video/"))
+
+
+def _class_of(path: Path, root: Path) -> str:
+    """Return the name of the folders of a file below `root`, without a folder named after a split."""
+    folders = path.relative_to(root).parts[:-1]
+    return "/".join(folders[bool(split_of(f"/{folders[0]}/")[0]) :])
+
+
+def _say_ignored(root: Path, files: Sequence[Path], used: Sequence[Path], reason: str) -> None:
+    """Print the names of the files that are not used."""
+    kept = set(used)
+    ignored = [one for one in files if one not in kept]
+    if not ignored:
+        return
+    tables = [one for one in ignored if one.suffix.lower() in TABLES]
+    remedy = f"; to use a table, run `data --from {tables[0]}`" if tables else ""
+    say(f"Ignored {col.join_names([one.relative_to(root).as_posix() for one in ignored])}: {reason}{remedy}.")
 
 
 def by_split(names: Mapping[str, str]) -> dict[str, list[str]]:
