@@ -310,9 +310,9 @@ def test_training_resumes_from_the_store_if_the_disk_is_full(folder: Path, tmp_p
 
 
 def test_a_changed_configuration_names_the_field(folder: Path) -> None:
-    with pytest.raises(StackError, match=r"lr was 0\.1 when this run started, but is 0\.2 now"):
+    with pytest.raises(StackError, match=r"this run was started with lr 0\.1, not 0\.2; restore"):
         Run(folder, config={**CONFIG, "lr": 0.2})
-    with pytest.raises(StackError, match="momentum was None"):
+    with pytest.raises(StackError, match=r"momentum null, not 0\.9"):
         Run(folder, config={**CONFIG, "momentum": 0.9})
 
 

@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 import shutil
 import signal
 from pathlib import Path
@@ -87,10 +88,24 @@ def test_another_machine_resumes_from_the_store(whole: Path, stopped: Path, tmp_
 def test_a_changed_configuration_names_the_field(stopped: Path) -> None:
     training = Training(stopped, "train", "--run", NAME, "--lr", "0.1")
     assert training.end() == 1
-    assert "lr was 0.006 when this run started, but is 0.1 now" in training.printed()
+    printed = training.printed()
+    assert f"run {NAME} was started with lr 0.006, not 0.1; resume it with `skeleton train --run {NAME}`" in printed
+    projects.run(stopped, "data", "--seed", "1")
+    assert "with other data; restore the data set" in projects.run(stopped, "train", "--run", NAME, code=1)
+    projects.run(stopped, "data")
     unknown = Training(stopped, "train", "--run", "unknown")
     assert unknown.end() == 1
     assert "no run unknown" in unknown.printed()
+
+
+def test_a_finished_run_is_only_evaluated_again(whole: Path) -> None:
+    before = results(whole)
+    for words in (("--run", NAME), TRAIN[1:]):
+        printed = projects.run(whole, "train", *words)
+        assert f"Run {NAME} is finished; evaluating it again." in printed
+    printed = projects.run(whole, "train", "--name", NAME, code=1)
+    assert re.search(rf"error: run {NAME} is finished, with epochs \d+, not \d+.*; choose another --name", printed)
+    assert results(whole) == before
 
 
 @pytest.mark.parametrize("file", ["state.safetensors", "state.json", "sums.json", "metrics.jsonl"])

@@ -121,7 +121,8 @@ class Checkpoints:
             self.log.restore(b"")
             return self.at
         state, tensors, record = parse(*found)
-        check_same_config(state["config"], self.config)
+        if changed := changed_fields(state["config"], self.config):
+            raise StackError(f"this run was started with {changed}; restore this to resume, or start a new run")
         self.at = Position(**state["at"])
         self.spent = state["spent"]
         for name, part in self.parts.items():
@@ -318,11 +319,8 @@ class Checkpoints:
         return sorted(self.folder.glob("step-*[0-9]"))
 
 
-def check_same_config(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    """Raise StackError, naming the field, if two configurations of a run differ."""
-    for name in now.keys() | before.keys():
-        if now.get(name) != before.get(name):
-            raise StackError(
-                f"{name} was {before.get(name)!r} when this run started, but is {now.get(name)!r} now; "
-                "restore the value to resume, or start a new run"
-            )
+def changed_fields(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """Return the fields that differ between two configurations of a run, with both values; empty if none does."""
+    changed = [name for name in {**now, **before} if now.get(name) != before.get(name)]
+    values = [f"{name} {json.dumps(before.get(name))}, not {json.dumps(now.get(name))}" for name in changed]
+    return " and ".join("other data" if name == "data" else text for name, text in zip(changed, values, strict=True))

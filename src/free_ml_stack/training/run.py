@@ -29,7 +29,7 @@ from free_ml_stack.tracking.opening import open_run
 from free_ml_stack.tracking.run import FACTS, NoRecord, Run
 from free_ml_stack.tracking.tracker import PREEMPTED, RunStoppedError, Tracker
 from free_ml_stack.training import outcome
-from free_ml_stack.training.checkpoint import Checkpoints, check_same_config
+from free_ml_stack.training.checkpoint import Checkpoints, changed_fields
 from free_ml_stack.training.outcome import MODEL, RESULT
 from free_ml_stack.training.process import Process, join
 from free_ml_stack.training.snapshot import STATE
@@ -73,9 +73,11 @@ def train(
         values = asdict(config)
         started = {**values, "data": dataset.fingerprint(facts)}
         if process.first:
-            _check_run(runs, run_id, started)
+            _check_run(runs, run_id, started, settings.command)
         if process.first and folder is None:
             say(f"Run {run_id}: {process}.")
+            if (runs / run_id / RESULT).exists():
+                say(f"Run {run_id} is finished; evaluating it again.")
         run = _open(settings, runs / run_id, started, process, tracker)
         run.shown = process.first and folder is None
         if run.tracked:
@@ -131,14 +133,21 @@ def report_early_failure(settings: "Settings", run_id: str) -> None:
         open_run(settings, run_id, "train", settings.runs / run_id, {}).finish(exit_code=1)
 
 
-def _check_run(runs: Path, run_id: str, config: Mapping[str, Any]) -> None:
+def _check_run(runs: Path, run_id: str, config: Mapping[str, Any], command: str) -> None:
     """Raise StackError for an invalid run id, or for a run that was started with another configuration.
 
     Called before anything is opened, so that a rejected run is not changed.
     """
     check_run_name(run_id)
-    if (path := runs / run_id / CONFIG).exists():
-        check_same_config(read_json(path), config)
+    path = runs / run_id / CONFIG
+    changed = changed_fields(read_json(path), config) if path.exists() else ""
+    if changed and (runs / run_id / RESULT).exists():
+        raise StackError(f"run {run_id} is finished, with {changed}; choose another --name")
+    if changed:
+        remedy = (
+            "restore the data set" if "other data" in changed else f"resume it with `{command} train --run {run_id}`"
+        )
+        raise StackError(f"run {run_id} was started with {changed}; {remedy}, or choose another --name")
 
 
 def _open(
