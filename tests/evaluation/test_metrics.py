@@ -166,6 +166,16 @@ def test_the_pictures_of_a_regression_are_drawn(tmp_path: Path) -> None:
         assert path.read_bytes().startswith(PNG)
 
 
+def test_with_metric_adds_a_metric_after_the_headline() -> None:
+    found = regression([1.0, 2.0], [1.0, 2.5])
+    more = found.with_metric("largest_error", np.float32(0.5))
+    assert dict(more.metrics) == {**found.metrics, "largest_error": 0.5}
+    assert next(iter(more.metrics)) == "rmse" and type(more.metrics["largest_error"]) is float
+    assert more.pictures == found.pictures and "largest_error" not in found.metrics
+    with pytest.raises(ValueError, match="largest_error is nan, expected a finite number"):
+        found.with_metric("largest_error", float("nan"))
+
+
 def test_with_bars_adds_a_picture_and_a_table(tmp_path: Path) -> None:
     values = {f"column ${number}$": 1 / (number + 1) for number in range(40)}
     found = regression([1.0], [1.0]).with_bars("feature_importances", "share", values)

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,12 @@ class Evaluation:
     metrics: Mapping[str, float]
     pictures: Mapping[str, Callable[[Path], object]] = field(default_factory=dict)
     tables: Mapping[str, Rows] = field(default_factory=dict)
+
+    def with_metric(self, name: str, value: float) -> "Evaluation":
+        """Return a copy with one more metric, after the others. Raises ValueError if `value` is not finite."""
+        if not isfinite(value):
+            raise ValueError(f"{name} is {value}, expected a finite number")
+        return replace(self, metrics={**self.metrics, name: float(value)})
 
     def with_table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> "Evaluation":
         """Return a copy with one more table. A uint8 array (h, w) or (h, w, 3) in a cell is shown as an image."""
