@@ -2,6 +2,7 @@
 
 import json
 import warnings
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,10 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 from numpy.typing import NDArray
+
+from free_ml_stack.evaluation import fonts
 
 BLUE, ORANGE, GREY = "#3566b8", "#d9822b", "#8a8f98"
 WIDTH, HEIGHT = 6.4, 3.6  # inches
@@ -45,8 +49,8 @@ def confusion(counts: NDArray[np.int64], names: Sequence[Any], path: Path) -> Pa
     classes = len(names)
     side = HEIGHT * min(max(1.2, classes / 8), 4)  # constant cell size up to four times the usual height
     places = range(0, classes, -(-classes // TICKS))
-    labels = [_short(names[place]) for place in places]
-    longest = max(map(len, labels))
+    labels = [_short(name) for name in _drawable(names)[:: places.step]]
+    longest = max(map(fonts.width, labels))
     turned = longest * LETTER * len(labels) > side * 0.8  # wider than the axes
     figure = Figure((side * 1.15 + longest * LETTER, side + turned * longest * LETTER))
     axes = figure.subplots()
@@ -110,7 +114,7 @@ def bars(values: Mapping[str, float], quantity: str, title: str, path: Path) -> 
     axes = figure.subplots()
     drawn = axes.barh(range(len(names)), [values[name] for name in names], color=BLUE)
     axes.bar_label(drawn, fmt="%.3g", padding=3, fontsize=8)
-    axes.set_yticks(range(len(names)), [_literal(_short(name)) for name in names], fontsize=8)
+    axes.set_yticks(range(len(names)), [_literal(_short(name)) for name in _drawable(names)], fontsize=8)
     axes.invert_yaxis()
     axes.margins(x=0.12)
     axes.set(xlabel=_literal(quantity), title=_literal(title))
@@ -140,13 +144,14 @@ def histograms(pairs: Mapping[str, tuple[Sequence[Any], Sequence[float], Sequenc
     down = -(-len(kept) // across) or 1
     figure = Figure((WIDTH * 1.6, HEIGHT * down * (1 if down == 1 else 0.7)))
     panels = figure.subplots(down, across, squeeze=False).flat
-    for axes, (title, (bins, reference, current)) in zip(panels, kept, strict=False):
+    titles = _drawable([title for title, _ in kept])
+    for axes, title, (_, (bins, reference, current)) in zip(panels, titles, kept, strict=False):
         places = np.arange(len(bins))
         axes.bar(places - 0.2, reference, 0.4, color=GREY, label="training")
         axes.bar(places + 0.2, current, 0.4, color=BLUE, label="calls")
-        shown = places[:: max(1, -(-len(bins) // PANE_TICKS))]
-        names = [_literal(_short(bins[place], 12)) for place in shown]
-        turned = sum(len(name) + 1 for name in names) > TICKS
+        shown = range(0, len(bins), max(1, -(-len(bins) // PANE_TICKS)))
+        names = [_literal(_short(name, 12)) for name in _drawable(bins)[:: shown.step]]
+        turned = sum(fonts.width(name) + 1 for name in names) > TICKS
         axes.set_xticks(shown, names, fontsize=7, rotation=90 if turned else 0)
         axes.set_title(_literal(_short(title)), fontsize=10)
     for axes in list(figure.axes)[len(kept) :]:
@@ -198,7 +203,18 @@ def _line(axes: Axes, rows: Sequence[Mapping[str, float]], name: str, title: str
 
 
 def _with_unit(name: str, unit: str) -> str:
-    return f"{name} ({_literal(unit)})" if unit else name
+    known = fonts.drawable(unit)
+    return f"{name} ({_literal(known)})" if known else name
+
+
+def _drawable(names: Sequence[Any]) -> list[str]:
+    """Return names without characters that no installed font has, or their numbers if that leaves no distinct name."""
+    cut = [fonts.drawable(str(name)) for name in names]
+    counts = Counter(cut)
+    return [
+        text if text == str(name) or (text and counts[text] == 1) else f"no. {number}"
+        for number, (name, text) in enumerate(zip(names, cut, strict=True), 1)
+    ]
 
 
 def _short(name: Any, most: int = 24) -> str:
@@ -214,8 +230,12 @@ def _literal(name: Any) -> str:
 def _save(figure: Figure, path: Path) -> Path:
     for axes in figure.axes:
         axes.spines[["top", "right"]].set_visible(False)
+    texts: list[Any] = figure.findobj(Text)
+    family = fonts.families("".join(text.get_text() for text in texts))
+    for text in texts:
+        text.set_family(family)
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph")  # a missing glyph is drawn as a box
+        warnings.filterwarnings("ignore", "Glyph")  # invisible ones, such as the joiners of emoji
         figure.tight_layout()
         figure.savefig(path, dpi=DPI)
     return path
