@@ -29,6 +29,7 @@ from places import ROOT, TASKS, package
 from threadpoolctl import threadpool_limits
 
 from free_ml_stack.data import dataset
+from free_ml_stack.data.split import Split
 from free_ml_stack.deployment.answering import close
 from free_ml_stack.deployment.spaces import web_page
 from free_ml_stack.deployment.tensors import TensorModel
@@ -293,6 +294,17 @@ def test_a_number_may_be_sent_as_a_boolean_or_its_text(task: str) -> None:
     for value in ("yes", [True], {}):
         with pytest.raises(ValueError, match="garden: expected a number, got"):
             predict.number(value, field)
+
+
+@pytest.mark.parametrize("task", NAMES)
+def test_a_row_without_any_value_is_a_valid_call(task: str) -> None:
+    data, predict = (importlib.import_module(f"{package(task)}.{name}") for name in ("data", "predict"))
+    columns = {"a": np.array([np.nan, 1.5]), "kind": np.array([-1, 0]), "y": np.array([0, 1])}
+    types = {"a": {"type": "float64"}, "kind": {"type": "category", "categories": ["x"]}, "y": {"type": "int64"}}
+    split = Split(columns, {"columns": types, "target": "y"})
+    assert [data.example(split, row) for row in (0, 1)] == [{"a": None, "kind": None}, {"a": 1.5, "kind": "x"}]
+    fields = {field["name"]: {**field, "usual": None, "places": {}} for field in data.fields(split.facts)}
+    assert np.isnan(predict.features([data.example(split, 0)], SimpleNamespace(fields=fields))).all()
 
 
 @pytest.mark.parametrize("task", NAMES)

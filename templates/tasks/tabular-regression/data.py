@@ -77,7 +77,7 @@ def numbers(values: NDArray[Any], kind: str) -> NDArray[Any]:
 
 
 def example(columns: "Split", row: int) -> dict[str, Any]:
-    """Return the input that a caller sends for a row of a split: its fields by name, without missing ones."""
+    """Return the input that a caller sends for a row of a split: its fields by name, missing ones only if all are."""
     found = {}
     for field in fields(columns.facts):
         value = columns[field["name"]][row]
@@ -88,4 +88,4 @@ def example(columns: "Split", row: int) -> dict[str, Any]:
         else:
             value = None if np.isnan(value) else value.item()
         found[field["name"]] = value
-    return {name: value for name, value in found.items() if value is not None}
+    return {name: value for name, value in found.items() if value is not None} or found
