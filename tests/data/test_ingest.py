@@ -1,7 +1,9 @@
 """Ingestion of own data: folders of images, tables in three formats, missing splits and missing values."""
 
+import gzip
 import io
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -288,7 +290,7 @@ def file_source(folder: Path, name: str, text: str, encoding: str = "utf-8") -> 
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
-@pytest.mark.parametrize("delimiter", [",", ";", "\t"])
+@pytest.mark.parametrize("delimiter", [",", ";", "\t", "|"])
 def test_a_csv_file_may_have_other_delimiters_and_encodings(tmp_path: Path, encoding: str, delimiter: str) -> None:
     point = "," if delimiter == ";" else "."
     lines = [delimiter.join(('"city, or; place"', "price")), *(f"Zürich{delimiter}{i}{point}5" for i in range(20))]
@@ -338,6 +340,51 @@ def test_dates_as_classes_have_no_empty_time(tmp_path: Path) -> None:
     text = "a,price\n" + "".join(f"{i},2020-01-0{1 + i % 2}\n" for i in range(20))
     _, facts = load(file_source(tmp_path, "days.csv", text), tmp_path, Categories)
     assert facts["columns"]["price"]["categories"] == ["2020-01-01", "2020-01-02"]
+
+
+def test_compressed_tables_are_read(tmp_path: Path) -> None:
+    for kind in ("csv", "jsonl"):
+        plain = table(tmp_path, kind)
+        content = gzip.compress(plain.read_bytes())
+        (packed := plain.with_name(f"{plain.name}.gz")).write_bytes(content)
+        _, facts = load(from_path(str(packed)), tmp_path / kind)
+        assert (facts["name"], sum(facts["rows"].values())) == ("flats", ROWS)
+        for wrong in (content[:-30], b"city,price"):
+            packed.write_bytes(wrong)
+            with pytest.raises(StackError, match=rf"flats\.{kind}\.gz is not a complete gzip file"):
+                load(from_path(str(packed)), tmp_path / kind)
+
+
+def test_a_json_array_is_rejected_with_a_remedy(tmp_path: Path) -> None:
+    with pytest.raises(StackError, match="has a JSON array; expected one object per line"):
+        load(file_source(tmp_path, "array.jsonl", '[{"price": 1}, {"price": 2}]'), tmp_path)
+
+
+def test_columns_that_cannot_be_stored_are_named_and_ignored(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    odd = {
+        "part": [{"x": i} for i in range(ROWS)],
+        "tags": [["a"]] * ROWS,
+        "ragged": [[1.0] * (i % 3) for i in range(ROWS)],
+    }
+    pq.write_table(pa.table({**TABLE, **odd}), tmp_path / "flats.parquet")
+    _, facts = load(from_path(str(tmp_path / "flats.parquet")), tmp_path)
+    assert facts["columns"].keys() == TABLE.keys()
+    printed = " ".join(capsys.readouterr().out.split())
+    for name, reason in (
+        ("part", "has type struct"),
+        ("tags", "has lists of string"),
+        ("ragged", "has lists of 3 different lengths"),
+    ):
+        assert re.search(rf"Not used: \S+: column {name} {reason}", printed)
+    with pytest.raises(StackError, match="column part has type struct"):
+        load(from_path(str(tmp_path / "flats.parquet")), tmp_path, Tables, "part")
+
+
+def test_columns_that_the_project_ignores_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    load(source(image=np.zeros((60, 2, 2), np.uint8), label=["a", "b"] * 30, id=list(range(60))), tmp_path, images)
+    assert "Not used: id." in capsys.readouterr().out
 
 
 BROKEN = {

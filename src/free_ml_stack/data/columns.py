@@ -24,6 +24,10 @@ VARIABLE = ("text", "bytes")  # kinds without a fixed size
 ONE_DIMENSION = 1
 
 
+class ColumnError(StackError):
+    """A column of a type that no kind represents."""
+
+
 def from_array(values: Any) -> pa.Array:
     """Convert an array (rows, …), a list, or a column of Arrow or pandas to an Arrow array."""
     if isinstance(values, np.ndarray) and values.ndim > ONE_DIMENSION:
@@ -36,7 +40,7 @@ def from_array(values: Any) -> pa.Array:
 def to_storage_type(column: pa.Array, name: str, names: Sequence[str] = ()) -> pa.Array:
     """Convert a column of a source to the type it is stored in; `names` are the class names of an integer column.
 
-    Raises StackError for a type that no kind represents.
+    Raises ColumnError for a type that no kind represents.
     """
     kind = column.type
     if names:
@@ -60,7 +64,7 @@ def to_storage_type(column: pa.Array, name: str, names: Sequence[str] = ()) -> p
             return column.cast(stored, safe=False)
     if pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind):
         return column
-    raise StackError(
+    raise ColumnError(
         f"{name} has type {kind}; expected numbers, lists of numbers, text, bytes or dates; convert or remove it"
     )
 
@@ -213,15 +217,15 @@ def _tensors(column: pa.Array, name: str) -> pa.Array:
 
 def _dense(column: pa.Array, name: str) -> NDArray[Any]:
     if column.null_count:
-        raise StackError(f"{name} has missing values among its lists")
+        raise ColumnError(f"{name} has missing values among its lists")
     if not _is_list(column.type):
         if not (pa.types.is_integer(column.type) or pa.types.is_floating(column.type)):
-            raise StackError(f"{name} has lists of {column.type}; expected lists of numbers")
+            raise ColumnError(f"{name} has lists of {column.type}; expected lists of numbers")
         values: NDArray[Any] = column.to_numpy(zero_copy_only=False)
         return values
     lengths = pc.unique(pc.list_value_length(column)).to_pylist()
     if len(lengths) != 1:
-        raise StackError(
+        raise ColumnError(
             f"{name} has lists of {len(lengths)} different lengths; expected equal lengths; convert or remove it"
         )
     inner = _dense(column.flatten(), name)

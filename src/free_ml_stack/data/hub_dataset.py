@@ -5,6 +5,7 @@ import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urljoin
@@ -15,7 +16,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from free_ml_stack.data import dataset
 from free_ml_stack.data.hub_card import card, features, viewable
-from free_ml_stack.data.source import TABLES, Batches, Rows, Source, by_split, from_files, split_of
+from free_ml_stack.data.source import TABLES, Batches, Rows, Source, by_split, from_files, split_of, table_suffix
 from free_ml_stack.errors import StackError
 from free_ml_stack.hub import client as hub_client
 from free_ml_stack.hub import publish as hub
@@ -85,10 +86,10 @@ def shards_of(pinned: str, files: AbstractFileSystem) -> dict[str, list[str]]:
     """List the files of each split, sorted. Raises StackError if there are none, or if they form several data sets."""
     root = pinned.removeprefix("hf://")
     paths = sorted(files.find(root))
-    kinds = [suffix for suffix in TABLES if any(path.lower().endswith(suffix) for path in paths)]
+    kinds = [suffix for suffix in TABLES if any(table_suffix(path) == suffix for path in paths)]
     if not kinds:
         raise StackError(f"{pinned} has no files with the suffix {', '.join(TABLES)}")
-    names = {path: path.removeprefix(root).strip("/") for path in paths if path.lower().endswith(kinds[0])}
+    names = {path: path.removeprefix(root).strip("/") for path in paths if table_suffix(path) == kinds[0]}
     found = by_split(names)
     for shards in found.values():
         places = {split_of(f"/{names[path]}")[1].strip("/") for path in shards}
@@ -107,7 +108,7 @@ def with_hub_errors(opened: Callable[[], Rows]) -> Rows:
 
     with hub_errors():
         rows = opened()
-    return Rows(rows.types, read)
+    return replace(rows, read=read)
 
 
 @contextmanager

@@ -52,6 +52,8 @@ def ingest(
     if found := stored_manifest(store, source, target):
         return found
     plan = make_plan(source, data, target)
+    if unused := source.splits["train"].types.keys() - {column for column, _ in plan.columns.values()}:
+        say(f"Not used: {col.join_names(sorted(unused))}.")
     kinds = {name: col.Description(kind, name == plan.target) for name, (_, kind) in plan.columns.items()}
     scratch.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=scratch, prefix=".data-") as folder:
@@ -95,6 +97,11 @@ def make_plan(source: Source, data: "Data", target: str) -> Plan:
         raise StackError(f"the source has no training split, only {', '.join(found) or 'no rows'}")
     columns = found["train"]
     wanted = target or (data.TARGET if data.TARGET in columns else source.target or data.TARGET)
+    unreadable = source.splits["train"].unreadable
+    if wanted in unreadable:
+        raise StackError(unreadable[wanted])
+    for reason in unreadable.values():
+        say(f"Not used: {reason}.")
     if wanted not in columns:
         raise StackError(f"no column {wanted}; set the target with --target COLUMN, one of {', '.join(columns)}")
     chosen = data.arrange(columns, wanted)

@@ -1,12 +1,14 @@
 """Sources of data sets: arrays or files, as splits that are read in batches of rows."""
 
 import codecs
+import gzip
 import json
 import mimetypes
 import re
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path, PurePosixPath
@@ -35,8 +37,9 @@ BUFFER = 4 << 20  # bytes read ahead per column
 BLOCK, MAX_BLOCK = 4 << 20, 1 << 30  # bytes of text per batch, and of the longest row
 NAMES = {"parquet": "Parquet", "csv": "CSV", "json": "JSON Lines"}
 TABLES = {".parquet": "parquet", ".csv": "csv", ".tsv": "csv", ".jsonl": "json", ".ndjson": "json"}
+PACKED = ".gz"  # after the suffix of a table of text
 FILE, FOLDER = "file", "folder"  # columns of a folder of files
-NO_EXAMPLES = {*TABLES, ".json", ".md", ".txt", ".html", ".xml", ".yml", ".yaml", ".db", ".ini", ".log"}  # of media
+NO_EXAMPLES = {".json", ".md", ".txt", ".html", ".xml", ".yml", ".yaml", ".db", ".ini", ".log"}  # of media
 COLUMN = re.compile(r"In CSV column #(\d+)")
 
 Batches = Iterator[dict[str, pa.Array]]
@@ -46,12 +49,14 @@ Batches = Iterator[dict[str, pa.Array]]
 class Rows:
     """The rows of one split: the storage type of each column, and a function that reads columns in batches.
 
-    `name` returns the display name of a row, counted from 0, for messages.
+    `name` returns the display name of a row, counted from 0, for messages. `unreadable` are the columns without a
+    storage type, with the reason.
     """
 
     types: Mapping[str, pa.DataType]
     read: Callable[[Sequence[str]], Batches]
     name: Callable[[int], str] = lambda row: f"row {row + 1}"
+    unreadable: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -99,16 +104,18 @@ def from_path(place: str) -> Source:
     path = Path(place).expanduser()
     if not path.exists():
         raise StackError(f"--from {place}: no such file or folder")
-    facts = {"name": path.resolve().stem, "source": path.resolve().name, "license": {"license": "unknown"}}
+    name = path.resolve().name.removesuffix(PACKED)
+    facts = {"name": PurePosixPath(name).stem, "source": path.resolve().name, "license": {"license": "unknown"}}
     files = [path] if path.is_file() else _visible(path)
-    tables = [one for one in files if one.suffix.lower() in TABLES]
+    tables = [one for one in files if table_suffix(one.name)]
     filed = [] if path.is_file() else [one for one in files if one.parent != path]
     if len({_class_of(one, path) for one in filed if _is_media(one)} - {""}) > 1:  # tables are about the files
-        filed, tables = [one for one in filed if one.suffix.lower() not in NO_EXAMPLES], []
+        filed = [one for one in filed if one.suffix.lower() not in NO_EXAMPLES and one not in tables]
+        tables = []
         _say_ignored(path, files, filed, "the examples are the files in the subfolders of the classes")
     if tables:
-        kind = tables[0].suffix.lower()
-        names = [one.as_posix() for one in tables if one.suffix.lower() == kind]
+        kind = table_suffix(tables[0].name)
+        names = [one.as_posix() for one in tables if table_suffix(one.name) == kind]
         root = path.parent if path.is_file() else path
         shards = by_split({name: PurePosixPath(name).relative_to(root.as_posix()).as_posix() for name in names})
         _say_ignored(path, tables, [Path(one) for part in shards.values() for one in part], "other tables are read")
@@ -117,6 +124,12 @@ def from_path(place: str) -> Source:
     if filed:
         return Source(lambda: _by_folder(path, filed), facts, target=FOLDER)
     raise StackError(f"--from {place}: expected a folder with one subfolder per class, or a {', '.join(TABLES)} file")
+
+
+def table_suffix(name: str) -> str:
+    """Return the suffix in TABLES of a file name, before that of a compression, or an empty string."""
+    suffix = PurePosixPath(name.lower().removesuffix(PACKED)).suffix
+    return suffix if suffix in TABLES and not (suffix == ".parquet" and name.lower().endswith(PACKED)) else ""
 
 
 def _visible(folder: Path) -> list[Path]:
@@ -142,7 +155,7 @@ def _say_ignored(root: Path, files: Sequence[Path], used: Sequence[Path], reason
     ignored = [one for one in files if one not in kept]
     if not ignored:
         return
-    tables = [one for one in ignored if one.suffix.lower() in TABLES]
+    tables = [one for one in ignored if table_suffix(one.name)]
     remedy = f"; to use a table, run `data --from {tables[0]}`" if tables else ""
     say(f"Ignored {col.join_names([one.relative_to(root).as_posix() for one in ignored])}: {reason}{remedy}.")
 
@@ -196,24 +209,35 @@ def _file_rows(files: Sequence[tuple[Path, str]]) -> Rows:
 
 def from_files(files: AbstractFileSystem, paths: Sequence[str]) -> Rows:
     """Create rows from Parquet, CSV or JSON Lines files with the same columns. Raises StackError."""
-    kind = TABLES[PurePosixPath(paths[0]).suffix.lower()]
+    kind = TABLES[table_suffix(paths[0])]
     opened = {"parquet": _parquet, "csv": _csv, "json": _json}[kind](files, paths)
 
     if repeated := [name for name, count in Counter(opened.names).items() if count > 1]:
         raise StackError(f"{paths[0]} has several columns {repeated[0]}; rename or remove all but one")
 
-    def read(names: Sequence[str]) -> Batches:
+    def batches(names: Sequence[str]) -> Iterator[tuple[str, pa.RecordBatch]]:
         for path in paths:
             try:
                 for batch in opened.batches(path, list(names)):
-                    yield {name: _read_column(batch, name, path, opened) for name in names}
+                    yield path, batch
             except pa.ArrowException as error:
                 raise StackError(f"{path} is not a complete {NAMES[kind]} file ({first_line(error)})") from None
 
-    first = next(read(opened.names), None)
+    def read(names: Sequence[str]) -> Batches:
+        for path, batch in batches(names):
+            yield {name: _read_column(batch, name, path, opened) for name in names}
+
+    first = next(batches(opened.names), None)
     if first is None:
         raise StackError(f"{paths[0]} has no rows")
-    return Rows({name: column.type for name, column in first.items()}, read)
+    types: dict[str, pa.DataType] = {}
+    unreadable: dict[str, str] = {}
+    for name in opened.names:
+        try:
+            types[name] = _read_column(first[1], name, first[0], opened).type
+        except col.ColumnError as error:
+            unreadable[name] = str(error)
+    return Rows(types, read, unreadable=unreadable)
 
 
 @dataclass(frozen=True)
@@ -266,7 +290,7 @@ def _csv(files: AbstractFileSystem, paths: Sequence[str]) -> Reader:
         )
         parse = pacsv.ParseOptions(delimiter=dialect.delimiter, newlines_in_values=True)
         read = pacsv.ReadOptions(block_size=blocks[-1], use_threads=False, encoding=dialect.encoding)
-        with files.open(path, "rb") as file, pacsv.open_csv(file, read, parse, options) as reader:
+        with _unpacked(files, path) as file, pacsv.open_csv(file, read, parse, options) as reader:
             names[:] = names or reader.schema.names
             yield from reader
 
@@ -275,6 +299,16 @@ def _csv(files: AbstractFileSystem, paths: Sequence[str]) -> Reader:
     if wrong := [name for name, kind in types.items() if pa.types.is_binary(kind)]:
         raise StackError(f"{paths[0]}: column {wrong[0]} is not encoded in UTF-8; save the file as UTF-8")
     return Reader(list(names), batches)
+
+
+@contextmanager
+def _unpacked(files: AbstractFileSystem, path: str) -> Iterator[Any]:
+    """Open a file of text, and decompress it if its suffix is that of gzip. Raises StackError if it is damaged."""
+    try:
+        with files.open(path, "rb", compression="gzip" if path.lower().endswith(PACKED) else None) as file:
+            yield file
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise StackError(f"{path} is not a complete gzip file ({first_line(error)})") from None
 
 
 class Dialect(NamedTuple):
@@ -287,11 +321,11 @@ class Dialect(NamedTuple):
 
 def _dialect(files: AbstractFileSystem, path: str) -> Dialect:
     """Detect the encoding of a CSV file by its byte order mark, and the delimiter by its header."""
-    with files.open(path, "rb") as file:
+    with _unpacked(files, path) as file:
         start = file.read(1 << 16)
     encoding = "utf-16" if start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8"
     text = re.sub(r'"[^"]*"', "", start.decode(encoding, "ignore").strip("\r\n\ufeff"))
-    delimiter = "\t" if path.lower().endswith(".tsv") else max(",;\t", key=text.partition("\n")[0].count)
+    delimiter = "\t" if table_suffix(path) == ".tsv" else max(",;\t|", key=text.partition("\n")[0].count)
     european = delimiter == ";" and re.search(r";-?\d+,\d+\s*[;\n]|\n-?\d+,\d+;", text)
     return Dialect(encoding, delimiter, "," if european else ".")
 
@@ -326,8 +360,10 @@ def _json(files: AbstractFileSystem, paths: Sequence[str]) -> Reader:
 
     def tables(path: str, known: pa.Schema | None) -> Iterator[pa.Table]:
         parse = pajson.ParseOptions(known, unexpected_field_behavior="infer" if known is None else "ignore")
-        with files.open(path, "rb") as file:
+        with _unpacked(files, path) as file:
             while text := file.read(BLOCK) + file.readline():
+                if text.startswith(b"["):
+                    raise StackError(f"{path} has a JSON array; expected one object per line; convert it")
                 if text.strip():
                     read = pajson.ReadOptions(use_threads=False, block_size=len(text) + 1)
                     yield pajson.read_json(pa.BufferReader(text), read, parse)
