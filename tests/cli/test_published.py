@@ -1,11 +1,17 @@
 """The default model of `deploy` and `predict` is the latest published one."""
 
 import os
+from argparse import Namespace
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
-from free_ml_stack.cli.commands.delivery import published_model
+from free_ml_stack.algorithmia import calls
+from free_ml_stack.cli.commands.delivery import predict, published_model
+from free_ml_stack.cli.demo import shortened
 from free_ml_stack.errors import StackError
 from free_ml_stack.project.settings import Settings
 
@@ -25,6 +31,15 @@ def test_the_latest_published_model_is_the_default(tmp_path: Path) -> None:
     assert published_model(settings, "third").name == "third"
     publish(settings, "second", 2000.0)
     assert published_model(settings, "").name == "second"
+
+
+def test_answers_are_printed_as_they_are(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(calls, "start_gateway", lambda *_: nullcontext())
+    monkeypatch.setattr(calls, "call_algorithm", lambda settings, values, version: values)
+    settings: Any = SimpleNamespace(algorithmia_api="http://127.0.0.1:1", command="digits")
+    predict(SimpleNamespace(), settings, Namespace(input='{"found": "猫 🐶"}', version=""))  # type: ignore[arg-type]
+    assert '"found": "猫 🐶"' in capsys.readouterr().out
+    assert shortened({"found": "猫"}) == '{"found": "猫"}'
 
 
 def test_an_unpublished_model_is_reported_with_the_command(tmp_path: Path) -> None:

@@ -29,6 +29,7 @@ OF_OTHERS = {
     "algorithmia/installation.py": {"label"},
     "credentials/check.py": {"digits"},
     "data/hub_card.py": {"image", "label"},
+    "data/source.py": {"image"},  # a media type of MIME
     "deployment/installation.py": {"label"},
     "gateway/algorithms/management.py": {"label", "digits"},
     "gateway/dashboard.py": {"labels", "digits"},

@@ -1,6 +1,7 @@
 """Text classification with all commands, other encoders, other data, and killed training."""
 
 import ast
+import importlib
 import importlib.util
 import json
 import shutil
@@ -23,6 +24,7 @@ from services.spaces import as_json
 
 from free_ml_stack.deployment.answering import close
 from free_ml_stack.deployment.spaces import SpaceContent, host
+from free_ml_stack.errors import StackError
 
 TASK = "text-classification"
 PACKAGE = package(TASK)
@@ -323,3 +325,9 @@ def test_the_page_tokenizes_and_classifies_as_the_service(folder: Path, bert: Pa
         assert found["probabilities"] == pytest.approx(expected["probabilities"], abs=1e-5), text
     with pytest.raises(ValueError, match="expected a text, got dict"):
         predict.apply({"text": "no"}, loaded)
+
+
+def test_a_table_without_texts_is_rejected_with_the_kinds_of_its_columns() -> None:
+    data = importlib.import_module(f"{PACKAGE}.data")
+    with pytest.raises(StackError, match="no text column besides label, only text of kind number, label of kind text"):
+        data.arrange({"text": "number", "label": "text"}, "label")

@@ -314,6 +314,8 @@ def test_a_changed_configuration_names_the_field(folder: Path) -> None:
         Run(folder, config={**CONFIG, "lr": 0.2})
     with pytest.raises(StackError, match=r"momentum null, not 0\.9"):
         Run(folder, config={**CONFIG, "momentum": 0.9})
+    with pytest.raises(StackError, match="x0 null, not 0 and x1 null, not 1 and x2 null, not 2 and 7 more; restore"):
+        Run(folder, config={**CONFIG, **{f"x{number}": number for number in range(10)}})
 
 
 def test_tensors_are_written_in_the_safetensors_format(tmp_path: Path) -> None:

@@ -212,7 +212,7 @@ def rows(found: dict[str, Any], base: Path | None = None) -> list[tuple[str, obj
 
 def shortened(answer: Any, most: int = 48) -> str:
     """Format a result as JSON, truncated to fit a line."""
-    text = json.dumps(answer)
+    text = json.dumps(answer, ensure_ascii=False)
     return text if len(text) <= most else f"{text[: most - 1]}…"
 
 

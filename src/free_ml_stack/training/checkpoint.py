@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
 
 STOP_CHECK_STEPS = 8  # steps between two checks of all processes for a stop signal
+SHOWN = 3  # fields in the message about a changed configuration
 GRACE = 15.0  # seconds to wait for the store after a stop signal; preempted machines get 30
 
 Found = tuple[str, dict[str, bytes]]  # name and files of a checkpoint
@@ -320,7 +321,8 @@ class Checkpoints:
 
 
 def changed_fields(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    """Return the fields that differ between two configurations of a run, with both values; empty if none does."""
+    """Return three fields that differ between two configurations of a run, with both values; empty if none does."""
     changed = [name for name in {**now, **before} if now.get(name) != before.get(name)]
     values = [f"{name} {json.dumps(before.get(name))}, not {json.dumps(now.get(name))}" for name in changed]
-    return " and ".join("other data" if name == "data" else text for name, text in zip(changed, values, strict=True))
+    texts = ["other data" if name == "data" else text for name, text in zip(changed, values, strict=True)]
+    return " and ".join([*texts[:SHOWN], *([f"{len(texts) - SHOWN} more"] if len(texts) > SHOWN else [])])

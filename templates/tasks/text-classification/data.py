@@ -40,7 +40,7 @@ def arrange(columns: Mapping[str, str], target: str) -> dict[str, tuple[str, str
     """Map columns to (source column, kind): `text`, or the first text column, and the target."""
     texts = [name for name, kind in columns.items() if kind == "text" and name != target]
     if not texts:
-        raise StackError(f"no text column besides {target}, only {', '.join(columns)}")
+        raise StackError(f"no text column besides {target}, only {', '.join(map(' of kind '.join, columns.items()))}")
     return {"text": ("text" if "text" in texts else texts[0], "text"), "label": (target, "category")}
 
 

@@ -179,7 +179,7 @@ def predict(science: "Science", settings: Settings, args: Namespace) -> int:
         deployed_build(open_store(settings.storage, settings), name, settings.command)
     with start_gateway(science, settings):
         [answer] = call_algorithm(settings, [value], args.version)
-    say(json.dumps(answer, indent=1))
+    say(json.dumps(answer, ensure_ascii=False, indent=1))
     return print_next(settings, "monitor")
 
 
