@@ -329,6 +329,16 @@ class Categories:
         }
 
 
+class Numbers:
+    """A project with a target of numbers."""
+
+    TARGET = "price"
+
+    @staticmethod
+    def arrange(columns: dict[str, str], target: str) -> dict[str, tuple[str, str]]:
+        return {name: (name, "number" if name == target else kind) for name, kind in columns.items()}
+
+
 def test_a_field_of_a_csv_file_may_be_longer_than_a_block(tmp_path: Path) -> None:
     text = "note,price\n" + "".join(f"{'x' * (9_000_000 if i == 9 else 3)},{i}\n" for i in range(20))
     splits, _ = load(file_source(tmp_path, "long.csv", text), tmp_path)
@@ -396,6 +406,12 @@ BROKEN = {
         "utf-8",
         Tables,
     ),
+    "column price must hold numbers, got 'about 3'; correct or remove": (
+        "a,price\n" + "1,3\n" * 20 + "1,about 3\n",
+        "utf-8",
+        Numbers,
+    ),
+    "column price has kind date, expected number; convert it": ("a,price\n" + "1,2020-01-02\n" * 20, "utf-8", Numbers),
     "column price has the value 3 in all rows": ("a,price\n" + "1,3\n" * 20, "utf-8", Categories),
 }
 

@@ -18,7 +18,7 @@ from free_ml_stack.evaluation.classification import classification
 from free_ml_stack.evaluation.drift import drift, reference
 from free_ml_stack.evaluation.page import report
 from free_ml_stack.evaluation.regression import regression
-from free_ml_stack.evaluation.result import tables_with_pictures
+from free_ml_stack.evaluation.result import headline, metric_text, tables_with_pictures
 
 PNG = b"\x89PNG"
 QUANTITIES = {
@@ -164,6 +164,12 @@ def test_the_pictures_of_a_regression_are_drawn(tmp_path: Path) -> None:
     for title, draw in regression(true + 0.1, true, "US$").pictures.items():
         draw(path := tmp_path / f"{title}.png")
         assert path.read_bytes().startswith(PNG)
+
+
+def test_small_and_large_metrics_keep_four_digits() -> None:
+    expected = {0.98765: "0.9877", 0.0: "0.0000", 522.4: "522.4000", 1.23456e-30: "1.235e-30", -6.17041e40: "-6.17e+40"}
+    assert {value: metric_text(value) for value in expected} == expected
+    assert headline("Test", {"rmse": 1e-30}) == ("Test RMSE", "1e-30")
 
 
 def test_with_metric_adds_a_metric_after_the_headline() -> None:

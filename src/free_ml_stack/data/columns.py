@@ -5,6 +5,7 @@ text, bytes or date (also a time of day, on 1970-01-01). Parquet files store the
 its index in the manifest's sorted `categories`.
 """
 
+import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -22,6 +23,7 @@ MAX_NUMBER = float(np.finfo(np.float32).max)  # of a target
 LEVELS = 100  # minimum number of values that float32 has between the ends of a target
 VARIABLE = ("text", "bytes")  # kinds without a fixed size
 ONE_DIMENSION = 1
+WRONG = re.compile(r"string: ('.*') as a scalar", re.DOTALL)  # the value in an error of Arrow
 
 
 class ColumnError(StackError):
@@ -103,8 +105,10 @@ def cast(column: pa.Array, kind: str, name: str) -> pa.Array:
         try:
             return column.cast(pa.float64())
         except pa.ArrowInvalid as error:
-            raise StackError(f"{name} must hold numbers: {error}") from None
-    raise StackError(f"{name} has kind {found}, expected {kind}")
+            value = WRONG.search(str(error))
+            reason = f"got {value[1]}" if value else str(error)
+            raise StackError(f"{name} must hold numbers, {reason}; correct or remove these rows") from None
+    raise StackError(f"{name} has kind {found}, expected {kind}; convert it, or choose another column")
 
 
 class Description:

@@ -9,6 +9,8 @@ from typing import Any
 
 Rows = tuple[Sequence[str], Sequence[Sequence[Any]]]  # column names, rows
 
+SMALLEST, LARGEST = 1e-3, 1e6  # numbers with four decimals
+
 
 @dataclass(frozen=True)
 class Evaluation:
@@ -46,15 +48,20 @@ class Evaluation:
 
 
 def headline(split: str, metrics: Mapping[str, float]) -> tuple[str, str]:
-    """Format the first metric: its title with the name of the split, and its value with four decimals."""
+    """Format the first metric: its title with the name of the split, and its value."""
     name = next(iter(metrics))
     title = metric_title(name)
-    return f"{split} {title if title.isupper() else title.lower()}", f"{metrics[name]:.4f}"
+    return f"{split} {title if title.isupper() else title.lower()}", metric_text(metrics[name])
 
 
 def metric_title(name: str) -> str:
     """Convert a metric id to a title: `log_loss` to Log loss, `f1` to F1, `rmse` to RMSE."""
     return name.upper() if len(name) <= 4 else name.replace("_", " ").capitalize()
+
+
+def metric_text(value: float) -> str:
+    """Format a metric with four decimals, or four significant digits if it is very small or large."""
+    return f"{value:.4f}" if value == 0 or SMALLEST <= abs(value) < LARGEST else f"{value:.4g}"
 
 
 def tables_with_pictures(pictures: Mapping[str, str], tables: Mapping[str, Any]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import yaml
 from huggingface_hub import ModelCard
 
 from free_ml_stack.errors import StackError
-from free_ml_stack.evaluation.result import metric_title, tables_with_pictures
+from free_ml_stack.evaluation.result import metric_text, metric_title, tables_with_pictures
 from free_ml_stack.hub.metadata import base_model, metadata, optional_text
 from free_ml_stack.hub.usage import lines, reload_lines, required_packages
 
@@ -40,6 +40,7 @@ def card(
         **{"url": "", "parameters": 0, "pictures": {}, "tables": {}, **result},
         tables_with_pictures=tables_with_pictures(result.get("pictures", {}), result.get("tables", {})),
         escape=escape_markdown,
+        metric_text=metric_text,
         metric_title=metric_title,
         title=settings.title or settings.project,
         description=settings.description,

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from free_ml_stack.console import display_path, say
 from free_ml_stack.errors import StackError
 from free_ml_stack.evaluation import plots as pictures
+from free_ml_stack.evaluation.result import metric_text
 from free_ml_stack.storage.documents import as_json
 from free_ml_stack.sweeps.job import EventKind, Task
 from free_ml_stack.sweeps.search_space import Parameter, Sweep, lookup
@@ -193,7 +194,7 @@ def run_trials(trials: "Trials", workers: "Workers", limit: int) -> None:
             elif kind in (EventKind.DONE, EventKind.STOPPED):
                 trials.end(number, value, kind == EventKind.STOPPED)
                 early = ", stopped early" if kind == EventKind.STOPPED else ""
-                say(f"Trial {number}: {trials.plan.metric} {value:.4f}{early}")
+                say(f"Trial {number}: {trials.plan.metric} {metric_text(value)}{early}")
             elif kind == EventKind.DIED and trials.retry(number):
                 say(f"Trial {number}: {value}; retrying it.")
             else:

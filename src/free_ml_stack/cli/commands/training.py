@@ -109,6 +109,7 @@ def train(science: "Science", settings: Settings, args: Namespace) -> int:
 
 def sweep(science: "Science", settings: Settings, args: Namespace) -> int:
     """Search for the best configuration with sweep.yaml: at W&B with a valid key, otherwise locally."""
+    from free_ml_stack.evaluation.result import metric_text
     from free_ml_stack.sweeps import sweep as sweeps
     from free_ml_stack.sweeps.command import runs_train
 
@@ -119,7 +120,7 @@ def sweep(science: "Science", settings: Settings, args: Namespace) -> int:
         f"Trials and pictures are in {display_path(found.folder)}.",
         *filter(None, [found.tracked]),
     )
-    say(f"Best: {found.metric} {found.best_value:.4f}, written to {display_path(found.best_config)}.")
+    say(f"Best: {found.metric} {metric_text(found.best_value)}, written to {display_path(found.best_config)}.")
     if not runs_train(found.plan, science.package):  # the configuration of another program is not for `train`
         return 0
     return print_next(settings, f"train --config {display_path(found.best_config)}", "publish")

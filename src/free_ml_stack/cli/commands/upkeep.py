@@ -27,6 +27,7 @@ def add_doctor_arguments(parser: ArgumentParser, science: "Science") -> None:
 def info(science: "Science", settings: Settings, args: Namespace) -> int:
     """Show the settings, the runs with their metrics, the latest model and the deployed version."""
     from free_ml_stack.cli import info as state
+    from free_ml_stack.evaluation.result import metric_text
 
     found = state.info(settings)
     if args.json:
@@ -34,7 +35,7 @@ def info(science: "Science", settings: Settings, args: Namespace) -> int:
         return 0
     name, deployed = found["headline"], found["deployed"]
     rows = [
-        (run["run"], f"{run['validation'][name]:.4f}") for run in found["runs"] if name in (run["validation"] or {})
+        (run["run"], metric_text(run["validation"][name])) for run in found["runs"] if name in (run["validation"] or {})
     ]
     say(table(rows, ("run", f"validation {name}")) if rows else "No finished runs.")
     say(f"Latest published model: {found['latest_model'] or 'none'}.")
