@@ -263,6 +263,14 @@ def test_times_of_day_are_dates_and_durations_numbers(tmp_path: Path) -> None:
         assert (split["wait"] == 1_500_000 * split["price"]).all()
 
 
+@pytest.mark.parametrize("examples", range(2, 8))
+def test_classes_of_few_rows_are_split(tmp_path: Path, examples: int) -> None:
+    labels = [f"class {number}" for number in range(20)] * examples
+    _, facts = load(source(image=np.zeros((len(labels), 2, 2), np.uint8), label=labels), tmp_path, images)
+    assert min(facts["rows"].values()) >= len(labels) // 10
+    assert sum(facts["rows"].values()) == len(labels)
+
+
 def test_a_project_can_define_its_own_splits(tmp_path: Path) -> None:
     class ByTime(Tables):
         @staticmethod

@@ -213,7 +213,7 @@ def _assign_splits(
 
 
 def stratified_split(values: NDArray[Any], seed: int) -> dict[str, NDArray[np.intp]]:
-    """Draw disjoint rows for each split with `seed`, stratified by value."""
+    """Draw disjoint rows for each split with `seed`, stratified by value unless each value is too rare for that."""
     rng = np.random.default_rng(seed)
     rows: dict[str, list[NDArray[np.intp]]] = {name: [] for name in FRACTIONS}
     _, codes = np.unique(values.astype(str) if values.dtype == object else values, return_inverse=True)
@@ -222,7 +222,10 @@ def stratified_split(values: NDArray[Any], seed: int) -> dict[str, NDArray[np.in
         ends = np.cumsum([round(share * len(members)) for share in FRACTIONS.values()])[:-1]
         for name, part in zip(FRACTIONS, np.split(members, ends), strict=True):
             rows[name].append(part)
-    return {name: np.sort(np.concatenate(parts)) if parts else np.zeros(0, np.intp) for name, parts in rows.items()}
+    drawn = {name: np.sort(np.concatenate(parts)) if parts else np.zeros(0, np.intp) for name, parts in rows.items()}
+    if codes.max(initial=0) and not all(map(len, drawn.values())):
+        return stratified_split(np.zeros(len(values), int), seed)
+    return drawn
 
 
 class _Columns(Mapping[str, Any]):
