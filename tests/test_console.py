@@ -58,3 +58,8 @@ def test_long_lines_are_wrapped_at_the_width_of_the_terminal(monkeypatch: pytest
     )
     assert console.wrapped("a row  of a table  is left as it is") == "a row  of a table  is left as it is"
     assert console.wrapped("short\n\nlines") == "short\n\nlines"
+
+
+def test_a_row_of_a_table_is_one_line() -> None:
+    lines = console.table([("two\nlines", 1), ("one", 22)], ("name", "count")).splitlines()
+    assert lines == ["name       count", "---------  -----", "two lines      1", "one           22"]

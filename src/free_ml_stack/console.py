@@ -58,7 +58,7 @@ def display_path(path: Path, base: Path | None = None) -> str:
 
 def table(rows: Sequence[Sequence[object]], header: Sequence[str] = ()) -> str:
     """Format rows of cells as aligned columns; columns of numbers are right-aligned."""
-    cells = [[str(cell) for cell in row] for row in ([header] if header else []) + list(rows)]
+    cells = [[str(cell).replace("\n", " ") for cell in row] for row in ([header] if header else []) + list(rows)]
     widths = [max(len(row[i]) for row in cells) for i in range(len(cells[0]))] if cells else []
     right = [all(isinstance(row[i], int | float) for row in rows) for i in range(len(widths))]
     lines = [

@@ -42,6 +42,15 @@ def test_answers_are_printed_as_they_are(monkeypatch: pytest.MonkeyPatch, capsys
     assert shortened({"found": "猫"}) == '{"found": "猫"}'
 
 
+def test_an_empty_text_is_an_input(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Any] = []
+    monkeypatch.setattr(calls, "start_gateway", lambda *_: nullcontext())
+    monkeypatch.setattr(calls, "call_algorithm", lambda settings, values, version: seen.append(values) or values)
+    settings: Any = SimpleNamespace(algorithmia_api="http://127.0.0.1:1", command="digits")
+    predict(SimpleNamespace(), settings, Namespace(input="", version=""))  # type: ignore[arg-type]
+    assert seen == [[""]]
+
+
 def test_an_unpublished_model_is_reported_with_the_command(tmp_path: Path) -> None:
     settings = Settings(project="digits", root=tmp_path)
     with pytest.raises(StackError, match="no trained model; run `digits train`"):

@@ -218,7 +218,10 @@ def test_unusable_data_raise_an_error_and_leave_the_store_unchanged(tmp_path: Pa
         assert stored(tmp_path) == before
     rows = from_columns({"city": ["a"], "price": [1.0]})
     for other, words in (
-        ({"town": ["a"], "price": [1.0]}, "test lacks the column city, which is in train"),
+        (
+            {"town": ["a"], "price": [1.0]},
+            "test lacks the column city, which is in train; add it, or use the files of train only",
+        ),
         ({"city": [2.5], "price": [1.0]}, "column city has kind text in train and number in test"),
     ):
         splits = {"train": rows, "validation": rows, "test": from_columns(other)}

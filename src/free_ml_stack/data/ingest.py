@@ -108,7 +108,9 @@ def make_plan(source: Source, data: "Data", target: str) -> Plan:
     for split, others in found.items():
         for name, _ in chosen.values():
             if name not in others:
-                raise StackError(f"{split} lacks the column {name}, which is in train")
+                raise StackError(
+                    f"{split} lacks the column {name}, which is in train; add it, or use the files of train only"
+                )
             if others[name] != columns[name]:
                 raise StackError(f"column {name} has kind {columns[name]} in train and {others[name]} in {split}")
     [name] = [name for name, (column, _) in chosen.items() if column == wanted]

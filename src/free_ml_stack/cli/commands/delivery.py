@@ -173,7 +173,8 @@ def predict(science: "Science", settings: Settings, args: Namespace) -> int:
     from free_ml_stack.deployment.versions import deployed_build
     from free_ml_stack.storage.stores import open_store
 
-    value = read_input(args.input) if args.input else read_json(published_model(settings, "") / "sample.json")["input"]
+    sample = args.input is None  # an empty text is an input
+    value = read_json(published_model(settings, "") / "sample.json")["input"] if sample else read_input(args.input)
     if not (settings.algorithmia_api or running_gateway(settings)):
         name = settings.algorithm.partition("/")[2]
         deployed_build(open_store(settings.storage, settings), name, settings.command)
@@ -186,7 +187,7 @@ def predict(science: "Science", settings: Settings, args: Namespace) -> int:
 def add_predict_arguments(parser: ArgumentParser, science: "Science") -> None:
     """Add the arguments of `predict`."""
     add = parser.add_argument
-    add("input", nargs="?", default="", help="JSON, text, a file, or - for stdin (default: the model's sample)")
+    add("input", nargs="?", help="JSON, text, a file, or - for stdin (default: the model's sample)")
     add("--version", default="", help="version to call (default: the latest)")
 
 
