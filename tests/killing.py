@@ -1,26 +1,22 @@
-"""Training in processes that start quickly and are killed at a given moment.
-
-A server that has imported torch forks them, so that twenty starts take as long as one from the shell.
-"""
+"""Training in processes that start quickly and are killed at a given moment."""
 
 import contextlib
 import functools
 import itertools
-import multiprocessing
+import json
 import os
 import signal
+import subprocess
 import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import forking
 import projects
+from places import ROOT, SOURCE
 
 MOMENTS = ("step", "checkpoint", "upload", "validation", "bookkeeping")
-CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(
-    ["killing", "torch._dynamo", "skeleton.train", "free_ml_stack.training.run", "free_ml_stack.cli.main"]
-)
 
 
 class Blow(NamedTuple):
@@ -33,6 +29,15 @@ class Blow(NamedTuple):
     seconds: float = 0
     nth: int = 1
     number: int = signal.SIGKILL
+
+
+WORK = """
+import json, sys
+from pathlib import Path
+from killing import Blow, work
+told, blow, arguments = json.loads(sys.argv[1])
+work(Path(told), blow and Blow(*blow), arguments)
+"""
 
 
 def struck(function: Callable[..., Any], blow: Blow) -> Callable[..., Any]:
@@ -51,14 +56,8 @@ def struck(function: Callable[..., Any], blow: Blow) -> Callable[..., Any]:
     return run
 
 
-def work(
-    folder: Path,
-    arguments: tuple[str, ...],
-    told: Path,
-    extra: dict[str, str],
-    blow: Blow | None,
-) -> None:
-    """Run a command of the project, with a signal at one moment."""
+def work(told: Path, blow: Blow | None, arguments: list[str]) -> None:
+    """Run a command of the project with a signal at one moment; `told` receives its output."""
     from skeleton import train
 
     from free_ml_stack.cli import main as cli
@@ -75,9 +74,6 @@ def work(
     if blow:
         owner, name = places[blow.moment]
         setattr(owner, name, struck(getattr(owner, name), blow))
-    os.chdir(folder)
-    os.environ.clear()
-    os.environ.update(projects.environment(folder, **extra))
     with (
         told.open("a", buffering=1) as file,
         contextlib.redirect_stdout(file),
@@ -92,14 +88,18 @@ class Training:
 
     def __init__(self, folder: Path, *arguments: str, blow: Blow | None = None, **extra: str) -> None:
         self.told = folder / "printed.txt"
-        self.process = CONTEXT.Process(target=work, args=(folder, arguments, self.told, extra, blow))
-        self.process.start()
+        given = json.dumps([str(self.told), blow, arguments])
+        extra |= {"PYTHONPATH": f"{SOURCE}{os.pathsep}{ROOT / 'tests'}"}
+        self.process = forking.start(["-c", WORK, given], folder, projects.environment(folder, **extra), merged=True)
 
     def end(self, seconds: float = 120) -> int:
         """Wait for the exit code; it is the negative number of the signal that ended the process."""
-        self.process.join(seconds)
-        assert self.process.exitcode is not None, self.printed()
-        return self.process.exitcode
+        try:
+            self.process.communicate(seconds)  # lines of native libraries
+        except subprocess.TimeoutExpired:
+            raise AssertionError(self.printed()) from None
+        assert self.process.returncode is not None
+        return self.process.returncode
 
     def printed(self) -> str:
         """The output of the project's commands so far."""
