@@ -35,8 +35,8 @@ WORK = """
 import json, sys
 from pathlib import Path
 from killing import Blow, work
-told, blow, arguments = json.loads(sys.argv[1])
-work(Path(told), blow and Blow(*blow), arguments)
+output, blow, arguments = json.loads(sys.argv[1])
+work(Path(output), blow and Blow(*blow), arguments)
 """
 
 
@@ -56,8 +56,8 @@ def struck(function: Callable[..., Any], blow: Blow) -> Callable[..., Any]:
     return run
 
 
-def work(told: Path, blow: Blow | None, arguments: list[str]) -> None:
-    """Run a command of the project with a signal at one moment; `told` receives its output."""
+def work(output: Path, blow: Blow | None, arguments: list[str]) -> None:
+    """Run a command of the project with a signal at one moment; `output` receives its output."""
     from skeleton import train
 
     from free_ml_stack.cli import main as cli
@@ -75,7 +75,7 @@ def work(told: Path, blow: Blow | None, arguments: list[str]) -> None:
         owner, name = places[blow.moment]
         setattr(owner, name, struck(getattr(owner, name), blow))
     with (
-        told.open("a", buffering=1) as file,
+        output.open("a", buffering=1) as file,
         contextlib.redirect_stdout(file),
         contextlib.redirect_stderr(file),
     ):
@@ -87,8 +87,8 @@ class Training:
     """A running command of a project, which receives the signal of `blow`, if any."""
 
     def __init__(self, folder: Path, *arguments: str, blow: Blow | None = None, **extra: str) -> None:
-        self.told = folder / "printed.txt"
-        given = json.dumps([str(self.told), blow, arguments])
+        self.output = folder / "printed.txt"
+        given = json.dumps([str(self.output), blow, arguments])
         extra |= {"PYTHONPATH": f"{SOURCE}{os.pathsep}{ROOT / 'tests'}"}
         self.process = forking.start(["-c", WORK, given], folder, projects.environment(folder, **extra), merged=True)
 
@@ -103,4 +103,4 @@ class Training:
 
     def printed(self) -> str:
         """The output of the project's commands so far."""
-        return self.told.read_text() if self.told.exists() else ""
+        return self.output.read_text() if self.output.exists() else ""
