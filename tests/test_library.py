@@ -5,6 +5,7 @@ import configparser
 import hashlib
 import importlib
 import inspect
+import os
 import subprocess
 import sys
 import tomllib
@@ -17,6 +18,7 @@ from pathlib import Path
 import grimp
 import nbformat
 import pytest
+import yaml
 from baking import SKELETON, TEMPLATE
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
@@ -48,13 +50,15 @@ def skeletons_code() -> dict[str, str]:
 
 
 def imported(text: str) -> set[tuple[str, str]]:
-    """Return the imports of the library in Python code as (module, name); the name is "" for whole modules."""
+    """Return the uses of the library in Python code as (module, name); the name is "" for an import of a module."""
     found = set()
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] == LIBRARY.name:
             found |= {(str(node.module), alias.name) for alias in node.names}
         elif isinstance(node, ast.Import):
             found |= {(alias.name, "") for alias in node.names if alias.name.partition(".")[0] == LIBRARY.name}
+        elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == LIBRARY.name:
+            found.add((LIBRARY.name, node.attr))
     return found
 
 
@@ -65,8 +69,14 @@ def test_a_project_imports_public_names_only() -> None:
     for place, names in found.items():
         for module, name in names:
             assert module in PUBLIC and (not name or name in PUBLIC[module]), (place, module, name)
+    tasks = {path.name for path in TASKS.iterdir() if path.is_dir()}
+    for task in tasks:
+        others = tasks - {task}
+        used = set().union(*(names for place, names in found.items() if others.isdisjoint(Path(place).parts)))
+        assert 10 <= len({name for name in used if name[1]}) <= 12, task
     used = set().union(*found.values())
-    assert len({name for name in used if name[1]}) <= 12 and len(PUBLIC) <= 5
+    assert {name for name in used if name[1]} == {(module, name) for module, names in PUBLIC.items() for name in names}
+    assert len(PUBLIC) <= 5
     assert {module for module, _ in used} == set(PUBLIC), "a public module that no project uses"
 
 
@@ -107,7 +117,7 @@ def test_the_diagram_of_the_layers_is_up_to_date() -> None:
     sys.path.insert(0, str(TEMPLATE / "docs"))
     import layers
 
-    assert layers.picture() == layers.PICTURE.read_text("utf-8"), "run `make architecture`"
+    assert layers.picture() == layers.PICTURE.read_text("utf-8"), "run `python docs/layers.py`"
 
 
 def test_the_wheel_matches_src() -> None:
@@ -133,6 +143,14 @@ def test_the_wheel_matches_src() -> None:
     points = configparser.ConfigParser()
     points.read_string(held[f"{info}/entry_points.txt"].decode())
     assert {name: dict(points[name]) for name in points.sections()} == project["entry-points"]
+
+
+@pytest.mark.parametrize(("tag", "code"), [(f"v{__version__}", 0), (__version__, 1), ("v99.0.0", 1), ("v", 1)])
+def test_a_release_requires_the_tag_of_the_version(tag: str, code: int) -> None:
+    workflow = yaml.safe_load((TEMPLATE / ".github" / "workflows" / "release.yml").read_text("utf-8"))
+    [check] = (step for step in workflow["jobs"]["build"]["steps"] if "TAG" in step.get("env", {}))
+    done = subprocess.run(["bash", "-ec", check["run"]], cwd=TEMPLATE, env={**os.environ, "TAG": tag}, check=False)
+    assert done.returncode == code
 
 
 def alike(texts: Iterable[str]) -> set[tuple[str, ...]]:
