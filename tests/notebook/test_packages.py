@@ -7,12 +7,14 @@ import sys
 import zipfile
 from pathlib import Path
 
+import nbformat
 import packaging
 import pytest
+from percent import TASKS
 from places import ROOT
 
 from free_ml_stack.errors import StackError
-from free_ml_stack.notebook import packages
+from free_ml_stack.notebook import packages, runner
 
 TOOLS = ROOT / "build" / "tools" / "bin"  # where `make` installs uv if it is missing
 HERE = {"torch": "2.11.0+cu128", "numpy": "2.1.3", "nvidia-cublas-cu12": "12.8", "wandb": "0.20"}
@@ -151,8 +153,15 @@ def test_a_changed_or_missing_wheel_is_rejected(tmp_path: Path) -> None:
         StackError, match=rf"{made.name}: checksum mismatch with SHA256SUMS; .* `git checkout -- vendor/{made.name}`"
     ):
         packages.install(tmp_path)
-    made.unlink()
-    with pytest.raises(StackError, match=rf"{made.name} not found"):
+    newer = made.rename(made.with_name("free_ml_stack-1.3.0-py3-none-any.whl"))
+    settings = tmp_path / "pyproject.toml"
+    settings.write_text(settings.read_text().replace(made.name, newer.name))
+    with pytest.raises(StackError, match=r"1.3.0.*checksum mismatch .* `cd vendor && sha256sum \*.whl > SHA256SUMS`"):
+        packages.install(tmp_path)
+    subprocess.run("cd vendor && sha256sum *.whl > SHA256SUMS", shell=True, cwd=tmp_path, check=True)
+    assert packages.vendored(tmp_path) == newer
+    newer.unlink()
+    with pytest.raises(StackError, match=rf"{newer.name} not found"):
         packages.install(tmp_path)
 
 
@@ -162,6 +171,38 @@ def test_a_library_from_an_index_or_a_checkout_has_no_wheel(tmp_path: Path) -> N
         assert packages.vendored(tmp_path) is None
         assert "free-ml-stack>=0.2" in packages.requirements(tmp_path, None)
         assert any(text.startswith("orjson") for text in packages.requirements(tmp_path, None))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("where", ["notebook", "remote"])
+def test_a_library_from_an_index_is_installed_in_the_version_of_the_project(where: str, tmp_path: Path) -> None:
+    shelf = tmp_path / "shelf"
+    shelf.mkdir()
+    for version in ("0.2.7", "0.3.0"):
+        wheel(shelf, "free-ml-stack", version, "absent>=1")
+    (tmp_path / "pyproject.toml").write_text(
+        '[project]\ndependencies = ["free-ml-stack>=0.2,<0.3"]\n[tool.uv]\ncompile-bytecode = true\n'
+    )
+    if where == "notebook":
+        cells = nbformat.read(TASKS / "image-classification" / "train.ipynb", as_version=4).cells
+        code = "\n".join(
+            next(cell.source for cell in cells if text in cell.source) for text in ("import os", "find_spec(")
+        )
+    else:
+        code = runner.INSTALL
+    begun, mark, _ = code.partition("from free_ml_stack.notebook")
+    assert mark
+    subprocess.run([sys.executable, "-m", "venv", tmp_path / "venv"], check=True)
+    done = subprocess.run(
+        [tmp_path / "venv" / "bin" / "python", "-c", f"{begun}\nimport free_ml_stack; print(free_ml_stack.__file__)"],
+        cwd=tmp_path,
+        env={"PATH": os.environ["PATH"], "PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(shelf)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.startswith(str(tmp_path / "venv"))
+    assert list((tmp_path / "venv").rglob("free_ml_stack-0.2.7.dist-info"))
 
 
 @pytest.mark.slow

@@ -109,17 +109,43 @@ def test_a_second_clone_at_another_path_installs_from_the_lock_and_is_updated(sy
     run(other, UV, "sync", "--quiet", "--frozen", "--no-dev")
     assert "doctor" in run(other, UV, "run", "--quiet", "--no-sync", SLUG, "--help")
     assert str(other) in run(other, UV, "run", "--quiet", "--no-sync", "python", "-c", WHERE)
-    # The three steps of docs/project.md for an update.
+    # The three steps of the README for an update.
+    science = other / "src" / "ferry_times" / "model.py"
+    science.write_text(science.read_text("utf-8") + "EDITED = 1\n", "utf-8")
     [wheel] = (other / "vendor").glob("*.whl")
     made = newer(wheel, other / "vendor")
     wheel.unlink()
+    text = (other / "README.md").read_text("utf-8")
+    [record] = re.findall(r"^1\. .*`(\(.*\))`\.$", text, re.M)
+    [words] = re.findall(r"^3\. .*`uv (add .*)`\.$", text, re.M)
+    run(other, "sh", "-c", record)
     text = (other / "pyproject.toml").read_text("utf-8")
     (other / "pyproject.toml").write_text(text.replace(f"=={wheel.name.split('-')[1]}", "==99.0.0"), "utf-8")
-    run(other, UV, "add", "--quiet", "--no-sync", f"./vendor/{made.name}")
-    assert f'path = "vendor/{made.name}"' in (other / "pyproject.toml").read_text("utf-8")
+    run(other, UV, *words.replace("X.Y.Z", "99.0.0").split(), "--quiet", "--no-sync")
+    text = (other / "pyproject.toml").read_text("utf-8")
+    assert f'path = "vendor/{made.name}"' in text and '"free-ml-stack==99.0.0"' in text
     run(other, UV, "sync", "--quiet", "--no-dev")
     version = "from importlib.metadata import version; print(version('free-ml-stack'))"
     assert run(other, UV, "run", "--quiet", "--no-sync", "python", "-c", version).strip() == "99.0.0"
+    edited = "import ferry_times.model as model; print(model.EDITED)"
+    assert run(other, UV, "run", "--quiet", "--no-sync", "python", "-c", edited).strip() == "1"
+    assert "No problems found." in run(other, UV, "run", "--quiet", "--no-sync", SLUG, "doctor")
+    from_an_index(other, made, tmp_path / "shelf")
+
+
+def from_an_index(project: Path, wheel: Path, shelf: Path) -> None:
+    """Change the source of the library to a package index, as in docs/project.md."""
+    shelf.mkdir()
+    wheel.rename(shelf / wheel.name)
+    shutil.rmtree(project / "vendor")
+    text = (project / "pyproject.toml").read_text("utf-8")
+    (project / "pyproject.toml").write_text(re.sub(r"(?m)^free-ml-stack = .*\n", "", text), "utf-8")
+    links = ",".join(filter(None, [clean(project).get("UV_FIND_LINKS"), str(shelf)]))
+    run(project, UV, "add", "--quiet", "--no-sync", "free-ml-stack>=99.0,<99.1", UV_FIND_LINKS=links)
+    assert '"free-ml-stack>=99.0,<99.1"' in (project / "pyproject.toml").read_text("utf-8")
+    assert "vendor/" not in (project / "uv.lock").read_text("utf-8")
+    run(project, UV, "sync", "--quiet", "--frozen", "--no-dev", UV_FIND_LINKS=links)
+    assert "doctor" in run(project, UV, "run", "--quiet", "--no-sync", SLUG, "--help")
 
 
 @pytest.mark.slow
@@ -130,6 +156,9 @@ def test_a_changed_wheel_is_rejected(synced: Path, tmp_path: Path) -> None:
         archive.writestr("free_ml_stack/added.py", "")
     stdout = run(other, UV, "sync", "--frozen", code=None)
     assert "Hash mismatch" in stdout and "free-ml-stack" in stdout.replace("_", "-")
+    [check] = re.findall(r"^\(cd vendor .*\)$", (TEMPLATE / "docs" / "project.md").read_text("utf-8"), re.M)
+    run(synced, "sh", "-c", check)
+    assert wheel.name in run(other, "sh", "-c", check, code=None)
 
 
 def pip_line() -> list[str]:

@@ -65,7 +65,7 @@ def install(root: Path) -> None:
 def vendored(root: Path) -> Path | None:
     """Return the wheel of this library in pyproject.toml; None for another source.
 
-    Raises StackError if the wheel is missing, or its checksum differs from the SHA256SUMS beside it.
+    Raises StackError if the wheel is missing, or the SHA256SUMS beside it lacks its checksum.
     """
     source: str = pyproject(root).get("tool", {}).get("uv", {}).get("sources", {}).get(LIBRARY, {}).get("path", "")
     if not source.endswith(".whl"):
@@ -75,8 +75,11 @@ def vendored(root: Path) -> Path | None:
         raise StackError(f"{wheel} not found; restore it with `git checkout -- {source}`")
     lines = sums.read_text("utf-8-sig").splitlines() if sums.is_file() else []
     recorded = {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
-    if recorded.get(wheel.name, found := hashlib.sha256(wheel.read_bytes()).hexdigest()) != found:
-        raise StackError(f"{wheel}: checksum mismatch with {sums.name}; restore it with `git checkout -- {source}`")
+    if recorded.get(wheel.name) != hashlib.sha256(wheel.read_bytes()).hexdigest():
+        raise StackError(
+            f"{wheel}: checksum mismatch with {sums.name}; restore it with `git checkout -- {source}`, or record an "
+            f"update with `cd {wheel.parent.name} && sha256sum *.whl > {sums.name}`"
+        )
     return wheel
 
 

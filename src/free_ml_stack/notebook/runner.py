@@ -12,12 +12,13 @@ from pathlib import Path
 RESULTS, CODE = "results.tgz", "exit_code"
 INSTALL = """
 import pathlib, subprocess, sys, tomllib
-tool = tomllib.loads(pathlib.Path("pyproject.toml").read_text("utf-8-sig")).get("tool", {})
-wheel = tool.get("uv", {}).get("sources", {}).get("free-ml-stack", {}).get("path", "")
+settings = tomllib.loads(pathlib.Path("pyproject.toml").read_text("utf-8-sig"))
+wheel = settings.get("tool", {}).get("uv", {}).get("sources", {}).get("free-ml-stack", {}).get("path", "")
+library = [text for text in settings["project"]["dependencies"] if text.startswith("free-ml-stack")]
 if wheel:
     sys.path.insert(0, wheel)
 else:
-    subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "free-ml-stack"], check=True)
+    subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", *library], check=True)
 from free_ml_stack.notebook import packages
 packages.install(pathlib.Path())
 """
