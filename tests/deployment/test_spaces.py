@@ -1,18 +1,21 @@
 """Hosting on a Space: each kind is uploaded with the Hub's client, started and called."""
 
 import json
+import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import Algorithmia
 import pytest
 import requests
-from baking import SKELETON
+from baking import SKELETON, TEMPLATE
 from browsing import browse
 from deployed import KEY
 from hosting import SAMPLES, hub, space_files
 from huggingface_hub import HfApi
+from packaging.requirements import Requirement
 from services.spaces import as_json
 from skeleton import predict
 
@@ -111,6 +114,15 @@ def test_hadolint_accepts_the_dockerfile() -> None:
     done = subprocess.run([str(linter), str(dockerfile)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout
     assert done.stdout == ""
+
+
+def test_a_space_installs_the_versions_that_the_library_requires() -> None:
+    project = tomllib.loads((TEMPLATE / "pyproject.toml").read_text("utf-8"))["project"]
+    required = {one.name: one.specifier for one in map(Requirement, project["dependencies"])}
+    text = re.sub(r"\{%.*?%\}", "", (SKELETON / "space" / "requirements.txt").read_text("utf-8"))
+    installed = {one.name: one.specifier for one in map(Requirement, text.split())}
+    assert {"huggingface_hub", "uvicorn"} <= installed.keys() and installed.keys() - required.keys() == {"uvloop"}
+    assert all(bounds == required.get(name, bounds) for name, bounds in installed.items())
 
 
 def test_the_image_has_no_torch_and_no_root_user() -> None:

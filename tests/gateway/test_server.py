@@ -86,6 +86,25 @@ def test_uvicorns_protocol_is_used_if_an_attribute_is_missing(
             thread.join()
 
 
+def test_uvicorns_shutdown_is_used_if_an_attribute_is_missing(
+    root: Path, monkeypatch: pytest.MonkeyPatch, caplog: Any
+) -> None:
+    def missing(listener: socket.socket) -> list[socket.socket]:
+        raise AttributeError("no attribute 'servers'")
+
+    monkeypatch.setattr(server, "accept_all", missing)
+    _, app = open_app(root / "data")
+    running = server.make_server(app)
+    with listening() as listener:
+        thread = threading.Thread(target=running.run, args=([listener],))
+        thread.start()
+        assert requests.get(f"http://127.0.0.1:{listener.getsockname()[1]}/healthz", timeout=20).ok
+        running.should_exit = True
+        thread.join(30)
+    assert not thread.is_alive() and "no attribute 'servers'" in caplog.text
+    assert running.lifespan.shutdown_event.is_set() and not running.lifespan.shutdown_failed
+
+
 def test_all_attributes_of_uvicorn_in_use_are_checked() -> None:
     folder = Path(server.__file__).parent
     code = "".join((folder / f"{name}.py").read_text() for name in ("guarded", "direct", "express"))

@@ -43,10 +43,17 @@ class Server(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Accept no more connections, and close each after its next response, or if it stays idle."""
-        for listening in sockets or ():
+        try:
+            await self._drain(sockets or [])
+        except AttributeError as error:
+            log.warning("uvicorn %s: %s: requests on the network at shutdown are lost", uvicorn.__version__, error)
+        await super().shutdown(sockets)
+
+    async def _drain(self, sockets: list[socket.socket]) -> None:
+        for listening in sockets:
             drop_new_connections(listening)
         await asyncio.sleep(OPEN_SECONDS)
-        waiting = [connection for listening in sockets or () for connection in accept_all(listening)]
+        waiting = [connection for listening in sockets for connection in accept_all(listening)]
         for server in self.servers:
             server.close()
         loop = asyncio.get_running_loop()
@@ -60,7 +67,6 @@ class Server(uvicorn.Server):
             if iteration > ACCEPT_ITERATIONS and not self.server_state.connections:
                 break
             await asyncio.sleep(0.01)
-        await super().shutdown(sockets)
 
     def _new_protocol(self) -> asyncio.Protocol:
         make: Any = self.config.http_protocol_class
