@@ -6,10 +6,12 @@ import hashlib
 import importlib
 import inspect
 import os
+import re
 import subprocess
 import sys
 import tomllib
 import zipfile
+from collections import Counter
 from collections.abc import Iterable
 from email import message_from_bytes
 from graphlib import TopologicalSorter
@@ -78,6 +80,18 @@ def test_a_project_imports_public_names_only() -> None:
     assert {name for name in used if name[1]} == {(module, name) for module, names in PUBLIC.items() for name in names}
     assert len(PUBLIC) <= 5
     assert {module for module, _ in used} == set(PUBLIC), "a public module that no project uses"
+
+
+def test_every_function_is_used_by_the_library_or_by_a_project() -> None:
+    texts = [path.read_text("utf-8") for path in LIBRARY.rglob("*.py")]
+    trees = [ast.parse(text) for text in texts]
+    others = [(TEMPLATE / name).read_text("utf-8") for name in ("pyproject.toml", "docs/project.md")]
+    count = Counter(re.findall(r"\w+", " ".join([*texts, *skeletons_code().values(), *others])))
+    kinds = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+    defined = {node.name for tree in trees for node in ast.walk(tree) if isinstance(node, kinds)}
+    defined = {name for name in defined if not name.startswith("__")}
+    called_by_clients = {"_render_traceback_", "branched", "rmdir"}  # IPython and fsspec
+    assert {name for name in defined if count[name] == 1} == called_by_clients
 
 
 @pytest.mark.parametrize("module", PUBLIC)

@@ -239,19 +239,6 @@ class TestFiles:
         assert fs.ls(".my/c/sub/a", detail=False) == [".my/c/sub/a"]
         assert (fs.isdir(".my/c/sub"), fs.isfile(".my/c/sub"), fs.exists(".my/c/no")) == (True, False, False)
 
-    def test_access_rights_of_a_collection(self, fs, url):
-        fs.pipe_file(".my/c/a", b"x")
-        stranger = AlgorithmiaFileSystem(api_address=url, api_key="", skip_instance_cache=True)
-        assert fs.access(".my/c") == "my-algos"
-        with pytest.raises(PermissionError):
-            stranger.cat_file("me/c/a")
-        for access in ("private", "public"):
-            fs.set_access(".my/c", access)
-            assert fs.access(".my/c") == access
-        assert stranger.cat_file("me/c/a") == b"x"
-        with pytest.raises(PermissionError):
-            stranger.pipe_file("me/c/a", b"y")
-
     def test_errors_are_file_errors(self, fs):
         fs.pipe_file(".my/c/sub/a", b"x")
         with pytest.raises(FileNotFoundError):

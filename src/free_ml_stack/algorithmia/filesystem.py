@@ -10,7 +10,7 @@ from email.utils import parsedate_to_datetime
 from glob import has_magic
 from pathlib import Path
 from stat import S_ISREG
-from typing import Any, Literal
+from typing import Any
 from urllib.parse import urlencode
 
 from fsspec import AbstractFileSystem
@@ -22,9 +22,6 @@ from free_ml_stack.algorithmia.mover import AT_ONCE, Mover
 from free_ml_stack.algorithmia.streams import DIGEST, Download, ReadFile, Upload, UploadFile
 from free_ml_stack.storage.checksums import checksum_of, digest_field, read_digest
 from free_ml_stack.storage.parallel import InFlight
-
-Access = Literal["private", "my-algos", "public"]
-READERS: dict[Access, list[str]] = {"private": [], "my-algos": ["algo://.my/*"], "public": ["user://*"]}
 
 
 class AlgorithmiaFileSystem(AbstractFileSystem):  # type: ignore[misc]
@@ -297,16 +294,6 @@ class AlgorithmiaFileSystem(AbstractFileSystem):  # type: ignore[misc]
             with suppress(FileNotFoundError):
                 self.get_file(path, file)
         return file
-
-    def access(self, path: str) -> Access | None:
-        """Return who can read a folder; None if the folder has no access rights of its own."""
-        listing = self.connection.json("GET", self._strip_protocol(path), query="acl=true")
-        readers = listing.get("acl", {}).get("read")
-        return next((access for access, read in READERS.items() if read == readers), None)
-
-    def set_access(self, path: str, access: Access) -> None:
-        """Set who can read a folder; only its user can write to it."""
-        self.connection.json("PATCH", self._strip_protocol(path), {"acl": {"read": READERS[access]}})
 
 
 def _raise_failure(error: OSError) -> None:

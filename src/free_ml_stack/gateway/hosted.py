@@ -1,7 +1,6 @@
 """The gateway on a Space or in a container: configured by variables, with a store on the Hub."""
 
 import os
-from collections.abc import Mapping
 from pathlib import Path
 
 from fsspec import AbstractFileSystem
@@ -11,7 +10,7 @@ from free_ml_stack.storage.local import local_store
 from free_ml_stack.storage.stores import hub_store
 
 
-def asgi_app(package: str, variables: Mapping[str, str] = os.environ) -> Gateway:
+def asgi_app(package: str) -> Gateway:
     """Make the ASGI application that serves the model of a project; `package` is its import name.
 
     Call its `start` and `stop` if the server sends no lifespan events.
@@ -20,16 +19,16 @@ def asgi_app(package: str, variables: Mapping[str, str] = os.environ) -> Gateway
     that begins with / or .), and the secret `ALGORITHMIA_API_KEY`, without which every request is rejected. The Hub's
     own client reads the secret `HF_TOKEN`.
     """
-    owner = variables["ALGORITHM"].partition("/")[0]
-    store, project = variables["STORE"], f"{owner}/{variables['COLLECTION']}"
-    key = variables.get("ALGORITHMIA_API_KEY", "")
+    owner = os.environ["ALGORITHM"].partition("/")[0]
+    store, project = os.environ["STORE"], f"{owner}/{os.environ['COLLECTION']}"
+    key = os.environ.get("ALGORITHMIA_API_KEY", "")
     return create_app(
         store=open_tree(store),
         project=open_tree(store, project),
         logs=open_tree(store, project),
         user=owner,
         keys=[key] if key else [],
-        algorithm=variables["ALGORITHM"],
+        algorithm=os.environ["ALGORITHM"],
         predictor=f"{package}.predict",
         poll_seconds=60.0,
     )

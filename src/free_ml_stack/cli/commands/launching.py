@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from free_ml_stack.cli.command import integer_from
-from free_ml_stack.cli.commands.kserve import add_kserve_arguments, kserve
+from free_ml_stack.cli.commands.delivery import published_model
 from free_ml_stack.cli.commands.training import add_sweep_arguments
 from free_ml_stack.console import display_path, say
 from free_ml_stack.errors import StackError
@@ -58,6 +58,19 @@ def hf(science: "Science", settings: Settings, args: Namespace) -> int:
     return 0
 
 
+def kserve(science: "Science", settings: Settings, args: Namespace) -> int:
+    """Write an InferenceService for KServe, and the published model for Triton."""
+    from free_ml_stack.launch import kserve as engine
+
+    options = engine.ServiceOptions(args.uri, args.gpus, args.service_account)
+    written = engine.write(settings, published_model(settings, args.model), options)
+    say(
+        f"Model repository for Triton: {written.repository}",
+        f"Next: `kubectl apply -f {display_path(written.service)}`",
+    )
+    return 0
+
+
 def read_job(science: "Science", settings: Settings, words: Sequence[str]) -> "Job":
     """Return the job of the words after `--`. Raises StackError unless they are a valid `train` or `sweep`."""
     from free_ml_stack.launch import job
@@ -104,7 +117,10 @@ def add_launch_arguments(parser: ArgumentParser, science: "Science") -> None:
     one.add_argument("--yes", action="store_true", help="start the job, which costs money")
     _add_words(one)
     one = _engine(engines, "kserve", kserve, "%(prog)s [OPTIONS]")
-    add_kserve_arguments(one)
+    one.add_argument("--model", default="", metavar="ID", help="published model (default: the latest published one)")
+    one.add_argument("--uri", default="", help="URL of the model repository, if KServe cannot read the store")
+    one.add_argument("--gpus", type=integer_from(0), default=0, help="GPUs (default: none)")
+    one.add_argument("--service-account", default="", metavar="NAME", help="service account with the keys of the store")
 
 
 def _engine(

@@ -48,13 +48,8 @@ class Batcher:
         queue: int,
         on_failure: Callable[["Batcher"], None] = lambda _: None,
     ) -> None:
-        self.name, self.start, self.max_workers, self.queue, self.on_failure = (
-            name,
-            start,
-            max_workers,
-            queue,
-            on_failure,
-        )
+        self.name, self.start, self.max_workers = name, start, max_workers
+        self.queue, self.on_failure = queue, on_failure
         self.waiting: deque[Question] = deque()
         self.idle: list[Worker] = []
         self.busy: list[Worker] = []

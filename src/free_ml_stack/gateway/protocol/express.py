@@ -66,7 +66,6 @@ class ExpressProtocol(DirectProtocol):
 
     def _answer(self, answer: Answer) -> None:
         self.answering, self.answered = False, self.loop.time()
-        self.server_state.total_requests += 1
         if self.transport.is_closing():
             return
         status, body, content_type = answer

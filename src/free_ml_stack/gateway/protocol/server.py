@@ -35,7 +35,7 @@ CYCLE = (
     "waiting_for_100_continue",
 )  # fmt: skip
 FLOW = ("drain", "pause_reading", "resume_reading", "write_paused")
-STATE = ("connections", "default_headers", "total_requests")
+STATE = ("connections", "default_headers")
 
 
 class Server(uvicorn.Server):
