@@ -1,5 +1,6 @@
 """The official client creates, compiles, publishes and looks up algorithms."""
 
+import asyncio
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -240,3 +241,24 @@ def test_unsupported_resources_are_rejected_in_one_line(gateway: Deployed) -> No
 def test_the_vendors_generated_client_reads_the_same_algorithm(gateway: Deployed) -> None:
     algorithm = gateway.client().manageApi.get_algorithm("me", "demo")
     assert algorithm.name == "demo"
+
+
+def test_a_refresh_returns_after_the_version_that_another_loads(tmp_path: Path) -> None:
+    """The periodic refresh may have read the index that a request has changed, and still load its version."""
+    store, app = open_app(tmp_path / "data")
+    models = app.models
+
+    async def refresh_while_loading() -> None:
+        deploy(echo_folder(tmp_path / "one", "one"), store, "demo", Echo())
+        assert (await models.get("demo", "")).build.version == "0.1.0"
+        deploy(echo_folder(tmp_path / "two", "two"), store, "demo", Echo())
+        periodic = asyncio.ensure_future(models.refresh("demo"))
+        while models.algorithms["demo"].latest().version != "0.2.0":
+            await asyncio.sleep(0)
+        assert models.find("demo", "").build.version == "0.1.0"
+        await models.refresh("demo")
+        assert models.find("demo", "").build.version == "0.2.0"
+        await periodic
+        await models.close()
+
+    asyncio.run(refresh_while_loading())

@@ -8,6 +8,7 @@ from collections import defaultdict
 from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any
+from weakref import WeakValueDictionary
 
 import orjson
 from fsspec import AbstractFileSystem
@@ -58,6 +59,7 @@ class Models:
         self.by_reference: dict[tuple[str, str], LoadedModel] = {}  # by name and version as requested
         self.loaded: dict[str, LoadedModel] = {}  # by the build's id
         self.loading: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)  # by the build's id
+        self.refreshing: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()  # by name
         self.closing: set[asyncio.Task[None]] = set()
         self.cache = ""  # the local folder for copies of model folders
 
@@ -93,6 +95,11 @@ class Models:
 
     async def refresh(self, name: str) -> Algorithm | None:
         """Read the index of an algorithm; load new versions before they replace the current ones."""
+        # One at a time: no older index replaces a newer one, and each returns after its versions are loaded.
+        async with self.refreshing.setdefault(name, asyncio.Lock()):
+            return await self._refresh(name)
+
+    async def _refresh(self, name: str) -> Algorithm | None:
         algorithm = await asyncio.to_thread(read_index, self.store, name)
         before = self.algorithms.get(name)
         if algorithm is None:
