@@ -21,6 +21,7 @@ from places import DEFAULT, ROOT, SKELETON, TASKS
 from services.hub_server import Hub, Token, serving
 from waiting import until
 
+AND = re.compile(r"&&(?![^(]*\))")  # not inside parentheses
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.M | re.S)
 PROJECT = "my-ml-project"
 COMMON = ("README.md", "CONTRIBUTING.md", "docs/cluster.md", "docs/project.md", "docs/algorithmia.md", "docs/scale.md")
@@ -55,7 +56,8 @@ def blocks(path: Path) -> Iterator[tuple[str, str, str]]:
 def commands(block: str) -> list[tuple[str, list[str]]]:
     """Return the commands of a console with the lines that they print; () in blocks without prompts."""
     if "$ " not in block:
-        return [(command.strip(), []) for line in block.splitlines() for command in line.split("&&")]
+        lines = (AND.split(line) for line in block.splitlines())
+        return [(command.strip(), []) for commands in lines for command in commands]
     pieces = [piece.splitlines() for piece in re.split(r"^\$ ", block, flags=re.M)[1:]]
     return [(first, printed) for first, *printed in pieces]
 
@@ -148,8 +150,9 @@ class Reader:
         if program == PROJECT:
             printed = self.python(["-m", "my_ml_project", *words])
         else:
+            bash = ["bash", "-c", command]
             done = subprocess.run(
-                [program, *words], cwd=self.project, env=self.environment, capture_output=True, text=True, check=False
+                bash, cwd=self.project, env=self.environment, capture_output=True, text=True, check=False
             )
             assert done.returncode == 0, f"{command}: {done.stdout + done.stderr}"
             printed = done.stdout
