@@ -173,11 +173,13 @@ def server() -> str:
     )
 
     def end() -> None:
-        started.communicate()
+        started.stdin.close()  # its end ends the server, whose output may be open in processes that are left
+        started.wait()
+        started.stdout.close()
         home.cleanup()
 
+    assert started.stdin and started.stdout
     atexit.register(end)
-    assert started.stdout
     assert started.stdout.readline() == b"ready\n"
     return address
 
