@@ -173,7 +173,7 @@ def to_array(column: pa.Array, facts: Facts) -> NDArray[Any]:
 
 
 def check_target(name: str, described: Description, rows: Mapping[str, int], warn: Callable[[str], None]) -> None:
-    """Raise StackError for a target beyond float32, of one class or too many; warn about rare or missing classes."""
+    """Raise StackError for a target of one value, beyond float32 or of too many classes; warn about rare classes."""
     if described.kind != "category":
         _check_range(name, described.least, described.most, warn)
         return
@@ -197,7 +197,12 @@ def check_target(name: str, described: Description, rows: Mapping[str, int], war
 
 
 def _check_range(name: str, least: float, most: float, warn: Callable[[str], None]) -> None:
-    """Raise StackError for numbers beyond the range of float32, in which models compute; warn if it rounds them."""
+    """Raise StackError for one number, or any beyond float32, in which models compute; warn if it rounds them."""
+    if least == most:
+        raise StackError(
+            f"column {name} has the value {least:g} in all rows; provide rows with other values, or choose another "
+            "column with --target COLUMN"
+        )
     extreme = max(least, most, key=abs)
     if least <= most and abs(extreme) > MAX_NUMBER:
         raise StackError(
