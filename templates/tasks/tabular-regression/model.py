@@ -8,7 +8,6 @@ from typing import Any
 
 import lightgbm
 import numpy as np
-from free_ml_stack import StackError
 from numpy.typing import NDArray
 
 from .config import TrainConfig
@@ -45,11 +44,8 @@ class Trees:
         self.booster = lightgbm.Booster(model_str=state["text"])
 
 
-def parameters(config: TrainConfig, facts: Mapping[str, Any]) -> dict[str, Any]:
+def parameters(config: TrainConfig) -> dict[str, Any]:
     """Return the parameters of LightGBM: configuration, loss, and settings for reproducibility."""
-    target = facts["columns"][facts["target"]]
-    if target["least"] == target["most"]:
-        raise StackError(f"{facts['target']} has the same value in all rows; choose another target")
     return {"objective": "regression", "metric": "rmse", **settings(config)}
 
 

@@ -27,7 +27,7 @@ def fit(
     """
     if process.size > 1:
         raise StackError("distributed training is not supported; run `train` without torchrun and with --threads 0")
-    settings = parameters(config, splits["train"].facts)
+    settings = parameters(config)
     model = build(config, splits["train"].facts)
     model.fields = [{**field, "usual": default_value(splits["train"], field)} for field in model.fields]
     at = checkpoints.resume(model=model)
