@@ -12,7 +12,7 @@ from matplotlib import font_manager
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from free_ml_stack.evaluation import fonts, plots
+from free_ml_stack.evaluation import plots
 
 NAMES = ["猫", "Ѳdog", "🦊 fox", "犬"]
 
@@ -25,17 +25,9 @@ def drawn(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[list[Axes
     monkeypatch.setattr(Figure, "savefig", lambda self, path, **how: (axes.extend(self.axes), save(self, path, **how)))
     monkeypatch.setattr(font_manager, "findSystemFonts", lambda: [str(path) for path in tmp_path.glob("*.ttf")])
     monkeypatch.setattr(font_manager.fontManager, "ttflist", list(font_manager.fontManager.ttflist))
-    forget()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         yield axes
-    forget()
-
-
-def forget() -> None:
-    """Forget the installed fonts, as a new process."""
-    for cached in (fonts._family, fonts._installed, fonts._characters):
-        cached.cache_clear()
 
 
 def install(path: Path, family: str, characters: str) -> None:

@@ -1,7 +1,7 @@
 """Fonts for names in any script: installed ones that have the characters which matplotlib's default lacks."""
 
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Sequence
 from functools import cache
 
 from matplotlib import font_manager, rcParams
@@ -13,13 +13,13 @@ NO_GLYPHS = "lastresort"  # a font of boxes for all characters
 
 def families(text: str) -> list[str]:
     """Return the font families to draw a text with: the default, then those of the characters that it lacks."""
-    return [*_default(), *dict.fromkeys(filter(None, map(_family, _lacking(text))))]
+    return [*_default(), *dict.fromkeys(filter(None, _found(text).values()))]
 
 
-def drawable(text: str) -> str:
-    """Return a text without the characters that no installed font has."""
-    unknown = {one for one in _lacking(text) if not _family(one)}
-    return "".join(one for one in text if one not in unknown).strip() if unknown else text
+def drawable(texts: Sequence[str]) -> list[str]:
+    """Return texts without the characters that no installed font has."""
+    unknown = {character for character, family in _found("".join(texts)).items() if not family}
+    return ["".join(one for one in text if one not in unknown).strip() if unknown & {*text} else text for text in texts]
 
 
 def width(text: str) -> int:
@@ -27,10 +27,13 @@ def width(text: str) -> int:
     return sum(1 + (unicodedata.east_asian_width(one) in ("W", "F")) for one in text)
 
 
-def _lacking(text: str) -> Iterable[str]:
-    """Return the characters that the default font lacks, in the order of the text."""
+def _found(text: str) -> dict[str, str]:
+    """Return the family of each character of a text that the default font lacks, in order; "" if no font has it."""
     known = _characters(font_manager.findfont(font_manager.FontProperties(family=_default())))
-    return [one for one in dict.fromkeys(text) if ord(one) not in known and unicodedata.category(one) not in INVISIBLE]
+    characters = [one for one in dict.fromkeys(text) if ord(one) not in known]
+    lacking = [one for one in characters if unicodedata.category(one) not in INVISIBLE]
+    paths = _installed() if lacking else ()
+    return {one: _family(one, paths) for one in lacking}
 
 
 def _default() -> list[str]:
@@ -39,20 +42,19 @@ def _default() -> list[str]:
 
 
 @cache
-def _family(character: str) -> str:
-    """Return the family of the first installed font that has a character, or an empty string."""
-    for path in _installed():
+def _family(character: str, paths: tuple[str, ...]) -> str:
+    """Return the family of the first font that has a character, or an empty string."""
+    for path in paths:
         if ord(character) in _characters(path):
             font_manager.fontManager.addfont(path)
             return font_manager.FontProperties(fname=path).get_name()
     return ""
 
 
-@cache
-def _installed() -> list[str]:
+def _installed() -> tuple[str, ...]:
     """Return the paths of the installed fonts; regular ones first, since matplotlib draws a family with these."""
     paths = [path for path in font_manager.findSystemFonts() if NO_GLYPHS not in path.lower()]
-    return sorted(paths, key=lambda path: ("regular" not in path.lower(), path))
+    return tuple(sorted(paths, key=lambda path: ("regular" not in path.lower(), path)))
 
 
 @cache

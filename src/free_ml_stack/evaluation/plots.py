@@ -203,13 +203,13 @@ def _line(axes: Axes, rows: Sequence[Mapping[str, float]], name: str, title: str
 
 
 def _with_unit(name: str, unit: str) -> str:
-    known = fonts.drawable(unit)
+    [known] = fonts.drawable([unit])
     return f"{name} ({_literal(known)})" if known else name
 
 
 def _drawable(names: Sequence[Any]) -> list[str]:
     """Return names without characters that no installed font has, or their numbers if that leaves no distinct name."""
-    cut = [fonts.drawable(str(name)) for name in names]
+    cut = fonts.drawable([str(name) for name in names])
     counts = Counter(cut)
     return [
         text if text == str(name) or (text and counts[text] == 1) else f"no. {number}"

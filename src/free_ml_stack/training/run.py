@@ -140,13 +140,13 @@ def _check_run(runs: Path, run_id: str, config: Mapping[str, Any], command: str)
     """
     check_run_name(run_id)
     path = runs / run_id / CONFIG
-    changed = changed_fields(read_json(path), config) if path.exists() else ""
+    before = read_json(path) if path.exists() else config
+    changed = changed_fields(before, config)
     if changed and (runs / run_id / RESULT).exists():
         raise StackError(f"run {run_id} is finished, with {changed}; choose another --name")
     if changed:
-        remedy = (
-            "restore the data set" if "other data" in changed else f"resume it with `{command} train --run {run_id}`"
-        )
+        same_data = before.get("data") == config["data"]
+        remedy = f"resume it with `{command} train --run {run_id}`" if same_data else "restore the data set"
         raise StackError(f"run {run_id} was started with {changed}; {remedy}, or choose another --name")
 
 
