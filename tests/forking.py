@@ -1,16 +1,15 @@
 """Start Python programs in processes with preloaded packages such as torch.
 
-One server process per test worker has imported heavy third-party packages, and none of this repository. It forks each
-program, which then runs as with `python -m` or `python -c`: with its own working folder, environment, modules, signals
-and exit code. Where other variables are given that Python reads at startup, it is started instead: see `start`.
+A server has imported heavy third-party packages, and none of this repository. It forks each program, which then runs as
+with `python -m`, `python -c` or `python FILE`: with its own working folder, environment, modules, signals and exit
+code. In a program, `sys.executable` is `launcher`, so that Python programs which it starts are forked too. Python is
+started instead where forking is not equivalent: see `forkserver.forks`.
 """
 
-import array
 import atexit
-import gc
-import json
 import os
 import select
+import shlex
 import signal
 import socket
 import subprocess
@@ -18,18 +17,73 @@ import sys
 import tempfile
 import threading
 import time
-import types
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import ClassVar, NoReturn, TextIO
+from typing import ClassVar, TextIO
 
-HEAVY = (  # without wandb and onnxruntime, which create a folder and a thread on import and cannot be forked
-    "scipy.stats", "pyarrow.parquet", "onnx", "torch._dynamo", "optuna", "matplotlib.pyplot", "PIL.Image",
-    "safetensors.torch", "pydantic", "requests", "yaml", "google.protobuf.descriptor_pb2",
-)  # fmt: skip
-STARTUP = ("PYTHON", "LANG", "LC_", "OMP_", "LD_")  # variables that Python and its libraries read at startup
-HANDLED = ("PYTHONPATH", "PYTHONDONTWRITEBYTECODE")
+import launcher
+
+
+class UnforkedError(Exception):
+    """A fork is not equivalent to a start of Python."""
+
+
+class Server:
+    """A process that forks programs. Another one is needed for other variables that Python reads at startup."""
+
+    def __init__(self, startup: Mapping[str, str] | None = None, shell: str = "exec {}") -> None:
+        """Start a server by a shell command, which sets up what all programs inherit; {} is the server."""
+        self.home = tempfile.TemporaryDirectory(prefix="forking-")
+        self.address = f"{self.home.name}/socket"
+        environ = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+        environ |= {"HOME": self.home.name, "PYTHONDONTWRITEBYTECODE": "1"} | dict(startup or {})
+        python = self._launcher()
+        its_life, self.life = os.pipe()
+        ready, its_ready = os.pipe()
+        program = Path(__file__).with_name("forkserver.py")
+        command = [sys.executable, str(program), self.address, str(its_life), str(its_ready), str(python)]
+        self.process = subprocess.Popen(
+            ["sh", "-c", shell.format(shlex.join(command))],
+            env=environ,
+            stdin=subprocess.DEVNULL,
+            pass_fds=(its_life, its_ready),
+        )
+        os.close(its_life)
+        os.close(its_ready)
+        with os.fdopen(ready) as file:
+            assert file.read() == "ready", "the fork server has not started"
+
+    def _launcher(self) -> Path:
+        """Create `python` in a folder that replaces that of the interpreter in PATH."""
+        python = Path(self.home.name, "bin", "python")
+        python.parent.mkdir()
+        for command in Path(sys.executable).parent.iterdir():
+            if not command.name.startswith("python"):
+                (python.parent / command.name).symlink_to(command)
+        source = Path(launcher.__file__).read_text("utf-8")
+        python.write_text(f"#!{sys.executable} -IS\n{source}\n\nlaunch({sys.executable!r}, {self.address!r})\n")
+        python.chmod(0o755)
+        return python
+
+    def end(self) -> None:
+        """Stop forking; programs that run are left."""
+        os.close(self.life)
+        self.process.wait()
+        self.home.cleanup()
+
+    def launched(self, pid: int) -> int:
+        """Return the program of a process that runs `launcher`, or else the process."""
+        note = Path(f"{self.address}-{pid}")
+        return int(note.read_text()) if note.exists() else pid
+
+
+@cache
+def server() -> Server:
+    """The server of this test worker, which exits with it."""
+    made = Server()
+    atexit.register(made.end)
+    return made
 
 
 class Process:
@@ -38,24 +92,26 @@ class Process:
     spent = 0.0  # CPU seconds of finished processes and their children
     running: ClassVar[list["Process"]] = []
 
-    def __init__(self, arguments: Sequence[str], folder: Path, environ: Mapping[str, str], merged: bool) -> None:
-        """Start `python ARGUMENTS`, which start with -m or -c; `merged` redirects errors to the output."""
+    def __init__(
+        self, arguments: Sequence[str], folder: Path, environ: Mapping[str, str], merged: bool, server: Server
+    ) -> None:
+        """Start `python ARGUMENTS`; `merged` redirects errors to the output. Raises UnforkedError."""
         self.args = [sys.executable, *arguments]
         self.returncode: int | None = None
         self.connection = socket.socket(socket.AF_UNIX)
-        self.connection.connect(server())
+        self.connection.connect(server.address)
         out, its_out = os.pipe()
         error, its_error = (None, its_out) if merged else os.pipe()
-        order = json.dumps([list(arguments), str(folder), dict(environ)]).encode()
-        given = array.array("i", [its_out, its_error])
-        self.connection.sendmsg([b"%010d" % len(order)], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, given)])
-        self.connection.sendall(order)
-        for end in {its_out, its_error}:
+        nothing = os.open(os.devnull, os.O_RDONLY)
+        files = {0: nothing, 1: its_out, 2: its_error}
+        self.pid = launcher.request(self.connection, arguments, str(folder), environ, files)
+        for end in set(files.values()):
             os.close(end)
-        self.told = self.connection.makefile("r")
-        self.pid = int(self.told.readline())
         self.stdout: TextIO | None = os.fdopen(out)
         self.stderr: TextIO | None = None if error is None else os.fdopen(error)
+        if not self.pid:
+            self._close()
+            raise UnforkedError(self.args)
         self.running.append(self)
         self.readers: list[threading.Thread] = []
         self.printed = {"stdout": "", "stderr": ""}
@@ -76,12 +132,17 @@ class Process:
         return self.returncode
 
     def _end(self) -> None:
-        status, spent = self.told.readline().split()
+        status, spent = launcher.line(self.connection).split()
         self.returncode = os.waitstatus_to_exitcode(int(status))
         Process.spent += float(spent)
         self.running.remove(self)
-        self.told.close()
         self.connection.close()
+
+    def _close(self) -> None:
+        self.connection.close()
+        for stream in (self.stdout, self.stderr):
+            if stream:
+                stream.close()
 
     def communicate(self, timeout: float | None = None) -> tuple[str, str]:
         """Wait, and return the remaining output and errors; can be called repeatedly."""
@@ -123,9 +184,7 @@ class Process:
 
     def __exit__(self, *_: object) -> None:
         self.wait()
-        for stream in (self.stdout, self.stderr):
-            if stream:
-                stream.close()
+        self._close()
 
 
 def end_all(seconds: float = 30) -> None:
@@ -145,9 +204,10 @@ Running = Process | subprocess.Popen[str]
 
 def start(arguments: Sequence[str], folder: Path, environ: Mapping[str, str], merged: bool = False) -> Running:
     """Start `python ARGUMENTS` in `folder`, by forking if that is equivalent."""
-    startup = {name for name in environ if name.startswith(STARTUP) and name not in HANDLED}
-    if all(environ[name] == os.environ.get(name) for name in startup):
-        return Process(arguments, folder, environ, merged)
+    try:
+        return Process(arguments, folder, environ, merged, server())
+    except UnforkedError:
+        pass  # start Python
     return subprocess.Popen(
         [sys.executable, *arguments],
         cwd=folder,
@@ -159,143 +219,8 @@ def start(arguments: Sequence[str], folder: Path, environ: Mapping[str, str], me
     )
 
 
-@cache
-def server() -> str:
-    """The address of this worker's fork server, which exits with it."""
-    home = tempfile.TemporaryDirectory(prefix="forking-")
-    address = f"{home.name}/socket"
-    environ = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
-    started = subprocess.Popen(
-        [sys.executable, "-P", __file__, address],
-        env={**environ, "HOME": home.name, "PYTHONDONTWRITEBYTECODE": "1"},
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-    )
-
-    def end() -> None:
-        started.stdin.close()  # its end ends the server, whose output may be open in processes that are left
-        started.wait()
-        started.stdout.close()
-        home.cleanup()
-
-    assert started.stdin and started.stdout
-    atexit.register(end)
-    assert started.stdout.readline() == b"ready\n"
-    return address
-
-
 def readable(connection: socket.socket, seconds: float | None) -> bool:
     """Return whether a descriptor is readable within some seconds (None: no timeout); unlike select, for any number."""
     poll = select.poll()
     poll.register(connection, select.POLLIN)
     return bool(poll.poll(None if seconds is None else 1000 * seconds))
-
-
-def serve(address: str) -> list[str]:
-    """Fork a process per request. Returns the program in each child; never returns in the server."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is handled by the tests
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # so that no process is left
-    with socket.socket(socket.AF_UNIX) as listener:
-        listener.bind(address)
-        listener.listen(64)
-        os.write(1, b"ready\n")
-        while True:
-            ready, _, _ = select.select([listener, 0], [], [])
-            if 0 in ready:
-                os._exit(0)
-            connection = listener.accept()[0]
-            if os.fork():
-                connection.close()
-                continue
-            listener.close()
-            return attend(connection)
-
-
-def attend(connection: socket.socket) -> list[str]:
-    """Fork a requested process and report its exit; returns in that process."""
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    length, passed, _, _ = connection.recvmsg(10, socket.CMSG_SPACE(8))
-    ends = array.array("i")
-    ends.frombytes(passed[0][2])
-    with connection.makefile("rb") as file:
-        arguments, folder, environ = json.loads(file.read(int(length)))
-    pid = os.fork()
-    if pid:
-        for end in ends:
-            os.close(end)
-        report(connection, pid)
-    connection.close()
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # also if the tests run in the background
-    nothing = os.open(os.devnull, os.O_RDONLY)
-    for number, end in enumerate((nothing, *ends)):
-        os.dup2(end, number)
-    for end in {nothing, *ends}:
-        os.close(end)
-    os.environ.clear()
-    os.environ.update(environ)
-    os.chdir(folder)
-    time.tzset()
-    given: list[str] = arguments
-    return given
-
-
-def report(connection: socket.socket, pid: int) -> NoReturn:
-    """Report the id of a process, and at its exit the status and CPU seconds."""
-    connection.sendall(b"%d\n" % pid)
-    _, status, usage = os.wait4(pid, 0)
-    try:
-        connection.sendall(f"{status} {usage.ru_utime + usage.ru_stime}\n".encode())
-    finally:
-        os._exit(0)
-
-
-def run(arguments: Sequence[str]) -> None:
-    """Run a program as Python does, including startup and exit.
-
-    The finalization of the interpreter is skipped, as it takes a second with torch.
-    """
-    import runpy
-
-    import numpy as np
-
-    kind, what, *words = arguments
-    code = 0
-    np.random.seed()  # otherwise all children would have the same seed
-    first = str(Path.cwd()) if kind == "-m" else ""
-    sys.path[:0] = [first, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
-    sys.argv[:] = [kind, *words]
-    sys.stdout = sys.__stdout__ = os.fdopen(1, "w", encoding=sys.stdout.encoding, closefd=False)
-    sys.stderr = sys.__stderr__ = os.fdopen(
-        2, "w", buffering=1, encoding=sys.stderr.encoding, errors="backslashreplace", closefd=False
-    )
-    try:
-        if kind == "-m":
-            runpy.run_module(what, run_name="__main__", alter_sys=True)
-        else:
-            main = sys.modules["__main__"] = types.ModuleType("__main__")
-            exec(compile(what, "<string>", "exec"), main.__dict__)
-    except SystemExit as end:
-        if isinstance(end.code, str):
-            print(end.code, file=sys.stderr)
-        code = end.code if isinstance(end.code, int) else int(end.code is not None)
-    except BaseException as error:
-        sys.excepthook(type(error), error, error.__traceback__)
-        code = 1
-        if isinstance(error, KeyboardInterrupt):
-            code = -signal.SIGINT
-    threading._shutdown()  # type: ignore[attr-defined]
-    atexit._run_exitfuncs()
-    sys.stdout.flush()
-    if code < 0:
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
-        os.kill(os.getpid(), signal.SIGINT)
-    os._exit(code & 0xFF)
-
-
-if __name__ == "__main__":
-    from importlib import import_module
-
-    for module in HEAVY:
-        import_module(module)
-    gc.freeze()  # garbage collection would copy shared pages
-    run(serve(sys.argv[1]))

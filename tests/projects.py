@@ -54,5 +54,6 @@ def workers(parent: int) -> list[int]:
     """The worker processes of a sweep: the children of its fork server."""
     table = subprocess.run(["ps", "-eww", "-o", "pid,ppid,args"], capture_output=True, text=True, check=True).stdout
     rows = [line.split(None, 2) for line in table.splitlines()[1:]]
-    servers = [pid for pid, above, args in rows if int(above) == parent and "forkserver" in args]
+    found = [int(pid) for pid, above, args in rows if int(above) == parent and "multiprocessing.forkserver" in args]
+    servers = {str(forking.server().launched(pid)) for pid in found}
     return [int(pid) for pid, above, _ in rows if above in servers]

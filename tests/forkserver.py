@@ -1,0 +1,257 @@
+"""The server of `forking`: import heavy packages once, then fork a process for each requested program."""
+
+import array
+import atexit
+import fcntl
+import gc
+import io
+import json
+import multiprocessing.spawn
+import os
+import select
+import signal
+import socket
+import sys
+import tempfile
+import threading
+import time
+import types
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from importlib.machinery import PathFinder
+from pathlib import Path
+from typing import Any, NamedTuple, NoReturn
+
+HEAVY = (  # without onnxruntime, which creates a thread on import and cannot be forked
+    "scipy.stats", "pyarrow.parquet", "onnx", "torch._dynamo", "optuna", "matplotlib.pyplot", "PIL.Image",
+    "safetensors.torch", "pydantic", "requests", "httpx", "yaml", "google.protobuf.descriptor_pb2",
+    "wandb.sdk.launch.inputs.internal",  # imported by every run at W&B
+)  # fmt: skip
+STARTUP = ("PYTHON", "LANG", "LC_", "OMP_", "LD_")  # variables that Python and its libraries read at startup
+HANDLED = ("PYTHONPATH", "PYTHONDONTWRITEBYTECODE", "PYTHONUNBUFFERED")
+UNFORKED = ("pip", "venv", "ensurepip")  # they use sys.executable as an interpreter
+HIGH = 512  # open files are moved out of the way of their numbers in the program
+
+
+class Program(NamedTuple):
+    """A requested program."""
+
+    arguments: list[str]  # of python
+    folder: str
+    environ: dict[str, str]
+    numbers: list[int]  # of its open files
+    ignored: list[int]  # signals
+
+
+class Folder(tempfile.TemporaryDirectory[str]):
+    """A temporary folder of an imported package, which each program creates when its name is read."""
+
+    @classmethod
+    def replace(cls, made: tempfile.TemporaryDirectory[str]) -> None:
+        """Make a folder one of these."""
+        made.cleanup()
+        made.__class__ = cls
+        del made.name
+
+    def __getattr__(self, name: str) -> Any:
+        if name != "name":
+            raise AttributeError(name)
+        super().__init__()
+        return self.name
+
+    def cleanup(self) -> None:
+        if "name" in vars(self):
+            super().cleanup()
+
+
+def forks(program: Program, modules: set[str]) -> bool:
+    """Return whether forking is equivalent to a start of Python.
+
+    It is not if variables differ that Python read when the server started, or PYTHONPATH has an imported package.
+    """
+    kind, name = (*program.arguments, "", "")[:2]
+    options = kind.startswith("-") and kind not in ("-m", "-c")
+    if not kind or options or (kind == "-m" and name in UNFORKED):
+        return False
+    folders = [Path(folder) for folder in program.environ.get("PYTHONPATH", "").split(os.pathsep) if folder]
+    found = {path.name.partition(".")[0] for folder in folders if folder.is_dir() for path in folder.iterdir()}
+    if any(spec.origin for one in found & modules if (spec := PathFinder.find_spec(one, [*map(str, folders)]))):
+        return False
+    return startup(program.environ) == startup(os.environ)
+
+
+def startup(environ: Mapping[str, str]) -> dict[str, str]:
+    """Return the variables that are read at startup and cannot be set later."""
+    return {name: value for name, value in environ.items() if name.startswith(STARTUP) and name not in HANDLED}
+
+
+def serve(address: str, life: int, ready: int) -> Program:
+    """Fork a process per request. Returns the program in each child; never returns in the server."""
+    modules = {name.partition(".")[0] for name in sys.modules} - {"__main__"}
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is handled by the tests
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # so that no process is left
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(address)
+        listener.listen(64)
+        os.write(ready, b"ready")
+        os.close(ready)
+        while True:
+            found, _, _ = select.select([listener, life], [], [])
+            if life in found:
+                os._exit(0)
+            connection = listener.accept()[0]
+            if os.fork():
+                connection.close()
+                continue
+            listener.close()
+            os.close(life)
+            return attend(connection, modules)
+
+
+def attend(connection: socket.socket, modules: set[str]) -> Program:
+    """Fork a requested process and report its exit; returns in that process."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    length, passed, _, _ = connection.recvmsg(10, socket.CMSG_SPACE(4 * HIGH))
+    files = array.array("i")
+    files.frombytes(passed[0][2])
+    with connection.makefile("rb") as file:
+        program = Program(*json.loads(file.read(int(length))))
+    if program.arguments[:1] == ["-B"]:  # added by multiprocessing, and true of this process
+        del program.arguments[0]
+    if not forks(program, modules):
+        connection.sendall(b"0\n")
+        os._exit(0)
+    high = [fcntl.fcntl(file, fcntl.F_DUPFD, HIGH) for file in files]
+    for number in files:
+        os.close(number)
+    pid = os.fork()
+    if pid:
+        for number in high:
+            os.close(number)
+        report(connection, pid)
+    connection.close()
+    for number, file in zip(program.numbers, high, strict=True):
+        os.dup2(file, number)
+        os.close(file)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # also if the tests run in the background
+    for number in program.ignored:
+        signal.signal(number, signal.SIG_IGN)
+    return program
+
+
+def report(connection: socket.socket, pid: int) -> NoReturn:
+    """Report the id of a process, and at its exit the status and CPU seconds; kill it if nobody waits for that."""
+
+    def watch() -> None:
+        with suppress(ConnectionError):
+            connection.recv(1)
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+    connection.sendall(b"%d\n" % pid)
+    threading.Thread(target=watch, daemon=True).start()
+    _, status, usage = os.wait4(pid, 0)
+    try:
+        connection.sendall(f"{status} {usage.ru_utime + usage.ru_stime}\n".encode())
+    finally:
+        os._exit(0)
+
+
+def run(program: Program, closed: Sequence[int], python: str) -> NoReturn:
+    """Run a program as Python does, including startup and exit.
+
+    The finalization of the interpreter is skipped, as it takes a second with torch.
+    """
+    import runpy
+
+    import numpy as np
+
+    os.environ.clear()
+    os.environ.update(program.environ)
+    os.chdir(program.folder)
+    time.tzset()
+    tempfile.tempdir = None
+    sys.executable = python
+    multiprocessing.spawn.set_executable(python)
+    np.random.seed()  # otherwise all children would have the same seed
+    kind, *words = program.arguments
+    first = {"-m": Path.cwd(), "-c": ""}.get(kind, Path(kind).resolve().parent)
+    sys.path[:0] = [str(first), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
+    sys.argv[:] = [kind, *words[1:]] if kind.startswith("-") else program.arguments
+    open_streams(closed)
+    code = 0
+    try:
+        if kind == "-m":
+            runpy.run_module(words[0], run_name="__main__", alter_sys=True)
+        elif kind == "-c":
+            main = sys.modules["__main__"] = types.ModuleType("__main__")
+            exec(compile(words[0], "<string>", "exec"), main.__dict__)
+        else:
+            runpy.run_path(kind, run_name="__main__")
+    except SystemExit as end:
+        if isinstance(end.code, str):
+            print(end.code, file=sys.stderr)
+        code = end.code if isinstance(end.code, int) else int(end.code is not None)
+    except BaseException as error:
+        sys.excepthook(type(error), error, error.__traceback__)
+        code = 1
+        if isinstance(error, KeyboardInterrupt):
+            code = -signal.SIGINT
+    threading._shutdown()  # type: ignore[attr-defined]
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        if stream and not stream.closed:
+            stream.flush()
+    if code < 0:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGINT)
+    os._exit(code & 0xFF)
+
+
+def open_streams(closed: Sequence[int]) -> None:
+    """Open the standard streams, except those that were closed when the server started."""
+    for number in closed:
+        os.close(number)
+    for number, name in ((1, "stdout"), (2, "stderr")):
+        before = getattr(sys, name)
+        if before is None:
+            continue
+        errors = "backslashreplace" if number == 2 else before.errors
+        unbuffered = bool(os.environ.get("PYTHONUNBUFFERED"))
+        file: Any = os.fdopen(number, "wb", buffering=0 if unbuffered else -1, closefd=False)
+        lines = number == 2 or os.isatty(number)
+        stream = io.TextIOWrapper(file, before.encoding, errors, line_buffering=lines, write_through=unbuffered)
+        setattr(sys, name, stream)
+        setattr(sys, f"__{name}__", stream)
+
+
+def closed_streams() -> list[int]:
+    """Return the numbers of the standard streams that are closed, and prevent that other files get them."""
+    found = []
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            found.append(number)
+    for _ in found:
+        os.open(os.devnull, os.O_RDWR)
+    return found
+
+
+def main(address: str, life: str, ready: str, python: str) -> None:
+    """Import the packages and serve."""
+    from importlib import import_module
+
+    closed = closed_streams()
+    del sys.path[0]  # the folder of this file
+    for module in HEAVY:
+        import_module(module)
+    for one in gc.get_objects():
+        if type(one) is tempfile.TemporaryDirectory:
+            Folder.replace(one)
+    gc.freeze()  # garbage collection would copy shared pages
+    run(serve(address, int(life), int(ready)), closed, python)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
