@@ -183,8 +183,14 @@ class Process:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.wait()
-        self._close()
+        try:
+            self.wait(300)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            self.wait()
+            raise
+        finally:
+            self._close()
 
 
 def end_all(seconds: float = 30) -> None:

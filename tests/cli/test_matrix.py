@@ -2,13 +2,13 @@
 
 import json
 import os
-import shlex
-import subprocess
-import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import forking
+import forkserver
 import projects
 import pytest
 from waiting import until
@@ -119,44 +119,55 @@ ODD = {  # some are combined, where neither hides a failure of the other
 class Commands:
     """The project's commands in an unusual environment."""
 
-    def __init__(self, odd: Odd, folder: Path) -> None:
-        self.odd, self.folder = odd, folder
-        self.variables = {name: value.replace("{tmp}", str(folder.parent)) for name, value in odd.variables.items()}
-        if "TMPDIR" in self.variables:
-            Path(self.variables["TMPDIR"]).mkdir()
+    def __init__(self, odd: Odd, folder: Path, variables: dict[str, str], server: forking.Server) -> None:
+        self.odd, self.folder, self.variables, self.server = odd, folder, variables, server
 
     def prints(self, text: str, *words: str) -> bool:
         """Run a command; return whether it prints a text, or nothing where it cannot print."""
         printed = self(*words)
         return not printed if self.odd.silent else text in printed
 
-    def __call__(self, *words: str) -> str:
-        """Run a command; check that it succeeds without a traceback, and return its output."""
-        if not self.odd.shell:
-            return projects.run(self.folder, *words, **self.variables)
-        command = self.odd.shell.format(shlex.join([sys.executable, "-m", "skeleton", *words]))
-        done = subprocess.run(
-            ["sh", "-c", command],
-            cwd=self.folder,
-            env=projects.environment(self.folder, **self.variables),
-            capture_output=True,
-            text=True,
-            timeout=300,
-            check=False,
-        )
-        assert done.returncode == 0, done.stdout + done.stderr
-        assert "Traceback" not in done.stdout + done.stderr
-        return done.stdout
+    def __call__(self, *words: str, codes: tuple[int, ...] = (0,)) -> str:
+        """Run a command; check its exit code and that it prints no traceback, and return its output."""
+        process = self.start(*words)
+        printed, complaint = process.communicate(timeout=300)
+        assert process.returncode in codes, printed + complaint
+        assert "Traceback" not in printed + complaint
+        return printed + complaint
+
+    def start(self, *words: str) -> forking.Process:
+        """Start a command."""
+        environ = projects.environment(self.folder, **self.variables)
+        return forking.Process(["-m", "skeleton", *words], self.folder, environ, False, self.server)
 
     def predict(self) -> str:
         """Return the result of a call of the project's gateway."""
         record = self.folder / ".stack" / "gateway.json"
-        with projects.start(self.folder, "serve", **self.variables) as serving:
+        with self.start("serve") as serving:
             try:
                 until(record.exists)
                 return self("predict")
             finally:
                 serving.terminate()
+
+
+@contextmanager
+def commands(odd: Odd, folder: Path) -> Iterator[Commands]:
+    """The project's commands, in processes that started in the environment."""
+    variables = {name: value.replace("{tmp}", str(folder.parent)) for name, value in odd.variables.items()}
+    if "TMPDIR" in variables:
+        Path(variables["TMPDIR"]).mkdir()
+    folder = odd.before(folder)
+    startup = forkserver.startup(variables)
+    if not startup and not odd.shell:
+        yield Commands(odd, folder, variables, forking.server())
+        return
+    server = forking.Server(startup, odd.shell or "exec {}")
+    try:
+        yield Commands(odd, folder, variables, server)
+    finally:
+        forking.end_all()
+        server.end()
 
 
 @pytest.fixture(scope="module")
@@ -179,8 +190,15 @@ def test_every_command_works_in_unusual_environments(data: Path, tmp_path: Path,
     folder = projects.make(tmp_path / FOLDERS[list(ODD).index(name) % len(FOLDERS)], data)
     (folder / "sweep.yaml").write_text(SWEEP)
     (folder / ".env").write_text("STACK_TITLE=Digits\n")
-    run = Commands(odd, odd.before(folder))
-    projects_doctor(run)
+    with commands(odd, folder) as run:
+        run_all(run, expected)
+
+
+def run_all(run: Commands, expected: float) -> None:
+    """Run all commands in order; doctor exits with 0 or 1, depending on the keys."""
+    odd = run.odd
+    printed = run("doctor", codes=(0, 1))
+    assert "wandb" in printed.lower() or "w&b" in printed.lower() or odd.silent
     assert run.prints("Data set digits", "data")
     run(*TRAIN)
     assert accuracy(run.folder) == expected
@@ -209,12 +227,3 @@ def test_a_path_that_is_not_text_is_reported_in_one_line(tmp_path: Path, locale:
     [line] = printed.splitlines()
     assert line.startswith("error: ")
     assert line.endswith(" is not valid UTF-8; rename it, or set PYTHONUTF8=1 if the locale is not UTF-8")
-
-
-def projects_doctor(run: Commands) -> None:
-    """Doctor exits with 0 or 1, depending on the keys, and never with a traceback."""
-    process = projects.start(run.folder, "doctor", **run.variables)
-    printed, complaint = process.communicate(timeout=300)
-    assert process.returncode in (0, 1), complaint
-    assert "Traceback" not in printed + complaint
-    assert "wandb" in (printed + complaint).lower() or "w&b" in (printed + complaint).lower()

@@ -1,8 +1,10 @@
 """Authentication, limits, batching, and hostile requests."""
 
+import asyncio
 import contextlib
 import itertools
 import json
+import multiprocessing
 import random
 import socket
 import string
@@ -173,6 +175,34 @@ def test_it_is_not_ready_if_the_model_cannot_be_loaded(tmp_path: Path) -> None:
         with pytest.raises(AlgorithmException, match=r"word.txt is missing") as raised:
             Algorithmia.client(KEY, url).algo("me/demo").pipe("word")
         assert raised.value.error_type == "LoadingError"
+
+
+def test_the_processes_of_models_end_with_a_server_that_fails(tmp_path: Path) -> None:
+    """They ignore SIGTERM, so they would wait for calls, and the gateway's exit for them."""
+    store, app = open_app(tmp_path / "data")
+    deploy(echo_folder(tmp_path / "model"), store, "demo", Echo())
+    before = set(multiprocessing.active_children())
+
+    async def fail() -> None:
+        began, forever = asyncio.Event(), asyncio.Event()
+
+        async def receive() -> dict[str, Any]:
+            if began.is_set():
+                await forever.wait()
+            return {"type": "lifespan.startup"}
+
+        async def send(message: dict[str, Any]) -> None:
+            began.set()
+
+        life = asyncio.ensure_future(app({"type": "lifespan"}, receive, send))
+        await began.wait()
+        assert set(multiprocessing.active_children()) - before
+        life.cancel()  # as the end of the event loop does
+        with contextlib.suppress(asyncio.CancelledError):
+            await life
+
+    asyncio.run(fail())
+    until(lambda: not set(multiprocessing.active_children()) - before)
 
 
 def test_it_can_be_mounted_below_a_path(tmp_path: Path) -> None:

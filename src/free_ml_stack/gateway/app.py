@@ -128,8 +128,10 @@ class Gateway:
         await receive()
         await self.start()
         await send({"type": "lifespan.startup.complete"})
-        await receive()
-        await self.stop()
+        try:
+            await receive()
+        finally:  # also if the server fails: the models' processes would wait for calls, and this one for them
+            await self.stop()
         await send({"type": "lifespan.shutdown.complete"})
 
     async def _answer(self, request: Request) -> None:

@@ -77,11 +77,12 @@ class Server(uvicorn.Server):
 
 
 def drop_new_connections(listening: socket.socket) -> None:
-    """Drop new connections if the system supports it: one between `accept_all` and the close would be reset."""
+    """Drop new connections if the system supports and permits it: one before the close would be reset."""
     if sys.platform == "linux":
         code = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *step) for step in DROP_NEW))
         program = struct.pack("HP", len(DROP_NEW), ctypes.addressof(code))
-        listening.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, program)
+        with suppress(PermissionError):  # in some containers
+            listening.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, program)
 
 
 def accept_all(listening: socket.socket) -> list[socket.socket]:
