@@ -38,11 +38,11 @@ class Server:
         self.address = f"{self.home.name}/socket"
         environ = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
         environ |= {"HOME": self.home.name, "PYTHONDONTWRITEBYTECODE": "1"} | dict(startup or {})
-        python = self._launcher()
+        self.python = self._launcher()
         its_life, self.life = os.pipe()
         ready, its_ready = os.pipe()
         program = Path(__file__).with_name("forkserver.py")
-        command = [sys.executable, str(program), self.address, str(its_life), str(its_ready), str(python)]
+        command = [sys.executable, str(program), self.address, str(its_life), str(its_ready), str(self.python)]
         self.process = subprocess.Popen(
             ["sh", "-c", shell.format(shlex.join(command))],
             env=environ,
@@ -206,6 +206,11 @@ def end_all(seconds: float = 30) -> None:
 
 
 Running = Process | subprocess.Popen[str]
+
+
+def python() -> Path:
+    """Return a `python` for programs that are started by other programs than tests: it forks, too."""
+    return server().python
 
 
 def start(arguments: Sequence[str], folder: Path, environ: Mapping[str, str], merged: bool = False) -> Running:

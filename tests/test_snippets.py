@@ -6,7 +6,6 @@ import os
 import re
 import shlex
 import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -110,7 +109,7 @@ class Reader:
     def __init__(self, project: Path, hub: Hub) -> None:
         self.project, self.done = project, set[str]()
         keys = {"HF_ENDPOINT": hub.url, "HF_TOKEN": KEY, "HF_HUB_DISABLE_TELEMETRY": "1"}
-        paths = {"PYTHONPATH": str(project / "src"), "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+        paths = {"PYTHONPATH": str(project / "src"), "PATH": f"{forking.python().parent}:{os.environ['PATH']}"}
         self.environment = projects.environment(project.parent, **keys, **paths)
 
     def follow(self, path: Path) -> None:

@@ -4,10 +4,10 @@ import json
 import os
 import re
 import subprocess
-import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
+import forking
 import pytest
 from baking import bake
 from browsing import faults
@@ -29,7 +29,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     home = tmp_path_factory.mktemp("home")
     project = bake(folder, project_name="Ziffern", project_slug="ziffern", package_name="ziffern")
     done = subprocess.run(
-        [sys.executable, "-m", "ziffern", "demo"],
+        [forking.python(), "-m", "ziffern", "demo"],
         cwd=project,
         env=environment(home, project / "src"),
         capture_output=True,

@@ -10,6 +10,7 @@ import sys
 import termios
 from pathlib import Path
 
+import forking
 import projects
 import pytest
 
@@ -124,7 +125,7 @@ def test_progress_is_shown_on_terminals_only(empty: Path) -> None:
     assert "steps" not in projects.run(empty, "train", "--epochs", "1").replace("19 steps in", "")
     terminal, its_end = pty.openpty()
     termios.tcsetwinsize(its_end, (24, 120))
-    command = [sys.executable, "-m", "skeleton", "train", "--epochs", "30", "--patience", "0"]
+    command = [str(forking.python()), "-m", "skeleton", "train", "--epochs", "30", "--patience", "0"]
     with subprocess.Popen(
         command, cwd=empty, env=projects.environment(empty), stdout=subprocess.PIPE, stderr=its_end, text=True
     ) as process:

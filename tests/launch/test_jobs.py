@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import forking
 import projects
 import pytest
 from services.hub_server import Hub
@@ -107,7 +108,7 @@ def test_a_job_trains_from_the_hub_and_stores_its_checkpoints_there(project: Pat
     (tools / "uv").chmod(0o755)
     environ = projects.environment(tmp_path, **spec["environment"], **spec["secrets"], HF_ENDPOINT=hub.url)
     environ["PATH"] = f"{tools}:{environ['PATH']}"
-    done = subprocess.run([sys.executable, script], env=environ, cwd=tmp_path, capture_output=True, text=True)
+    done = subprocess.run([forking.python(), script], env=environ, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "Run far: 1 process on cpu." in done.stdout
     assert (tmp_path / "uv.txt").read_text() == "sync --no-dev\n"

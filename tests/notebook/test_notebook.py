@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import baking
+import forking
 import nbformat
 import pytest
 from nbclient import NotebookClient
@@ -110,6 +111,9 @@ async def execute(project: Path, folder: Path, upto: int | None = None, **enviro
     notebook.cells = notebook.cells[:upto]
     for cell in notebook.cells:
         cell.source = cell.source.replace("epochs = 15", "epochs = 2")
+    profile = folder / "ipython" / "profile_default" / "startup"
+    profile.mkdir(parents=True)
+    (profile / "python.py").write_text(f"import sys\nsys.executable = {str(forking.python())!r}\n")
     given = environment(folder, MPLBACKEND="agg", IPYTHONDIR=str(folder / "ipython"), **environ)
     given.pop("STACK_TRACKER")
     client = NotebookClient(notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": str(folder)}})

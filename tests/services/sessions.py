@@ -18,6 +18,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import forking
+
 PACKAGES = ("google-colab-cli==0.7.5", "kaggle==2.2.4", "six", "jupyter_server>=2", "packaging")
 COLAB = """#!{python}
 import os, types, requests, colab_cli.common as common
@@ -89,7 +91,7 @@ class Sessions:
         (root / "content").mkdir(parents=True)
         spec = root / "jupyter" / "kernels" / "python3"
         spec.mkdir(parents=True)
-        start = f"cd {root / 'content'} && exec {sys.executable} -m ipykernel_launcher -f {{connection_file}}"
+        start = f"cd {root / 'content'} && exec {forking.python()} -m ipykernel_launcher -f {{connection_file}}"
         about = {"argv": ["/bin/sh", "-c", start], "display_name": "Python 3", "language": "python"}
         (spec / "kernel.json").write_text(json.dumps(about))
         with socket.socket() as free:
@@ -149,7 +151,7 @@ class Sessions:
         kept = ("HF_", "WANDB", "ALGORITHMIA", "STACK_", "PYTHONPATH")
         environ = {key: value for key, value in os.environ.items() if not key.startswith(kept)}
         environ |= {"HOME": str(place), "STACK_TRACKER": "none"}
-        done = subprocess.run([sys.executable, "script.py"], cwd=place, env=environ, capture_output=True, check=False)
+        done = subprocess.run([forking.python(), "script.py"], cwd=place, env=environ, capture_output=True, check=False)
         self.kernels[name] = {"place": place, "code": done.returncode, "body": body}
         return {"ref": name, "url": f"{self.url}/{name}", "versionNumber": 1}
 

@@ -4,13 +4,13 @@ import json
 import os
 import socket
 import subprocess
-import sys
 import threading
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import forking
 from services.hub_server import Hub, Token, metadata
 from services.hub_store import Repo
 
@@ -68,7 +68,7 @@ class Spaces(Hub):
             "HF_ENDPOINT": self.url,
         }
         environment |= repo.variables | repo.secrets | {"GRADIO_ANALYTICS_ENABLED": "False"}
-        self.process = subprocess.Popen([sys.executable, "app.py"], cwd=tree, env=environment)
+        self.process = subprocess.Popen([forking.python(), "app.py"], cwd=tree, env=environment)
         self.address = f"http://127.0.0.1:{port}"
         return self.address
 
