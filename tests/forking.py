@@ -66,7 +66,7 @@ class Server:
         python.chmod(0o755)
         return python
 
-    def end(self) -> None:
+    def close(self) -> None:
         """Stop forking; programs that run are left."""
         os.close(self.life)
         self.process.wait()
@@ -82,7 +82,7 @@ class Server:
 def server() -> Server:
     """The server of this test worker, which exits with it."""
     made = Server()
-    atexit.register(made.end)
+    atexit.register(made.close)
     return made
 
 
@@ -213,10 +213,12 @@ def python() -> Path:
     return server().python
 
 
-def start(arguments: Sequence[str], folder: Path, environ: Mapping[str, str], merged: bool = False) -> Running:
+def start(
+    arguments: Sequence[str], folder: Path, environ: Mapping[str, str], merged: bool = False, by: Server | None = None
+) -> Running:
     """Start `python ARGUMENTS` in `folder`, by forking if that is equivalent."""
     try:
-        return Process(arguments, folder, environ, merged, server())
+        return Process(arguments, folder, environ, merged, by or server())
     except UnforkedError:
         pass  # start Python
     return subprocess.Popen(

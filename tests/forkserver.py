@@ -24,7 +24,8 @@ from typing import Any, NamedTuple, NoReturn
 
 HEAVY = (  # without onnxruntime, which creates a thread on import and cannot be forked
     "scipy.stats", "pyarrow.parquet", "onnx", "torch._dynamo", "optuna", "matplotlib.pyplot", "PIL.Image",
-    "safetensors.torch", "pydantic", "requests", "httpx", "yaml", "google.protobuf.descriptor_pb2",
+    "safetensors.torch", "pydantic", "requests", "httpx", "yaml", "google.protobuf.descriptor_pb2", "pandas",
+    "sklearn.base",
     "wandb.sdk.launch.inputs.internal",  # imported by every run at W&B
 )  # fmt: skip
 STARTUP = ("PYTHON", "LANG", "LC_", "OMP_", "LD_")  # variables that Python and its libraries read at startup
@@ -64,10 +65,11 @@ class Folder(tempfile.TemporaryDirectory[str]):
             super().cleanup()
 
 
-def forks(program: Program, modules: set[str]) -> bool:
+def forks(program: Program, modules: Mapping[str, str | None]) -> bool:
     """Return whether forking is equivalent to a start of Python.
 
-    It is not if variables differ that Python read when the server started, or PYTHONPATH has an imported package.
+    It is not if variables differ that Python read when the server started, or PYTHONPATH has another version of one of
+    the imported `modules`, which are mapped to their files.
     """
     kind, name = (*program.arguments, "", "")[:2]
     options = kind.startswith("-") and kind not in ("-m", "-c")
@@ -75,7 +77,8 @@ def forks(program: Program, modules: set[str]) -> bool:
         return False
     folders = [Path(folder) for folder in program.environ.get("PYTHONPATH", "").split(os.pathsep) if folder]
     found = {path.name.partition(".")[0] for folder in folders if folder.is_dir() for path in folder.iterdir()}
-    if any(spec.origin for one in found & modules if (spec := PathFinder.find_spec(one, [*map(str, folders)]))):
+    specs = {name: PathFinder.find_spec(name, [*map(str, folders)]) for name in found & modules.keys()}
+    if any(spec and spec.origin not in (None, modules[name]) for name, spec in specs.items()):
         return False
     return startup(program.environ) == startup(os.environ)
 
@@ -87,7 +90,7 @@ def startup(environ: Mapping[str, str]) -> dict[str, str]:
 
 def serve(address: str, life: int, ready: int) -> Program:
     """Fork a process per request. Returns the program in each child; never returns in the server."""
-    modules = {name.partition(".")[0] for name in sys.modules} - {"__main__"}
+    modules = {name: getattr(module, "__file__", None) for name, module in sys.modules.items() if "." not in name}
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is handled by the tests
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # so that no process is left
     with socket.socket(socket.AF_UNIX) as listener:
@@ -108,7 +111,7 @@ def serve(address: str, life: int, ready: int) -> Program:
             return attend(connection, modules)
 
 
-def attend(connection: socket.socket, modules: set[str]) -> Program:
+def attend(connection: socket.socket, modules: Mapping[str, str | None]) -> Program:
     """Fork a requested process and report its exit; returns in that process."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     length, passed, _, _ = connection.recvmsg(10, socket.CMSG_SPACE(4 * HIGH))

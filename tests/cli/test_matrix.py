@@ -167,7 +167,7 @@ def commands(odd: Odd, folder: Path) -> Iterator[Commands]:
         yield Commands(odd, folder, variables, server)
     finally:
         forking.end_all()
-        server.end()
+        server.close()
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,6 @@
 """Colab's environment: its packages are unchanged and consistent, and its clients are used."""
 
+import contextlib
 import json
 import os
 import sys
@@ -7,6 +8,7 @@ import tomllib
 from pathlib import Path
 
 import baking
+import forking
 import fresh
 import pytest
 from places import ROOT
@@ -96,7 +98,8 @@ def test_the_whole_loop_works_with_the_oldest_clients(tmp_path: Path) -> None:
     """All other tests use the newest clients."""
     assert lowest() == ["huggingface_hub==1.27", "wandb==0.28.1"]  # Colab's
     clients = fresh.target(*lowest(), "sentry-sdk>=2")
-    with online(tmp_path) as services:
+    with online(tmp_path) as services, contextlib.closing(forking.Server({"PYTHONPATH": str(clients)})) as server:
+        services.server = server
         sweep = services.project / "sweep.yaml"
         sweep.write_text(sweep.read_text().replace("run_cap: 8", "run_cap: 2"))
         services.environment["PYTHONPATH"] = os.pathsep.join([str(clients), services.environment["PYTHONPATH"]])

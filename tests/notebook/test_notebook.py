@@ -320,6 +320,7 @@ def test_other_parameters_start_another_run_and_the_same_resume(
     folder = baking.bake(tmp_path, **names(""))
     monkeypatch.chdir(folder)
     monkeypatch.syspath_prepend(folder / "src")  # as the notebook does
+    monkeypatch.setattr(sys, "executable", str(forking.python()))
     project = Project("ziffern", environment(tmp_path))
     project("data")
     one, other = (project.train("first", epochs=1, seed=seed) for seed in (0, 1))

@@ -51,10 +51,11 @@ class Online:
     project: Path
     environment: dict[str, str]
     printed: str = field(default="", repr=False)
+    server: forking.Server | None = None  # forks the commands
 
     def start(self, *arguments: str) -> forking.Running:
         """Start a command of the project with a single output stream."""
-        return forking.start(["-m", PACKAGE, *arguments], self.project, self.environment, merged=True)
+        return forking.start(["-m", PACKAGE, *arguments], self.project, self.environment, merged=True, by=self.server)
 
     def run(self, *arguments: str) -> str:
         """Run a command of the project and return its output. Raises RuntimeError if it fails."""
