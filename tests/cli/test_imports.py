@@ -1,4 +1,4 @@
-"""Commands that do not train import neither torch nor W&B's client, which take seconds and hundreds of MB."""
+"""Commands import the clients and torch only where they use them: these take seconds and hundreds of MB."""
 
 import json
 import subprocess
@@ -17,7 +17,7 @@ if __name__ == "__main__":
         main.main()
     except SystemExit as end:
         print("code:", end.code, file=sys.stderr)
-    print("loaded:", sorted({{"torch", "wandb"}} & set(sys.modules)), file=sys.stderr)
+    print("loaded:", sorted({{"torch", "wandb", "huggingface_hub"}} & set(sys.modules)), file=sys.stderr)
 """
 COMMANDS = {
     "storage": (("storage", "push", "./elsewhere"), 0),
@@ -38,6 +38,12 @@ def test_commands_without_training_import_neither_torch_nor_wandb(tmp_path: Path
     (tmp_path / "runs").mkdir()
     stdout = probe(tmp_path, words)
     assert stdout[-2:] == [f"code: {code}", "loaded: []"], stdout
+
+
+def test_training_imports_no_client_that_it_does_not_use(data: Path, tmp_path: Path) -> None:
+    folder = projects.make(tmp_path / "project", data)
+    stdout = probe(folder, ("train", "--epochs", "1"))
+    assert stdout[-2:] == ["code: 0", "loaded: ['torch']"], stdout
 
 
 def probe(folder: Path, words: tuple[str, ...]) -> list[str]:

@@ -145,13 +145,15 @@ def _parts(place: str) -> tuple[str, str]:
 
 def _on_hub(place: str) -> "Repository | None":
     """Return the model repository of a URL; None for other texts and for files in a repository."""
+    if not place.startswith(SCHEME):
+        return None
     from free_ml_stack.storage.repository import parse
 
     try:
-        found = parse(place) if place.startswith(SCHEME) else None
+        found = parse(place)
     except StackError:
         return None
-    return found if found and found.kind == "model" and not found.folder else None
+    return found if found.kind == "model" and not found.folder else None
 
 
 def _request(place: str, work: Callable[[], Any]) -> Any:

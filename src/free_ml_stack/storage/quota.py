@@ -4,13 +4,14 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from itertools import takewhile
+from typing import TYPE_CHECKING
 
 from fsspec import AbstractFileSystem
-from huggingface_hub import HfApi
-from huggingface_hub.utils import build_hf_headers, paginate, parse_datetime  # type: ignore[attr-defined]
 
 from free_ml_stack.storage.changes import on_hub
-from free_ml_stack.storage.repository import Repository
+
+if TYPE_CHECKING:
+    from free_ml_stack.storage.repository import Repository
 
 HOUR = 3600.0  # seconds
 # The Hub accepts 128 commits per hour from a new account. The rest is reserved for urgent commits: data, models,
@@ -26,7 +27,7 @@ class CommitQuota:
     this rate. Once the last hour has `share` commits, none is due until the oldest expires.
     """
 
-    def __init__(self, repository: Repository, clock: Callable[[], float] = time.time, share: int = SHARE) -> None:
+    def __init__(self, repository: "Repository", clock: Callable[[], float] = time.time, share: int = SHARE) -> None:
         self.repository, self.clock, self.share = repository, clock, share
         self.last = self.asked = 0.0  # times of the last commit of this writer and of the last request
         self.pause = HOUR / share
@@ -48,6 +49,9 @@ class CommitQuota:
 
     def recent(self, since: float) -> list[tuple[float, str]]:
         """Return time and title of the commits since a time; the Hub lists the latest first."""
+        from huggingface_hub import HfApi
+        from huggingface_hub.utils import build_hf_headers, paginate, parse_datetime  # type: ignore[attr-defined]
+
         api, revision = HfApi(), self.repository.revision or "main"
         url = f"{api.endpoint}/api/{self.repository.kind}s/{self.repository.id}/commits/{revision}"
         commits = paginate(url, params={}, headers=build_hf_headers())
