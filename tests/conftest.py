@@ -28,12 +28,6 @@ def spent() -> float:
     return sum(os.times()[:4]) + forking.Process.spent
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    """Start a fork server that all test workers share, while they collect the tests."""
-    if config.getoption("numprocesses", 0) and not hasattr(config, "workerinput"):
-        forking.share()
-
-
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
     """Fail a slow test without the marker, which `make test-fast` would run."""

@@ -18,30 +18,59 @@ import tempfile
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import ClassVar, TextIO
 
 import launcher
 
-SHARED = "FORK_SERVER"  # a variable: the address of the server that test workers share
-
 
 class UnforkedError(Exception):
     """A fork is not equivalent to a start of Python."""
 
 
-@dataclass(frozen=True)
-class Forker:
-    """A fork server, which may belong to another process."""
+class Server:
+    """A process that forks programs. Another one is needed for other variables that Python reads at startup."""
 
-    address: str
+    def __init__(self, startup: Mapping[str, str] | None = None, shell: str = "exec {}") -> None:
+        """Start a server by a shell command, which sets up what all programs inherit; {} is the server."""
+        self.home = tempfile.TemporaryDirectory(prefix="forking-")
+        self.address = f"{self.home.name}/socket"
+        environ = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+        environ |= {"HOME": self.home.name, "PYTHONDONTWRITEBYTECODE": "1"} | dict(startup or {})
+        self.python = self._launcher()
+        its_life, self.life = os.pipe()
+        ready, its_ready = os.pipe()
+        program = Path(__file__).with_name("forkserver.py")
+        command = [sys.executable, str(program), self.address, str(its_life), str(its_ready), str(self.python)]
+        self.process = subprocess.Popen(
+            ["sh", "-c", shell.format(shlex.join(command))],
+            env=environ,
+            stdin=subprocess.DEVNULL,
+            pass_fds=(its_life, its_ready),
+        )
+        os.close(its_life)
+        os.close(its_ready)
+        with os.fdopen(ready) as file:
+            assert file.read() == "ready", "the fork server has not started"
 
-    @property
-    def python(self) -> Path:
-        """The launcher, in a folder that replaces that of the interpreter in PATH."""
-        return Path(self.address).with_name("bin") / "python"
+    def _launcher(self) -> Path:
+        """Create `python` in a folder that replaces that of the interpreter in PATH."""
+        python = Path(self.home.name, "bin", "python")
+        python.parent.mkdir()
+        for command in Path(sys.executable).parent.iterdir():
+            if not command.name.startswith("python"):
+                (python.parent / command.name).symlink_to(command)
+        source = Path(launcher.__file__).read_text("utf-8")
+        python.write_text(f"#!{sys.executable} -IS\n{source}\n\nlaunch({sys.executable!r}, {self.address!r})\n")
+        python.chmod(0o755)
+        return python
+
+    def close(self) -> None:
+        """Stop forking; programs that run are left."""
+        os.close(self.life)
+        self.process.wait()
+        self.home.cleanup()
 
     def launched(self, pid: int) -> int:
         """Return the program of a process that runs `launcher`, or else the process."""
@@ -49,58 +78,12 @@ class Forker:
         return int(note.read_text()) if note.exists() else pid
 
 
-class Server(Forker):
-    """A process that forks programs. Another one is needed for other variables that Python reads at startup."""
-
-    def __init__(self, startup: Mapping[str, str] | None = None, shell: str = "exec {}") -> None:
-        """Start a server by a shell command, which sets up what all programs inherit; {} is the server."""
-        home = tempfile.TemporaryDirectory(prefix="forking-")
-        super().__init__(f"{home.name}/socket")
-        environ = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
-        environ |= {"HOME": home.name, "PYTHONDONTWRITEBYTECODE": "1"} | dict(startup or {})
-        self._create_launcher()
-        its_life, life = os.pipe()
-        with socket.socket(socket.AF_UNIX) as listener:
-            listener.bind(self.address)
-            listener.listen(64)  # requests wait until the packages are imported
-            program = Path(__file__).with_name("forkserver.py")
-            files = (listener.fileno(), its_life)
-            command = shlex.join([sys.executable, str(program), *map(str, files), str(self.python)])
-            process = subprocess.Popen(
-                ["sh", "-c", shell.format(command)], env=environ, stdin=subprocess.DEVNULL, pass_fds=files
-            )
-        os.close(its_life)
-
-        def close() -> None:
-            os.close(life)
-            process.wait()
-            home.cleanup()
-
-        self.close = close  # stops forking; programs that run are left
-
-    def _create_launcher(self) -> None:
-        self.python.parent.mkdir()
-        for command in Path(sys.executable).parent.iterdir():
-            if not command.name.startswith("python"):
-                (self.python.parent / command.name).symlink_to(command)
-        source = Path(launcher.__file__).read_text("utf-8")
-        self.python.write_text(f"#!{sys.executable} -IS\n{source}\n\nlaunch({sys.executable!r}, {self.address!r})\n")
-        self.python.chmod(0o755)
-
-
 @cache
-def server() -> Forker:
-    """The server of this process, which exits with it, or the one that all test workers share."""
-    if address := os.environ.get(SHARED):
-        return Forker(address)
+def server() -> Server:
+    """The server of this test worker, which exits with it."""
     made = Server()
     atexit.register(made.close)
     return made
-
-
-def share() -> None:
-    """Start the server for this process and its test workers."""
-    os.environ[SHARED] = server().address
 
 
 class Process:
@@ -110,7 +93,7 @@ class Process:
     running: ClassVar[list["Process"]] = []
 
     def __init__(
-        self, arguments: Sequence[str], folder: Path, environ: Mapping[str, str], merged: bool, server: Forker
+        self, arguments: Sequence[str], folder: Path, environ: Mapping[str, str], merged: bool, server: Server
     ) -> None:
         """Start `python ARGUMENTS`; `merged` redirects errors to the output. Raises UnforkedError."""
         self.args = [sys.executable, *arguments]
@@ -231,7 +214,7 @@ def python() -> Path:
 
 
 def start(
-    arguments: Sequence[str], folder: Path, environ: Mapping[str, str], merged: bool = False, by: Forker | None = None
+    arguments: Sequence[str], folder: Path, environ: Mapping[str, str], merged: bool = False, by: Server | None = None
 ) -> Running:
     """Start `python ARGUMENTS` in `folder`, by forking if that is equivalent."""
     try:

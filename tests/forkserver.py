@@ -88,22 +88,27 @@ def startup(environ: Mapping[str, str]) -> dict[str, str]:
     return {name: value for name, value in environ.items() if name.startswith(STARTUP) and name not in HANDLED}
 
 
-def serve(listener: socket.socket, life: int) -> Program:
+def serve(address: str, life: int, ready: int) -> Program:
     """Fork a process per request. Returns the program in each child; never returns in the server."""
     modules = {name: getattr(module, "__file__", None) for name, module in sys.modules.items() if "." not in name}
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is handled by the tests
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # so that no process is left
-    while True:
-        found, _, _ = select.select([listener, life], [], [])
-        if life in found:
-            os._exit(0)
-        connection = listener.accept()[0]
-        if os.fork():
-            connection.close()
-            continue
-        listener.close()
-        os.close(life)
-        return attend(connection, modules)
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(address)
+        listener.listen(64)
+        os.write(ready, b"ready")
+        os.close(ready)
+        while True:
+            found, _, _ = select.select([listener, life], [], [])
+            if life in found:
+                os._exit(0)
+            connection = listener.accept()[0]
+            if os.fork():
+                connection.close()
+                continue
+            listener.close()
+            os.close(life)
+            return attend(connection, modules)
 
 
 def attend(connection: socket.socket, modules: Mapping[str, str | None]) -> Program:
@@ -236,7 +241,7 @@ def closed_streams() -> list[int]:
     return found
 
 
-def main(listener: str, life: str, python: str) -> None:
+def main(address: str, life: str, ready: str, python: str) -> None:
     """Import the packages and serve."""
     from importlib import import_module
 
@@ -248,7 +253,7 @@ def main(listener: str, life: str, python: str) -> None:
         if type(one) is tempfile.TemporaryDirectory:
             Folder.replace(one)
     gc.freeze()  # garbage collection would copy shared pages
-    run(serve(socket.socket(fileno=int(listener)), int(life)), closed, python)
+    run(serve(address, int(life), int(ready)), closed, python)
 
 
 if __name__ == "__main__":

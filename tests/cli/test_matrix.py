@@ -119,7 +119,7 @@ ODD = {  # some are combined, where neither hides a failure of the other
 class Commands:
     """The project's commands in an unusual environment."""
 
-    def __init__(self, odd: Odd, folder: Path, variables: dict[str, str], server: forking.Forker) -> None:
+    def __init__(self, odd: Odd, folder: Path, variables: dict[str, str], server: forking.Server) -> None:
         self.odd, self.folder, self.variables, self.server = odd, folder, variables, server
 
     def prints(self, text: str, *words: str) -> bool:

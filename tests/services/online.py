@@ -51,7 +51,7 @@ class Online:
     project: Path
     environment: dict[str, str]
     printed: str = field(default="", repr=False)
-    server: forking.Forker | None = None  # forks the commands
+    server: forking.Server | None = None  # forks the commands
 
     def start(self, *arguments: str) -> forking.Running:
         """Start a command of the project with a single output stream."""
