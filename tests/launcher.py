@@ -33,7 +33,7 @@ def request(
 
 
 def line(connection: socket.socket) -> bytes:
-    """Read a line of an answer. Raises ConnectionError if there is none."""
+    """Return the next line that the server sends. Raises ConnectionError if the server has ended."""
     found = b""
     while not found.endswith(b"\n"):
         read = connection.recv(1)

@@ -14,10 +14,10 @@ from waiting import until
 
 PYTHONS: dict[str, Callable[[], object]] = {"started": lambda: sys.executable, "forked": forking.python}
 WAITS = """
-import os, sys, time
+import os, signal, sys
 try:
     print(os.getpid(), flush=True)
-    time.sleep(60)
+    signal.pause()
 except KeyboardInterrupt:
     print("interrupted")
     sys.exit(3)

@@ -128,12 +128,12 @@ class Commands:
         return not printed if self.odd.silent else text in printed
 
     def __call__(self, *words: str, codes: tuple[int, ...] = (0,)) -> str:
-        """Run a command; check its exit code and that it prints no traceback, and return its output."""
+        """Run a command; check its exit code and that it prints no traceback, and return its standard output."""
         process = self.start(*words)
         printed, complaint = process.communicate(timeout=300)
         assert process.returncode in codes, printed + complaint
         assert "Traceback" not in printed + complaint
-        return printed + complaint
+        return printed
 
     def start(self, *words: str) -> forking.Process:
         """Start a command."""
