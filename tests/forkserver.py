@@ -23,10 +23,10 @@ from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 HEAVY = (  # without onnxruntime, which creates a thread on import and cannot be forked
+    "wandb.sdk.launch.inputs.internal",  # imported by every run at W&B; slower if it is not the first
     "scipy.stats", "pyarrow.parquet", "onnx", "torch._dynamo", "optuna", "matplotlib.pyplot", "PIL.Image",
     "safetensors.torch", "pydantic", "requests", "httpx", "yaml", "google.protobuf.descriptor_pb2", "pandas",
     "sklearn.base",
-    "wandb.sdk.launch.inputs.internal",  # imported by every run at W&B
 )  # fmt: skip
 STARTUP = ("PYTHON", "LANG", "LC_", "OMP_", "LD_")  # variables that Python and its libraries read at startup
 HANDLED = ("PYTHONPATH", "PYTHONDONTWRITEBYTECODE", "PYTHONUNBUFFERED")

@@ -11,7 +11,6 @@ from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from PIL import Image
-from sklearn import metrics as sk
 
 from free_ml_stack.evaluation import plots
 from free_ml_stack.evaluation.classification import classification
@@ -37,6 +36,8 @@ def answers(rows: int, classes: int, seed: int) -> tuple[NDArray[Any], NDArray[A
 @pytest.mark.parametrize("absent", [(), (1,), (0, 3)])
 @pytest.mark.parametrize("seed", range(5))
 def test_classification_metrics_equal_scikit_learn(absent: tuple[int, ...], seed: int) -> None:
+    from sklearn import metrics as sk
+
     shares, labels = answers(200, 5, seed)
     kept = ~np.isin(labels, absent)
     shares, labels = shares[kept], labels[kept]
@@ -97,6 +98,8 @@ def test_invalid_classification_inputs_raise_value_error(shares: Any, labels: An
 @pytest.mark.parametrize("outputs", [None, 1, 3])
 @pytest.mark.parametrize("seed", range(5))
 def test_regression_metrics_equal_scikit_learn(outputs: int | None, seed: int) -> None:
+    from sklearn import metrics as sk
+
     rng = np.random.default_rng(seed)
     shape = (150,) if outputs is None else (150, outputs)
     true = rng.normal(10, 3, shape)

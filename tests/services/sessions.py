@@ -21,6 +21,7 @@ from typing import Any
 import forking
 
 PACKAGES = ("google-colab-cli==0.7.5", "kaggle==2.2.4", "six", "jupyter_server>=2", "packaging")
+SLOW = "rfc3987-syntax"  # an optional check of URLs, which takes most of the time of importing jsonschema
 COLAB = """#!{python}
 import os, types, requests, colab_cli.common as common
 common.Prod = lambda: types.SimpleNamespace(domain={url!r}, api={url!r})
@@ -51,6 +52,7 @@ def clients(folder: Path, tools: Path) -> Path:
         subprocess.run([uv, "venv", "--quiet", "--python", newer_python(), str(folder)], check=True)
         environ = {**os.environ, "UV_FIND_LINKS": os.environ.get("PIP_FIND_LINKS", "")}
         subprocess.run([uv, "pip", "install", "--quiet", "--python", str(python), *PACKAGES], check=True, env=environ)
+        subprocess.run([uv, "pip", "uninstall", "--quiet", "--python", str(python), SLOW], check=True, env=environ)
         (folder / "ready").touch()
     return python
 

@@ -8,8 +8,6 @@ from typing import Any
 
 import pytest
 import yaml
-from wandb.sdk.launch.sweeps import utils
-from wandb.wandb_agent import Agent
 
 from free_ml_stack.sweeps.command import DEFAULT, environment_variables, expand_macros, train_arguments, trial_command
 from free_ml_stack.sweeps.sweep_file import parse_sweep
@@ -24,11 +22,15 @@ HEAD = "method: random\nmetric: {name: loss}\nparameters: {lr: {value: 0.1}}\n"
 
 @pytest.mark.parametrize("macro", MACROS)
 def test_macros_expand_as_in_the_client(macro: str) -> None:
+    from wandb.sdk.launch.sweeps import utils
+
     theirs = utils.create_sweep_command_args({"args": {name: {"value": value} for name, value in CONFIG.items()}})
     assert expand_macros([f"${{{macro}}}"], CONFIG, "p.py", Path("f.json")) == theirs[macro]
 
 
 def test_environment_variables_expand_inside_a_word(monkeypatch: pytest.MonkeyPatch) -> None:
+    from wandb.sdk.launch.sweeps import utils
+
     monkeypatch.setenv("DEPTH", "3")
     monkeypatch.delenv("NOWHERE", raising=False)
     words = ["--depth=${envvar:DEPTH}-${envvar:NOWHERE}", "${envvar:DEPTH}"]
@@ -38,6 +40,8 @@ def test_environment_variables_expand_inside_a_word(monkeypatch: pytest.MonkeyPa
 
 
 def test_the_default_command_equals_the_clients_without_env_on_windows() -> None:
+    from wandb.wandb_agent import Agent
+
     assert list(DEFAULT) == Agent.DEFAULT_SWEEP_COMMAND
     words = expand_macros(DEFAULT, {"lr": 1}, "train.py", Path("f.json"))
     assert words == ["/usr/bin/env", sys.executable, "train.py", "--lr=1"]

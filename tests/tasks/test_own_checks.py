@@ -25,6 +25,7 @@ def project(task: str, folder: Path) -> tuple[Path, dict[str, str]]:
 @pytest.mark.parametrize("task", NAMES)
 def test_the_tests_of_a_project_pass(task: str, tmp_path: Path) -> None:
     made, environ = project(task, tmp_path)
+    environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"  # those of this environment, which users do not have
     running = forking.start(["-m", "pytest", "-q", "-p", "no:cacheprovider"], made, environ, merged=True)
     printed, _ = running.communicate(timeout=500)
     assert running.returncode == 0, printed[-4000:]

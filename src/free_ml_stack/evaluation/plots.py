@@ -236,6 +236,8 @@ def _save(figure: Figure, path: Path) -> Path:
         text.set_family(family)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph")  # invisible ones, such as the joiners of emoji
+        figure.set_dpi(DPI)  # before the layout, which measures and caches texts at this resolution
         figure.tight_layout()
-        figure.savefig(path, dpi=DPI)
+        figure.set_layout_engine(None)  # otherwise savefig draws the figure twice
+        figure.savefig(path)
     return path
