@@ -113,7 +113,7 @@ def test_readers_share_a_cache_that_is_damaged_and_removed_meanwhile(folder: Pat
     os.utime(stale, (0, 0))
 
     def damage() -> None:
-        while not stop.wait(0.1):
+        while not stop.wait(0.001):
             for path in root.glob("[!.]*"):
                 (path / "0.npy").unlink(missing_ok=True)
 
@@ -125,8 +125,10 @@ def test_readers_share_a_cache_that_is_damaged_and_removed_meanwhile(folder: Pat
     expected = np.array(read(folder, 0, "whole")["image"])
     with ThreadPoolExecutor(4) as pool:
         damaged = pool.submit(damage)
-        results = list(pool.map(epoch, range(3)))
-        stop.set()
+        try:
+            results = list(pool.map(epoch, range(3)))
+        finally:
+            stop.set()
         damaged.result()
     assert all(results)
     assert not stale.exists()

@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 
 MIX = 4  # shards whose rows are shuffled together
 OPEN = 2 * MIX  # shards of a split that are mapped at a time: those in use, and those that are read ahead
-ATTEMPTS = 4  # to map a shard
 STALE = 600  # seconds after which a temporary folder belongs to a killed process
 
 Columns = Mapping[str, Any]
@@ -80,27 +79,26 @@ class Shards:
         return np.concatenate(mixed) if mixed else np.zeros(0, np.intp)
 
     def _load(self, number: int, folder: Path) -> Columns:
-        """Map a shard, fetched if need be: again if another process removes it at that moment."""
-        for attempt in range(ATTEMPTS):
-            try:
-                return self.load(folder)
-            except (OSError, ValueError, EOFError):
-                if attempt == ATTEMPTS - 1:
-                    raise
-                self._fetch(number, folder)
-        raise AssertionError
+        """Map a shard; fetch it if it is missing or damaged."""
+        try:
+            return self.load(folder)
+        except (OSError, ValueError, EOFError):
+            return self._fetch(number, folder)
 
-    def _fetch(self, number: int, folder: Path) -> None:
-        shutil.rmtree(folder, ignore_errors=True)
+    def _fetch(self, number: int, folder: Path) -> Columns:
+        """Fetch a shard and add it to the cache; return it, mapped before another process can remove it."""
         self.root.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=self.root, prefix=".") as scratch:
             made = Path(scratch) / folder.name
             made.mkdir()
             self.fetch(number, made)
             self.fetched += 1
+            found = self.load(made)
+            shutil.rmtree(folder, ignore_errors=True)
             with suppress(OSError):  # another process was faster
                 made.rename(folder)
         self._evict(folder)
+        return found
 
     def _evict(self, kept: Path) -> None:
         """Remove the least recently used shards above the limit, and what killed processes left."""
