@@ -48,10 +48,12 @@ def proxied(url: str, faults: Faults) -> Iterator[str]:
 
         thread = threading.Thread(target=accept)
         thread.start()
-        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
-        stop.set()
-        socket.create_connection(listener.getsockname()).close()
-        thread.join()
+        try:
+            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        finally:
+            stop.set()
+            socket.create_connection(listener.getsockname()).close()
+            thread.join()
 
 
 class Pair:

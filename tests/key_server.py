@@ -59,9 +59,11 @@ def serving(**answer) -> Iterator[Server]:
     with Server(**answer) as server:
         thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
         thread.start()
-        yield server
-        server.shutdown()
-        thread.join()
+        try:
+            yield server
+        finally:
+            server.shutdown()
+            thread.join()
 
 
 def environment(home: Path, **more: str) -> dict[str, str]:

@@ -23,7 +23,7 @@ def replying(reply):
             kept[0].recv(65536)
             kept[0].sendall(reply)
 
-        thread = threading.Thread(target=answer)
+        thread = threading.Thread(target=answer, daemon=True)  # it waits forever if a test fails before its request
         thread.start()
         yield f"http://127.0.0.1:{listener.getsockname()[1]}"
         thread.join()

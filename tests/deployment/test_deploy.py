@@ -203,13 +203,15 @@ def test_no_call_fails_while_versions_change(tmp_path: Path) -> None:
         threads = [threading.Thread(target=call) for _ in range(8)]
         for thread in threads:
             thread.start()
-        for number in range(10):
-            deploy(echo_folder(tmp_path / str(number), f"word {number}"), gateway.store, "demo", Echo())
-            until(lambda number=number: f"word {number}" in words)
-        rollback(gateway.store, "demo", "0.1.0")
-        words.clear()
-        until(lambda: "hello" in words)
-        stop.set()
-        for thread in threads:
-            thread.join()
+        try:
+            for number in range(10):
+                deploy(echo_folder(tmp_path / str(number), f"word {number}"), gateway.store, "demo", Echo())
+                until(lambda number=number: f"word {number}" in words)
+            rollback(gateway.store, "demo", "0.1.0")
+            words.clear()
+            until(lambda: "hello" in words)
+        finally:
+            stop.set()
+            for thread in threads:
+                thread.join()
     assert failures == []

@@ -98,9 +98,11 @@ def test_uvicorns_shutdown_is_used_if_an_attribute_is_missing(
     with listening() as listener:
         thread = threading.Thread(target=running.run, args=([listener],))
         thread.start()
-        assert requests.get(f"http://127.0.0.1:{listener.getsockname()[1]}/healthz", timeout=20).ok
-        running.should_exit = True
-        thread.join(30)
+        try:
+            assert requests.get(f"http://127.0.0.1:{listener.getsockname()[1]}/healthz", timeout=20).ok
+        finally:
+            running.should_exit = True
+            thread.join(30)
     assert not thread.is_alive() and "no attribute 'servers'" in caplog.text
     assert running.lifespan.shutdown_event.is_set() and not running.lifespan.shutdown_failed
 
