@@ -51,7 +51,7 @@ def run(*command: str, folder: Path | None = None, **environ: str) -> str:
     given = {name: value for name, value in os.environ.items() if name.startswith(kept)}
     home = str(folder or PLACE)
     given.setdefault("UV_CACHE_DIR", str(Path.home() / ".cache" / "uv"))
-    given["UV_COMPILE_BYTECODE"] = "0"  # modules are compiled as they are imported
+    given.pop("UV_COMPILE_BYTECODE", None)  # modules are compiled as they are imported
     done = subprocess.run(
         command, cwd=folder, env={**given, "HOME": home, **environ}, capture_output=True, text=True, check=False
     )

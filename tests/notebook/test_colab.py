@@ -76,6 +76,7 @@ def test_installing_a_project_replaces_and_breaks_no_package(
     assert "Installed " in printed and "Unchanged: numpy, torch, torchvision." in printed
     assert {name: after[name] for name in TORCH} == TORCH
     assert {name: after[name] for name in before} == before
+    assert not [*python.parent.parent.glob("lib/*/site-packages/numpy/ma/tests/__pycache__/*")]  # compiled on import
     assert "All installed packages are compatible" in check(python)
     assert "All packages are installed." in fresh.run(
         str(python), "-c", CODE, "uv", folder=project, PATH=path, PYTHONPATH=str(ROOT / "src")
