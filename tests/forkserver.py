@@ -11,6 +11,7 @@ import os
 import select
 import signal
 import socket
+import subprocess
 import sys
 import tempfile
 import threading
@@ -29,7 +30,7 @@ HEAVY = (  # without onnxruntime, which creates a thread on import and cannot be
     "sklearn.base",
 )  # fmt: skip
 STARTUP = ("PYTHON", "LANG", "LC_", "OMP_", "LD_")  # variables that Python and its libraries read at startup
-HANDLED = ("PYTHONPATH", "PYTHONDONTWRITEBYTECODE", "PYTHONUNBUFFERED")
+HANDLED = ("PYTHONPATH", "PYTHONDONTWRITEBYTECODE", "PYTHONUNBUFFERED", "OMP_NUM_THREADS")
 UNFORKED = ("pip", "venv", "ensurepip")  # they use sys.executable as an interpreter
 HIGH = 512  # open files are moved out of the way of their numbers in the program
 
@@ -119,8 +120,9 @@ def attend(connection: socket.socket, modules: Mapping[str, str | None]) -> Prog
     files.frombytes(passed[0][2])
     with connection.makefile("rb") as file:
         program = Program(*json.loads(file.read(int(length))))
-    if program.arguments[:1] == ["-B"]:  # added by multiprocessing, and true of this process
-        del program.arguments[0]
+    options = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined] # multiprocessing adds them
+    if program.arguments[: len(options)] == options:
+        del program.arguments[: len(options)]
     if not forks(program, modules):
         connection.sendall(b"0\n")
         os._exit(0)
@@ -168,6 +170,7 @@ def run(program: Program, closed: Sequence[int], python: str) -> NoReturn:
     import runpy
 
     import numpy as np
+    import torch
 
     os.environ.clear()
     os.environ.update(program.environ)
@@ -176,6 +179,8 @@ def run(program: Program, closed: Sequence[int], python: str) -> NoReturn:
     tempfile.tempdir = None
     sys.executable = python
     multiprocessing.spawn.set_executable(python)
+    if threads := int(os.environ.get("OMP_NUM_THREADS", 0)):  # set by torchrun; read by torch when it is imported
+        torch.set_num_threads(min(threads, torch.get_num_threads()))
     np.random.seed()  # otherwise all children would have the same seed
     kind, *words = program.arguments
     first = {"-m": Path.cwd(), "-c": ""}.get(kind, Path(kind).resolve().parent)

@@ -57,6 +57,10 @@ def test_an_unbuffered_program_writes_immediately(python: str) -> None:
     assert run(python, "-c", code, PYTHONUNBUFFERED="1").stdout == "x"
 
 
+def test_the_number_of_threads_is_that_of_the_environment(python: str) -> None:
+    assert run(python, "-c", "import torch; print(torch.get_num_threads())", OMP_NUM_THREADS="1").stdout == "1\n"
+
+
 def test_a_file_is_run_in_its_folder(python: str, tmp_path: Path) -> None:
     (tmp_path / "beside.py").write_text("word = 'found'")
     (tmp_path / "program.py").write_text("import sys, beside; print(beside.word, sys.argv[1:], __name__)")

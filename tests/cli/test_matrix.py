@@ -162,7 +162,8 @@ def commands(odd: Odd, folder: Path) -> Iterator[Commands]:
     if not startup and not odd.shell:
         yield Commands(odd, folder, variables, forking.server())
         return
-    server = forking.Server(startup, odd.shell or "exec {}")
+    written = {name: variables[name] for name in ("PYTHONDONTWRITEBYTECODE",) if name in variables}
+    server = forking.Server(startup | written, odd.shell or "exec {}")
     try:
         yield Commands(odd, folder, variables, server)
     finally:

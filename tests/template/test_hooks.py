@@ -9,6 +9,7 @@ import sys
 from fnmatch import fnmatch
 from pathlib import Path
 
+import forking
 import pytest
 from baking import TEMPLATE, literal, refusals, template
 from key_server import HF_KEY, WANDB_KEY, serving, viewer, whoami
@@ -30,7 +31,7 @@ class Machine:
     def run(self, *arguments: str, typed: str | None = None, **environ: str) -> subprocess.CompletedProcess:
         """Run cookiecutter without a terminal; `typed` is the standard input."""
         return subprocess.run(
-            [COMMAND, str(template()), "--output-dir", str(self.out), *arguments],
+            [str(forking.python()), COMMAND, str(template()), "--output-dir", str(self.out), *arguments],
             cwd=self.out,
             env={**self.environ, **environ},
             input=typed,

@@ -6,11 +6,11 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import forking
 import projects
 import pytest
 import torch
@@ -168,17 +168,11 @@ def test_the_death_of_another_process_is_reported_in_one_line(project: Path) -> 
 @pytest.mark.slow
 def test_torchrun_restarts_a_killed_process_with_the_same_weights(pair: Path, project: Path) -> None:
     command = ("torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--max-restarts", "1")
-    process = subprocess.Popen(
-        [sys.executable, "-m", *command, "-m", "skeleton", "train", *CURVE[:-2]],  # the run has no --name
-        cwd=project,
-        env=projects.environment(project),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    words = ("-m", *command, "-m", "skeleton", "train", *CURVE[:-2])  # the run has no --name
+    process = forking.start(words, project, projects.environment(project))
     wait_until(lambda: any(project.glob("runs/*/checkpoints/step-*")))
     workers = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-    os.kill(int(workers[-1]), signal.SIGKILL)
+    os.kill(forking.server().launched(int(workers[-1])), signal.SIGKILL)
     printed, complaint = process.communicate(timeout=120)
     assert process.returncode == 0, complaint
     assert "Resuming after step" in printed
