@@ -78,7 +78,7 @@ def test_help_imports_no_heavy_package(arguments: list[str]) -> None:
         f"sys.argv = ['skeleton', *{arguments!r}, '--help']\n"
         "try: main.main()\n"
         "except SystemExit: pass\n"
-        "print('loaded:', sorted({'torch', 'wandb', 'numpy', 'fsspec', 'pyarrow'} & set(sys.modules)))"
+        "print('loaded:', sorted({'torch', 'wandb', 'numpy', 'fsspec', 'pyarrow', 'secrets'} & set(sys.modules)))"
     )
     done = subprocess.run(
         [sys.executable, "-c", probe],

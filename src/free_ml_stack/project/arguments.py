@@ -1,8 +1,8 @@
 """The arguments of `train`, for the command line and for the trials of a sweep."""
 
 import argparse
+import os
 import re
-import secrets
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -43,4 +43,4 @@ def check_run_name(name: str) -> None:
 
 def new_id() -> str:
     """Return a run id: the current time and four random characters."""
-    return time.strftime("%Y%m%d-%H%M%S-") + secrets.token_hex(2)
+    return time.strftime("%Y%m%d-%H%M%S-") + os.urandom(2).hex()
