@@ -14,7 +14,7 @@ FILES = {
     "predict.py": "import json\nimport numpy as np\nfrom . import words\nfrom .parts.pixels import read\n",
     "words.py": "from own.deep import more\nfrom PIL import Image\n",
     "parts/__init__.py": "",
-    "parts/pixels.py": "def read():\n    import yaml\n    from ..late import last\n",
+    "parts/pixels.py": "def read():\n    import _yaml, yaml\n    from ..late import last\n",
     "late.py": "import own.later\n",
     "later.py": "",
     "deep/__init__.py": "",

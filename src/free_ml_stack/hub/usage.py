@@ -44,7 +44,7 @@ def required_packages(package: Path) -> list[str]:
     known = providers()
     others = imported - sys.stdlib_module_names - {package.name, CLIENT}
     names = (min((one.name for one in known.get(name, ())), default=name) for name in {CLIENT, *others})
-    return sorted(map(canonicalize_name, names))
+    return sorted({canonicalize_name(name) for name in names})
 
 
 @cache

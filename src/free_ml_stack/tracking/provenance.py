@@ -8,7 +8,7 @@ import subprocess
 import tempfile
 from collections.abc import Mapping
 from contextlib import suppress
-from importlib.metadata import PackageNotFoundError, metadata, requires, version
+from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 from typing import Any
 
@@ -102,11 +102,10 @@ def requirements(project: str) -> list[str]:
         if key in found or "extra ==" in wanted:
             continue
         try:
-            data = metadata(name)  # `version` and `requires` would each parse it
+            found[key] = version(name)
+            waiting += requires(name) or []
         except PackageNotFoundError:  # a dependency for another system or Python version
             continue
-        found[key] = data["Version"]
-        waiting += data.get_all("Requires-Dist") or []
     # without local version labels such as +cpu, which package indexes do not have
     return [f"{name}=={found[name].partition('+')[0]}" for name in sorted(found.keys() - {LIBRARY})]
 
