@@ -158,12 +158,11 @@ def commands(odd: Odd, folder: Path) -> Iterator[Commands]:
     if "TMPDIR" in variables:
         Path(variables["TMPDIR"]).mkdir()
     folder = odd.before(folder)
-    startup = forkserver.startup(variables)
+    startup = {name: value for name, value in variables.items() if name.startswith(forkserver.STARTUP)}
     if not startup and not odd.shell:
         yield Commands(odd, folder, variables, forking.server())
         return
-    written = {name: variables[name] for name in ("PYTHONDONTWRITEBYTECODE",) if name in variables}
-    server = forking.Server(startup | written, odd.shell or "exec {}")
+    server = forking.Server(startup, odd.shell or "exec {}")
     try:
         yield Commands(odd, folder, variables, server)
     finally:
