@@ -48,7 +48,7 @@ test: setup browser ## run all tests (20 to 35 minutes)
 test-fast: setup browser ## run the tests not marked slow (3 to 6 minutes)
 	@"$(BIN)/python" -m pytest $(PARALLEL) -m "not slow and not engines"
 
-test-template: setup ## run the tests of the template (2 to 4 minutes)
+test-template: setup ## run the tests of the template (2 to 6 minutes)
 	@"$(BIN)/python" -m pytest $(PARALLEL) tests/template
 
 test-engines: setup engines ## run the tests with real engines and clients (root, Debian or Ubuntu; 5 minutes)
