@@ -1,13 +1,14 @@
 """Pages in headless Chromium, and their check with axe-core at two widths, light and dark."""
 
-import base64
+import atexit
 import fcntl
 import itertools
 import json
 import os
 import shutil
 import subprocess
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -23,6 +24,7 @@ QUIET = (
 )  # fmt: skip
 AXE = ROOT / "build" / "axe-core" / "axe.min.js"
 SECONDS = 300  # after which a page without an answer fails its test
+ANSWERS = "document.getElementById('answers')"  # true once the page of a Space has computed its examples
 SIZES = {1280: 900, 390: 844}  # width and height of the windows in which pages are checked
 # Elements whose content is wider than they are or that the window cuts off, except in those that scroll by themselves.
 WIDE = """
@@ -60,36 +62,43 @@ def chromium() -> str:
     return found or pytest.fail("Chromium not found; run `make browser` as root, or install it", pytrace=False)
 
 
-def browse(url: str, profile: Path) -> str:
-    """The HTML of a page after its scripts have run."""
-    command = [chromium(), *QUIET, f"--user-data-dir={profile}", "--virtual-time-budget=3000", "--dump-dom", url]
-    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
-
-
-class Browser:
-    """One page in Chromium, controlled by its debugging protocol: JSON, ended by a null byte, on descriptors 3 and 4.
+class Chromium:
+    """A browser, controlled by its debugging protocol: JSON, ended by a null byte, on descriptors 3 and 4.
 
     Source: https://chromedevtools.github.io/devtools-protocol
     """
 
-    def __init__(self, commands: Any, events: Any) -> None:
-        self.commands, self.events = commands, events
-        self.numbers, self.session, self.received = itertools.count(1), {}, b""
-        target = self.call("Target.createTarget", url="about:blank")["targetId"]
-        self.session = {"sessionId": self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]}
-        self.call("Page.enable")
-        self.call("Page.setBypassCSP", enabled=True)  # axe-core is a script from elsewhere
+    def __init__(self) -> None:
+        self.profile = tempfile.TemporaryDirectory(prefix="chromium-", ignore_cleanup_errors=True)
+        inner, outer = os.pipe(), os.pipe()
+        passed = [fcntl.fcntl(end, fcntl.F_DUPFD, 10) for end in (inner[0], outer[1])]  # not 3 or 4
+        command = [chromium(), *QUIET, "--remote-debugging-pipe", f"--user-data-dir={self.profile.name}", "about:blank"]
+        shell = ["bash", "-c", f'exec "$@" 3<&{passed[0]} 4>&{passed[1]} {passed[0]}<&- {passed[1]}>&-', "-", *command]
+        self.process = subprocess.Popen(shell, pass_fds=passed, stderr=subprocess.DEVNULL)
+        for end in (inner[0], outer[1], *passed):
+            os.close(end)
+        self.commands, self.events = os.fdopen(inner[1], "wb", buffering=0), os.fdopen(outer[0], "rb")
+        self.numbers, self.received = itertools.count(1), b""
+        atexit.register(self.close)
 
-    def call(self, method: str, **parameters: Any) -> Any:
-        """Call a method and return its result."""
+    def close(self) -> None:
+        """End the browser."""
+        self.process.terminate()
+        self.process.wait()
+        self.commands.close()
+        self.events.close()
+        self.profile.cleanup()
+
+    def call(self, method: str, session: str = "", **parameters: Any) -> Any:
+        """Call a method of the browser, or of the page with a session, and return its result."""
         number = next(self.numbers)
-        message = {"id": number, "method": method, "params": parameters, **self.session}
-        self.commands.write(json.dumps(message).encode() + b"\0")
+        message = {"id": number, "method": method, "params": parameters}
+        self.commands.write(json.dumps(message | ({"sessionId": session} if session else {})).encode() + b"\0")
         answer = self.wait(lambda message: message.get("id") == number)
         assert "error" not in answer, answer
         return answer["result"]
 
-    def wait(self, fits: Any) -> Any:
+    def wait(self, fits: Callable[[Any], bool]) -> Any:
         """Read messages until one fits."""
         while True:
             while b"\0" not in self.received:
@@ -99,6 +108,30 @@ class Browser:
             message, _, self.received = self.received.partition(b"\0")
             if fits(found := json.loads(message)):
                 return found
+
+
+browsers: list[Chromium] = []  # the one of this test worker, which exits with it
+
+
+def browser() -> Chromium:
+    """Return the browser of this test worker: one that runs, or a new one."""
+    if not browsers or browsers[-1].process.poll() is not None:
+        browsers.append(Chromium())
+    return browsers[-1]
+
+
+class Page:
+    """A page in a browser."""
+
+    def __init__(self, browser: Chromium, context: str) -> None:
+        self.browser = browser
+        target = browser.call("Target.createTarget", url="about:blank", browserContextId=context)["targetId"]
+        self.session = browser.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
+        self.call("Page.enable")
+
+    def call(self, method: str, **parameters: Any) -> Any:
+        """Call a method and return its result."""
+        return self.browser.call(method, self.session, **parameters)
 
     def look(self, width: int, dark: bool) -> None:
         """Set the width of the window and the preferred colour scheme."""
@@ -113,7 +146,9 @@ class Browser:
         """Open a page and wait until it is loaded and the expression `ready` holds."""
         for target in ("about:blank", url):  # a change of the fragment alone loads nothing
             self.call("Page.navigate", url=target)
-            self.wait(lambda message: message.get("method") == "Page.loadEventFired")
+            self.browser.wait(
+                lambda message: message.get("method") == "Page.loadEventFired" and message["sessionId"] == self.session
+            )
         self.run(f"new Promise(done => {{ const look = () => {ready} ? done(1) : setTimeout(look, 20); look(); }})")
 
     def run(self, script: str) -> Any:
@@ -127,43 +162,41 @@ class Browser:
         for event in ("rawKeyDown", "keyUp"):
             self.call("Input.dispatchKeyEvent", type=event, key="Tab", code="Tab", windowsVirtualKeyCode=9)
 
-    def picture(self, path: Path, whole: bool = False) -> None:
-        """Write a picture of the window, or of the whole page, as PNG."""
-        path.write_bytes(base64.b64decode(self.call("Page.captureScreenshot", captureBeyondViewport=whole)["data"]))
-
 
 @contextmanager
-def browsing(profile: Path) -> Iterator[Browser]:
-    """A page in a browser for a block."""
-    inner, outer = os.pipe(), os.pipe()
-    passed = [fcntl.fcntl(end, fcntl.F_DUPFD, 10) for end in (inner[0], outer[1])]  # not 3 or 4
-    command = [chromium(), *QUIET, "--remote-debugging-pipe", f"--user-data-dir={profile}", "about:blank"]
-    shell = ["bash", "-c", f'exec "$@" 3<&{passed[0]} 4>&{passed[1]} {passed[0]}<&- {passed[1]}>&-', "-", *command]
-    process = subprocess.Popen(shell, pass_fds=passed, stderr=subprocess.DEVNULL)
-    for end in (inner[0], outer[1], *passed):
-        os.close(end)
-    guard = Timer(SECONDS, process.kill)
+def opened() -> Iterator[Page]:
+    """An empty page for a block, without the cookies and storage of other pages."""
+    used = browser()
+    guard = Timer(SECONDS, used.process.kill)
     guard.start()
     try:
-        with os.fdopen(inner[1], "wb", buffering=0) as commands, os.fdopen(outer[0], "rb") as events:
-            yield Browser(commands, events)
+        context = used.call("Target.createBrowserContext")["browserContextId"]
+        yield Page(used, context)
+        used.call("Target.disposeBrowserContext", browserContextId=context)
     finally:
         guard.cancel()
-        process.terminate()
-        process.wait()
 
 
-def faults(url: str, profile: Path, ready: str = "true") -> list[str]:
+def browse(url: str, ready: str) -> str:
+    """The HTML of a page once the expression `ready` holds."""
+    with opened() as page:
+        page.open(url, ready)
+        return str(page.run("document.documentElement.outerHTML"))
+
+
+def faults(url: str, ready: str = "true") -> list[str]:
     """What axe-core finds serious or critical in a page, what is too wide for it, and what the Tab key does not reach."""
     if not AXE.exists():
         pytest.fail("axe-core not found; run `make browser`", pytrace=False)
     found = []
-    with browsing(profile) as page:
+    with opened() as page:
+        page.call("Page.setBypassCSP", enabled=True)  # axe-core is a script from elsewhere
         for width in SIZES:
+            page.look(width, dark=False)
+            page.open(url, ready)
+            page.run(AXE.read_text(encoding="utf-8"))
             for dark in (False, True):
                 page.look(width, dark)
-                page.open(url, ready)
-                page.run(AXE.read_text(encoding="utf-8"))
                 found += [f"{width} {'dark' if dark else 'light'}: {one}" for one in page.run(CHECK % WIDE)]
         targets = page.run(f"{TARGETS}.map(([e, look]) => [e.outerHTML.slice(0, 80), look])")
         reached = set()

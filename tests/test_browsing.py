@@ -15,7 +15,7 @@ PAGE = """<!doctype html><html lang="en"><title>Faults</title><style>
 @pytest.mark.slow
 def test_faults_of_a_page_are_found(tmp_path: Path) -> None:
     (tmp_path / "index.html").write_text(PAGE)
-    found = faults((tmp_path / "index.html").as_uri(), tmp_path / "profile")
+    found = faults((tmp_path / "index.html").as_uri())
     for fault in (
         "1280 light: color-contrast: p",
         '390 dark: too wide: P "pale Donaudampfschifffahrt"',

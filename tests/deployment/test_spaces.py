@@ -11,7 +11,7 @@ import Algorithmia
 import pytest
 import requests
 from baking import SKELETON, TEMPLATE
-from browsing import browse
+from browsing import ANSWERS, browse
 from deployed import KEY
 from hosting import SAMPLES, hub, space_files
 from huggingface_hub import HfApi
@@ -82,7 +82,7 @@ def test_a_static_space_is_available_to_every_account(tmp_path: Path, model: Pat
         assert [line.split()[0] for line in said[:2]] == ["zerogpu", "docker"]
         assert spaces.space.secrets == {}
         assert [asked.get("hardware") for asked in spaces.asked_for] == ["zero-a10g", None, None]
-        page = browse(done.url, tmp_path / "profile")
+        page = browse(done.url, ANSWERS)
         loaded = predict.load(model)
         for found, sample in zip(as_json(page), SAMPLES, strict=True):
             expected = predict.apply(sample, loaded)

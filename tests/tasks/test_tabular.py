@@ -22,7 +22,7 @@ import projects
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from browsing import browse, faults, folder_served
+from browsing import ANSWERS, browse, faults, folder_served
 from deployed import KEY, deployed
 from huggingface_hub import ModelCard
 from places import ROOT, TASKS, package
@@ -160,7 +160,7 @@ def test_the_demo_ends_with_a_served_model_and_a_complete_card(shown: tuple[str,
     for field in features:
         assert f"| {field['name'].replace('_', chr(92) + '_')} | " in text
         assert f"<tr><td>{field['name']}</td><td>" in report
-    assert faults((folder / "report.html").as_uri(), folder / "profile") == []
+    assert faults((folder / "report.html").as_uri()) == []
     files = json.loads((Path(found["model"]) / "manifest.json").read_text())["files"]
     assert {"model.onnx", "config.json", "trees.txt"} <= files.keys()
 
@@ -262,8 +262,8 @@ def test_the_page_gives_the_same_results_as_the_service(own: tuple[str, Path], t
     web_page(tmp_path, model, SimpleNamespace(samples=samples, title="Houses", cache=ROOT / "build" / "web"))  # type: ignore[arg-type]
     shutil.copy(TASKS / task / "index.html", tmp_path)
     with folder_served(tmp_path) as url:
-        page = browse(url, tmp_path / "profile")
-        assert faults(url, tmp_path / "profile", "document.getElementById('answers')") == []
+        page = browse(url, ANSWERS)
+        assert faults(url, ANSWERS) == []
     found = json.loads(page.partition('id="answers">')[2].partition("</script>")[0])
     for one, other in zip(found, predict.apply_batch(samples, predict.load(model)), strict=True):
         assert close(one, other)

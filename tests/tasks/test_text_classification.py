@@ -15,7 +15,7 @@ import numpy as np
 import projects
 import pytest
 from baking import bake
-from browsing import browse, faults
+from browsing import ANSWERS, browse, faults
 from hosting import hub as spaces_hub
 from huggingface_hub import ModelCard
 from places import package
@@ -174,11 +174,11 @@ def test_the_model_is_better_than_a_baseline(demo: tuple[Path, str]) -> None:
 
 
 @pytest.mark.slow
-def test_the_report_is_accessible_and_names_no_folder_of_this_machine(demo: tuple[Path, str], tmp_path: Path) -> None:
+def test_the_report_is_accessible_and_names_no_folder_of_this_machine(demo: tuple[Path, str]) -> None:
     project, printed = demo
     assert str(project) in printed  # because the demo was started in a subfolder
     assert str(project) not in (project / "report.html").read_text()
-    assert faults((project / "report.html").as_uri(), tmp_path) == []
+    assert faults((project / "report.html").as_uri()) == []
 
 
 @pytest.mark.slow
@@ -316,8 +316,8 @@ def test_the_page_tokenizes_and_classifies_as_the_service(folder: Path, bert: Pa
     )
     with spaces_hub(tmp_path, "static") as (_, api):
         done = host(model, space, predict, api, "me/texts", "key", "hf_of_a_test", "static", say=str, seconds=90)
-        page = browse(done.url, tmp_path / "profile")
-        assert faults(done.url, tmp_path / "profile", "document.getElementById('answers')") == []
+        page = browse(done.url, ANSWERS)
+        assert faults(done.url, ANSWERS) == []
     loaded = predict.load(model)
     for found, text in zip(as_json(page), AWKWARD, strict=True):
         expected = predict.apply(text, loaded)
