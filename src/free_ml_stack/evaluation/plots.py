@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.collections import PolyCollection
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 from numpy.typing import NDArray
@@ -146,9 +147,7 @@ def histograms(pairs: Mapping[str, tuple[Sequence[Any], Sequence[float], Sequenc
     panels = figure.subplots(down, across, squeeze=False).flat
     titles = _drawable([title for title, _ in kept])
     for axes, title, (_, (bins, reference, current)) in zip(panels, titles, kept, strict=False):
-        places = np.arange(len(bins))
-        axes.bar(places - 0.2, reference, 0.4, color=GREY, label="training")
-        axes.bar(places + 0.2, current, 0.4, color=BLUE, label="calls")
+        _side_by_side(axes, reference, current)
         shown = range(0, len(bins), max(1, -(-len(bins) // PANE_TICKS)))
         names = [_literal(_short(name, 12)) for name in _drawable(bins)[:: shown.step]]
         turned = sum(fonts.width(name) + 1 for name in names) > TICKS
@@ -159,6 +158,19 @@ def histograms(pairs: Mapping[str, tuple[Sequence[Any], Sequence[float], Sequenc
     figure.axes[0].set_ylabel("share")
     figure.axes[0].legend(frameon=False, fontsize=8, loc="lower left", bbox_to_anchor=(0, 1.1), ncols=2)
     return _save(figure, path)
+
+
+def _side_by_side(axes: Axes, reference: Sequence[float], current: Sequence[float]) -> None:
+    """Draw two distributions as bars, as one artist each: `Axes.bar` takes seconds for thousands of bars."""
+    for shares, start, color, label in ((reference, -0.4, GREY, "training"), (current, 0.0, BLUE, "calls")):
+        places = [place + start for place in range(len(shares))]
+        bars = [
+            [(left, 0), (left, share), (left + 0.4, share), (left + 0.4, 0)]
+            for left, share in zip(places, shares, strict=True)
+        ]
+        axes.add_collection(PolyCollection(bars, color=color, lw=0, label=label))
+    axes.autoscale_view()
+    axes.set_ylim(0, 1.05 * max([*reference, *current, 0]) or 1)
 
 
 def sweep(trials: Sequence[Mapping[str, Any]], weights: Mapping[str, float], metric: str, path: Path) -> Path:
