@@ -53,7 +53,8 @@ def call_algorithm(settings: "Settings", inputs: Iterable[Any], version: str = "
     if is_loopback(url) and url.startswith("http:"):
         client.requestSession.trust_env = False  # ignore proxies
     algorithm = client.algo("/".join(filter(None, (settings.algorithm, version))))
-    return [_call_once(algorithm, value, settings, url) for value in inputs]
+    with client.requestSession:  # a gateway that stops waits for open connections
+        return [_call_once(algorithm, value, settings, url) for value in inputs]
 
 
 def _call_once(algorithm: Any, value: Any, settings: "Settings", url: str) -> Any:

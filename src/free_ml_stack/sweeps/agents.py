@@ -146,9 +146,9 @@ class Agent:
             errors="replace",
             start_new_session=True,  # Ctrl-C is forwarded by this process, once
         )
-        Thread(target=self._send_pictures, daemon=True).start()
+        Thread(target=self._print_output, daemon=True).start()
 
-    def _send_pictures(self) -> None:
+    def _print_output(self) -> None:
         """Print its output and that of its trials, with a prefix that distinguishes it from the sweep's own."""
         for line in self.process.stdout or ():
             if STARTS in line or ENDS in line:
