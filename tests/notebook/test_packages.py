@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import re
 import subprocess
 import sys
 import zipfile
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import nbformat
 import packaging
+import projects
 import pytest
 from percent import TASKS
 from places import ROOT
@@ -212,3 +214,18 @@ def test_the_library_is_installed_from_its_wheel(machine: Machine) -> None:
     assert "Installed free-ml-stack==1.2.0" in printed.stdout, printed
     frozen = machine.run("-m", "pip", "freeze").stdout
     assert "free-ml-stack @ file:" in frozen and "free_ml_stack-1.2.0-py3-none-any.whl" in frozen
+
+
+@pytest.mark.parametrize("source", ["../free-ml-stack", "/opt/free_ml_stack-1.2.0-py3-none-any.whl", "library"])
+def test_a_library_that_another_machine_lacks_is_rejected_before_it_is_used(source: str, tmp_path: Path) -> None:
+    vendor(tmp_path)
+    packages.require_portable(tmp_path)
+    settings = tmp_path / "pyproject.toml"
+    settings.write_text(re.sub('path = ".*"', f'path = "{source}", editable = true', settings.read_text()))
+    (tmp_path / "stack.toml").write_text('project = "skeleton"\nstorage = "s3://bucket/digits"\n')
+    expected = (
+        f"error: pyproject.toml uses free-ml-stack from {source}, which is not on the other machine; build its wheel"
+    )
+    for command in ("launch sky -- train", "launch hf --yes -- train", "remote colab", "remote kaggle --user me"):
+        printed = projects.run(tmp_path, *command.split(), code=1)
+        assert printed.startswith(expected) and printed.count("\n") == 1

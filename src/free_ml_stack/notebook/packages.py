@@ -68,7 +68,7 @@ def vendored(root: Path) -> Path | None:
 
     Raises StackError if the wheel is missing, or the SHA256SUMS beside it lacks its checksum.
     """
-    source: str = pyproject(root).get("tool", {}).get("uv", {}).get("sources", {}).get(LIBRARY, {}).get("path", "")
+    source = library_path(root)
     if not source.endswith(".whl"):
         return None
     wheel, sums = root / source, (root / source).with_name("SHA256SUMS")
@@ -82,6 +82,22 @@ def vendored(root: Path) -> Path | None:
             f"update with `cd {wheel.parent.name} && sha256sum *.whl > {sums.name}`"
         )
     return wheel
+
+
+def require_portable(root: Path) -> None:
+    """Raise StackError if the project uses this library from a path outside of it, which another machine lacks."""
+    source = library_path(root)
+    if source and not (source.endswith(".whl") and (root / source).resolve().is_relative_to(root.resolve())):
+        raise StackError(
+            f"pyproject.toml uses {LIBRARY} from {source}, which is not on the other machine; build its wheel, copy "
+            "it to vendor/ and run `uv add ./vendor/NAME.whl`"
+        )
+
+
+def library_path(root: Path) -> str:
+    """Return the path of this library in pyproject.toml; "" for an index or a repository."""
+    known = pyproject(root) if (root / "pyproject.toml").exists() else {}
+    return str(known.get("tool", {}).get("uv", {}).get("sources", {}).get(LIBRARY, {}).get("path", ""))
 
 
 def requirements(root: Path, wheel: Path | None) -> list[str]:

@@ -88,8 +88,9 @@ def add_storage_arguments(parser: ArgumentParser, science: "Science") -> None:
 
 def remote(science: "Science", settings: Settings, args: Namespace) -> int:
     """Train on a free GPU of Colab or Kaggle from this terminal, and download the run."""
-    from free_ml_stack.notebook import sessions
+    from free_ml_stack.notebook import packages, sessions
 
+    packages.require_portable(settings.root)
     return sessions.remote(settings, science.package, args.place, args.train, args.gpu, args.user)
 
 
