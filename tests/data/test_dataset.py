@@ -1,6 +1,7 @@
 """Damaged manifests and local copies of the data set, and concurrent decoding."""
 
 import json
+import shutil
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -9,7 +10,9 @@ import duckdb
 import fsspec
 import numpy as np
 import polars
+import projects
 import pytest
+from places import SOURCE
 from serving import serving
 from storing import data_app
 
@@ -19,6 +22,12 @@ from free_ml_stack.data.source import Source, from_columns
 from free_ml_stack.errors import StackError
 from free_ml_stack.storage.local import local_store
 from free_ml_stack.storage.manifest import DamagedError
+
+SWEEP = """
+method: random
+metric: {name: validation_loss, goal: minimize}
+parameters: {lr: {min: 0.001, max: 0.1}}
+"""
 
 
 class Science:
@@ -135,3 +144,17 @@ def test_duckdb_and_polars_read_the_files_of_the_store(tmp_path):
                 [row] = polars.scan_parquet(place).filter(polars.col("label") == 3).collect().rows(named=True)
                 assert [row[name] for name in ("label", "word", "file")] == expected
                 assert (np.datetime64(row["day"]), list(row["image"])) == (days[3], [12, 13, 14, 15])
+
+
+def test_training_with_a_changed_selection_of_columns_is_rejected(data: Path, tmp_path: Path) -> None:
+    shutil.copytree(SOURCE / "skeleton", tmp_path / "src" / "skeleton")
+    code = tmp_path / "src" / "skeleton" / "data.py"
+    project, path = projects.make(tmp_path / "project", data), {"PYTHONPATH": str(tmp_path / "src")}
+    code.write_text(code.read_text().replace('"label": (target, "category")', '"label": (target, "number")'))
+    expected = "`arrange` in data.py selects other columns than those of the stored data set; run `skeleton data` again"
+    (project / "sweep.yaml").write_text(SWEEP)
+    for command in ("train", "sweep"):
+        assert expected in projects.run(project, command, code=1, **path)
+    assert not list(project.glob("runs/2*"))
+    code.write_text(code.read_text().replace('"number"', '"category"') + "\n# other changes\n")
+    projects.run(project, "train", "--epochs", "1", **path)

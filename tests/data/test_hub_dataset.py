@@ -97,6 +97,9 @@ def test_a_data_set_round_trips_through_the_hub(hub: Hub, project: Path, tmp_pat
     run(other, hub, "data", "--from", "hf://datasets/me/digits")
     assert len(hub.calls) == calls + 1  # resolves the revision; local files are not fetched again
     assert {path: path.stat().st_mtime_ns for path in marks} == marks
+    calls = len(hub.calls)
+    run(other, hub, "data", "--from", "hf://datasets/me/digits", "--seed", "1")
+    assert len(hub.calls) > calls + 1  # the splits could be others now
 
 
 @pytest.mark.slow

@@ -237,6 +237,25 @@ def test_rare_and_absent_classes_give_warnings(tmp_path: Path, capsys: pytest.Ca
     assert "warning: fewer than 1 in 100 rows of train are once, rare" in printed
 
 
+def test_balanced_classes_are_not_rare_however_many_they_are(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    labels = [f"class {i % 200}" for i in range(20_000)] + ["odd"] * 40
+    load(source(image=np.zeros((20_040, 2, 2), np.uint8), label=labels), tmp_path, images)
+    printed = capsys.readouterr().out
+    assert "warning: fewer than 1 in 402 rows of train are odd" in printed
+
+
+@pytest.mark.parametrize("text", ["{:,}", "${}", "{} %", "-{},5", "{}.000.000", "1 {:03} 000"])
+def test_numbers_in_texts_give_a_warning(text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    size = [text.format(1000 + i if "," in text else i + 1) for i in range(60)]
+    plain = [["01234", "12.05.2024", "A 1", "-1.5e3", "2 of 3"][i % 5] + str(i) for i in range(60)]
+    load(source(size=size, plain=plain, price=np.arange(60.0)), tmp_path)
+    printed = capsys.readouterr().out
+    assert f"warning: column size has texts such as {min(size)}, used as categories; convert them" in printed
+    assert "column plain" not in printed
+
+
 def test_rows_without_a_target_are_dropped_and_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     prices = [None if i % 10 == 0 else float(i) for i in range(60)]
     _, facts = load(source(city=["a", None, "b"] * 20, price=prices), tmp_path)

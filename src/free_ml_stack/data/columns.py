@@ -23,6 +23,9 @@ MAX_NUMBER = float(np.finfo(np.float32).max)  # of a target
 LEVELS = 100  # minimum number of values that float32 has between the ends of a target
 VARIABLE = ("text", "bytes")  # kinds without a fixed size
 ONE_DIMENSION = 1
+# A number as text that is no number to a parser: with thousands separators, a decimal comma, a unit.
+FORMATTED = re.compile(r"[-+]?[$€£¥]?\s?(\d+([.,]\d+)?|\d{1,3}([,.'\s]\d{3})+([.,]\d+)?)\s?[%$€£¥]?")
+SEVERAL = 10  # values that are formatted numbers, before they count as a mistake
 WRONG = re.compile(r"string: ('.*') as a scalar", re.DOTALL)  # the value in an error of Arrow
 
 
@@ -135,6 +138,12 @@ class Description:
             values, counts = counted.field("values").to_pylist(), counted.field("counts").to_pylist()
             self.counts.setdefault(split, Counter()).update(dict(zip(values, counts, strict=True)))
 
+    def formatted_number(self) -> str:
+        """Return one of the categories if most of them are formatted numbers, otherwise an empty text."""
+        values = sorted({value for counts in self.counts.values() for value in counts}, key=str)
+        found = [one for one in values if isinstance(one, str) and FORMATTED.fullmatch(one) and not _is_number(one)]
+        return found[0] if len(found) > max(SEVERAL, len(values) / 2) else ""
+
     def facts(self) -> dict[str, Any]:
         """Return the entry for the manifest."""
         missing = {"missing": self.missing} if self.missing else {}
@@ -188,12 +197,13 @@ def check_target(name: str, described: Description, rows: Mapping[str, int], war
             f"column {name} has {len(classes)} distinct values in {sum(rows.values())} rows, too many for a target "
             "with classes; choose another column with --target COLUMN"
         )
+    parts = max(100, 2 * len(classes))  # with many classes, each of them is below 1 in 100
     for split, count in rows.items():
         counts = described.counts.get(split, Counter())
         if absent := [str(value) for value in classes if not counts[value]]:
             warn(f"{split} has no row of {join_names(absent)}")
-        if rare := [str(value) for value in classes if 0 < counts[value] < count / 100]:
-            warn(f"fewer than 1 in 100 rows of {split} are {join_names(rare)}")
+        if rare := [str(value) for value in classes if 0 < counts[value] < count / parts]:
+            warn(f"fewer than 1 in {parts} rows of {split} are {join_names(rare)}")
 
 
 def _check_range(name: str, least: float, most: float, warn: Callable[[str], None]) -> None:
@@ -239,6 +249,14 @@ def _dense(column: pa.Array, name: str) -> NDArray[Any]:
         )
     inner = _dense(column.flatten(), name)
     return inner.reshape(len(column), lengths[0], *inner.shape[1:])
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _is_list(kind: pa.DataType) -> bool:

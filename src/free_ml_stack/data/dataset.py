@@ -26,7 +26,7 @@ from free_ml_stack.storage.changes import change, on_hub
 from free_ml_stack.storage.manifest import MANIFEST, DamagedError, read_manifest, verify
 
 if TYPE_CHECKING:
-    from free_ml_stack.project.science import Science
+    from free_ml_stack.project.science import Data, Science
 
 FOLDER, SHARDS = "data", "shards"
 VERIFIED, PUBLISHED = "verified.json", "published.json"
@@ -110,6 +110,22 @@ def write_to_store(target: AbstractFileSystem, content: Mapping[str, Any], folde
 def examples(science: "Science", split: Split, rows: Iterable[int]) -> list[Any]:
     """Return the inputs that callers would send for some rows of a split."""
     return [science.data.example(split, row) for row in rows]
+
+
+def arranged(data: "Data", found: Mapping[str, str], target: str) -> dict[str, Any]:
+    """Return the manifest's entry on `arrange` of data.py: its arguments, and the columns that it selects."""
+    columns = {name: list(column) for name, column in data.arrange(found, target).items()}
+    return {"found": dict(found), "target": target, "columns": columns}
+
+
+def check_arranged(content: Mapping[str, Any], data: "Data", command: str) -> None:
+    """Raise StackError if `arrange` of data.py would now select other columns than those of the data set."""
+    entry = content.get("arranged")
+    if entry and arranged(data, entry["found"], entry["target"]) != entry:
+        raise StackError(
+            "`arrange` in data.py selects other columns than those of the stored data set; "
+            f"run `{command} data` again, with the same arguments"
+        )
 
 
 def fingerprint(content: Mapping[str, Any]) -> str:

@@ -1,5 +1,6 @@
 """Ingestion of a data set: select and convert the columns, draw the splits, check the rows, write to the store."""
 
+import hashlib
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 
 from free_ml_stack.console import say
 from free_ml_stack.data import columns as col
-from free_ml_stack.data.dataset import SPLITS, data_folder, write_to_store
+from free_ml_stack.data.dataset import SPLITS, arranged, data_folder, write_to_store
 from free_ml_stack.data.source import Rows, Source
 from free_ml_stack.errors import StackError
 from free_ml_stack.storage.checksums import checksum_of
@@ -34,6 +35,7 @@ class Plan(NamedTuple):
 
     columns: Mapping[str, tuple[str, str]]
     target: str
+    found: Mapping[str, str]  # kinds of the source's columns
 
     @property
     def source(self) -> str:
@@ -49,7 +51,8 @@ def ingest(
     Splits that the source lacks are drawn from its training split with `seed`. Rows are processed in batches through
     files in `scratch`; the store is not changed until all rows are written and checked. Raises StackError.
     """
-    if found := stored_manifest(store, source, target):
+    asked = {"target": target, "seed": seed, "code": _code(data)}
+    if found := stored_manifest(store, source, asked):
         return found
     plan = make_plan(source, data, target)
     if unused := source.splits["train"].types.keys() - {column for column, _ in plan.columns.values()}:
@@ -61,12 +64,15 @@ def ingest(
         rows = {name: file.rows for name, file in files.items()}
         described = kinds[plan.target]
         col.check_target(plan.source, described, rows, lambda line: say(f"warning: {line}"))
+        for name, (column, _) in plan.columns.items():
+            if text := kinds[name].formatted_number():
+                say(f"warning: column {column} has texts such as {text}, used as categories; convert them to numbers")
         if empty := [name for name in SPLITS if not rows[name]]:
             raise StackError(f"no rows for {', '.join(empty)}; provide more rows (the store was not changed)")
         content: dict[str, Any] = {
             **source.facts,
-            **({"split_seed": seed} if set(source.splits) != set(SPLITS) else {}),
-            **({"asked": target} if target else {}),
+            **({"asked": asked} if source.immutable else {}),
+            "arranged": arranged(data, plan.found, plan.source),
             "target": plan.target,
             "rows": rows,
             "columns": {name: one.facts() for name, one in kinds.items()},
@@ -76,16 +82,21 @@ def ingest(
     return content
 
 
-def stored_manifest(store: "AbstractFileSystem", source: Source, target: str) -> dict[str, Any] | None:
-    """Return the manifest in the store if it is of this data set, complete, and its source is immutable."""
+def _code(data: "Data") -> str:
+    """Return the SHA-256 of data.py, which defines columns and splits; "" for an object without a file."""
+    path = getattr(data, "__file__", None)
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest() if path else ""
+
+
+def stored_manifest(store: "AbstractFileSystem", source: Source, asked: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return the manifest in the store if `ingest` would make the same one: complete, and of an immutable source."""
     if not source.immutable:
         return None
     try:
         content = verify(data_folder(store))
     except DamagedError:
         return None
-    same = content.get("source") == source.facts["source"] and content.get("asked", "") == target
-    return content if same else None
+    return content if (content.get("source"), content.get("asked")) == (source.facts["source"], asked) else None
 
 
 def make_plan(source: Source, data: "Data", target: str) -> Plan:
@@ -114,7 +125,7 @@ def make_plan(source: Source, data: "Data", target: str) -> Plan:
             if others[name] != columns[name]:
                 raise StackError(f"column {name} has kind {columns[name]} in train and {others[name]} in {split}")
     [name] = [name for name, (column, _) in chosen.items() if column == wanted]
-    return Plan(chosen, name)
+    return Plan(chosen, name, columns)
 
 
 def _write_splits(

@@ -90,13 +90,14 @@ def sweep(science: "Science", settings: "Settings", file: Path, options: SweepOp
     plan = read_sweep(file)
     folder = sweep_folder(settings, file)
     folder.mkdir(parents=True, exist_ok=True)
-    if runs_train(plan, science.package):  # report a missing data set once, not in each trial
+    if runs_train(plan, science.package):  # report a missing or outdated data set once, not in each trial
         from free_ml_stack.data import dataset  # imports torch
         from free_ml_stack.storage.stores import open_store
 
-        dataset.read(
+        _, facts = dataset.read(
             open_store(settings.storage, settings), settings.private / "cache", settings.command, settings.cache_bytes
         )
+        dataset.check_arranged(facts, science.data, settings.command)
     trials = None
     if online and not options.study:
         trials = sweep_online(science, settings, plan, folder, options)

@@ -68,6 +68,7 @@ def train(
         splits, facts = process.first_then_all(
             lambda: dataset.read(store, settings.private / "cache", settings.command, settings.cache_bytes)
         )
+        dataset.check_arranged(facts, science.data, settings.command)
         places = process.agree(pretrained.pinned_locations(asdict(config), settings) if process.first else {})
         config = replace_fields(config, **places)
         values = asdict(config)
