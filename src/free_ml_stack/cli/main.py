@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 from free_ml_stack.cli.command import Command
 from free_ml_stack.cli.commands import COMMANDS
 from free_ml_stack.console import open_streams
-from free_ml_stack.credentials.environment import explain_error
 from free_ml_stack.errors import StackError, is_external
 from free_ml_stack.project.settings import Settings, load
 from free_ml_stack.version import __version__
@@ -45,6 +44,8 @@ def run(science: "Science", arguments: Sequence[str] | None = None) -> int:
         print("interrupted", file=sys.stderr)
         return 130
     except Exception as error:
+        from free_ml_stack.credentials.environment import explain_error
+
         if message := explain_error(error):
             print(f"error: {message}", file=sys.stderr)
             return 1

@@ -28,7 +28,7 @@ WANDB_MODES = {
 }  # fmt: skip
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class Options:
     """Settings of stack.toml, which can also be set as STACK_<NAME> in the environment or as a flag."""
 
