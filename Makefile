@@ -45,7 +45,7 @@ demo-online: setup ## run the demo with the real clients and all services on loo
 test: setup browser ## run all tests (20 to 35 minutes)
 	@"$(BIN)/python" -m pytest $(PARALLEL)
 
-test-fast: setup browser ## run the tests not marked slow (3 to 6 minutes)
+test-fast: setup browser ## run the tests not marked slow (3 to 7 minutes)
 	@"$(BIN)/python" -m pytest $(PARALLEL) -m "not slow and not engines"
 
 test-template: setup ## run the tests of the template (2 to 6 minutes)
