@@ -149,9 +149,7 @@ def test_inputs(science: "Science", settings: "Settings") -> list[Any]:
 
     from free_ml_stack.data import dataset
 
-    splits, _ = dataset.read(
-        open_store(settings.storage, settings), settings.private / "cache", settings.command, settings.cache_bytes
-    )
+    splits, _ = dataset.load(science, settings, open_store(settings.storage, settings))
     rows = np.linspace(0, splits["test"].rows - 1, min(splits["test"].rows, CALLS)).astype(int)
     return dataset.examples(science, splits["test"], rows.tolist())
 

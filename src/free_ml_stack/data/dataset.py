@@ -27,11 +27,29 @@ from free_ml_stack.storage.manifest import MANIFEST, DamagedError, read_manifest
 
 if TYPE_CHECKING:
     from free_ml_stack.project.science import Data, Science
+    from free_ml_stack.project.settings import Settings
 
 FOLDER, SHARDS = "data", "shards"
 VERIFIED, PUBLISHED = "verified.json", "published.json"
 ROWS = 512  # decoded at once
 SPLITS = ("train", "validation", "test")
+
+
+def load(
+    science: "Science", settings: "Settings", store: AbstractFileSystem
+) -> tuple[dict[str, Split], dict[str, Any]]:
+    """Read the data set of the project's store, as `read` does.
+
+    Raises StackError if `arrange` in data.py would now select other columns.
+    """
+    splits, content = read(store, settings.private / "cache", settings.command, settings.cache_bytes)
+    entry = content.get("arranged")
+    if entry and arranged(science.data, entry["found"], entry["target"]) != entry:
+        raise StackError(
+            "`arrange` in data.py selects other columns than those of the stored data set; "
+            f"run `{settings.command} data` again, with the same arguments"
+        )
+    return splits, content
 
 
 def read(
@@ -116,16 +134,6 @@ def arranged(data: "Data", found: Mapping[str, str], target: str) -> dict[str, A
     """Return the manifest's entry on `arrange` of data.py: its arguments, and the columns that it selects."""
     columns = {name: list(column) for name, column in data.arrange(found, target).items()}
     return {"found": dict(found), "target": target, "columns": columns}
-
-
-def check_arranged(content: Mapping[str, Any], data: "Data", command: str) -> None:
-    """Raise StackError if `arrange` of data.py would now select other columns than those of the data set."""
-    entry = content.get("arranged")
-    if entry and arranged(data, entry["found"], entry["target"]) != entry:
-        raise StackError(
-            "`arrange` in data.py selects other columns than those of the stored data set; "
-            f"run `{command} data` again, with the same arguments"
-        )
 
 
 def fingerprint(content: Mapping[str, Any]) -> str:

@@ -88,8 +88,7 @@ def test_samples(science: "Science", settings: "Settings", model_dir: Path) -> l
     record = model_dir / "result.json"
     trained_on = json.loads(record.read_bytes())["data"]["sha256"] if record.exists() else ""
     try:
-        store = open_store(settings.storage, settings)
-        splits, facts = dataset.read(store, settings.private / "cache", settings.command, settings.cache_bytes)
+        splits, facts = dataset.load(science, settings, open_store(settings.storage, settings))
     except StackError:
         splits, facts = {}, {}
     if not splits or (trained_on and dataset.fingerprint(facts) != trained_on):

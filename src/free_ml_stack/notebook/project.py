@@ -145,8 +145,7 @@ class Project:
         from free_ml_stack.storage.stores import open_store
 
         settings = load({}, self.root, self.environ)
-        store = open_store(settings.storage, settings)
-        splits, facts = dataset.read(store, settings.private / "cache", settings.command, settings.cache_bytes)
+        splits, facts = dataset.load(self.science, settings, open_store(settings.storage, settings))
         self._agree(split=dataset.fingerprint(facts))
         found = splits[name]
         return type(found)({key: column[:rows] for key, column in found.items()}, found.facts)

@@ -94,10 +94,7 @@ def sweep(science: "Science", settings: "Settings", file: Path, options: SweepOp
         from free_ml_stack.data import dataset  # imports torch
         from free_ml_stack.storage.stores import open_store
 
-        _, facts = dataset.read(
-            open_store(settings.storage, settings), settings.private / "cache", settings.command, settings.cache_bytes
-        )
-        dataset.check_arranged(facts, science.data, settings.command)
+        dataset.load(science, settings, open_store(settings.storage, settings))
     trials = None
     if online and not options.study:
         trials = sweep_online(science, settings, plan, folder, options)

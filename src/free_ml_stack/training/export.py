@@ -44,7 +44,7 @@ def export(science: "Science", settings: "Settings", run: Path, kept: Mapping[st
     result = json.loads((run / RESULT).read_text(encoding="utf-8"))
     folder = settings.models / run.name
     store = open_store(settings.storage, settings)
-    splits, facts = dataset.read(store, settings.private / "cache", settings.command, settings.cache_bytes)
+    splits, facts = dataset.load(science, settings, store)
     if dataset.fingerprint(facts) != result["data"]["sha256"]:
         raise StackError(
             f"the data set in {settings.storage} differs from the one that run {run.name} was trained on; "

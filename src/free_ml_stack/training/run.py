@@ -65,10 +65,7 @@ def train(
         if batch % process.size:
             raise StackError(f"batch_size: expected a multiple of the {process.size} processes, got {batch}")
         run_id = process.agree(run_id or (_new_run(runs, settings) if process.first else ""))
-        splits, facts = process.first_then_all(
-            lambda: dataset.read(store, settings.private / "cache", settings.command, settings.cache_bytes)
-        )
-        dataset.check_arranged(facts, science.data, settings.command)
+        splits, facts = process.first_then_all(lambda: dataset.load(science, settings, store))
         places = process.agree(pretrained.pinned_locations(asdict(config), settings) if process.first else {})
         config = replace_fields(config, **places)
         values = asdict(config)
