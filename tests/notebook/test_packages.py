@@ -182,9 +182,7 @@ def test_a_library_from_an_index_is_installed_in_the_version_of_the_project(wher
     shelf.mkdir()
     for version in ("0.2.7", "0.3.0"):
         wheel(shelf, "free-ml-stack", version, "absent>=1")
-    (tmp_path / "pyproject.toml").write_text(
-        '[project]\ndependencies = ["free-ml-stack>=0.2,<0.3"]\n[tool.uv]\ncompile-bytecode = true\n'
-    )
+    (tmp_path / "pyproject.toml").write_text('[project]\ndependencies = ["free-ml-stack>=0.2,<0.3"]\n')
     if where == "notebook":
         cells = nbformat.read(TASKS / "image-classification" / "train.ipynb", as_version=4).cells
         code = "\n".join(

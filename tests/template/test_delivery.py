@@ -22,7 +22,7 @@ WHERE = "import free_ml_stack; print(free_ml_stack.__file__)"
 def clean(home: Path) -> dict[str, str]:
     """The environment of a user with Python, uv and their caches, without this repository."""
     found = {name: value for name, value in os.environ.items() if name.startswith(KEPT)}
-    found.pop("UV_COMPILE_BYTECODE", None)  # overrides the project's setting
+    found.pop("UV_COMPILE_BYTECODE", None)  # only imported modules are compiled
     caches = {
         "UV_CACHE_DIR": subprocess.run([UV, "cache", "dir"], capture_output=True, text=True, check=True).stdout.strip()
     }
@@ -73,11 +73,6 @@ def newer(wheel: Path, folder: Path) -> Path:
 def synced(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A project generated without hooks, in a folder with a space, installed with the README's first command."""
     project = bake(tmp_path_factory.mktemp("with space"), hooks=False, project_slug=SLUG)
-    # Only imported modules are compiled, which saves half a minute of CPU for each environment.
-    settings = project / "pyproject.toml"
-    settings.write_text(
-        settings.read_text("utf-8").replace("compile-bytecode = true", "compile-bytecode = false"), "utf-8"
-    )
     run(project, UV, "sync", "--quiet")
     commit(project)
     return project

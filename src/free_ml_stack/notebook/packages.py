@@ -2,7 +2,6 @@
 
 import hashlib
 import importlib
-import os
 import re
 import shutil
 import subprocess
@@ -168,7 +167,5 @@ def kept() -> dict[str, str]:
 def installer() -> list[str]:
     """Return the install command of uv, which is faster, or of pip."""
     if uv := shutil.which("uv"):
-        # By the setting of the project, uv would compile all packages of Colab. The variable excludes the option.
-        options = [] if "UV_COMPILE_BYTECODE" in os.environ else ["--no-compile-bytecode"]
-        return [uv, "pip", "install", *options, "--python", sys.executable]
+        return [uv, "pip", "install", "--python", sys.executable]
     return [sys.executable, "-m", "pip", "install"]
