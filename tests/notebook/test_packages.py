@@ -214,10 +214,11 @@ def test_the_library_is_installed_from_its_wheel(machine: Machine) -> None:
     assert "free-ml-stack @ file:" in frozen and "free_ml_stack-1.2.0-py3-none-any.whl" in frozen
 
 
-@pytest.mark.parametrize("source", ["../free-ml-stack", "/opt/free_ml_stack-1.2.0-py3-none-any.whl", "library"])
+@pytest.mark.parametrize("source", ["../free-ml-stack", "{}/free_ml_stack-1.2.0-py3-none-any.whl", "library"])
 def test_a_library_that_another_machine_lacks_is_rejected_before_it_is_used(source: str, tmp_path: Path) -> None:
     vendor(tmp_path)
     packages.require_portable(tmp_path)
+    source = source.format(tmp_path.parent)
     settings = tmp_path / "pyproject.toml"
     settings.write_text(re.sub('path = ".*"', f'path = "{source}", editable = true', settings.read_text()))
     (tmp_path / "stack.toml").write_text('project = "skeleton"\nstorage = "s3://bucket/digits"\n')
