@@ -256,6 +256,14 @@ def test_numbers_in_texts_give_a_warning(text: str, tmp_path: Path, capsys: pyte
     assert "column plain" not in printed
 
 
+def test_the_seed_of_drawn_splits_is_recorded(tmp_path: Path) -> None:
+    rows = from_columns({"price": np.arange(60.0)})
+    _, facts = load(Source(lambda: {"train": rows}, {}), tmp_path)
+    assert facts["split_seed"] == 0
+    _, facts = load(Source(lambda: dict.fromkeys(("train", "validation", "test"), rows), {}), tmp_path)
+    assert "split_seed" not in facts
+
+
 def test_rows_without_a_target_are_dropped_and_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     prices = [None if i % 10 == 0 else float(i) for i in range(60)]
     _, facts = load(source(city=["a", None, "b"] * 20, price=prices), tmp_path)

@@ -1,6 +1,5 @@
 """Ingestion of a data set: select and convert the columns, draw the splits, check the rows, write to the store."""
 
-import hashlib
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -71,6 +70,7 @@ def ingest(
             raise StackError(f"no rows for {', '.join(empty)}; provide more rows (the store was not changed)")
         content: dict[str, Any] = {
             **source.facts,
+            **({"split_seed": seed} if set(source.splits) != set(SPLITS) else {}),
             **({"asked": asked} if source.immutable else {}),
             "arranged": arranged(data, plan.found, plan.source),
             "target": plan.target,
@@ -85,7 +85,12 @@ def ingest(
 def _code(data: "Data") -> str:
     """Return the SHA-256 of data.py, which defines columns and splits; "" for an object without a file."""
     path = getattr(data, "__file__", None)
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest() if path else ""
+    return _sha256(Path(path)) if path else ""
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return checksum_of(file, "sha-256").hex()
 
 
 def stored_manifest(store: "AbstractFileSystem", source: Source, asked: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -299,5 +304,4 @@ class _File:
 
     def facts(self) -> dict[str, Any]:
         """Return the checksum and size for the manifest."""
-        with self.path.open("rb") as file:
-            return {"sha256": checksum_of(file, "sha-256").hex(), "size": self.path.stat().st_size}
+        return {"sha256": _sha256(self.path), "size": self.path.stat().st_size}
