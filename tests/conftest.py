@@ -1,5 +1,6 @@
 """Fixtures and hooks of all tests."""
 
+import gc
 import os
 import signal
 from collections.abc import Iterator
@@ -21,6 +22,12 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 # The official client copies these certificates to a file per client, which stays open until exit.
 if bundle := os.environ.pop("REQUESTS_CA_BUNDLE", ""):
     os.environ.setdefault("PIP_CERT", bundle)
+
+
+@pytest.hookimpl
+def pytest_collection_finish() -> None:
+    """Exclude the imported modules from garbage collection, which would visit them in many tests."""
+    gc.freeze()
 
 
 def spent() -> float:

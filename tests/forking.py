@@ -1,8 +1,7 @@
 """Start Python programs in processes with preloaded packages such as torch.
 
-A server has imported heavy third-party packages, and none of this repository. It forks each program, which then runs as
-with `python -m`, `python -c` or `python FILE`: with its own working folder, environment, modules, signals and exit
-code. In a program, `sys.executable` is `launcher`, so that Python programs which it starts are forked too. Python is
+A server has imported heavy third-party packages and the library. It forks each program, which then runs as with
+`python -m`, `python -c` or `python FILE`: with its own working folder, environment, signals and exit code. In a program, `sys.executable` is `launcher`, so that Python programs which it starts are forked too. Python is
 started instead where forking is not equivalent: see `forkserver.forks`.
 """
 

@@ -1,13 +1,15 @@
-"""The server of `forking`: import heavy packages once, then fork a process for each requested program."""
+"""The server of `forking`: import heavy packages and the library once, then fork a process for each requested program."""
 
 import array
 import atexit
+import ctypes
 import fcntl
 import gc
 import io
 import json
 import multiprocessing.spawn
 import os
+import pkgutil
 import select
 import signal
 import socket
@@ -17,6 +19,7 @@ import tempfile
 import threading
 import time
 import types
+import weakref
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from importlib.machinery import PathFinder
@@ -29,10 +32,13 @@ HEAVY = (  # without onnxruntime, which creates a thread on import and cannot be
     "safetensors.torch", "pydantic", "requests", "httpx", "yaml", "google.protobuf.descriptor_pb2", "pandas",
     "sklearn.base",
 )  # fmt: skip
+READERS = ("huggingface_hub",)  # read environment variables when they are imported
 STARTUP = ("PYTHON", "LANG", "LC_", "OMP_", "LD_")  # variables that Python and its libraries read at startup
 HANDLED = ("PYTHONPATH", "PYTHONDONTWRITEBYTECODE", "PYTHONUNBUFFERED", "OMP_NUM_THREADS")
 UNFORKED = ("pip", "venv", "ensurepip")  # they use sys.executable as an interpreter
 HIGH = 512  # open files are moved out of the way of their numbers in the program
+HUGE = 1 << 21  # bytes of a huge page
+MADV_COLLAPSE = 25  # of Linux's madvise
 
 
 class Program(NamedTuple):
@@ -90,31 +96,70 @@ def startup(environ: Mapping[str, str]) -> dict[str, str]:
 
 
 def serve(address: str, life: int, ready: int) -> Program:
-    """Fork a process per request. Returns the program in each child; never returns in the server."""
+    """Fork a process per request and report its exit. Returns the program in each child; never returns in the server.
+
+    A program is killed if its client has ended, and all are if `life` is closed.
+    """
     modules = {name: getattr(module, "__file__", None) for name, module in sys.modules.items() if "." not in name}
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is handled by the tests
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # so that no process is left
+    signal.signal(signal.SIGCHLD, lambda *_: None)
+    exits, its_exits = os.pipe()
+    os.set_blocking(its_exits, False)
+    signal.set_wakeup_fd(its_exits, warn_on_full_buffer=False)
+    running: dict[int, socket.socket] = {}  # by process id
+    poll = select.poll()
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(address)
         listener.listen(64)
+        for file in (listener.fileno(), life, exits):
+            poll.register(file, select.POLLIN)
         os.write(ready, b"ready")
         os.close(ready)
         while True:
-            found, _, _ = select.select([listener, life], [], [])
+            found = dict(poll.poll())
+            for pid, connection in running.items():
+                if life in found or connection.fileno() in found:
+                    os.kill(pid, signal.SIGKILL)
+                    poll.unregister(connection)
             if life in found:
                 os._exit(0)
-            connection = listener.accept()[0]
-            if os.fork():
-                connection.close()
+            if exits in found:
+                os.read(exits, select.PIPE_BUF)
+                report(running, poll)
+            if listener.fileno() not in found:
                 continue
+            connection = listener.accept()[0]
+            pid = os.fork()
+            if pid:
+                running[pid] = connection
+                poll.register(connection, 0)  # the end of its client is always reported
+                continue
+            signal.set_wakeup_fd(-1)
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            for file in (life, exits, its_exits):
+                os.close(file)
+            for other in running.values():
+                other.close()
             listener.close()
-            os.close(life)
-            return attend(connection, modules)
+            return receive(connection, modules)
 
 
-def attend(connection: socket.socket, modules: Mapping[str, str | None]) -> Program:
-    """Fork a requested process and report its exit; returns in that process."""
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+def report(running: dict[int, socket.socket], poll: select.poll) -> None:
+    """Report the exits of processes to their clients, with the status and CPU seconds."""
+    while running:
+        pid, status, usage = os.wait4(-1, os.WNOHANG)
+        if not pid:
+            return
+        connection = running.pop(pid)
+        with suppress(KeyError):
+            poll.unregister(connection)
+        with suppress(OSError):  # the client has ended
+            connection.sendall(f"{status} {usage.ru_utime + usage.ru_stime}\n".encode())
+        connection.close()
+
+
+def receive(connection: socket.socket, modules: Mapping[str, str | None]) -> Program:
+    """Receive a program in its process and report the process id, or 0 and exit if forking is not equivalent."""
     length, passed, _, _ = connection.recvmsg(10, socket.CMSG_SPACE(4 * HIGH))
     files = array.array("i")
     files.frombytes(passed[0][2])
@@ -129,11 +174,7 @@ def attend(connection: socket.socket, modules: Mapping[str, str | None]) -> Prog
     high = [fcntl.fcntl(file, fcntl.F_DUPFD, HIGH) for file in files]
     for number in files:
         os.close(number)
-    pid = os.fork()
-    if pid:
-        for number in high:
-            os.close(number)
-        report(connection, pid)
+    connection.sendall(b"%d\n" % os.getpid())
     connection.close()
     for number, file in zip(program.numbers, high, strict=True):
         os.dup2(file, number)
@@ -142,24 +183,6 @@ def attend(connection: socket.socket, modules: Mapping[str, str | None]) -> Prog
     for number in program.ignored:
         signal.signal(number, signal.SIG_IGN)
     return program
-
-
-def report(connection: socket.socket, pid: int) -> NoReturn:
-    """Report the id of a process, and at its exit the status and CPU seconds; kill it if nobody waits for that."""
-
-    def watch() -> None:
-        with suppress(ConnectionError):
-            connection.recv(1)
-        with suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
-
-    connection.sendall(b"%d\n" % pid)
-    threading.Thread(target=watch, daemon=True).start()
-    _, status, usage = os.wait4(pid, 0)
-    try:
-        connection.sendall(f"{status} {usage.ru_utime + usage.ru_stime}\n".encode())
-    finally:
-        os._exit(0)
 
 
 def run(program: Program, closed: Sequence[int], python: str) -> NoReturn:
@@ -246,18 +269,49 @@ def closed_streams() -> list[int]:
     return found
 
 
-def main(address: str, life: str, ready: str, python: str) -> None:
-    """Import the packages and serve."""
+def import_all() -> None:
+    """Import heavy packages and the library, without modules that import `READERS`."""
     from importlib import import_module
 
-    closed = closed_streams()
-    del sys.path[0]  # the folder of this file
     for module in HEAVY:
         import_module(module)
+    import free_ml_stack
+
+    sys.modules |= dict.fromkeys(READERS)  # type: ignore[arg-type] # None: not importable
+    for found in pkgutil.walk_packages(free_ml_stack.__path__, "free_ml_stack."):
+        with suppress(ImportError):
+            import_module(found.name)
+    for name in READERS:
+        del sys.modules[name]
+
+
+def merge_pages() -> None:
+    """Move the memory to huge pages where Linux offers them: a fork then copies a page table of a hundredth."""
+    maps = Path("/proc/self/maps")
+    if not maps.exists():
+        return
+    libc = ctypes.CDLL(None)
+    libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+    for line in maps.read_text().splitlines():
+        area, mode, _, _, _, *name = line.split()
+        first, end = (int(address, 16) for address in area.split("-"))
+        first, end = -(-first // HUGE) * HUGE, end // HUGE * HUGE
+        if mode == "rw-p" and name in ([], ["[heap]"]) and first < end:
+            libc.madvise(first, end - first, MADV_COLLAPSE)  # without effect before Linux 6.1
+
+
+def main(address: str, life: str, ready: str, python: str) -> None:
+    """Import the packages and serve."""
+    closed = closed_streams()
+    del sys.path[0]  # the folder of this file
+    import_all()
     for one in gc.get_objects():
         if type(one) is tempfile.TemporaryDirectory:
             Folder.replace(one)
+        elif type(one) is weakref.finalize:
+            one.atexit = False  # those of torch take longer than a short program
     gc.freeze()  # garbage collection would copy shared pages
+    merge_pages()
     run(serve(address, int(life), int(ready)), closed, python)
 
 

@@ -1,5 +1,6 @@
-"""Processes on this machine: liveness, termination signals, and socket paths of multiprocessing."""
+"""Processes on this machine: liveness, termination signals, garbage collection, socket paths of multiprocessing."""
 
+import gc
 import os
 import signal
 import subprocess
@@ -35,6 +36,16 @@ def termination_signals() -> list[signal.Signals]:
     """Return the signals that terminate this process, without those that it ignores."""
     known = [getattr(signal, name) for name in TERMINATION_SIGNALS if hasattr(signal, name)]
     return [number for number in known if signal.getsignal(number) != signal.SIG_IGN]
+
+
+def collect_new_objects() -> None:
+    """Collect garbage with Python's default thresholds, but never visit the objects that exist at the first call.
+
+    A command runs with high thresholds until then. Those objects are mostly imported modules.
+    """
+    if not gc.get_freeze_count():
+        gc.freeze()
+    gc.set_threshold(700, 10, 10)
 
 
 def shorten_socket_paths() -> None:

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import forking
 import projects
 import pytest
 
@@ -55,6 +56,34 @@ def probe(folder: Path, words: tuple[str, ...]) -> list[str]:
         [sys.executable, str(script)], cwd=folder, env=environ, capture_output=True, text=True, check=False
     )
     return done.stderr.splitlines()
+
+
+GARBAGE = """
+import skeleton.train
+fit = skeleton.train.fit
+
+def counted(*given):
+    import weakref
+    class Cycle:
+        def __init__(self):
+            self.itself = self
+    alive = [weakref.ref(Cycle()) for _ in range(5000)]
+    print("kept:", sum(reference() is not None for reference in alive))
+    return fit(*given)
+
+skeleton.train.fit = counted
+import skeleton.__main__ as main
+main.main()
+"""
+
+
+def test_garbage_of_training_is_collected_soon(data: Path, tmp_path: Path) -> None:
+    folder = projects.make(tmp_path / "project", data)
+    with forking.start(["-c", GARBAGE, "train", "--epochs", "1"], folder, projects.environment(folder)) as running:
+        output, errors = running.communicate()
+    assert running.returncode == 0, errors
+    [kept] = [line for line in output.splitlines() if line.startswith("kept: ")]
+    assert int(kept.removeprefix("kept: ")) < 1000
 
 
 PROGRAM = """

@@ -1,6 +1,8 @@
-"""The call log on the Hub: one request for all algorithms, which also removes old files."""
+"""The call log: on the Hub one request for all algorithms, which also removes old files; nothing is lost at the end."""
 
 import asyncio
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -51,3 +53,27 @@ def test_a_flush_to_the_hub_is_one_request(tmp_path: Path, monkeypatch: pytest.M
         hub.app.faults = [Fault(403, match="/batch"), Fault(403, match="/commit/")]
         log = asyncio.run(write(store, 1))
         assert set(log.lines) == {"One", "Two"}  # kept for the next attempt
+
+
+def test_a_write_that_has_not_begun_survives_shutdown(tmp_path: Path) -> None:
+    async def stop_before_the_write() -> list[str]:
+        first, second = threading.Event(), threading.Event()
+        with ThreadPoolExecutor(1) as threads:
+            asyncio.get_running_loop().set_default_executor(threads)
+            threads.submit(first.wait)
+            log = CallLog(DirFileSystem(str(tmp_path)), "One")
+            log.record("One", dict(CALL))
+            writing = asyncio.ensure_future(log.write_periodically())
+            while not log.lines:
+                await asyncio.sleep(0.01)
+            threads.submit(second.wait)
+            first.set()  # the write is queued behind the second
+            while log.lines:
+                await asyncio.sleep(0.01)
+            writing.cancel()
+            await asyncio.wait([writing])
+            second.set()
+            await log.flush()
+        return [line for path in tmp_path.rglob("*.jsonl") for line in path.read_text().splitlines()]
+
+    assert len(asyncio.run(stop_before_the_write())) == 1

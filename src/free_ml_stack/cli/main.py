@@ -1,6 +1,7 @@
 """The command line of a project."""
 
 import argparse
+import gc
 import io
 import sys
 from collections.abc import Sequence
@@ -24,11 +25,14 @@ def main(package: str) -> None:
     """Run the command line of the project with this package, and exit with the command's exit code."""
     from free_ml_stack.project.science import Science
 
+    gc.set_threshold(100_000, 50, 50)  # imports create a million objects, which the default would visit repeatedly
     open_streams()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # the encoding of a pipe may not support all file names
             stream.reconfigure(errors="backslashreplace")
-    raise SystemExit(run(Science(package)))
+    code = run(Science(package))
+    gc.freeze()  # the interpreter would visit all of them again before it ends
+    raise SystemExit(code)
 
 
 def run(science: "Science", arguments: Sequence[str] | None = None) -> int:

@@ -80,7 +80,7 @@ class CallLog:
             waited += min(1.0, self.seconds)
             if waited >= self.seconds:
                 waited = 0.0
-                await self.flush()
+                await asyncio.shield(self.flush())  # cancelled, it would lose what it is about to write
 
     async def flush(self) -> None:
         """Write queued entries; keep those that failed for the next attempt."""
