@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 FAST = 5  # seconds of CPU that a test may take without the marker `slow`
 SHARED = 3  # factor of CPU seconds if hyper-threads and caches are shared with other processes
 
+gc.disable()  # until all tests are imported
 # A shell ignores SIGINT in background processes, which would be inherited by all processes of the tests.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 # The official client copies these certificates to a file per client, which stays open until exit.
@@ -28,6 +29,7 @@ if bundle := os.environ.pop("REQUESTS_CA_BUNDLE", ""):
 def pytest_collection_finish() -> None:
     """Exclude the imported modules from garbage collection, which would visit them in many tests."""
     gc.freeze()
+    gc.enable()
 
 
 def spent() -> float:

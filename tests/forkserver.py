@@ -304,6 +304,7 @@ def main(address: str, life: str, ready: str, python: str) -> None:
     """Import the packages and serve."""
     closed = closed_streams()
     del sys.path[0]  # the folder of this file
+    gc.disable()
     import_all()
     for one in gc.get_objects():
         if type(one) is tempfile.TemporaryDirectory:
@@ -311,6 +312,7 @@ def main(address: str, life: str, ready: str, python: str) -> None:
         elif type(one) is weakref.finalize:
             one.atexit = False  # those of torch take longer than a short program
     gc.freeze()  # garbage collection would copy shared pages
+    gc.enable()
     merge_pages()
     run(serve(address, int(life), int(ready)), closed, python)
 

@@ -11,6 +11,7 @@ TERMINATE = getattr(signal, "CTRL_BREAK_EVENT", signal.SIGTERM)  # a program can
 OWN_GROUP = getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0)  # for Popen's creationflags
 TERMINATION_SIGNALS = ("SIGTERM", "SIGINT", "SIGBREAK")  # those that the system has
 MAX_TEMP_PATH = 60  # bytes
+THRESHOLDS = (700, 10, 10)  # of Python's garbage collection
 SHORT_FOLDERS = ("/tmp", "/var/tmp", "/dev/shm")  # noqa: S108 - only subfolders are created there
 
 
@@ -39,13 +40,13 @@ def termination_signals() -> list[signal.Signals]:
 
 
 def collect_new_objects() -> None:
-    """Collect garbage with Python's default thresholds, but never visit the objects that exist at the first call.
+    """Collect garbage with Python's default thresholds, without the objects that exist, mostly imported modules.
 
-    A command runs with high thresholds until then. Those objects are mostly imported modules.
+    Does nothing unless the thresholds are high, as at the start of a command.
     """
-    if not gc.get_freeze_count():
+    if gc.get_threshold() > THRESHOLDS:
         gc.freeze()
-    gc.set_threshold(700, 10, 10)
+        gc.set_threshold(*THRESHOLDS)
 
 
 def shorten_socket_paths() -> None:

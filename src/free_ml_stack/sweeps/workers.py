@@ -1,6 +1,7 @@
 """Worker processes that run trials one after another, isolated from each other."""
 
 import contextlib
+import gc
 import io
 import math
 import multiprocessing
@@ -15,7 +16,7 @@ from multiprocessing.connection import Connection, wait
 from typing import Any, NamedTuple
 
 from free_ml_stack.errors import PreemptedError, StackError
-from free_ml_stack.processes import collect_new_objects, shorten_socket_paths
+from free_ml_stack.processes import shorten_socket_paths
 from free_ml_stack.sweeps.command import TrialCommand, environment_variables, runs_train, train_arguments, trial_command
 from free_ml_stack.sweeps.job import EventKind, Task, TrialJob
 from free_ml_stack.sweeps.search_space import is_number, metric_value
@@ -63,7 +64,7 @@ class Reporter(Tracker):
 
 def worker_loop(connection: "Connection", alive: "Connection", task: Task) -> None:
     """Receive jobs, run them and report the results, until a connection is closed."""
-    collect_new_objects()  # a collection would copy the pages that are shared with the fork server
+    gc.freeze()  # a collection would copy the pages that are shared with the fork server
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is handled by the sweep
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # the inherited handler could raise where it cannot be caught
     threading.Thread(target=terminate_when_closed, args=(alive,), daemon=True).start()
