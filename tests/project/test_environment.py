@@ -15,6 +15,7 @@ from free_ml_stack.cli import main
 from free_ml_stack.credentials import environment as diagnosis
 from free_ml_stack.errors import StackError
 from free_ml_stack.hub import client
+from free_ml_stack.project import settings
 from free_ml_stack.project.settings import Settings, load
 
 NOBODY = "http://127.0.0.1:9"
@@ -83,7 +84,7 @@ def test_an_unsupported_socks_proxy_is_named(
     monkeypatch.setitem(sys.modules, "socksio", None)
     with pytest.raises(StackError, match="ALL_PROXY is a SOCKS proxy, which requires socksio"):
         client.with_retries(lambda: httpx.Client())
-    monkeypatch.setattr(main, "load", lambda *_: httpx.Client())
+    monkeypatch.setattr(settings, "load", lambda *_: httpx.Client())
     assert main.run(SimpleNamespace(package="p"), ["doctor"]) == 1  # type: ignore[arg-type]
     assert capsys.readouterr().err.startswith("error: ALL_PROXY is a SOCKS proxy")
 
@@ -98,7 +99,7 @@ def test_an_invalid_proxy_is_named(
     def work(*_: object) -> Any:
         return client.with_retries(lambda: httpx.Client())
 
-    monkeypatch.setattr(main, "load", work)
+    monkeypatch.setattr(settings, "load", work)
     assert main.run(SimpleNamespace(package="p"), ["doctor"]) == 1  # type: ignore[arg-type]
     assert capsys.readouterr().err == "error: https_proxy: expected a proxy such as http://HOST:PORT\n"
 

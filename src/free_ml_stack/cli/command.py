@@ -3,29 +3,27 @@
 import math
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from free_ml_stack.console import say
-from free_ml_stack.project.settings import Settings
 
 if TYPE_CHECKING:
     from free_ml_stack.project.science import Science
+    from free_ml_stack.project.settings import Settings
 
 
 def no_arguments(parser: ArgumentParser, science: "Science") -> None:
     """Add no arguments to a parser."""
 
 
-@dataclass(frozen=True)
-class Command:
+class Command(NamedTuple):
     """A command: its name, the function that runs it and returns the exit code, and its arguments.
 
     The function's docstring is the command's help.
     """
 
     name: str
-    run: Callable[["Science", Settings, Namespace], int]
+    run: Callable[["Science", "Settings", Namespace], int]
     add_arguments: Callable[[ArgumentParser, "Science"], None] = no_arguments
 
 
@@ -51,7 +49,7 @@ def parse_seconds(text: str) -> float:
     return value
 
 
-def print_next(settings: Settings, *commands: str) -> int:
+def print_next(settings: "Settings", *commands: str) -> int:
     """Print the commands to run next; return exit code 0."""
     say("Next: " + " or ".join(f"`{settings.command} {command}`" for command in commands))
     return 0

@@ -1,17 +1,22 @@
 """The state of a project: settings, runs, models and deployed version."""
 
-from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from free_ml_stack.project.flags import read_json
-from free_ml_stack.project.settings import Options, Settings
+
+if TYPE_CHECKING:
+    from free_ml_stack.project.settings import Settings
 
 RESULTS = ("validation", "test", "steps", "seconds")
 
 
-def info(settings: Settings) -> dict[str, Any]:
+def info(settings: "Settings") -> dict[str, Any]:
     """Return settings, runs (oldest first), the latest published model and the live version."""
+    from dataclasses import fields
+
+    from free_ml_stack.project.settings import Options
+
     models, found = published_models(settings), runs(settings)
     measured = [run["validation"] for run in found if run["validation"]]
     return {
@@ -24,7 +29,7 @@ def info(settings: Settings) -> dict[str, Any]:
     }
 
 
-def runs(settings: Settings) -> list[dict[str, Any]]:
+def runs(settings: "Settings") -> list[dict[str, Any]]:
     """Return the training runs, oldest first; unfinished ones have no metrics."""
     configs = sorted(settings.runs.glob("*/config.json"), key=lambda path: path.stat().st_mtime_ns)
     return [_run(path.parent, read_json(path)) for path in configs]
@@ -39,13 +44,13 @@ def _run(folder: Path, config: dict[str, Any]) -> dict[str, Any]:
     return {"run": folder.name, "finished": bool(result), **measured, "config": asked}
 
 
-def published_models(settings: Settings) -> list[Path]:
+def published_models(settings: "Settings") -> list[Path]:
     """Return the folders of the published models, oldest first."""
     manifests = settings.models.glob("*/manifest.json") if settings.models.is_dir() else []
     return [path.parent for path in sorted(manifests, key=lambda path: path.stat().st_mtime_ns)]
 
 
-def deployed(settings: Settings) -> dict[str, str] | None:
+def deployed(settings: "Settings") -> dict[str, str] | None:
     """Return the live version of the algorithm, or None."""
     from free_ml_stack.deployment.versions import latest_build
     from free_ml_stack.storage.stores import open_store

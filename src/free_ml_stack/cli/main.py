@@ -12,11 +12,11 @@ from free_ml_stack.cli.command import Command
 from free_ml_stack.cli.commands import COMMANDS
 from free_ml_stack.console import open_streams
 from free_ml_stack.errors import StackError, is_external
-from free_ml_stack.project.settings import Settings, load
 from free_ml_stack.version import __version__
 
 if TYPE_CHECKING:
     from free_ml_stack.project.science import Science
+    from free_ml_stack.project.settings import Settings
 
 SET = "override a setting of stack.toml"
 
@@ -38,6 +38,8 @@ def main(package: str) -> None:
 def run(science: "Science", arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code. Errors that the user can correct give one line and code 1."""
     args = parse(science, sys.argv[1:] if arguments is None else arguments)
+    from free_ml_stack.project.settings import load  # not needed for --help
+
     try:
         settings = load(overrides(args.set), Path.cwd())
         return all_commands()[args.command].run(science, settings, args)
@@ -84,7 +86,7 @@ def overrides(pairs: Sequence[str]) -> dict[str, str]:
     return {name: value for name, _, value in (pair.partition("=") for pair in pairs)}
 
 
-def demo(science: "Science", settings: Settings, args: argparse.Namespace) -> int:
+def demo(science: "Science", settings: "Settings", args: argparse.Namespace) -> int:
     """Run all steps one after another, with a report at the end."""
     from free_ml_stack.cli import demo
 

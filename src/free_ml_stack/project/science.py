@@ -1,7 +1,6 @@
 """Interfaces of a project's modules, which are imported only when a command needs them."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
@@ -82,11 +81,11 @@ class Predictor(Protocol):
     def watch(self, input: Any, answer: Any, model: Any, /) -> Mapping[str, Any]: ...
 
 
-@dataclass(frozen=True)
 class Science:
     """The modules of a project's package, each imported on first access."""
 
-    package: str
+    def __init__(self, package: str) -> None:
+        self.package = package
 
     @property
     def config(self) -> type:

@@ -1,6 +1,5 @@
 """Commands for trained models: publish, deploy, serve, predict, monitor."""
 
-import dataclasses
 import json
 import sys
 from argparse import ArgumentParser, Namespace
@@ -14,15 +13,15 @@ from free_ml_stack.cli.info import published_models
 from free_ml_stack.console import display_path, say, table
 from free_ml_stack.errors import StackError
 from free_ml_stack.project.flags import read_json
-from free_ml_stack.project.settings import Settings
 
 if TYPE_CHECKING:
     from free_ml_stack.deployment.monitor import Monitoring
     from free_ml_stack.deployment.versions import Build
     from free_ml_stack.project.science import Science
+    from free_ml_stack.project.settings import Settings
 
 
-def publish(science: "Science", settings: Settings, args: Namespace) -> int:
+def publish(science: "Science", settings: "Settings", args: Namespace) -> int:
     """Create the model folder with its card; upload it to the store and, with a token, to the Hub."""
     from free_ml_stack.credentials import check as credentials
     from free_ml_stack.hub import publish as hub
@@ -59,7 +58,7 @@ def add_publish_arguments(parser: ArgumentParser, science: "Science") -> None:
     add("--dry-run", action="store_true", help="show what would be uploaded to the Hub, without uploading")
 
 
-def deploy(science: "Science", settings: Settings, args: Namespace) -> int:
+def deploy(science: "Science", settings: "Settings", args: Namespace) -> int:
     """Deploy the published model as the algorithm's next version; list versions; roll back."""
     from free_ml_stack.deployment import deploy as deployment
     from free_ml_stack.storage.stores import open_store
@@ -109,7 +108,7 @@ def _state(build: "Build", live: str) -> str:
     return "live" if build.version == live else "rolled back" if build.withdrawn else ""
 
 
-def _deploy_elsewhere(science: "Science", settings: Settings, args: Namespace) -> int:
+def _deploy_elsewhere(science: "Science", settings: "Settings", args: Namespace) -> int:
     from free_ml_stack.deployment.targets import RECORD, to_installation, to_space
 
     model = published_model(settings, args.model)
@@ -124,15 +123,17 @@ def _deploy_elsewhere(science: "Science", settings: Settings, args: Namespace) -
     return 0
 
 
-def serve(science: "Science", settings: Settings, args: Namespace) -> int:
+def serve(science: "Science", settings: "Settings", args: Namespace) -> int:
     """Run the gateway on this machine."""
+    from dataclasses import replace
+
     from free_ml_stack.algorithmia.calls import RECORD
     from free_ml_stack.gateway import serve as server
     from free_ml_stack.gateway.app import create_app
     from free_ml_stack.storage.local import local_store
     from free_ml_stack.storage.stores import open_store
 
-    local = dataclasses.replace(settings, algorithmia_api="", credentials=settings.credentials - {"algorithmia"})
+    local = replace(settings, algorithmia_api="", credentials=settings.credentials - {"algorithmia"})
     project = open_store(local.storage, local)
     store = local_store(settings.private / "data")
 
@@ -167,7 +168,7 @@ def add_serve_arguments(parser: ArgumentParser, science: "Science") -> None:
     add("--workers", type=integer_from(1), default=1, help="number of processes (default: 1)")
 
 
-def predict(science: "Science", settings: Settings, args: Namespace) -> int:
+def predict(science: "Science", settings: "Settings", args: Namespace) -> int:
     """Call the deployed model with Algorithmia's client."""
     from free_ml_stack.algorithmia.calls import call_algorithm, read_input, running_gateway, start_gateway
     from free_ml_stack.deployment.versions import deployed_build
@@ -191,7 +192,7 @@ def add_predict_arguments(parser: ArgumentParser, science: "Science") -> None:
     add("--version", default="", help="version to call (default: the latest)")
 
 
-def monitor(science: "Science", settings: Settings, args: Namespace) -> int:
+def monitor(science: "Science", settings: "Settings", args: Namespace) -> int:
     """Compare the gateway's calls with the training data."""
     from free_ml_stack.deployment import monitor as monitoring
 
@@ -213,7 +214,7 @@ def print_monitoring(seen: "Monitoring") -> None:
     )
 
 
-def published_model(settings: Settings, name: str) -> Path:
+def published_model(settings: "Settings", name: str) -> Path:
     """Return the folder of a published model, by default of the latest one. Raises StackError without one."""
     published = [path.name for path in published_models(settings)]
     if name and name not in published:

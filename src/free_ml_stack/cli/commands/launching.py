@@ -13,22 +13,22 @@ from free_ml_stack.cli.commands.training import add_sweep_arguments
 from free_ml_stack.console import display_path, say
 from free_ml_stack.errors import StackError
 from free_ml_stack.project.arguments import add_train_arguments, new_id
-from free_ml_stack.project.settings import Settings
 
 if TYPE_CHECKING:
     from free_ml_stack.launch.job import Job
     from free_ml_stack.project.science import Science
+    from free_ml_stack.project.settings import Settings
 
 USAGE = "%(prog)s [OPTIONS] -- train|sweep …"
 
 
-def launch(science: "Science", settings: Settings, args: Namespace) -> int:
+def launch(science: "Science", settings: "Settings", args: Namespace) -> int:
     """Run train or sweep on a Slurm cluster, with SkyPilot, or as a Hugging Face Job; serve a model with KServe."""
     code: int = args.engine(science, settings, args)
     return code
 
 
-def slurm(science: "Science", settings: Settings, args: Namespace) -> int:
+def slurm(science: "Science", settings: "Settings", args: Namespace) -> int:
     """Write a batch file; requeued jobs resume from the last checkpoint."""
     from free_ml_stack.launch import slurm
 
@@ -38,7 +38,7 @@ def slurm(science: "Science", settings: Settings, args: Namespace) -> int:
     return 0
 
 
-def sky(science: "Science", settings: Settings, args: Namespace) -> int:
+def sky(science: "Science", settings: "Settings", args: Namespace) -> int:
     """Write a task file for SkyPilot: a managed job, recovered on other machines from the last checkpoint."""
     from free_ml_stack.launch import sky
     from free_ml_stack.notebook.packages import require_portable
@@ -50,7 +50,7 @@ def sky(science: "Science", settings: Settings, args: Namespace) -> int:
     return 0
 
 
-def hf(science: "Science", settings: Settings, args: Namespace) -> int:
+def hf(science: "Science", settings: "Settings", args: Namespace) -> int:
     """Run a Hugging Face Job; without --yes, only print its price."""
     from free_ml_stack.launch import jobs
     from free_ml_stack.notebook.packages import require_portable
@@ -62,7 +62,7 @@ def hf(science: "Science", settings: Settings, args: Namespace) -> int:
     return 0
 
 
-def kserve(science: "Science", settings: Settings, args: Namespace) -> int:
+def kserve(science: "Science", settings: "Settings", args: Namespace) -> int:
     """Write an InferenceService for KServe, and the published model for Triton."""
     from free_ml_stack.launch import kserve as engine
 
@@ -75,7 +75,7 @@ def kserve(science: "Science", settings: Settings, args: Namespace) -> int:
     return 0
 
 
-def read_job(science: "Science", settings: Settings, words: Sequence[str]) -> "Job":
+def read_job(science: "Science", settings: "Settings", words: Sequence[str]) -> "Job":
     """Return the job of the words after `--`. Raises StackError unless they are a valid `train` or `sweep`."""
     from free_ml_stack.launch import job
 

@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING
 from free_ml_stack.cli.command import integer_from, parse_seconds, print_next
 from free_ml_stack.console import display_path, say, table
 from free_ml_stack.errors import PreemptedError, StackError
-from free_ml_stack.project.settings import Settings
 
 if TYPE_CHECKING:
     from free_ml_stack.data.source import Source
     from free_ml_stack.project.science import Science
+    from free_ml_stack.project.settings import Settings
 
 
-def data(science: "Science", settings: Settings, args: Namespace) -> int:
+def data(science: "Science", settings: "Settings", args: Namespace) -> int:
     """Load the data set, split it, and write it to the store; `--publish` alone publishes the one that is there."""
     from free_ml_stack.data import dataset
     from free_ml_stack.data.ingest import ingest
@@ -74,7 +74,7 @@ def add_data_arguments(parser: ArgumentParser, science: "Science") -> None:
     add("--public", action="store_true", help="make the repository on the Hub public")
 
 
-def train(science: "Science", settings: Settings, args: Namespace) -> int:
+def train(science: "Science", settings: "Settings", args: Namespace) -> int:
     """Train a model; every field of TrainConfig is a flag."""
     from free_ml_stack.tracking.tracker import RunStoppedError
     from free_ml_stack.training import run as training
@@ -107,7 +107,7 @@ def train(science: "Science", settings: Settings, args: Namespace) -> int:
     return 0
 
 
-def sweep(science: "Science", settings: Settings, args: Namespace) -> int:
+def sweep(science: "Science", settings: "Settings", args: Namespace) -> int:
     """Search for the best configuration with sweep.yaml: at W&B with a valid key, otherwise locally."""
     from free_ml_stack.evaluation.result import metric_text
     from free_ml_stack.sweeps import sweep as sweeps

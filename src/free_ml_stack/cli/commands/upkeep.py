@@ -6,13 +6,13 @@ from argparse import ArgumentParser, Namespace
 from typing import TYPE_CHECKING
 
 from free_ml_stack.console import say, table
-from free_ml_stack.project.settings import Settings
 
 if TYPE_CHECKING:
     from free_ml_stack.project.science import Science
+    from free_ml_stack.project.settings import Settings
 
 
-def doctor(science: "Science", settings: Settings, args: Namespace) -> int:
+def doctor(science: "Science", settings: "Settings", args: Namespace) -> int:
     """Check keys, package versions, device, disk space and costs."""
     from free_ml_stack.cli import doctor as readiness
 
@@ -24,7 +24,7 @@ def add_doctor_arguments(parser: ArgumentParser, science: "Science") -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON document")
 
 
-def info(science: "Science", settings: Settings, args: Namespace) -> int:
+def info(science: "Science", settings: "Settings", args: Namespace) -> int:
     """Show the settings, the runs with their metrics, the latest model and the deployed version."""
     from free_ml_stack.cli import info as state
     from free_ml_stack.evaluation.result import metric_text
@@ -50,7 +50,7 @@ def add_info_arguments(parser: ArgumentParser, science: "Science") -> None:
     )
 
 
-def sync(science: "Science", settings: Settings, args: Namespace) -> int:
+def sync(science: "Science", settings: "Settings", args: Namespace) -> int:
     """Upload runs tracked offline to Weights & Biases; with Trackio, publish its dashboard as a static Space."""
     if settings.tracker == "trackio":
         from free_ml_stack.tracking.trackio_tracker import publish
@@ -67,7 +67,7 @@ def sync(science: "Science", settings: Settings, args: Namespace) -> int:
     return 0
 
 
-def storage(science: "Science", settings: Settings, args: Namespace) -> int:
+def storage(science: "Science", settings: "Settings", args: Namespace) -> int:
     """Copy new and changed files between the project's store and another one."""
     from free_ml_stack.storage.stores import open_store
     from free_ml_stack.storage.transfer import transfer
@@ -86,7 +86,7 @@ def add_storage_arguments(parser: ArgumentParser, science: "Science") -> None:
     add("url", help="URL of the other store")
 
 
-def remote(science: "Science", settings: Settings, args: Namespace) -> int:
+def remote(science: "Science", settings: "Settings", args: Namespace) -> int:
     """Train on a free GPU of Colab or Kaggle from this terminal, and download the run."""
     from free_ml_stack.notebook import packages, sessions
 
