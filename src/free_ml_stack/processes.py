@@ -1,6 +1,5 @@
-"""Processes on this machine: liveness, termination signals, garbage collection, socket paths of multiprocessing."""
+"""Processes on this machine: liveness, termination signals, and socket paths of multiprocessing."""
 
-import gc
 import os
 import signal
 import subprocess
@@ -11,7 +10,7 @@ TERMINATE = getattr(signal, "CTRL_BREAK_EVENT", signal.SIGTERM)  # a program can
 OWN_GROUP = getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0)  # for Popen's creationflags
 TERMINATION_SIGNALS = ("SIGTERM", "SIGINT", "SIGBREAK")  # those that the system has
 MAX_TEMP_PATH = 60  # bytes
-THRESHOLDS = (700, 10, 10)  # of Python's garbage collection
+GC_THRESHOLDS = (700, 10, 10)  # of Python; a command starts with higher ones, as imports create a million objects
 SHORT_FOLDERS = ("/tmp", "/var/tmp", "/dev/shm")  # noqa: S108 - only subfolders are created there
 
 
@@ -37,16 +36,6 @@ def termination_signals() -> list[signal.Signals]:
     """Return the signals that terminate this process, without those that it ignores."""
     known = [getattr(signal, name) for name in TERMINATION_SIGNALS if hasattr(signal, name)]
     return [number for number in known if signal.getsignal(number) != signal.SIG_IGN]
-
-
-def collect_new_objects() -> None:
-    """Collect garbage with Python's default thresholds, without the objects that exist, mostly imported modules.
-
-    Does nothing unless the thresholds are high, as at the start of a command.
-    """
-    if gc.get_threshold() > THRESHOLDS:
-        gc.freeze()
-        gc.set_threshold(*THRESHOLDS)
 
 
 def shorten_socket_paths() -> None:

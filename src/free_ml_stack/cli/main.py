@@ -25,7 +25,7 @@ def main(package: str) -> None:
     """Run the command line of the project with this package, and exit with the command's exit code."""
     from free_ml_stack.project.science import Science
 
-    gc.set_threshold(100_000, 50, 50)  # imports create a million objects, which the default would visit repeatedly
+    gc.set_threshold(100_000, 50, 50)  # see GC_THRESHOLDS in processes.py
     open_streams()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # the encoding of a pipe may not support all file names

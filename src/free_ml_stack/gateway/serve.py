@@ -15,7 +15,7 @@ from free_ml_stack.errors import StackError
 from free_ml_stack.gateway.app import Gateway
 from free_ml_stack.gateway.hosted import asgi_app
 from free_ml_stack.gateway.protocol.server import drop_new_connections, make_server
-from free_ml_stack.processes import collect_new_objects
+from free_ml_stack.processes import GC_THRESHOLDS
 
 CONNECTIONS = 1 << 16  # the limit of open files, if the system allows it
 
@@ -109,7 +109,8 @@ def run(app: Gateway, listening: socket.socket, signals: list[int], shared: Path
     if shared:
         app.share(shared)
     gc.collect()
-    collect_new_objects()
+    gc.freeze()  # loaded objects stay; exclude them from collections between requests
+    gc.set_threshold(*GC_THRESHOLDS)
     server = make_server(app)
     set_signal_handlers(lambda *_: setattr(server, "should_exit", True))  # uvicorn raises the signal again on exit
     server.should_exit = bool(signals)

@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import gc
 import json
 import os
 import signal
@@ -19,7 +20,7 @@ from free_ml_stack.console import say
 from free_ml_stack.data import dataset
 from free_ml_stack.errors import PreemptedError, StackError
 from free_ml_stack.hub import pretrained
-from free_ml_stack.processes import collect_new_objects, termination_signals
+from free_ml_stack.processes import GC_THRESHOLDS, termination_signals
 from free_ml_stack.project.arguments import LATEST, check_run_name, new_id
 from free_ml_stack.project.flags import read, read_json
 from free_ml_stack.storage.atomic import replace
@@ -170,7 +171,9 @@ def _fit(
 ) -> Any:
     """Run the training loop; finish the run however the loop ends."""
     try:
-        collect_new_objects()
+        if gc.get_threshold() > GC_THRESHOLDS:  # the imports of this command have ended
+            gc.freeze()
+            gc.set_threshold(*GC_THRESHOLDS)
         with stop_after_checkpoint(checkpoints):
             return science.train.fit(config, splits, run, checkpoints, process)
     except RunStoppedError:
