@@ -26,6 +26,13 @@ if bundle := os.environ.pop("REQUESTS_CA_BUNDLE", ""):
 
 
 @pytest.hookimpl
+def pytest_configure(config: pytest.Config) -> None:
+    """Start one fork server for all workers."""
+    if config.getoption("numprocesses", None):
+        forking.share()
+
+
+@pytest.hookimpl
 def pytest_collection_finish() -> None:
     """Exclude the imported modules from garbage collection, which would visit them in many tests."""
     gc.freeze()

@@ -23,6 +23,8 @@ from typing import ClassVar, TextIO
 
 import launcher
 
+SHARED = "FORK_SERVER"  # variable with the address of the server of all workers
+
 
 class UnforkedError(Exception):
     """A fork is not equivalent to a start of Python."""
@@ -37,7 +39,7 @@ class Server:
         self.address = f"{self.home.name}/socket"
         environ = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
         environ |= {"HOME": self.home.name, "PYTHONDONTWRITEBYTECODE": "1"} | dict(startup or {})
-        self.python = self._launcher()
+        self._make_launcher()
         its_life, self.life = os.pipe()
         ready, its_ready = os.pipe()
         program = Path(__file__).with_name("forkserver.py")
@@ -53,20 +55,29 @@ class Server:
         with os.fdopen(ready) as file:
             assert file.read() == "ready", "the fork server has not started"
 
-    def _launcher(self) -> Path:
-        """Create `python` in a folder that replaces that of the interpreter in PATH."""
-        python = Path(self.home.name, "bin", "python")
-        python.parent.mkdir()
+    @classmethod
+    def running(cls, address: str) -> "Server":
+        """Return the server at an address, which another process has started."""
+        found = cls.__new__(cls)
+        found.address = address
+        return found
+
+    @property
+    def python(self) -> Path:
+        """`python` in a folder that replaces that of the interpreter in PATH: it forks programs."""
+        return Path(self.address).with_name("bin") / "python"
+
+    def _make_launcher(self) -> None:
+        self.python.parent.mkdir()
         for command in Path(sys.executable).parent.iterdir():
             if not command.name.startswith("python"):
-                (python.parent / command.name).symlink_to(command)
+                (self.python.parent / command.name).symlink_to(command)
         source = Path(launcher.__file__).read_text("utf-8")
-        python.write_text(f"#!{sys.executable} -IS\n{source}\n\nlaunch({sys.executable!r}, {self.address!r})\n")
-        python.chmod(0o755)
-        return python
+        self.python.write_text(f"#!{sys.executable} -IS\n{source}\n\nlaunch({sys.executable!r}, {self.address!r})\n")
+        self.python.chmod(0o755)
 
     def close(self) -> None:
-        """Stop forking; programs that run are left."""
+        """Stop forking, and kill the programs that run."""
         os.close(self.life)
         self.process.wait()
         self.home.cleanup()
@@ -79,10 +90,17 @@ class Server:
 
 @cache
 def server() -> Server:
-    """The server of this test worker, which exits with it."""
+    """The server of all workers, or else one that exits with this process."""
+    if SHARED in os.environ:
+        return Server.running(os.environ[SHARED])
     made = Server()
     atexit.register(made.close)
     return made
+
+
+def share() -> None:
+    """Start the server of all workers, which inherit the environment of this process."""
+    os.environ[SHARED] = server().address
 
 
 class Process:

@@ -95,7 +95,7 @@ def startup(environ: Mapping[str, str]) -> dict[str, str]:
     return {name: value for name, value in environ.items() if name.startswith(STARTUP) and name not in HANDLED}
 
 
-def serve(address: str, life: int, ready: int) -> Program:
+def serve(listener: socket.socket, life: int) -> Program:
     """Fork a process per request and report its exit. Returns the program in each child; never returns in the server.
 
     A program is killed if its client has ended, and all are if `life` is closed.
@@ -108,40 +108,37 @@ def serve(address: str, life: int, ready: int) -> Program:
     signal.set_wakeup_fd(its_exits, warn_on_full_buffer=False)
     running: dict[int, socket.socket] = {}  # by process id
     poll = select.poll()
-    with socket.socket(socket.AF_UNIX) as listener:
-        listener.bind(address)
-        listener.listen(64)
-        for file in (listener.fileno(), life, exits):
-            poll.register(file, select.POLLIN)
-        os.write(ready, b"ready")
-        os.close(ready)
-        while True:
-            found = dict(poll.poll())
-            for pid, connection in running.items():
-                if life in found or connection.fileno() in found:
-                    os.kill(pid, signal.SIGKILL)
-                    poll.unregister(connection)
-            if life in found:
-                os._exit(0)
-            if exits in found:
-                os.read(exits, select.PIPE_BUF)
-                report(running, poll)
-            if listener.fileno() not in found:
-                continue
-            connection = listener.accept()[0]
-            pid = os.fork()
-            if pid:
-                running[pid] = connection
-                poll.register(connection, 0)  # the end of its client is always reported
-                continue
-            signal.set_wakeup_fd(-1)
-            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-            for file in (life, exits, its_exits):
-                os.close(file)
-            for other in running.values():
-                other.close()
-            listener.close()
-            return receive(connection, modules)
+    for file in (listener.fileno(), life, exits):
+        poll.register(file, select.POLLIN)
+    while True:
+        found = dict(poll.poll())
+        if life in found:
+            for pid in running:
+                os.kill(pid, signal.SIGKILL)
+            os._exit(0)
+        for pid, connection in running.items():
+            if connection.fileno() in found:
+                os.kill(pid, signal.SIGKILL)
+                poll.unregister(connection)
+        if exits in found:
+            os.read(exits, select.PIPE_BUF)
+            report(running, poll)
+        if listener.fileno() not in found:
+            continue
+        connection = listener.accept()[0]
+        pid = os.fork()
+        if pid:
+            running[pid] = connection
+            poll.register(connection, 0)  # the end of its client is always reported
+            continue
+        signal.set_wakeup_fd(-1)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        for file in (life, exits, its_exits):
+            os.close(file)
+        for other in running.values():
+            other.close()
+        listener.close()
+        return receive(connection, modules)
 
 
 def report(running: dict[int, socket.socket], poll: select.poll) -> None:
@@ -301,8 +298,13 @@ def merge_pages() -> None:
 
 
 def main(address: str, life: str, ready: str, python: str) -> None:
-    """Import the packages and serve."""
+    """Listen, import the packages and serve."""
     closed = closed_streams()
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(address)
+    listener.listen(64)
+    os.write(int(ready), b"ready")
+    os.close(int(ready))
     del sys.path[0]  # the folder of this file
     gc.disable()
     import_all()
@@ -314,7 +316,7 @@ def main(address: str, life: str, ready: str, python: str) -> None:
     gc.freeze()  # garbage collection would copy shared pages
     gc.enable()
     merge_pages()
-    run(serve(address, int(life), int(ready)), closed, python)
+    run(serve(listener, int(life)), closed, python)
 
 
 if __name__ == "__main__":

@@ -6,10 +6,12 @@ It passes its open files on, and mirrors signals and the exit code. If forking i
 import array
 import json
 import os
+import select
 import signal
 import socket
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import NoReturn
 
 FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
@@ -78,9 +80,16 @@ def launch(python: str, address: str) -> NoReturn:
             os.dup2(nothing, number)
         else:
             os.close(number)
+    sent, its_sent = os.pipe()  # a signal that arrives before a system call would not interrupt it
+    os.set_blocking(its_sent, False)
+    signal.set_wakeup_fd(its_sent)
     for forwarded in set(FORWARDED) - set(ignored):
-        signal.signal(forwarded, lambda sent, _: os.kill(pid, sent))
+        signal.signal(forwarded, lambda *_: None)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, FORWARDED)
+    while connection not in (ready := select.select([connection, sent], [], [])[0]):
+        for number in os.read(sent, 64) if ready else b"":
+            with suppress(ProcessLookupError):
+                os.kill(pid, number)
     status = int(line(connection).split()[0])
     if os.WIFSIGNALED(status):
         end = os.WTERMSIG(status)

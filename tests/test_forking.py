@@ -14,10 +14,11 @@ from waiting import until
 
 PYTHONS: dict[str, Callable[[], object]] = {"started": lambda: sys.executable, "forked": forking.python}
 WAITS = """
-import os, signal, sys
+import os, sys, time
 try:
     print(os.getpid(), flush=True)
-    signal.pause()
+    while True:  # pause() is not interrupted by a signal that arrives before it
+        time.sleep(0.01)
 except KeyboardInterrupt:
     print("interrupted")
     sys.exit(3)
