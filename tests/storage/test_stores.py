@@ -19,6 +19,7 @@ from storing import data_app
 from free_ml_stack.errors import StackError
 from free_ml_stack.project.settings import Settings
 from free_ml_stack.storage import retry
+from free_ml_stack.storage.atomic import open_whole
 from free_ml_stack.storage.changes import change
 from free_ml_stack.storage.local import local_store
 from free_ml_stack.storage.manifest import DamagedError, verify, write_manifest
@@ -349,3 +350,19 @@ def test_a_transfer_of_an_empty_folder_fails(tmp_path: Path):
     with pytest.raises(StackError, match="nowhere contains no files to copy"):
         transfer(local_store(tmp_path / "nowhere"), local_store(tmp_path / "there"))
     assert not (tmp_path / "there").exists()
+
+
+def test_a_folder_created_by_another_writer_at_the_same_moment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rename = Path.replace
+
+    def rename_first(self: Path, target: Path) -> Path:
+        try:
+            return rename(self, target)
+        except FileNotFoundError:
+            target.parent.mkdir()  # by the other
+            raise
+
+    monkeypatch.setattr(Path, "replace", rename_first)
+    with open_whole(tmp_path / "new" / "file", tmp_path / "scratch") as file:
+        file.write(b"content")
+    assert (tmp_path / "new" / "file").read_bytes() == b"content"

@@ -100,7 +100,7 @@ def _rename(path: Path, target: Path) -> None:
             path.replace(target)
             return
         except FileNotFoundError:
-            if target.parent.exists():
+            if not path.exists():
                 raise
             target.parent.mkdir(parents=True, exist_ok=True)
         except PermissionError as error:
