@@ -34,12 +34,13 @@ CALLS = 500  # maximum number of calls of the deployed model
 LOCAL = ("doctor", "train", "sweep")  # steps whose results do not depend on the store
 
 
-def demo(science: "Science", settings: "Settings", command: Command) -> int:
+def demo(science: "Science", settings: "Settings", command: Command, started: float) -> int:
     """Run all steps, then print a table and write a report of the results.
 
-    If a remote store or gateway fails, the demo falls back to the project's local ones.
+    `started` is the value of `time.perf_counter()` before the imports of the command. If a remote store or gateway
+    fails, the demo falls back to the project's local ones.
     """
-    run, unstored = DemoRun(science, settings, command), ""
+    run, unstored = DemoRun(science, settings, command, started), ""
     try:
         run.run()
     except Exception as error:
@@ -74,9 +75,9 @@ def demo(science: "Science", settings: "Settings", command: Command) -> int:
 class DemoRun:
     """The steps of a demo. After a fallback, steps whose results are in the store are repeated."""
 
-    def __init__(self, science: "Science", settings: "Settings", command: Command) -> None:
-        self.science, self.settings, self.command = science, settings, command
-        self.started, self.done = time.perf_counter(), set[str]()
+    def __init__(self, science: "Science", settings: "Settings", command: Command, started: float) -> None:
+        self.science, self.settings, self.command, self.started = science, settings, command, started
+        self.done = set[str]()
         self.unpublished, self.url = "", ""
         self.answers: list[Any] = []
         self.seen: Monitoring

@@ -4,6 +4,7 @@ import argparse
 import gc
 import io
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -88,10 +89,15 @@ def overrides(pairs: Sequence[str]) -> dict[str, str]:
 
 def demo(science: "Science", settings: "Settings", args: argparse.Namespace) -> int:
     """Run all steps one after another, with a report at the end."""
+    started = time.perf_counter()  # before the imports
     from free_ml_stack.cli import demo
 
     commands = all_commands()
-    return demo.demo(science, settings, lambda name, given: commands[name].run(science, given, parse(science, [name])))
+
+    def run_command(name: str, given: "Settings") -> int:
+        return commands[name].run(science, given, parse(science, [name]))
+
+    return demo.demo(science, settings, run_command, started)
 
 
 def all_commands() -> dict[str, Command]:
