@@ -14,11 +14,13 @@ from waiting import until
 
 PYTHONS: dict[str, Callable[[], object]] = {"started": lambda: sys.executable, "forked": forking.python}
 WAITS = """
-import os, sys, time
+import os, select, signal, sys
+arrived, arrives = os.pipe()  # pause() is not interrupted by a signal that arrives before it
+os.set_blocking(arrives, False)
+signal.set_wakeup_fd(arrives)
 try:
     print(os.getpid(), flush=True)
-    while True:  # pause() is not interrupted by a signal that arrives before it
-        time.sleep(0.01)
+    select.select([arrived], [], [])
 except KeyboardInterrupt:
     print("interrupted")
     sys.exit(3)
