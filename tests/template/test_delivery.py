@@ -69,6 +69,30 @@ def newer(wheel: Path, folder: Path) -> Path:
     return target
 
 
+def pip_line() -> list[str]:
+    """The arguments of `pip install` in the documents."""
+    found = re.search(r"^\.venv/bin/pip install (.*)$", (TEMPLATE / "docs" / "project.md").read_text("utf-8"), re.M)
+    assert found and "--find-links" not in found[1]  # with it an index's package of the same version would win
+    return found[1].split()
+
+
+@pytest.mark.slow
+def test_the_demo_succeeds_with_pip(tmp_path: Path) -> None:
+    project = bake(tmp_path, hooks=False, project_slug=SLUG)
+    run(tmp_path, sys.executable, "-m", "venv", "venv")
+    programs = tmp_path / "venv" / "bin"
+    pip = (programs / "pip", "install", "--quiet", "--no-compile")
+    run(project, *pip, *pip_line())
+    assert run(project, programs / SLUG, "demo").strip().splitlines()[-1].split() == ["Report", "report.html"]
+    # From another folder, and as a package that is not editable.
+    run(project, programs / "pip", "uninstall", "--quiet", "--yes", SLUG, "free-ml-stack")
+    words = [word for word in pip_line() if word != "-e"]
+    run(tmp_path, *pip, *(project / word for word in words))
+    place = "import ferry_times; print(ferry_times.__file__)"
+    assert str(tmp_path / "venv") in run(project, programs / "python", "-c", place)
+    assert "Test accuracy" in run(project, programs / SLUG, "train", "--epochs", "1", STACK_TRACKER="none")
+
+
 @pytest.fixture(scope="module")
 def synced(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A project generated without hooks, in a folder with a space, installed with the README's first command."""
@@ -154,27 +178,3 @@ def test_a_changed_wheel_is_rejected(synced: Path, tmp_path: Path) -> None:
     [check] = re.findall(r"^\(cd vendor .*\)$", (TEMPLATE / "docs" / "project.md").read_text("utf-8"), re.M)
     run(synced, "sh", "-c", check)
     assert wheel.name in run(other, "sh", "-c", check, code=None)
-
-
-def pip_line() -> list[str]:
-    """The arguments of `pip install` in the documents."""
-    found = re.search(r"^\.venv/bin/pip install (.*)$", (TEMPLATE / "docs" / "project.md").read_text("utf-8"), re.M)
-    assert found and "--find-links" not in found[1]  # with it an index's package of the same version would win
-    return found[1].split()
-
-
-@pytest.mark.slow
-def test_the_demo_succeeds_with_pip(tmp_path: Path) -> None:
-    project = bake(tmp_path, hooks=False, project_slug=SLUG)
-    run(tmp_path, sys.executable, "-m", "venv", "venv")
-    programs = tmp_path / "venv" / "bin"
-    pip = (programs / "pip", "install", "--quiet", "--no-compile")
-    run(project, *pip, *pip_line())
-    assert run(project, programs / SLUG, "demo").strip().splitlines()[-1].split() == ["Report", "report.html"]
-    # From another folder, and as a package that is not editable.
-    run(project, programs / "pip", "uninstall", "--quiet", "--yes", SLUG, "free-ml-stack")
-    words = [word for word in pip_line() if word != "-e"]
-    run(tmp_path, *pip, *(project / word for word in words))
-    place = "import ferry_times; print(ferry_times.__file__)"
-    assert str(tmp_path / "venv") in run(project, programs / "python", "-c", place)
-    assert "Test accuracy" in run(project, programs / SLUG, "train", "--epochs", "1", STACK_TRACKER="none")
