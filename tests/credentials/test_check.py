@@ -8,7 +8,6 @@ import subprocess
 import sys
 import threading
 import time
-import types
 
 import pytest
 from key_server import (
@@ -374,25 +373,6 @@ def test_the_cached_hugging_face_token_is_found(tmp_path, variable, path):
     write(tmp_path / path, HF_KEY + "\n")
     more = {variable: str(tmp_path / "x")} if variable else {}
     assert keys.find("huggingface", environment(tmp_path, **more)).value == HF_KEY
-
-
-def test_colab_secrets_have_the_lowest_precedence(tmp_path, monkeypatch):
-    """The modules of Colab are loaded in a notebook kernel."""
-
-    class Error(Exception):
-        pass
-
-    def get(name):
-        if name != "HF_TOKEN":
-            raise Error(name)
-        return HF_KEY
-
-    colab = types.SimpleNamespace(errors=types.SimpleNamespace(Error=Error), userdata=types.SimpleNamespace(get=get))
-    monkeypatch.setitem(sys.modules, "google.colab", colab)
-    found = keys.find("huggingface", environment(tmp_path))
-    assert (found.value, found.source) == (HF_KEY, "HF_TOKEN in Colab's secrets")
-    assert keys.find("huggingface", environment(tmp_path, HF_TOKEN="first")).value == "first"
-    assert keys.find("wandb", environment(tmp_path)) is None
 
 
 def test_an_algorithmia_profile_holds_key_and_server(tmp_path):

@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import importlib
 import json
 import os
 import re
@@ -36,7 +37,10 @@ class SecretNotFoundError(errors.Error): pass
 class NotebookAccessError(errors.Error): pass
 class TimeoutException(errors.Error): pass
 
+asked = []
+
 def get(name):
+    asked.append(name)
     value = json.loads(os.environ["SECRETS"]).get(name)
     if value is None:
         raise SecretNotFoundError(name)
@@ -279,6 +283,23 @@ def test_a_missing_secret_is_reported_in_one_line(
     for key in KEYS:
         if key != name:
             assert (environ.get(key) == f"value of {key}") is (key not in later)
+
+
+def test_secrets_are_requested_by_keys_only(
+    project: Path, places: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In VS Code and in Colab's client each request blocks for ten seconds."""
+    monkeypatch.chdir(project)
+    monkeypatch.syspath_prepend(places)
+    for key, value in colab(places, **dict.fromkeys(KEYS, "!timeout")).items():
+        monkeypatch.setenv(key, value)
+    userdata = importlib.import_module("google.colab.userdata")  # loaded in each kernel of Colab
+    notebook = Project("skeleton", {"COLAB_RELEASE_TAG": "release"})
+    notebook.release(wanted=False)
+    assert userdata.asked == []
+    notebook.keys()
+    assert userdata.asked == [KEYS[0]]
+    assert "Session kept" in capsys.readouterr().out
 
 
 def test_kaggles_secrets_are_read_too(

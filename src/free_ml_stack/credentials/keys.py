@@ -2,7 +2,6 @@
 
 import os
 import re
-import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -60,7 +59,7 @@ def _unquote(value: str) -> str:
 
 
 def find(service: str, environ: Mapping[str, str], dotenv: Mapping[str, str] | None = None) -> Key | None:
-    """Find a service's key as its client does: in the environment, `.env`, the client's files, Colab's secrets.
+    """Find a service's key as its client does: in the environment, in `.env`, or in the client's files.
 
     Empty variables and unreadable files count as absent.
     """
@@ -159,7 +158,6 @@ def _candidates(service: str, values: Mapping[str, str]) -> Iterator[tuple[str, 
     files = {"algorithmia": _algorithmia_files, "wandb": _wandb_files, "huggingface": _huggingface_files}
     yield from ((values[name], name) for name in VARIABLES[service] if name in values)
     yield from ((value, source) for value, source in files[service](values) if value)
-    yield from _colab_secret(SECRET[service])
 
 
 def _home(values: Mapping[str, str]) -> Path:
@@ -248,15 +246,3 @@ def renewable(key: Key) -> bool:
         return False
     sections = [parser[name] for name in parser.sections()]
     return any(one.get("hf_token") == key.value and "refresh_token" in one for one in sections)
-
-
-def _colab_secret(name: str) -> Iterator[tuple[str, str]]:
-    """Yield a secret of Colab, available only in a notebook kernel, where `google.colab` is loaded."""
-    if "google.colab" not in sys.modules:
-        return
-    from google.colab import errors, userdata  # type: ignore[import-untyped, import-not-found, unused-ignore]
-
-    try:
-        yield userdata.get(name), f"{name} in Colab's secrets"
-    except errors.Error:  # no such secret, access refused, or no notebook page attached
-        return
