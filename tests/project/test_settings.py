@@ -137,6 +137,14 @@ def test_dotenv_overrides_an_empty_variable(project: Path) -> None:
     assert environ["HF_TOKEN"] == "from-dotenv"
 
 
+def test_an_empty_variable_leaves_the_address_of_the_clients_profile(project: Path) -> None:
+    (project / ".algorithmia").mkdir()
+    profile = "[profiles.default]\napi_key = 'simKEY'\napi_server = 'https://algo.example.org'\n"
+    (project / ".algorithmia" / "config").write_text(profile)
+    settings = load({}, project, {"HOME": str(project), "ALGORITHMIA_API": ""})
+    assert (settings.algorithmia_api, settings.algorithmia_api_key) == ("https://algo.example.org", "simKEY")
+
+
 def test_a_byte_order_mark_is_accepted_and_other_encodings_are_not(project: Path) -> None:
     (project / "stack.toml").write_text('project = "p"\n', encoding="utf-8-sig")
     assert load({}, project, {}).project == "p"

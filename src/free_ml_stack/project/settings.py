@@ -135,7 +135,7 @@ def load(flags: Mapping[str, Any], start: Path, environ: MutableMapping[str, str
         **vars(options),
         root=root,
         credentials=credentials.present(environ, dotenv),
-        algorithmia_api=environ.get("ALGORITHMIA_API", key.address if key else ""),
+        algorithmia_api=environ.get("ALGORITHMIA_API") or (key.address if key else ""),
         algorithmia_api_key=key.value if key else "",
         wandb_mode=WANDB_MODES.get(environ.get("WANDB_MODE", ""), ""),
         wandb_run=environ.get("WANDB_RUN_ID", "") if environ.get("WANDB_SWEEP_ID") else "",
