@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from importlib import metadata
 
 import pytest
 from baking import TEMPLATE, bake
@@ -129,6 +130,45 @@ def test_the_aws_profile_is_read_too(examine, tmp_path):
     profile.write_text("\n".join(lines[:-1]))
     code, text = examine(storage="s3", environ=environ)
     assert code == 1 and "problem: AWS_RESPONSE_CHECKSUM_VALIDATION must be when_required" in text
+
+
+def test_an_empty_key_in_the_environment_is_no_problem_beside_one_in_the_profile(examine, tmp_path):
+    (tmp_path / ".aws").mkdir()
+    secrets = "[default]\naws_access_key_id = HFAKofme\naws_secret_access_key = x\n"
+    (tmp_path / ".aws" / "credentials").write_text(secrets)
+    code, text = examine(storage="s3", as_json=True, environ=GATEWAY | {"AWS_ACCESS_KEY_ID": ""})
+    assert (code, json.loads(text)["wrong"]) == (0, [])
+
+
+def without(monkeypatch, *packages):
+    """Hide packages from the imports of this process, as if their extra was not installed."""
+    find = metadata.version
+
+    def version(name):
+        if name in packages:
+            raise metadata.PackageNotFoundError(name)
+        return find(name)
+
+    monkeypatch.setattr(metadata, "version", version)
+    loaded = [name for name in sys.modules if name.partition(".")[0] in packages]
+    for name in (*packages, *loaded):
+        monkeypatch.setitem(sys.modules, name, None)
+
+
+@pytest.mark.parametrize("endpoint", ["https://s3.hf.co/me", "https://s3.example.org"])
+def test_a_missing_client_of_s3_is_a_problem_with_its_remedy(examine, monkeypatch, endpoint):
+    without(monkeypatch, "s3fs", "botocore")
+    code, text = examine(storage="s3", as_json=True, environ=GATEWAY | {"AWS_ENDPOINT_URL": endpoint})
+    assert code == 1
+    (problem,) = json.loads(text)["wrong"]
+    assert "s3fs is not installed; run `uv sync --extra s3`" in problem
+
+
+def test_a_missing_trackio_is_a_problem_with_its_remedy(examine, monkeypatch):
+    without(monkeypatch, "trackio")
+    code, text = examine(flags={"tracker": "trackio"})
+    assert code == 1
+    assert "trackio is not installed; run `uv sync --extra trackio`" in text.splitlines()[-1]
 
 
 def test_another_s3_service_needs_no_settings(examine):

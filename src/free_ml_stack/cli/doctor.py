@@ -132,12 +132,11 @@ def _problems(settings: Settings, found: dict[str, Any]) -> list[str]:
     except StackError as error:
         wrong.append(str(error))
     wrong += _library_problems(settings.root, versions[LIBRARY])
-    if settings.storage.startswith("s3://") and "s3" in settings.credentials and not versions["s3fs"]:
-        wrong.append(f"storage {settings.storage}: {extra_needed('s3fs', 's3')}")
     if settings.storage.startswith("s3://") and "s3" in settings.credentials:
-        wrong += s3.faults()
+        missing = f"storage {settings.storage}: {extra_needed('s3fs', 's3')}"
+        wrong += s3.faults() if versions["s3fs"] else [missing]
     if settings.tracker == "trackio" and not versions["trackio"]:
-        wrong.append("tracker is trackio, which is not installed: install it, or change tracker in stack.toml")
+        wrong.append(f"tracker: {extra_needed('trackio', 'trackio')}")
     if found["disk_free"] < NEEDED:
         wrong.append(f"only {found['disk_free'] / 1e9:.1f} GB of disk space left: free some space")
     return wrong

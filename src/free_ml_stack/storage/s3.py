@@ -33,7 +33,7 @@ def faults() -> Iterator[str]:
             yield f"AWS_{name.upper()} must be {REQUIRED}: {HOST} does not accept the default checksums of S3 clients"
     if session.get_config_variable("region") not in (None, REGION):
         yield f"AWS_DEFAULT_REGION must be {REGION} for {HOST}, is {session.get_config_variable('region')}"
-    if not os.environ.get("AWS_ACCESS_KEY_ID", PREFIX).startswith(PREFIX):
+    if not (os.environ.get("AWS_ACCESS_KEY_ID") or PREFIX).startswith(PREFIX):
         yield f"AWS_ACCESS_KEY_ID is not a key for {HOST} ({PREFIX}...): generate one at https://huggingface.co/settings/tokens"
 
 
