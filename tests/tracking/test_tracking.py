@@ -188,6 +188,31 @@ def test_sync_uploads_runs_of_a_moved_project(tmp_path: Path, service: Wandb, ol
     assert "Nothing to upload" in sync(after, service)
 
 
+PICTURE = """
+from PIL import Image
+Image.new("RGB", (8, 8)).save(run.folder / "shown.png")
+rows = [["see logo.png", run.folder / "shown.png"], ["x" * 5000 + ".png", run.folder / "shown.png"]]
+run.table("worst", ["text", "image"], rows)
+run.table("mixed", ["value"], [["a"], [7], [None]])
+"""
+
+
+@pytest.mark.parametrize("key", [KEY, ""])
+def test_a_table_can_have_any_cells(project: Path, service: Wandb, key: str) -> None:
+    printed = track(project, STEPS + PICTURE + END, service, WANDB_API_KEY=key)
+    assert ("W&B: offline." in printed) is (not key)
+    if not key:
+        sync(project, service)
+    assert "Nothing to upload" in sync(project, service)
+    blobs = {
+        name: service.store.blobs[path] for one in service.store.artifacts.values() for name, path in one.files.items()
+    }
+    worst, mixed = (json.loads(blobs[f"{name}.table.json"])["data"] for name in ("worst", "mixed"))
+    assert [text for text, _ in worst] == ["see logo.png", "x" * 5000 + ".png"]
+    assert [image["_type"] for _, image in worst] == ["image-file", "image-file"]
+    assert mixed == [["a"], [7], [None]]
+
+
 def test_sync_skips_files_that_have_changed(project: Path, service: Wandb) -> None:
     (project / "card.md").write_text("first")
     (project / "other.md").write_text("same")

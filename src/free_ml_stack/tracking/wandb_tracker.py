@@ -25,7 +25,6 @@ INIT, FINISH, LAST, ORDERS = 20, 60, 10, 22
 MAX_ORDERS = 45  # maximum of ORDERS in seconds; W&B's agent kills a trial 60 seconds after SIGTERM
 SETTLE = 2.0  # seconds until uploaded rows are visible at W&B
 BURST = 5.0  # seconds of rows that are sent together; sending each row alone takes nine times as long
-PICTURES = (".png",)
 STOPPED = """query RunStoppedStatus($entity: String, $project: String, $run: String!) {
     project(name: $project, entityName: $entity) { run(name: $run) { stopped } }
 }"""
@@ -130,20 +129,27 @@ class WandbTracker(Tracker):
         self.pictures[name] = wandb.Image(str(self.folder / path))
 
     def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-        """Add a table, which is sent with the last row; cells that are paths of pictures show them."""
+        """Add a table, which is sent with the last row; cells that are paths of the run's pictures show them."""
         self._call(self._table, name, columns, rows)
 
     def _table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
         import wandb
 
-        table = wandb.Table(columns=list(columns))
-        for row in rows:
-            cells = (
-                wandb.Image(str(self.folder / cell)) if isinstance(cell, str) and cell.endswith(PICTURES) else cell
-                for cell in row
-            )
-            table.add_data(*cells)
-        self.pictures[name] = table
+        def shown(cell: Any) -> Any:
+            return wandb.Image(str(self.folder / cell)) if self._is_picture(cell) else cell
+
+        cells = [[shown(cell) for cell in row] for row in rows]
+        try:
+            self.pictures[name] = wandb.Table(list(columns), cells)
+        except TypeError:  # a column has values of several types
+            self.pictures[name] = wandb.Table(list(columns), cells, allow_mixed_types=True)
+
+    def _is_picture(self, cell: Any) -> bool:
+        """Return whether a cell is the path of a picture; a text of the data may look like one."""
+        if not (isinstance(cell, str) and cell.endswith(".png")):
+            return False
+        path = self.folder / cell
+        return path.is_relative_to(self.folder) and os.path.isfile(path)  # noqa: PTH113 - never fails
 
     def uses(self, name: str, alias: str) -> None:
         """Record an artifact as input of this run; offline, `sync` does this later."""
