@@ -14,7 +14,9 @@ from places import ROOT
 from projects import environment
 from services.sessions import Sessions, clients, serving
 
+from free_ml_stack.errors import StackError
 from free_ml_stack.notebook import sessions
+from free_ml_stack.project.settings import load
 
 SECRET = "hf_this_must_not_travel_0123456789abcdef"
 ACCOUNT = {"KAGGLE_API_ENVIRONMENT": "LOCALHOST", "KAGGLE_USERNAME": "me", "KAGGLE_KEY": "k"}
@@ -153,20 +155,40 @@ def test_a_kaggle_error_at_any_step_is_reported_and_no_result_is_lost(
 
 
 @pytest.mark.slow
-def test_polling_of_kaggle_stops_after_repeated_errors(
-    services: Sessions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("results", [b"", b"complete"])
+def test_an_outage_of_kaggle_deletes_no_kernel_without_its_results(
+    services: Sessions,
+    project: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    results: bytes,
 ) -> None:
-    services.refused = {"GetKernelSessionStatus": 403}
+    """The kernel is at Kaggle and may be running; only its status cannot be read."""
+    services.refused = {"GetKernelSessionStatus": 503, **({} if results else {"/output/": b"torn"})}
     monkeypatch.setattr(sessions, "POLL", 0.0)
     monkeypatch.setattr(sessions, "SILENT", 2)
-    for name, value in environment(tmp_path, **ACCOUNT).items():
+    (project / ".env").unlink(missing_ok=True)
+    for name, value in environment(services.folder / "home", **ACCOUNT).items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("PATH", f"{services.folder / 'bin'}:{os.environ['PATH']}")
+    settings = load({}, project, {})
+    words = ["--epochs", "1", "--name", f"unseen-{bool(results)}"]
+    failure = ""
     try:
-        assert sessions.wait("me/gone-for-good") == ""
+        code = sessions.remote(settings, "ziffern", "kaggle", words, "", "me")
+    except StackError as error:
+        failure, code = str(error), 1
     finally:
         services.refused = {}
-    assert capsys.readouterr().out.count("Permission") == 1  # the client's line, once
+    assert capfd.readouterr().out.count("503") == 1  # the client's line, once
+    assert code == int(not results)
+    assert (project / "runs" / words[-1]).exists() is bool(results)
+    assert len(services.kernels) == int(not results)
+    if not results:
+        [kernel] = services.kernels
+        assert f"`kaggle kernels status {kernel}`" in failure
+        assert f"`kaggle kernels output {kernel}`" in failure
+    services.kernels.clear()
 
 
 @pytest.mark.slow

@@ -50,8 +50,8 @@ OWN = ("KAGGLE_", "GOOGLE_", "CLOUDSDK_", "SSL_")  # variables of the clients
 def remote(settings: "Settings", package: str, place: str, words: Sequence[str], gpu: str, user: str) -> int:
     """Run `train` with `words` on `place` ("colab" or "kaggle"), fetch the run, and return the exit code of training.
 
-    `gpu` is a GPU type of Colab, `user` the account at Kaggle. The session is always stopped. Raises StackError if
-    the client is missing or fails.
+    `gpu` is a GPU type of Colab, `user` the account at Kaggle. The session is stopped, unless the error names the
+    results that only Kaggle has. Raises StackError if the client is missing or fails.
     """
     if not shutil.which(place):
         raise StackError(f"command {place} not found; install it with `uv tool install {CLIENTS[place]}`, and log in")
@@ -111,15 +111,7 @@ def watched(name: str, look: float, *command: str) -> int | None:
                 try:
                     return process.wait(look)
                 except subprocess.TimeoutExpired:
-                    status = subprocess.run(
-                        ["colab", "status", "-s", name],
-                        env=keyless(),
-                        capture_output=True,
-                        encoding="utf-8",
-                        errors="replace",
-                        check=False,
-                    )
-                    missed = missed + 1 if "not found" in status.stdout else 0
+                    missed = missed + 1 if "not found" in asked("colab", "status", "-s", name)[0] else 0
         finally:
             process.kill()
     return None
@@ -148,9 +140,10 @@ def on_kaggle(name: str, script: Path, user: str) -> tuple[int, Path]:
         results = script.with_name("output") / runner.RESULTS
         got = fetch("kaggle", "kernels", "output", kernel, "-p", str(results.parent))
         code = exit_code(results) if got else None
-        if state == "complete" and code is None:
+        if state in ("complete", "") and code is None:
+            first = "" if state else f"wait until `kaggle kernels status {kernel}` shows that the kernel has ended, "
             raise StackError(
-                f"results not downloaded; download them with `kaggle kernels output {kernel}`, "
+                f"results not downloaded; {first}download them with `kaggle kernels output {kernel}`, "
                 f"then delete the kernel with `kaggle kernels delete {kernel}`"
             )
     return 1 if code is None else code, results
@@ -160,17 +153,10 @@ def wait(kernel: str) -> str:
     """Wait for a kernel; return its final state (complete, error, cancelled), "" after ten minutes without a status."""
     before, unanswered = "", 0
     while unanswered < SILENT:
-        done = subprocess.run(
-            ["kaggle", "kernels", "status", kernel],
-            env=keyless(),
-            capture_output=True,
-            encoding="utf-8",
-            errors="replace",
-            check=False,
-        )
-        found = STATUS.search(done.stdout)
+        printed, errors = asked("kaggle", "kernels", "status", kernel)
+        found = STATUS.search(printed)
         state = found.group(1).lower() if found else ""
-        shown = state or (done.stderr or done.stdout).strip()
+        shown = state or (errors or printed).strip()
         if shown != before:
             say(f"Kaggle: {shown}")
         if state in ("complete", "error", "cancelacknowledged", "cancel_acknowledged"):
@@ -194,7 +180,7 @@ def terminable() -> Iterator[None]:
 def stopping(command: list[str]) -> Iterator[None]:
     """Stop the session at the end, also after Ctrl-C; if that fails, print the command.
 
-    After a StackError there is no session to stop.
+    After a StackError there is no session to stop, or its results would be lost.
     """
     running = True
     try:
@@ -215,6 +201,12 @@ def fetch(*command: str, attempts: int = 3) -> bool:
 def call(*command: str) -> int:
     """Run a client without keys in its environment; return its exit code."""
     return subprocess.run(command, env=keyless(), stdin=subprocess.DEVNULL, check=False).returncode
+
+
+def asked(*command: str) -> tuple[str, str]:
+    """Run a client like `call`; return its output and its errors."""
+    done = subprocess.run(command, env=keyless(), capture_output=True, encoding="utf-8", errors="replace", check=False)
+    return done.stdout, done.stderr
 
 
 def keyless() -> dict[str, str]:
