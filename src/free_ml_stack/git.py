@@ -13,34 +13,13 @@ from free_ml_stack.errors import StackError
 REPOSITORY = frozenset(
     f"GIT_{name}"
     for name in (
-        "ALTERNATE_OBJECT_DIRECTORIES",
-        "ATTR_SOURCE",
-        "COMMON_DIR",
-        "CONFIG",
-        "CONFIG_COUNT",
-        "CONFIG_PARAMETERS",
-        "DIFF_OPTS",
-        "DIR",
-        "EXTERNAL_DIFF",
-        "GRAFT_FILE",
-        "GLOB_PATHSPECS",
-        "ICASE_PATHSPECS",
-        "IMPLICIT_WORK_TREE",
-        "INDEX_FILE",
-        "INDEX_VERSION",
-        "INTERNAL_SUPER_PREFIX",
-        "LITERAL_PATHSPECS",
-        "NAMESPACE",
-        "NOGLOB_PATHSPECS",
-        "NO_REPLACE_OBJECTS",
-        "OBJECT_DIRECTORY",
-        "PREFIX",
-        "QUARANTINE_PATH",
-        "REPLACE_REF_BASE",
-        "SHALLOW_FILE",
+        "ALTERNATE_OBJECT_DIRECTORIES", "ATTR_SOURCE", "COMMON_DIR", "CONFIG", "CONFIG_COUNT", "CONFIG_PARAMETERS",
+        "DIFF_OPTS", "DIR", "EXTERNAL_DIFF", "GRAFT_FILE", "GLOB_PATHSPECS", "ICASE_PATHSPECS", "IMPLICIT_WORK_TREE",
+        "INDEX_FILE", "INDEX_VERSION", "INTERNAL_SUPER_PREFIX", "LITERAL_PATHSPECS", "NAMESPACE", "NOGLOB_PATHSPECS",
+        "NO_REPLACE_OBJECTS", "OBJECT_DIRECTORY", "PREFIX", "QUARANTINE_PATH", "REPLACE_REF_BASE", "SHALLOW_FILE",
         "WORK_TREE",
     )
-)
+)  # fmt: skip
 # Disable the user's hooks, file monitor, signatures and colours. The rest of the configuration (proxies, certificates,
 # safe directories, line endings, ignored files) describes the machine and is kept.
 OPTIONS = (

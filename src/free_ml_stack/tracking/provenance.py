@@ -18,30 +18,12 @@ LIBRARY = "free-ml-stack"
 SECONDS = 10.0  # timeout of a git command
 # Options for a diff that `git apply` accepts, independent of the user's configuration.
 PLAIN = (
-    "--patch",
-    "--binary",
-    "--no-color",
-    "--no-ext-diff",
-    "--no-textconv",
-    "--no-relative",
-    "--no-renames",
-    "--submodule=short",
-    "--unified=3",
-    "--inter-hunk-context=0",
-    "--src-prefix=a/",
-    "--dst-prefix=b/",
-)
+    "--patch", "--binary", "--no-color", "--no-ext-diff", "--no-textconv", "--no-relative", "--no-renames",
+    "--submodule=short", "--unified=3", "--inter-hunk-context=0", "--src-prefix=a/", "--dst-prefix=b/",
+)  # fmt: skip
 PACKAGES = (
-    "torch",
-    "numpy",
-    "pyarrow",
-    "safetensors",
-    "onnxruntime",
-    "optuna",
-    "wandb",
-    "huggingface_hub",
-    "algorithmia",
-)
+    "torch", "numpy", "pyarrow", "safetensors", "onnxruntime", "optuna", "wandb", "huggingface_hub", "algorithmia",
+)  # fmt: skip
 
 
 def commit(root: Path) -> str:
