@@ -101,13 +101,13 @@ def test_a_store_that_kserve_cannot_read_is_refused(settings: Settings, model: P
     with pytest.raises(
         StackError, match=r"storage: expected a bucket .* got s3://models/digits; add --uri .*triton/first"
     ):
-        kserve.write(settings, model, kserve.ServiceOptions())
+        kserve.write(settings, model)
     with pytest.raises(StackError, match=r"--uri: expected a URL with s3://, .*, got hf://me/digits"):
-        kserve.write(settings, model, kserve.ServiceOptions("hf://me/digits"))
+        kserve.write(settings, model, "hf://me/digits")
     folder = settings.models / "second"
     predictors.echo_folder(folder)
     with pytest.raises(StackError, match=r"second: the model has no model\.onnx"):
-        kserve.write(settings, folder, kserve.ServiceOptions("pvc://models/second"))
+        kserve.write(settings, folder, "pvc://models/second")
     assert not settings.private.exists()
 
 
@@ -123,9 +123,9 @@ def test_the_service_names_the_model_in_the_bucket(
         files = s3fs.S3FileSystem(skip_instance_cache=True)
         files.mkdir("models")
         online = Settings(**{**vars(settings), "credentials": frozenset({"s3"})})
-        written = kserve.write(online, model, kserve.ServiceOptions())
-        uri = yaml.safe_load(written.service.read_text())["spec"]["predictor"]["model"]["storageUri"]
-        assert uri == written.repository == "s3://models/digits/triton/first"
+        service, repository = kserve.write(online, model)
+        uri = yaml.safe_load(service.read_text())["spec"]["predictor"]["model"]["storageUri"]
+        assert uri == repository == "s3://models/digits/triton/first"
         found = {path.removeprefix("models/digits/triton/first/") for path in files.find(uri)}
         assert found == {"Digits/config.pbtxt", "Digits/1/model.onnx"}
 
@@ -139,13 +139,13 @@ def read(program: str, path: Path) -> Any:
 
 @pytest.mark.engines
 def test_kserve_and_triton_read_the_files(settings: Settings, model: Path) -> None:
-    written = kserve.write(settings, model, kserve.ServiceOptions("pvc://models/first", 1, "reader"))
+    path, _ = kserve.write(settings, model, "pvc://models/first", 1, "reader")
     repository = settings.private / "s3" / "models" / "digits" / "triton" / "first"
     assert (repository / "Digits" / "1" / "model.onnx").read_bytes() == (model / "model.onnx").read_bytes()
-    service = read(SERVICE, written.service)
+    service = read(SERVICE, path)
     config = read(CONFIG, repository / "Digits" / "config.pbtxt")
     assert not service["spec"]["predictor"]["model"].pop("name")  # a default of the schema
-    assert service == yaml.safe_load(written.service.read_text())  # a key that the schema lacks would be gone
+    assert service == yaml.safe_load(path.read_text())  # a key that the schema lacks would be gone
     assert service["metadata"] == {"name": "my-digits"}
     assert service["spec"]["predictor"]["serviceAccountName"] == "reader"
     assert service["spec"]["predictor"]["model"]["resources"] == {"limits": {"nvidia.com/gpu": "1"}}

@@ -4,7 +4,7 @@ import base64
 import json
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from free_ml_stack import git
 from free_ml_stack.console import say
@@ -22,31 +22,24 @@ BILLED = {"second": 3600, "minute": 60, "hour": 1}  # in an hour
 HEADER = '# /// script\n# requires-python = ">=3.11"\n# ///\n'
 
 
-class Resources(NamedTuple):
-    """The machine of a job by the Hub's name, the time limit of an attempt, and the number of attempts."""
-
-    flavor: str
-    timeout: str
-    attempts: int
-
-
-def launch(job: Job, resources: Resources, send: bool) -> str:
+def launch(job: Job, flavor: str, timeout: str, attempts: int, send: bool) -> str:
     """Print what a job costs, and run it if `send`; return its page, or "" if nothing was sent.
 
+    `flavor` is the Hub's name of the machine, `timeout` the time limit of each of the `attempts`.
     Raises StackError for an unknown flavor or time, a missing secret, and a store that another machine does not reach.
     """
     from huggingface_hub.errors import HfHubHTTPError
 
-    hours = parse_hours(resources.timeout)
+    hours = parse_hours(timeout)
     job.require_remote()
-    machine = find_machine(resources.flavor)
+    machine = find_machine(flavor)
     price = machine.unit_cost_usd * BILLED[machine.unit_label]
     gpus = int(machine.accelerator.quantity) if machine.accelerator else 0
     gpu = f", {gpus} x {machine.accelerator.model} {machine.accelerator.vram}" if machine.accelerator else ""
-    most = price * hours * resources.attempts
+    most = price * hours * attempts
     say(
         f"{machine.name}: {machine.cpu}, {machine.ram}{gpu}: ${price:.2f} an hour; "
-        f"at most ${most:.2f} for {resources.attempts} x {resources.timeout}."
+        f"at most ${most:.2f} for {attempts} x {timeout}."
     )
     path = job.write("job.py", script(job, max(1, gpus)))
     if not send:
@@ -57,9 +50,9 @@ def launch(job: Job, resources: Resources, send: bool) -> str:
             str(path),
             env={**job.variables(), "STACK_STORAGE": job.settings.storage},
             secrets=secrets,
-            flavor=resources.flavor,
-            timeout=resources.timeout,
-            attempts=resources.attempts,
+            flavor=flavor,
+            timeout=timeout,
+            attempts=attempts,
             name=job.name,
         )
     except HfHubHTTPError as error:

@@ -7,7 +7,7 @@ KServe's storage and its runtime for Triton (kserve.github.io).
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from free_ml_stack.deployment.tensors import ONNX, TensorModel
 from free_ml_stack.errors import StackError
@@ -26,28 +26,15 @@ BATCH = 64  # rows that Triton runs together at most
 RUNTIME = "kserve-tritonserver"
 
 
-class ServiceOptions(NamedTuple):
-    """Options of a service: the URL of the model repository instead of the store's, GPUs, and a service account."""
-
-    uri: str = ""
-    gpus: int = 0
-    account: str = ""
-
-
-class Written(NamedTuple):
-    """The InferenceService, and the place of the model repository in the store."""
-
-    service: Path
-    repository: str
-
-
-def write(settings: "Settings", model: Path, options: ServiceOptions) -> Written:
+def write(settings: "Settings", model: Path, uri: str = "", gpus: int = 0, account: str = "") -> tuple[Path, str]:
     """Write a published model as a model repository to the store, and its InferenceService beside the model folder.
 
-    Raises StackError for a store that KServe cannot read, unless `uri` names a copy.
+    `uri` replaces the repository's URL in the store, `account` is a service account with the keys of the store.
+    Returns the path of the InferenceService and the place of the model repository. Raises StackError for a store that
+    KServe cannot read, unless `uri` names a copy.
     """
     verify(model)
-    uri = options.uri or _store_uri(settings, model.name)
+    uri = uri or _store_uri(settings, model.name)
     if not uri.startswith(SCHEMES):
         raise StackError(f"--uri: expected a URL with {', '.join(SCHEMES)}, got {uri}")
     name = settings.algorithm.rpartition("/")[2]
@@ -60,8 +47,8 @@ def write(settings: "Settings", model: Path, options: ServiceOptions) -> Written
     store = stores.open_store(settings.storage, settings)
     change(store, {**files, f"{target}/{name}/{CONFIG}": config.encode()})
     path = model.with_name(f"{model.name}.kserve.yaml")
-    replace(path, as_yaml(inference_service(settings.project, uri, options)).encode())
-    return Written(path, stores.place(settings.storage, target, settings))
+    replace(path, as_yaml(inference_service(settings.project, uri, gpus, account)).encode())
+    return path, stores.place(settings.storage, target, settings)
 
 
 def triton_config(name: str, model: TensorModel) -> str:
@@ -85,7 +72,7 @@ def triton_config(name: str, model: TensorModel) -> str:
     return "\n".join([*lines, *(["dynamic_batching { }"] if batched else [])]) + "\n"
 
 
-def inference_service(project: str, uri: str, options: ServiceOptions) -> dict[str, Any]:
+def inference_service(project: str, uri: str, gpus: int, account: str) -> dict[str, Any]:
     """Return the InferenceService that serves a model repository at a URL."""
     model: dict[str, Any] = {
         "modelFormat": {"name": "triton"},
@@ -93,9 +80,9 @@ def inference_service(project: str, uri: str, options: ServiceOptions) -> dict[s
         "runtime": RUNTIME,
         "storageUri": uri,
     }
-    if options.gpus:
-        model["resources"] = {"limits": {"nvidia.com/gpu": str(options.gpus)}}
-    predictor = {"model": model, **({"serviceAccountName": options.account} if options.account else {})}
+    if gpus:
+        model["resources"] = {"limits": {"nvidia.com/gpu": str(gpus)}}
+    predictor = {"model": model, **({"serviceAccountName": account} if account else {})}
     name = slug(project)[:50].rstrip("-")  # with endings of KServe, 63 at most
     return {
         "apiVersion": "serving.kserve.io/v1beta1",

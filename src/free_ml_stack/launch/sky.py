@@ -7,7 +7,6 @@ file is checked here.
 import re
 import shlex
 from pathlib import Path
-from typing import Any, NamedTuple
 
 from free_ml_stack.errors import StackError
 from free_ml_stack.launch.job import Job, as_yaml, slug
@@ -42,34 +41,21 @@ exec .venv/bin/python -m {line}
 """
 
 
-class Resources(NamedTuple):
-    """The resources of a job: nodes, the GPUs of each as NAME or NAME:COUNT, and whether it runs on spot machines."""
-
-    nodes: int = 1
-    gpus: str = ""
-    spot: bool = False
-
-
-def write(job: Job, resources: Resources) -> Path:
-    """Write the task file of a job; return its path.
+def write(job: Job, nodes: int, gpus: str, spot: bool) -> Path:
+    """Write the task file of a job on machines with `gpus`, NAME or NAME:COUNT; return its path.
 
     Raises StackError for an unknown GPU, and for a store or trials that other machines do not reach.
     """
     job.require_remote()
-    return job.write("sky.yaml", as_yaml(task(job, resources)))
-
-
-def task(job: Job, resources: Resources) -> dict[str, Any]:
-    """Return the content of the task file."""
-    name, count = parse_gpus(resources.gpus)
+    name, count = parse_gpus(gpus)
     secrets = job.secrets()
-    return {
+    task = {
         "name": slug(job.name),
         "workdir": str(job.settings.root),
-        "num_nodes": resources.nodes,
+        "num_nodes": nodes,
         "resources": {
             **({"accelerators": f"{name}:{count}"} if name else {}),
-            "use_spot": resources.spot,
+            "use_spot": spot,
             "job_recovery": {"max_restarts_on_errors": MAX_RESTARTS, "recover_on_exit_codes": [PREEMPTED]},
         },
         "envs": {**job.variables(), "STACK_STORAGE": job.settings.storage},
@@ -77,6 +63,7 @@ def task(job: Job, resources: Resources) -> dict[str, Any]:
         "setup": SETUP.format(extras="".join(f" --extra {extra}" for extra in job.extras())),
         "run": (TRAIN if job.trains else SWEEP).format(processes=max(1, count), port=PORT, line=job.line()),
     }
+    return job.write("sky.yaml", as_yaml(task))
 
 
 def parse_gpus(text: str) -> tuple[str, int]:

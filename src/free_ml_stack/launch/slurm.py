@@ -4,7 +4,6 @@ import re
 import shlex
 import sys
 from pathlib import Path
-from typing import NamedTuple
 
 from free_ml_stack.errors import StackError
 from free_ml_stack.launch.job import Job, slug
@@ -55,43 +54,33 @@ exit $code
 """
 
 
-class Resources(NamedTuple):
-    """The resources of a job: nodes, GPUs a node, time limit and partition; empty for the cluster's defaults."""
+def write(job: Job, nodes: int, gpus: int, time: str, partition: str) -> Path:
+    """Write the batch file of a job with `gpus` a node; empty for the cluster's time limit or partition.
 
-    nodes: int = 1
-    gpus: int = 0
-    time: str = ""
-    partition: str = ""
-
-
-def write(job: Job, resources: Resources) -> Path:
-    """Write the batch file of a job; return its path. Raises StackError for an invalid time or partition."""
-    if resources.time and not TIME.fullmatch(resources.time):
-        raise StackError(f"--time: expected minutes, HOURS:MINUTES:SECONDS or DAYS-HOURS, got {resources.time!r}")
-    if resources.partition and not PARTITION.fullmatch(resources.partition):
-        raise StackError(f"--partition: expected a name, got {resources.partition!r}")
-    return job.write("sbatch", script(job, resources))
-
-
-def script(job: Job, resources: Resources) -> str:
-    """Return the text of the batch file."""
+    Returns its path. Raises StackError for an invalid time or partition.
+    """
+    if time and not TIME.fullmatch(time):
+        raise StackError(f"--time: expected minutes, HOURS:MINUTES:SECONDS or DAYS-HOURS, got {time!r}")
+    if partition and not PARTITION.fullmatch(partition):
+        raise StackError(f"--partition: expected a name, got {partition!r}")
     root = job.settings.root
     options = {
         "job-name": slug(job.name),
         "chdir": root,
         "output": str(job.settings.runs / f"{job.name}.log").replace("%", "%%"),  # %j would be the job's number
         "open-mode": "append",
-        "nodes": resources.nodes,
+        "nodes": nodes,
         "ntasks-per-node": 1,
-        "gpus-per-node": resources.gpus or "",
-        "time": resources.time,
-        "partition": resources.partition,
+        "gpus-per-node": gpus or "",
+        "time": time,
+        "partition": partition,
         "signal": f"B:TERM@{WARNING}",
     }
     lines = [f"#SBATCH --{name}={shlex.quote(str(value))}" for name, value in options.items() if value != ""]
     variables = "".join(f"export {name}={shlex.quote(value)}\n" for name, value in job.variables().items())
     step = (TRAIN if job.trains else SWEEP).format(
-        python=shlex.quote(sys.executable), processes=max(1, resources.gpus), ports=PORTS, line=job.line()
+        python=shlex.quote(sys.executable), processes=max(1, gpus), ports=PORTS, line=job.line()
     )
     directives = "\n".join([*lines, "#SBATCH --requeue"])
-    return SCRIPT.format(directives=directives, variables=f"{variables}\n" if variables else "", step=step)
+    text = SCRIPT.format(directives=directives, variables=f"{variables}\n" if variables else "", step=step)
+    return job.write("sbatch", text)

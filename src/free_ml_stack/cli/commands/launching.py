@@ -33,7 +33,7 @@ def slurm(science: "Science", settings: "Settings", args: Namespace) -> int:
     from free_ml_stack.launch import slurm
 
     job = read_job(science, settings, args.words)
-    path = slurm.write(job, slurm.Resources(args.nodes, args.gpus, args.time, args.partition))
+    path = slurm.write(job, args.nodes, args.gpus, args.time, args.partition)
     say(f"Next: `sbatch {display_path(path)}`")
     return 0
 
@@ -45,7 +45,7 @@ def sky(science: "Science", settings: "Settings", args: Namespace) -> int:
 
     require_portable(settings.root)
     job = read_job(science, settings, args.words)
-    path = sky.write(job, sky.Resources(args.nodes, args.gpus, args.spot))
+    path = sky.write(job, args.nodes, args.gpus, args.spot)
     say(f"Next: `{sky.command(job, display_path(path))}`")
     return 0
 
@@ -57,21 +57,18 @@ def hf(science: "Science", settings: "Settings", args: Namespace) -> int:
 
     require_portable(settings.root)
     job = read_job(science, settings, args.words)
-    page = jobs.launch(job, jobs.Resources(args.flavor, args.timeout, args.attempts), args.yes)
+    page = jobs.launch(job, args.flavor, args.timeout, args.attempts, args.yes)
     say(f"Job: {page}" if page else "Nothing was sent; add --yes before `--` to start the job.")
     return 0
 
 
 def kserve(science: "Science", settings: "Settings", args: Namespace) -> int:
     """Write an InferenceService for KServe, and the published model for Triton."""
-    from free_ml_stack.launch import kserve as engine
+    from free_ml_stack.launch import kserve
 
-    options = engine.ServiceOptions(args.uri, args.gpus, args.service_account)
-    written = engine.write(settings, published_model(settings, args.model), options)
-    say(
-        f"Model repository for Triton: {written.repository}",
-        f"Next: `kubectl apply -f {display_path(written.service)}`",
-    )
+    model = published_model(settings, args.model)
+    path, repository = kserve.write(settings, model, args.uri, args.gpus, args.service_account)
+    say(f"Model repository for Triton: {repository}", f"Next: `kubectl apply -f {display_path(path)}`")
     return 0
 
 
@@ -106,12 +103,10 @@ def add_launch_arguments(parser: ArgumentParser, science: "Science") -> None:
     one.add_argument("--gpus", type=integer_from(0), default=0, help="GPUs, and processes, a node (default: none)")
     one.add_argument("--time", default="", help="time limit, such as 4:00:00 (default: the partition's)")
     one.add_argument("--partition", default="", help="partition (default: the cluster's)")
-    _add_words(one)
     one = _engine(engines, "sky", sky)
     one.add_argument("--nodes", type=integer_from(1), default=1, help="number of machines (default: 1)")
     one.add_argument("--gpus", default="", metavar="NAME[:COUNT]", help="GPUs of a machine, such as L4 (default: none)")
     one.add_argument("--spot", action="store_true", help="use spot machines, which cost less and are preempted")
-    _add_words(one)
     one = _engine(engines, "hf", hf)
     one.add_argument(
         "--flavor", default="cpu-basic", help="machine; `hf jobs hardware` lists them (default: cpu-basic)"
@@ -119,8 +114,7 @@ def add_launch_arguments(parser: ArgumentParser, science: "Science") -> None:
     one.add_argument("--timeout", default="4h", help="time limit of an attempt, such as 90m (default: 4h)")
     one.add_argument("--attempts", type=integer_from(1), default=1, help="starts of a job that fails (default: 1)")
     one.add_argument("--yes", action="store_true", help="start the job, which costs money")
-    _add_words(one)
-    one = _engine(engines, "kserve", kserve, "%(prog)s [OPTIONS]")
+    one = _engine(engines, "kserve", kserve, has_words=False)
     one.add_argument("--model", default="", metavar="ID", help="published model (default: the latest published one)")
     one.add_argument("--uri", default="", help="URL of the model repository, if KServe cannot read the store")
     one.add_argument("--gpus", type=integer_from(0), default=0, help="GPUs (default: none)")
@@ -128,15 +122,13 @@ def add_launch_arguments(parser: ArgumentParser, science: "Science") -> None:
 
 
 def _engine(
-    engines: "argparse._SubParsersAction[ArgumentParser]", name: str, run: object, usage: str = USAGE
+    engines: "argparse._SubParsersAction[ArgumentParser]", name: str, run: object, has_words: bool = True
 ) -> ArgumentParser:
+    """Add an engine, whose options are followed by the words of the command to run unless it has none."""
     text = (run.__doc__ or "").strip()
-    one = engines.add_parser(name, help=text, description=text, usage=usage)
+    one = engines.add_parser(name, help=text, description=text, usage=USAGE if has_words else "%(prog)s [OPTIONS]")
     one.set_defaults(engine=run)
+    if has_words:
+        text = "the command: `-- train …`, or `-- sweep --study URL …`"
+        one.add_argument("words", nargs=argparse.REMAINDER, metavar="-- COMMAND", help=text)
     return one
-
-
-def _add_words(parser: ArgumentParser) -> None:
-    """Add what follows the options: the command to run."""
-    text = "the command: `-- train …`, or `-- sweep --study URL …`"
-    parser.add_argument("words", nargs=argparse.REMAINDER, metavar="-- COMMAND", help=text)
