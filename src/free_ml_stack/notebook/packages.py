@@ -7,16 +7,13 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import tomllib
-import zipfile
 from collections.abc import Iterable
-from email import message_from_bytes
 from importlib.metadata import PackageNotFoundError, distributions, requires, version
 from pathlib import Path
-from typing import Any
 
 from free_ml_stack.console import say
 from free_ml_stack.errors import StackError
+from free_ml_stack.project.settings import read_toml
 
 LIBRARY = "free-ml-stack"
 KEPT = ("torch", "triton", "pytorch-triton", "nvidia-", "cuda-", "cupy", "jax", "numpy")
@@ -95,29 +92,23 @@ def require_portable(root: Path) -> None:
 
 def library_path(root: Path) -> str:
     """Return the path of this library in pyproject.toml; "" for an index or a repository."""
-    known = pyproject(root) if (root / "pyproject.toml").exists() else {}
+    file = root / "pyproject.toml"
+    known = read_toml(file) if file.exists() else {}
     return str(known.get("tool", {}).get("uv", {}).get("sources", {}).get(LIBRARY, {}).get("path", ""))
 
 
 def requirements(root: Path, wheel: Path | None) -> list[str]:
     """Return the requirements of the project in `root`, and of this library (vendored wheel or installed)."""
-    own: list[str] = pyproject(root)["project"]["dependencies"]
+    own: list[str] = read_toml(root / "pyproject.toml")["project"]["dependencies"]
     if wheel:  # uv uses the wheel for any version in the requirement
         own = [*(text for text in own if named(text) != LIBRARY), f"{LIBRARY}=={wheel.name.split('-')[1]}"]
-        with zipfile.ZipFile(wheel) as archive:
-            name = next(name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
-            needed = message_from_bytes(archive.read(name)).get_all("Requires-Dist", [])
+        needed = next(iter(distributions(path=[str(wheel)]))).requires or []
     else:
         try:
             needed = requires(LIBRARY) or []
         except PackageNotFoundError:
             needed = []
     return [*own, *(text for text in needed if "extra ==" not in text)]
-
-
-def pyproject(root: Path) -> dict[str, Any]:
-    """Return the project's pyproject.toml."""
-    return tomllib.loads((root / "pyproject.toml").read_text("utf-8-sig"))
 
 
 def named(requirement: str) -> str:
