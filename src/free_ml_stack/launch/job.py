@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 
 from free_ml_stack.credentials import keys
 from free_ml_stack.errors import StackError
+from free_ml_stack.notebook.packages import require_portable
 from free_ml_stack.project.arguments import check_run_name
 from free_ml_stack.project.flags import read, read_json
 from free_ml_stack.project.settings import FILE, PREFIX, Options, read_toml
@@ -99,7 +100,8 @@ class Job:
         return values
 
     def require_remote(self) -> None:
-        """Raise StackError if the store or the trials are on this machine, where no other one reaches them."""
+        """Raise StackError if the library, the store or the trials are where no other machine reaches them."""
+        require_portable(self.settings.root)
         service = stores.parse(self.settings.storage)[0]
         if not service or not stores.connected(service, self.settings):
             raise StackError(

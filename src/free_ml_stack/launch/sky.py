@@ -44,7 +44,7 @@ exec .venv/bin/python -m {line}
 def write(job: Job, nodes: int, gpus: str, spot: bool) -> Path:
     """Write the task file of a job on machines with `gpus`, NAME or NAME:COUNT; return its path.
 
-    Raises StackError for an unknown GPU, and for a store or trials that other machines do not reach.
+    Raises StackError for an unknown GPU, and for what other machines do not reach.
     """
     job.require_remote()
     name, count = parse_gpus(gpus)

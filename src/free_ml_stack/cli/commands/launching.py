@@ -41,9 +41,7 @@ def slurm(science: "Science", settings: "Settings", args: Namespace) -> int:
 def sky(science: "Science", settings: "Settings", args: Namespace) -> int:
     """Write a task file for SkyPilot: a managed job, recovered on other machines from the last checkpoint."""
     from free_ml_stack.launch import sky
-    from free_ml_stack.notebook.packages import require_portable
 
-    require_portable(settings.root)
     job = read_job(science, settings, args.words)
     path = sky.write(job, args.nodes, args.gpus, args.spot)
     say(f"Next: `{sky.command(job, display_path(path))}`")
@@ -53,9 +51,7 @@ def sky(science: "Science", settings: "Settings", args: Namespace) -> int:
 def hf(science: "Science", settings: "Settings", args: Namespace) -> int:
     """Run a Hugging Face Job; without --yes, only print its price."""
     from free_ml_stack.launch import jobs
-    from free_ml_stack.notebook.packages import require_portable
 
-    require_portable(settings.root)
     job = read_job(science, settings, args.words)
     page = jobs.launch(job, args.flavor, args.timeout, args.attempts, args.yes)
     say(f"Job: {page}" if page else "Nothing was sent; add --yes before `--` to start the job.")
