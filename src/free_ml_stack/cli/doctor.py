@@ -14,7 +14,6 @@ from typing import Any
 from free_ml_stack.console import say
 from free_ml_stack.credentials import check as credentials
 from free_ml_stack.errors import StackError, extra_needed
-from free_ml_stack.hub import account
 from free_ml_stack.notebook.packages import LIBRARY, vendored
 from free_ml_stack.project.settings import Settings
 from free_ml_stack.storage import s3
@@ -23,6 +22,7 @@ from free_ml_stack.storage import stores as storage
 PACKAGES = (LIBRARY, "torch", "numpy", "pyarrow", "safetensors", "onnxruntime", "fsspec", "optuna")
 CLIENTS = ("algorithmia", "wandb", "huggingface_hub", "s3fs", "trackio")
 NEEDED = 1 << 30  # bytes, for a few models and their checkpoints
+PRIVATE = {"free": 100e9, "PRO": 1e12}  # bytes; https://huggingface.co/docs/hub/storage-limits
 
 
 @dataclass(frozen=True)
@@ -100,11 +100,22 @@ def costs(settings: Settings, plan: str = "") -> list[Cost]:
 
 
 def _used(report: credentials.Report, namespace: str, dotenv: Mapping[str, str]) -> dict[str, Any]:
-    """Return the storage used on the Hub; {} without a key or an answer."""
+    """Return the private and public bytes of a namespace on the Hub and its private limit; {} without an answer.
+
+    Source: huggingface_hub's list_user_repos.
+    """
     key = credentials.find("huggingface", os.environ, dotenv)
     if not key or report.outcome != "ok":
         return {}
-    return account.storage(key, report.account, namespace, report.plan)
+    from huggingface_hub import HfApi
+
+    own = namespace.casefold() in ("", report.account.casefold())
+    try:
+        repos = list(HfApi(endpoint=key.address, token=key.value).list_user_repos(None if own else namespace))
+    except Exception:  # the report is optional
+        return {}
+    sizes = {kind: sum(repo.storage for repo in repos if repo.visibility == kind) for kind in ("private", "public")}
+    return {"account": namespace or report.account, **sizes, "limit": PRIVATE.get(report.plan) if own else None}
 
 
 def _version(name: str) -> str:
@@ -158,8 +169,10 @@ def _print(found: dict[str, Any], bills: list[Cost], wrong: list[str]) -> None:
     installed = ", ".join(f"{name} {version}" for name, version in found["versions"].items() if version)
     facts = {"Python": found["python"], "Packages": installed, "Device": found["device"]}
     facts |= {"Disk": f"{found['disk_free'] / 1e9:.0f} GB free", "Storage": found["storage"]}
-    if found["hub_storage"]:
-        facts["Hub"] = account.line(found["hub_storage"])
+    if used := found["hub_storage"]:
+        limit = f" of {used['limit'] / 1e9:,.0f}" if used["limit"] else ""
+        private, public = f"{used['private'] / 1e9:,.2f}{limit} GB private", f"{used['public'] / 1e9:,.2f} GB public"
+        facts["Hub"] = f"{private}, {public}, of {used['account']}"
     say("", *(f"{name}: {text}" for name, text in facts.items()), "", "Cost:")
     for bill in bills:
         page = f" ({bill.page})" if bill.page else ""
