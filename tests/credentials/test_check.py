@@ -341,14 +341,14 @@ def test_wandb_keys_are_found_in_netrc_under_both_hosts(tmp_path, name, machine)
 
 def test_netrc_entries_of_other_servers_are_ignored(tmp_path):
     write(tmp_path / ".netrc", f"machine api.wandb.ai login user password {WANDB_KEY}\n")
-    assert keys.find("wandb", environment(tmp_path, WANDB_BASE_URL="https://wandb.example.org")) is None
+    assert not keys.find("wandb", environment(tmp_path, WANDB_BASE_URL="https://wandb.example.org")).value
 
 
 def test_netrc_can_be_elsewhere_or_invalid(tmp_path):
     path = write(tmp_path / "keys", f"machine api.wandb.ai login user password {WANDB_KEY}\n")
     assert keys.find("wandb", environment(tmp_path, NETRC=str(path))).value == WANDB_KEY
     write(path, "machine machine machine")
-    assert keys.find("wandb", environment(tmp_path, NETRC=str(path))) is None
+    assert not keys.find("wandb", environment(tmp_path, NETRC=str(path))).value
 
 
 def test_wandb_settings_files_hold_key_and_server(tmp_path):
@@ -382,7 +382,7 @@ def test_an_algorithmia_profile_holds_key_and_server(tmp_path):
     found = keys.find("algorithmia", environment(tmp_path))
     assert (found.value, found.address) == (ALGORITHMIA_KEY, "https://algo.example.org")
     write(tmp_path / ".algorithmia/config", "[profiles\n")
-    assert keys.find("algorithmia", environment(tmp_path)) is None
+    assert not keys.find("algorithmia", environment(tmp_path)).value
 
 
 def test_an_algorithmia_token_is_sent_as_bearer(tmp_path):

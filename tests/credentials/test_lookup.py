@@ -121,4 +121,4 @@ def test_files_with_a_byte_order_mark_are_read(tmp_path: Path) -> None:
     folder.mkdir(parents=True)
     (folder / "token").write_bytes(b"\xef\xbb\xbf" + HF_KEY.encode())
     found = keys.find("huggingface", environment(tmp_path))
-    assert found and found.value == HF_KEY
+    assert found.value == HF_KEY

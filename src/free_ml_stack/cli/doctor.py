@@ -104,11 +104,11 @@ def _used(report: credentials.Report, namespace: str, dotenv: Mapping[str, str])
 
     Source: huggingface_hub's list_user_repos.
     """
-    key = credentials.find("huggingface", os.environ, dotenv)
-    if not key or report.outcome != "ok":
+    if report.outcome != "ok":
         return {}
     from huggingface_hub import HfApi
 
+    key = credentials.find("huggingface", os.environ, dotenv)
     own = namespace.casefold() in ("", report.account.casefold())
     try:
         repos = list(HfApi(endpoint=key.address, token=key.value).list_user_repos(None if own else namespace))

@@ -23,7 +23,6 @@ from free_ml_stack.credentials.keys import (
     present,
     read_env_file,
     renewable,
-    server,
 )
 from free_ml_stack.credentials.report import SERVICES, SETTINGS, Report, as_json, report, show
 
@@ -55,15 +54,13 @@ def check(
         reports[key.service] = _check_key(key, (accounts or {}).get(key.service, ""), seconds)
 
     # Daemon threads, because DNS lookups and slow responses cannot be interrupted and must not block the exit.
-    threads = [threading.Thread(target=run, args=(key,), daemon=True) for key in keys.values() if key]
+    threads = [threading.Thread(target=run, args=(key,), daemon=True) for key in keys.values() if key.value]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join(max(0.0, deadline - time.monotonic()))
-    late = {service: report(key, "timeout") for service, key in keys.items() if key}
-    places = {service: server(service, environ, dotenv) for service in keys}
-    absent = {service: report(Key(service, "", "", places[service]), "missing") for service in keys}
-    return [(absent | late | reports)[service] for service in keys]
+    late = {service: report(key, "timeout" if key.value else "missing") for service, key in keys.items()}
+    return [(late | reports)[service] for service in keys]
 
 
 def check_here(service: str, account: str, env_file: Path) -> Report:

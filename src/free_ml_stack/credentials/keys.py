@@ -27,7 +27,7 @@ SECRET = {"algorithmia": "ALGORITHMIA_API_KEY", "wandb": "WANDB_API_KEY", "huggi
 
 @dataclass(frozen=True)
 class Key:
-    """A key, its source, and the URL of its server."""
+    """A key, "" if there is none, its source, and the URL of its server."""
 
     service: str
     value: str = field(repr=False)
@@ -58,15 +58,13 @@ def _unquote(value: str) -> str:
     return quoted[2] if quoted else re.split(r"(?:^|\s)#", value, maxsplit=1)[0].rstrip()
 
 
-def find(service: str, environ: Mapping[str, str], dotenv: Mapping[str, str] | None = None) -> Key | None:
+def find(service: str, environ: Mapping[str, str], dotenv: Mapping[str, str] | None = None) -> Key:
     """Find a service's key as its client does: in the environment, in `.env`, or in the client's files.
 
-    Empty variables and unreadable files count as absent.
+    Empty variables and unreadable files count as absent. Without a key, the value is empty.
     """
     values = _merged(environ, dotenv)
     value, source = next(_candidates(service, values), ("", ""))
-    if not value:
-        return None
     if dotenv and dotenv.get(source) == values.get(source, ""):
         source += " in .env"
     conflicting = service == "wandb" and all(name in values for name in VARIABLES[service])
@@ -79,7 +77,7 @@ def present(environ: Mapping[str, str], dotenv: Mapping[str, str] | None = None)
     shared = Path(values.get("AWS_SHARED_CREDENTIALS_FILE") or _home(values) / ".aws" / "credentials")
     # Path.is_file raises PermissionError in folders of other users
     s3 = {"s3"} if os.path.isfile(shared) or any(name in values for name in S3_VARIABLES) else set()  # noqa: PTH113
-    return frozenset(s3 | {service for service in VARIABLES if find(service, environ, dotenv)})
+    return frozenset(s3 | {service for service in VARIABLES if find(service, environ, dotenv).value})
 
 
 def address(service: str, values: Mapping[str, str]) -> str:
@@ -91,11 +89,6 @@ def address(service: str, values: Mapping[str, str]) -> str:
     }
     named = values.get(variable) or stored.get(service, str)()
     return (named or default).rstrip("/")
-
-
-def server(service: str, environ: Mapping[str, str], dotenv: Mapping[str, str] | None = None) -> str:
-    """Return the URL of the server for a service's key."""
-    return address(service, _merged(environ, dotenv))
 
 
 def is_loopback(url: str) -> bool:

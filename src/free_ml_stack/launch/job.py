@@ -93,8 +93,7 @@ class Job:
         stored = {variable: service for service, variable in keys.SECRET.items()}
         values = {}
         for name in self.secrets():
-            key = keys.find(stored[name], os.environ) if name in stored else None
-            values[name] = key.value if key else os.environ.get(name, "")
+            values[name] = keys.find(stored[name], os.environ).value if name in stored else os.environ.get(name, "")
             if not values[name]:
                 raise StackError(f"{name}: expected the secret in the environment or .env")
         return values
