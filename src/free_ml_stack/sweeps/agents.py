@@ -24,7 +24,7 @@ from free_ml_stack.errors import StackError, first_line
 from free_ml_stack.storage.atomic import replace
 from free_ml_stack.sweeps.command import default_command
 from free_ml_stack.sweeps.search_space import Sweep, is_number, lookup, metric_value, nest
-from free_ml_stack.tracking.opening import responds
+from free_ml_stack.tracking.opening import check_key
 from free_ml_stack.tracking.sync import LOCK, StoredRun, runs, send_each
 from free_ml_stack.tracking.wandb_tracker import LAST, end_service
 
@@ -237,7 +237,7 @@ def _wait_for_agents(settings: "Settings", agents: Sequence[Agent]) -> None:
                 now = time.monotonic()
                 if any(one.busy and one.process.poll() is None for one in agents):
                     idle = answered = now
-                elif responds(settings):
+                elif check_key(settings).usable:
                     answered = now
                     if now - idle > gone and not warned:
                         say("Waiting for W&B to assign a trial; the sweep may be paused. Press Ctrl-C to stop.")

@@ -54,21 +54,17 @@ def open_run(
 
 @cache
 def reachable(settings: "Settings") -> bool:
-    """Return whether W&B accepts the key, by one request of at most 5 s; print a message if it does not."""
+    """Return whether W&B accepts the key, which is checked once; print a message if it does not."""
     if "wandb" not in settings.credentials:
         return False
-    report = _check_wandb(settings)
+    report = check_key(settings)
     if not report.usable:
         say(f"W&B: {report.text}. Tracking offline. {report.remedy[:1].upper()}{report.remedy[1:]}")
     return report.usable
 
 
-def responds(settings: "Settings") -> bool:
-    """Return whether W&B currently accepts the key."""
-    return _check_wandb(settings).usable
-
-
-def _check_wandb(settings: "Settings") -> "Report":
+def check_key(settings: "Settings") -> "Report":
+    """Check W&B's key, by one request of at most 5 s."""
     from free_ml_stack.credentials import check as credentials
 
     return credentials.check_here("wandb", settings.wandb_entity, settings.root / ".env")

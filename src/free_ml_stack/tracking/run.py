@@ -49,17 +49,6 @@ def file_sum(path: Path) -> str:
         return ""
 
 
-def relative_name(folder: Path, path: Path) -> str:
-    """Return a path for the record of the run in `folder`: relative if inside the project, which may be moved."""
-    if path.is_relative_to(folder):
-        return path.relative_to(folder).as_posix()
-    try:
-        root = find_root(folder)
-    except StackError:  # not in a project
-        return str(path)
-    return Path(os.path.relpath(path, folder)).as_posix() if path.is_relative_to(root) else str(path)
-
-
 class Record:
     """An append-only JSON Lines file."""
 
@@ -199,4 +188,11 @@ class Run:
         getattr(self.tracker, call)(**arguments)
 
     def _relative(self, path: Path) -> str:
-        return relative_name(self.folder, path)
+        """Return a path for the record: relative to the run's folder if in the project, which may be moved."""
+        if path.is_relative_to(self.folder):
+            return path.relative_to(self.folder).as_posix()
+        try:
+            root = find_root(self.folder)
+        except StackError:  # not in a project
+            return str(path)
+        return Path(os.path.relpath(path, self.folder)).as_posix() if path.is_relative_to(root) else str(path)

@@ -1,7 +1,6 @@
 """Upload of recorded runs to Weights & Biases: in order, and only what is missing there."""
 
 import json
-import os
 import socket
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import suppress
@@ -22,7 +21,6 @@ if TYPE_CHECKING:
 
 LOCK = ".sync"
 KILLED = 137  # exit code of a run whose record has no end
-PATHS = {"path", "files", "rows"}  # arguments of tracker calls that contain paths
 MARKS = ("open", "finish", "sent")
 
 
@@ -131,16 +129,6 @@ def lines(path: Path) -> list[dict[str, Any]]:
     return read
 
 
-def relocate(root: Path, value: Any) -> Any:
-    """Relocate paths, also in lists: older records have absolute ones, and the project may have been moved."""
-    if isinstance(value, list):
-        return [relocate(root, one) for one in value]
-    if not isinstance(value, str) or not (path := Path(value)).is_absolute() or os.path.exists(path):  # noqa: PTH110
-        return value
-    places = (root.joinpath(*path.parts[start:]) for start in range(1, len(path.parts)))
-    return next((str(place) for place in places if place.is_file()), value)
-
-
 def send(settings: "Settings", run: StoredRun) -> str:
     """Upload one run; return its URL. Raises IncompleteUploadError or, if nothing was uploaded, ConnectionError."""
     try:
@@ -159,7 +147,6 @@ def send(settings: "Settings", run: StoredRun) -> str:
             changed = (changed | others) - (set(sums) - others)
             if others:  # the files were changed or replaced since
                 continue
-            arguments |= {name: relocate(settings.root, arguments[name]) for name in PATHS & set(arguments)}
             getattr(tracker, line["call"])(**arguments)
     seen = tracker.finish(run.exit_code)
     if not tracker.complete:
