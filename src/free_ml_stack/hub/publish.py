@@ -45,20 +45,11 @@ class Change:
     size: int = 0
 
 
-@dataclass(frozen=True)
-class Published:
-    """A published model folder: its path in the store, and its page and version on the Hub, "" if not uploaded."""
-
-    folder: Path
-    stored: str
-    url: str
-    version: str = ""
-
-
-def publish(settings: "Settings", folder: Path, public: bool = False, trouble: str = "") -> Published:
+def publish(settings: "Settings", folder: Path, public: bool = False, trouble: str = "") -> tuple[str, str, str]:
     """Copy a model folder to the store, and commit it to the Hub if the project has a token and a repository.
 
-    Raises UnpublishedError if the Hub fails; `trouble` is an error that occurred before.
+    Returns the place in the store, and page and version on the Hub, "" if it was not uploaded. Raises UnpublishedError
+    if the Hub fails; `trouble` is an error that occurred before.
     """
     store, target = open_store(settings.storage, settings), f"{FOLDER}/{folder.name}"
     kept = [*sorted(verify(folder)["files"]), MANIFEST]  # readers rely on the manifest, so it is last
@@ -73,7 +64,7 @@ def publish(settings: "Settings", folder: Path, public: bool = False, trouble: s
             raise UnpublishedError(
                 f"{error}. Model and card are in {display_path(folder)}; run `{settings.command} publish` to resume"
             ) from None
-    return Published(folder, place(settings.storage, target, settings), url, version)
+    return place(settings.storage, target, settings), url, version
 
 
 def repository_of(settings: "Settings") -> Repository | None:

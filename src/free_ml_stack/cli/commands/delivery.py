@@ -40,13 +40,10 @@ def publish(science: "Science", settings: "Settings", args: Namespace) -> int:
             raise StackError(problem)
         say(*(hub.preview(repository, folder) if repository else [not_published]), "Dry run: nothing was uploaded.")
         return 0
-    published = hub.publish(settings, folder, args.public, problem or warning)
-    tracked = lineage.published(settings, folder, {"run": run.name, "url": published.url})
-    say(
-        f"Model and card are in {display_path(published.folder)} and {published.stored}.",
-        *filter(None, [tracked]),
-    )
-    say(f"Published at {published.url} as {published.version}." if published.url else not_published)
+    stored, url, version = hub.publish(settings, folder, args.public, problem or warning)
+    tracked = lineage.published(settings, folder, {"run": run.name, "url": url})
+    say(f"Model and card are in {display_path(folder)} and {stored}.", *filter(None, [tracked]))
+    say(f"Published at {url} as {version}." if url else not_published)
     return print_next(settings, "deploy")
 
 
