@@ -3,6 +3,7 @@
 import gc
 import os
 import signal
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -77,3 +78,13 @@ def hub(tmp_path: Path) -> Iterator["Hub"]:
     hub = Hub(tmp_path / "hub")
     with serving(hub):
         yield hub
+
+
+@pytest.fixture
+def other_disk(tmp_path: Path) -> Iterator[Path]:
+    """A folder on another disk than `tmp_path`: in memory."""
+    memory = Path("/dev/shm")
+    if not memory.is_dir() or memory.stat().st_dev == tmp_path.stat().st_dev:
+        pytest.skip("one disk only")
+    with tempfile.TemporaryDirectory(dir=memory) as folder:
+        yield Path(folder)

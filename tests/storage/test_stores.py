@@ -129,6 +129,18 @@ def test_a_failed_write_leaves_the_old_file_only(tmp_path: Path):
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == [tmp_path / "store" / "a"]
 
 
+def test_files_are_copied_from_a_store_to_another_disk(tmp_path: Path, other_disk: Path):
+    store = local_store(tmp_path / "store")
+    fill(store)
+    store.get("", str(other_disk / "copy"), recursive=True)
+    assert content(local_store(other_disk / "copy")) == FILES
+    with (other_disk / "opened").open("wb") as file:
+        store.get_file("a.bin", file)
+    assert (other_disk / "opened").read_bytes() == FILES["a.bin"]
+    with pytest.raises(FileNotFoundError):
+        store.get_file("missing", str(other_disk / "missing"))
+
+
 def test_a_file_is_written_while_another_error_is_handled(tmp_path: Path):
     """An emergency checkpoint is written inside an `except` block."""
     store = local_store(tmp_path)

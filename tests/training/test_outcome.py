@@ -104,10 +104,10 @@ def test_a_missing_value_is_null_from_publish_to_the_gateway(data: Path, tmp_pat
 
 
 @pytest.mark.slow
-def test_deploy_list_shows_the_live_version(data: Path, tmp_path: Path) -> None:
-    folder = projects.make(tmp_path / "project", data)
+def test_deploy_list_shows_the_live_version(data: Path, tmp_path: Path, other_disk: Path) -> None:
+    folder, disks = projects.make(tmp_path / "project", data), {"TMPDIR": str(other_disk)}
     projects.run(folder, "train", "--epochs", "1", "--name", "first")
     for words in (("publish",), ("deploy",), ("deploy",), ("deploy", "--rollback")):
-        projects.run(folder, *words)
+        projects.run(folder, *words, **disks)
     states = [line.split()[:3] for line in projects.run(folder, "deploy", "--list").splitlines()[2:4]]
     assert [row[:2] for row in states] == [["0.2.0", "rolled"], ["0.1.0", "live"]]

@@ -8,6 +8,7 @@ from typing import Any
 
 from fsspec import AbstractFileSystem
 from fsspec.implementations.local import LocalFileSystem
+from fsspec.utils import isfilelike
 
 from free_ml_stack.storage.atomic import CHUNK, open_whole
 from free_ml_stack.storage.rooted import RootedFileSystem
@@ -47,6 +48,11 @@ class DiskFileSystem(LocalFileSystem):  # type: ignore[misc]
             return
         with Path(self._strip_protocol(path1)).open("rb") as source, self.open(path2, "wb") as target:
             shutil.copyfileobj(source, target, CHUNK)
+
+    def get_file(self, rpath: str, lpath: Any, **options: Any) -> None:
+        """Copy a file without a temporary one, as `lpath` may be on another disk; create a folder if it is one."""
+        copy = super().get_file if isfilelike(lpath) else super().cp_file
+        copy(rpath, lpath)
 
     def ls(self, path: str, detail: bool = False, **options: Any) -> list[Any]:
         """List a folder, without the folder of temporary files."""
