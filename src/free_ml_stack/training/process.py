@@ -158,6 +158,6 @@ def choose_device(name: str, local_rank: int = 0) -> torch.device:
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if name == "auto":
         name = next(kind for kind in available if available[kind])
-        if not available[name]:
-            raise StackError(f"device {name} is not available on this machine; use --device cpu or auto")
+    if not available[name]:
+        raise StackError(f"device {name} is not available on this machine; use --device cpu or auto")
     return torch.device(name, local_rank) if name == "cuda" else torch.device(name)
