@@ -438,6 +438,7 @@ def test_columns_that_the_project_ignores_are_named(tmp_path: Path, capsys: pyte
 BROKEN = {
     "several columns a; rename": ("a,a,price\n" + "1,2,3\n" * 20, "utf-8", Tables),
     "column a is not encoded in UTF-8": ("a,price\n" + "ü,3\n" * 20, "latin1", Tables),
+    "broken.csv: the header is not encoded in UTF-8; save": ("ü,price\n" + "1,3\n" * 20, "latin1", Tables),
     "column price has the value inf, expected at most 3.4e": ("a,price\n" + "1,3\n" * 20 + "1,inf\n", "utf-8", Tables),
     r"has the value -1e\+39, expected at most 3.4e\+38 \(float32\); rescale": (
         "a,price\n" + "1,3\n" * 20 + "1,-1e39\n",
@@ -459,6 +460,13 @@ def test_tables_that_cannot_be_trained_on_are_rejected(tmp_path: Path, message: 
     text, encoding, science = BROKEN[message]
     with pytest.raises(StackError, match=message):
         load(file_source(tmp_path, "broken.csv", text, encoding), tmp_path, science)
+
+
+def test_another_encoding_after_the_first_block_is_reported(tmp_path: Path) -> None:
+    path = tmp_path / "late.csv"
+    path.write_bytes(b"a,price\n" + b"text,1\n" * 700_000 + "ü,2\n".encode("latin1"))  # a block has 4 MiB
+    with pytest.raises(StackError, match=r"late\.csv: column a is not encoded in UTF-8; save the file as UTF-8"):
+        load(from_path(str(path)), tmp_path, Tables)
 
 
 def test_a_target_that_float32_rounds_gives_a_warning(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

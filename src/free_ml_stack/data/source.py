@@ -41,6 +41,7 @@ PACKED = ".gz"  # after the suffix of a table of text
 FILE, FOLDER = "file", "folder"  # columns of a folder of files
 NO_EXAMPLES = {".json", ".md", ".txt", ".html", ".xml", ".yml", ".yaml", ".db", ".ini", ".log"}  # of media
 COLUMN = re.compile(r"In CSV column #(\d+)")
+NOT_UTF8 = "{}: {} is not encoded in UTF-8; save the file as UTF-8"
 
 Batches = Iterator[dict[str, pa.Array]]
 
@@ -296,8 +297,8 @@ def _csv(files: AbstractFileSystem, paths: Sequence[str]) -> Reader:
 
     for path in paths:
         _widen(lambda path=path: batches(path, []), types, names, blocks, path)  # type: ignore[misc]
-    if wrong := [name for name, kind in types.items() if pa.types.is_binary(kind)]:
-        raise StackError(f"{paths[0]}: column {wrong[0]} is not encoded in UTF-8; save the file as UTF-8")
+        if wrong := [name for name, kind in types.items() if pa.types.is_binary(kind)]:
+            raise StackError(NOT_UTF8.format(path, f"column {wrong[0]}"))
     return Reader(list(names), batches)
 
 
@@ -344,6 +345,8 @@ def _widen(
                 for field_ in batch.schema:
                     types.setdefault(field_.name, field_.type)
             return
+        except UnicodeDecodeError:
+            raise StackError(NOT_UTF8.format(path, "the header")) from None
         except pa.ArrowInvalid as error:
             if "straddling" in str(error) and blocks[-1] < MAX_BLOCK:
                 blocks.append(2 * blocks[-1])
@@ -352,6 +355,8 @@ def _widen(
             if not found or int(found[1]) >= len(names):
                 raise StackError(f"{path}: {first_line(error)}") from None
             name = names[int(found[1])]
+            if types.get(name) == pa.string():
+                raise StackError(NOT_UTF8.format(path, f"column {name}")) from None
             types[name] = pa.float64() if types.get(name) == pa.int64() else pa.string()
 
 
