@@ -13,6 +13,7 @@ import polars
 import projects
 import pytest
 from places import SOURCE
+from services import s3_gateway
 from serving import serving
 from storing import data_app
 
@@ -160,3 +161,21 @@ def test_a_changed_selection_of_columns_is_reported(data: Path, tmp_path: Path) 
     for command in ("train", "sweep", "publish"):
         assert expected in projects.run(project, command, code=1, **path)
     assert len(list(project.glob("runs/2*"))) == 1
+
+
+def test_reading_creates_nothing(tmp_path: Path) -> None:
+    project = tmp_path / "project"
+    project.mkdir()
+    (project / "stack.toml").write_text('project = "skeleton"\nalgorithm = "me/Skeleton"\n')
+    gateway = s3_gateway.Gateway("me")
+    with s3_gateway.serving(gateway) as url:
+        places = {"./store": {}, "s3://bucket/things": {**s3_gateway.ENVIRON, "AWS_ENDPOINT_URL": url}}
+        for place, environ in places.items():
+            told = projects.run(project, "train", code=1, STACK_STORAGE=place, **environ)
+            assert "error: no data set in the store; run `skeleton data`\n" in told
+        assert {path.name for path in project.iterdir()} <= {"stack.toml", "runs"}
+        assert not [call for call in gateway.calls if call.startswith(("PUT", "POST"))]
+        for place, environ in places.items():
+            projects.run(project, "data", STACK_STORAGE=place, **environ)
+        assert any(call.startswith("PUT /me/bucket/things/data/train.parquet") for call in gateway.calls)
+    assert (project / "store" / "data" / "train.parquet").exists()

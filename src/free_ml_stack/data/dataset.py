@@ -118,6 +118,7 @@ def write_to_store(target: AbstractFileSystem, content: Mapping[str, Any], folde
     if on_hub(target):
         change(target, {**{name: folder / name for name in content["files"]}, **manifest})
         return
+    target.makedirs("", exist_ok=True)  # on S3 also the bucket
     with root_filesystem(target).transaction:
         for name in content["files"]:
             with (folder / name).open("rb") as file, target.open(name, "wb") as there:
@@ -162,7 +163,6 @@ def published(store: AbstractFileSystem, sha256: str) -> str:
 
 def data_folder(store: AbstractFileSystem) -> AbstractFileSystem:
     """Return the folder of a store that holds the data set, as a file system."""
-    store.makedirs(FOLDER, exist_ok=True)
     return DirFileSystem(FOLDER, fs=store)
 
 
