@@ -8,6 +8,7 @@ import numpy as np
 import places
 import projects
 import pytest
+from PIL import Image
 from waiting import until
 
 from free_ml_stack.evaluation import Evaluation
@@ -24,13 +25,18 @@ def test_a_failing_picture_is_skipped(tmp_path: Path, capsys: pytest.CaptureFixt
         raise RuntimeError("no such\nfont")
 
     found = Evaluation({"rmse": 1.0}, {"Bad one": fails, "Good one": lambda path: path.write_bytes(b"PNG")})
-    pixels = np.zeros((8, 8), np.uint8)
-    outcome.draw_outcome(run, found.with_table("worst", ("image", "error"), [[pixels, 0.5]]))
+    black, white = np.zeros((8, 8), np.uint8), np.full((8, 8), 255, np.uint8)
+    (tmp_path / "own.png").write_bytes(b"PNG")
+    columns, rows = ("image", "other", "error"), [[black, white, 0.5], [tmp_path / "own.png", Path("/a.png"), 0.5]]
+    outcome.draw_outcome(run, found.with_table("worst", columns, rows))
     run.finish()
     kept = json.loads((tmp_path / "evaluation.json").read_text())
     assert kept["pictures"] == {"Learning curves": "learning_curves.png", "Good one": "good_one.png"}
-    assert kept["tables"]["worst"] == {"columns": ["image", "error"], "rows": [["pictures/worst_0.png", 0.5]]}
-    assert (tmp_path / "pictures" / "worst_0.png").read_bytes().startswith(b"\x89PNG")
+    drawn = ["pictures/worst_0_0.png", "pictures/worst_0_1.png"]
+    named = [[*drawn, 0.5], ["own.png", "/a.png", 0.5]]
+    assert kept["tables"]["worst"] == {"columns": list(columns), "rows": named}
+    for name, colour in zip(drawn, (0, 255), strict=True):
+        assert Image.open(tmp_path / name).getextrema() == (colour, colour)
     assert capsys.readouterr().out == "Skipped the picture Bad one: RuntimeError: no such font\n"
 
 

@@ -1,7 +1,7 @@
 """Results of a training run: weights and metrics first, then pictures and tables, which may fail."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +12,7 @@ from free_ml_stack.errors import one_line
 from free_ml_stack.evaluation import Evaluation
 from free_ml_stack.storage.atomic import replace
 from free_ml_stack.storage.documents import as_json
-from free_ml_stack.tracking.run import METRICS, Run, file_sum
+from free_ml_stack.tracking.run import METRICS, Run, file_sum, relative_name
 
 if TYPE_CHECKING:
     from free_ml_stack.data.split import Split
@@ -69,14 +69,17 @@ def draw_outcome(run: Run, evaluation: Evaluation) -> None:
             continue
         pictures[title] = path.name
         run.picture(path.stem, path)
-    tables = {name: _with_pictures(run.folder, name, *table) for name, table in evaluation.tables.items()}
-    for name, (columns, rows) in tables.items():
-        run.table(name, columns, rows)
-    plain = {
-        name: {"columns": list(columns), "rows": [[_plain(run.folder, cell) for cell in row] for row in rows]}
-        for name, (columns, rows) in tables.items()
-    }
-    _write_evaluation(run, pictures, plain)
+    tables = {}
+    for name, (columns, rows) in evaluation.tables.items():
+        stem = run.folder / PICTURES / slug(name)
+        drawn = [
+            [_drawn(cell, Path(f"{stem}_{number}_{place}.png")) for place, cell in enumerate(row)]
+            for number, row in enumerate(rows)
+        ]
+        run.table(name, columns, drawn)
+        plain = [[relative_name(run.folder, cell) if isinstance(cell, Path) else cell for cell in row] for row in drawn]
+        tables[name] = {"columns": list(columns), "rows": plain}
+    _write_evaluation(run, pictures, tables)
 
 
 def _write_evaluation(run: Run, pictures: Mapping[str, str], tables: Mapping[str, Any]) -> None:
@@ -89,30 +92,14 @@ def slug(title: str) -> str:
     return re.sub(r"[^a-z0-9]+", "_", title.lower()).strip("_") or "picture"
 
 
-def _with_pictures(
-    folder: Path, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]
-) -> tuple[Sequence[str], list[list[Any]]]:
-    """Write the arrays in a table's cells as PNG files in the run's folder; return the table with their paths."""
-    made = [
-        [
-            _write_png(cell, folder / PICTURES / f"{slug(name)}_{number}.png") if isinstance(cell, np.ndarray) else cell
-            for cell in row
-        ]
-        for number, row in enumerate(rows)
-    ]
-    return columns, made
-
-
-def _write_png(pixels: "np.ndarray[Any, Any]", path: Path) -> Path:
-    """Write uint8 pixels (h, w) or (h, w, 3) as a PNG, enlarged to at least 64 pixels."""
+def _drawn(cell: Any, path: Path) -> Any:
+    """Write an array of uint8 pixels as a PNG, enlarged to at least 64 pixels, and return its path; else the cell."""
+    if not isinstance(cell, np.ndarray):
+        return cell
     from PIL import Image
 
     path.parent.mkdir(exist_ok=True)
-    scale = max(1, 64 // max(pixels.shape[:2]))
-    size = (pixels.shape[1] * scale, pixels.shape[0] * scale)
-    Image.fromarray(pixels).resize(size, Image.Resampling.NEAREST).save(path)
+    scale = max(1, 64 // max(cell.shape[:2]))
+    size = (cell.shape[1] * scale, cell.shape[0] * scale)
+    Image.fromarray(cell).resize(size, Image.Resampling.NEAREST).save(path)
     return path
-
-
-def _plain(folder: Path, cell: Any) -> Any:
-    return cell.relative_to(folder).as_posix() if isinstance(cell, Path) else cell
