@@ -132,6 +132,12 @@ def test_the_stored_data_set_is_published_not_the_embedded_one(hub: Hub, project
     assert json.loads(hub.files("dataset", "me/mine")["manifest.json"])["name"] == "mine"
 
 
+def test_only_a_whole_repository_is_published_to(project: Path) -> None:
+    for url in ("hf://datasets/me/mine@v1", "hf://datasets/me/mine/part"):
+        expected = f"error: {url}: cannot publish to a revision or a folder; expected hf://datasets/USER/NAME\n"
+        assert projects.run(project, "data", "--publish", url, code=1) == expected
+
+
 def test_a_license_is_reduced_to_one_id() -> None:
     """A card has one license id, a list of ids, a custom license, or none."""
     for said, expected in (

@@ -146,10 +146,10 @@ def publish(url: str, store: AbstractFileSystem, task: str, title: str, public: 
 
 
 def repository_of(url: str) -> Repository:
-    """Return the repository to publish a data set to. Raises StackError for a URL with a folder."""
-    repository, _, folder = parts(url)
-    if folder:
-        raise StackError(f"{url}: cannot publish to a folder; expected hf://datasets/USER/NAME")
+    """Return the repository to publish a data set to. Raises StackError for a URL with a revision or a folder."""
+    repository, revision, folder = parts(url)
+    if revision or folder:
+        raise StackError(f"{url}: cannot publish to a revision or a folder; expected hf://datasets/USER/NAME")
     return repository
 
 
