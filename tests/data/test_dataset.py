@@ -12,6 +12,7 @@ import numpy as np
 import polars
 import projects
 import pytest
+from fsspec.implementations.dirfs import DirFileSystem
 from places import SOURCE
 from services import s3_gateway
 from serving import serving
@@ -21,7 +22,7 @@ from free_ml_stack.data import dataset
 from free_ml_stack.data.ingest import ingest
 from free_ml_stack.data.source import Source, from_columns
 from free_ml_stack.errors import StackError
-from free_ml_stack.storage.local import local_store
+from free_ml_stack.storage.local import DiskFileSystem, local_store
 from free_ml_stack.storage.manifest import DamagedError
 
 SWEEP = """
@@ -97,6 +98,25 @@ def test_a_damaged_local_copy_is_decoded_again(store, tmp_path, size):
         path.write_bytes(path.read_bytes()[:size]) if size is not None else path.unlink()
     splits, _ = dataset.read(store, tmp_path / "cache", "digits")
     assert splits["train"]["label"].tolist() == [0, 1, 2, 3]
+
+
+class Interrupted(DiskFileSystem):
+    """A disk on which train.parquet is damaged when test.parquet, the last file, is verified."""
+
+    def _open(self, path: str, mode: str = "rb", *rest, **options):
+        damaged = Path(path).with_name("train.parquet")
+        whole = damaged.read_bytes()
+        if mode == "rb" and Path(path).name == "test.parquet" and whole[:1] != b"X":
+            damaged.write_bytes(b"X" + whole[1:])
+        return super()._open(path, mode, *rest, **options)
+
+
+def test_a_file_that_is_damaged_during_the_verification_is_found_by_the_next_reader(tmp_path):
+    write(local_store(tmp_path / "store"), tmp_path, label=np.arange(4), word=list("abcd"))
+    damaging = DirFileSystem(str(tmp_path / "store"), fs=Interrupted(root=str(tmp_path / "store")))
+    dataset.read(damaging, tmp_path / "cache", "digits", limit=1)
+    with pytest.raises(DamagedError, match=r"train\.parquet is damaged: checksum mismatch"):
+        dataset.read(local_store(tmp_path / "store"), tmp_path / "cache", "digits", limit=1)
 
 
 def test_concurrent_readers_share_one_local_copy(tmp_path):

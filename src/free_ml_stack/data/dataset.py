@@ -77,11 +77,15 @@ def read(
     }
     local = {**content, "columns": {name: facts for name, facts in content["columns"].items() if name not in wide}}
     folders = {name: cache / _sum([entry["sha256"], local["columns"]]) for name, entry in content["files"].items()}
-    if not _is_verified(source, content, cache) or not all(_usable(folder, local) for folder in folders.values()):
+    marks = {name: str(source.ukey(name)) if source.exists(name) else "" for name in content["files"]}
+    record = cache / VERIFIED  # times, sizes or ETags, taken before the verification
+    known = json.loads(record.read_text(encoding="utf-8")) if record.exists() else {}
+    if known != marks or not all(_usable(folder, local) for folder in folders.values()):
         verify(source)
         for name, folder in folders.items():
             _decode(source, name, folder, local)
-        _record_verified(source, content, cache)
+        cache.mkdir(parents=True, exist_ok=True)
+        replace(record, json.dumps(marks).encode())
     splits = {}
     for name, folder in folders.items():
         columns = dict(_open(folder, local))
@@ -177,23 +181,6 @@ def _is_stored(store: AbstractFileSystem, content: Mapping[str, Any]) -> bool:
         return bool(verify(store) == json.loads(json.dumps(content)))
     except DamagedError:
         return False
-
-
-def _is_verified(source: AbstractFileSystem, content: Mapping[str, Any], cache: Path) -> bool:
-    """Return whether the store's files are unchanged since they were verified, by time, size or ETag."""
-    record = cache / VERIFIED
-    if not record.exists() or not all(source.exists(name) for name in content["files"]):
-        return False
-    return bool(json.loads(record.read_text(encoding="utf-8")) == _marks(source, content))
-
-
-def _record_verified(source: AbstractFileSystem, content: Mapping[str, Any], cache: Path) -> None:
-    cache.mkdir(parents=True, exist_ok=True)
-    replace(cache / VERIFIED, json.dumps(_marks(source, content)).encode())
-
-
-def _marks(source: AbstractFileSystem, content: Mapping[str, Any]) -> dict[str, str]:
-    return {name: str(source.ukey(name)) for name in content["files"]}
 
 
 def _decode(source: AbstractFileSystem, name: str, folder: Path, content: Mapping[str, Any]) -> None:
