@@ -169,7 +169,7 @@ LISTS = {
 FETCH = """
 import json, re, sys
 from pathlib import Path
-from free_ml_stack.errors import StackError
+from free_ml_stack.hub.client import error_line
 from free_ml_stack.data.hub_dataset import from_hub
 from free_ml_stack.data.ingest import ingest
 from free_ml_stack.storage.local import local_store
@@ -181,8 +181,8 @@ for number, url in enumerate(sys.argv[2:]):
     try:
         made = ingest(local_store(Path(sys.argv[1], str(number))), from_hub(url), data, "", 0, Path(sys.argv[1]))
         print(json.dumps([made["rows"], made["columns"]]))
-    except StackError as error:
-        print(error)
+    except Exception as error:
+        print(error_line(error))
 print(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
 """
 

@@ -3,9 +3,6 @@
 import json
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urljoin
@@ -16,7 +13,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from free_ml_stack.data import dataset
 from free_ml_stack.data.hub_card import card, features, viewable
-from free_ml_stack.data.source import TABLES, Batches, Rows, Source, by_split, from_files, split_of, table_suffix
+from free_ml_stack.data.source import TABLES, Rows, Source, by_split, from_files, split_of, table_suffix
 from free_ml_stack.errors import StackError
 from free_ml_stack.hub import client as hub_client
 from free_ml_stack.hub import publish as hub
@@ -32,42 +29,29 @@ def from_hub(url: str) -> Source:
     Its Parquet files, or else its CSV or JSON Lines files, are streamed, so that memory does not grow with their size.
     Raises StackError.
     """
-    repository, revision, folder = parts(url)
-    api = hub_client.client()
-    info = hub_client.with_retries(
-        lambda: require_data_set(url, lambda: api.dataset_info(repository.id, revision=revision or None))
-    )
-    pinned = f"{SCHEME}{repository.id}@{info.sha}{f'/{folder}' if folder else ''}"
+    repository, api = data_set(url), hub_client.client()
+    info = hub_client.found_on_hub(url, lambda: api.dataset_info(repository.id, revision=repository.revision))
+    pinned = f"{SCHEME}{repository.id}@{info.sha}/{repository.folder}".rstrip("/")
     terms = license_of(info.card_data, f"{api.endpoint}/datasets/{repository.id}/blob/{info.sha}/")
     facts = {"name": repository.id, "source": pinned, "license": terms}
 
     def opened() -> dict[str, Rows]:
         files = filesystem("hf", endpoint=api.endpoint, skip_instance_cache=True)
         shards = hub_client.with_retries(lambda: shards_of(pinned, files))
-        return {split: with_hub_errors(lambda paths=paths: from_files(files, paths)) for split, paths in shards.items()}  # type: ignore[misc]
+        return {split: from_files(files, paths) for split, paths in shards.items()}
 
     return Source(opened, facts, immutable=True)
 
 
-def parts(url: str) -> tuple[Repository, str, str]:
-    """Parse the repository, revision and folder of a URL. Raises StackError if it is not a data set on the Hub."""
+def data_set(url: str) -> Repository:
+    """Parse the URL of a data set on the Hub. Raises StackError for any other text."""
     try:
         found = parse(url)
     except StackError:
         found = None
     if not found or found.kind != "dataset":
         raise StackError(f"expected hf://datasets/USER/NAME, optionally with @REVISION and /FOLDER, got {url!r}")
-    return Repository(found.id, "dataset"), found.revision or "", found.folder
-
-
-def require_data_set(url: str, work: Any) -> Any:
-    """Return the result of a request to the Hub. Raises StackError if the data set does not exist."""
-    from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
-
-    try:
-        return work()
-    except (RepositoryNotFoundError, RevisionNotFoundError):
-        raise StackError(f"{url} not found on the Hub or not readable; check the URL and the token") from None
+    return found
 
 
 def license_of(front: Any, page: str) -> dict[str, str]:
@@ -99,29 +83,6 @@ def shards_of(pinned: str, files: AbstractFileSystem) -> dict[str, list[str]]:
     return found
 
 
-def with_hub_errors(opened: Callable[[], Rows]) -> Rows:
-    """Open rows that raise StackError for HTTP errors of the Hub, also while they are read."""
-
-    def read(names: Sequence[str]) -> Batches:
-        with hub_errors():
-            yield from rows.read(names)
-
-    with hub_errors():
-        rows = opened()
-    return replace(rows, read=read)
-
-
-@contextmanager
-def hub_errors() -> Iterator[None]:
-    """Convert HTTP errors of the Hub to StackError. There is no retry, because rows may already be consumed."""
-    from huggingface_hub.errors import HfHubHTTPError
-
-    try:
-        yield
-    except HfHubHTTPError as error:
-        raise hub_client.http_error(error) from None
-
-
 def publish(url: str, store: AbstractFileSystem, task: str, title: str, public: bool = False) -> tuple[str, str]:
     """Publish the store's data set on the Hub in one commit, with a card; return the page's URL and the version.
 
@@ -147,8 +108,8 @@ def publish(url: str, store: AbstractFileSystem, task: str, title: str, public: 
 
 def repository_of(url: str) -> Repository:
     """Return the repository to publish a data set to. Raises StackError for a URL with a revision or a folder."""
-    repository, revision, folder = parts(url)
-    if revision or folder:
+    repository = data_set(url)
+    if repository.revision or repository.folder:
         raise StackError(f"{url}: cannot publish to a revision or a folder; expected hf://datasets/USER/NAME")
     return repository
 

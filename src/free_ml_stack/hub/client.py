@@ -81,6 +81,27 @@ def with_retries(work: Callable[[], T]) -> T:
     return retry.call(attempt, transient, after, PAUSE)
 
 
+def found_on_hub(place: str, work: Callable[[], T]) -> T:
+    """Return the result of `work` as `with_retries` does. Raises StackError without the repository or revision."""
+    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, RepositoryNotFoundError
+
+    absent = StackError(f"{place}: not found on the Hub, or not readable by this account")
+
+    def ask() -> T:
+        try:
+            return work()
+        except RepositoryNotFoundError:  # also for a 401 without a key
+            raise absent from None
+
+    try:
+        return with_retries(ask)
+    except EntryNotFoundError:
+        raise
+    except HfHubHTTPError as error:
+        assert error.response.status_code == MISSING
+        raise absent from None
+
+
 def pause_after(error: Exception, last: bool, late: bool) -> float:
     """Return the minimum pause in seconds after an error; if `late`, only for a conflict with another writer.
 

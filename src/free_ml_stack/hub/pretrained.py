@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from free_ml_stack.errors import StackError
-from free_ml_stack.hub.client import MISSING, with_retries
+from free_ml_stack.hub.client import found_on_hub
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -33,7 +33,7 @@ def pinned(place: str, settings: "Settings") -> str:
         return place
     from huggingface_hub import HfApi
 
-    info = _request(place, lambda: HfApi().model_info(repo, revision=revision or None))
+    info = found_on_hub(place, lambda: HfApi().model_info(repo, revision=revision or None))
     return f"{SCHEME}{repo}@{info.sha}"
 
 
@@ -55,7 +55,7 @@ def weights(place: str, settings: "Settings") -> "dict[str, Tensor]":
     repo, revision = _parts(place)
 
     def fetch(name: str) -> Path:
-        return Path(_request(place, lambda: hf_hub_download(repo, name, revision=revision or None)))
+        return Path(found_on_hub(place, lambda: hf_hub_download(repo, name, revision=revision or None)))
 
     return _whole(place, fetch, EntryNotFoundError)
 
@@ -154,24 +154,3 @@ def _on_hub(place: str) -> "Repository | None":
     except StackError:
         return None
     return found if found.kind == "model" and not found.folder else None
-
-
-def _request(place: str, work: Callable[[], Any]) -> Any:
-    """Return the result of a request. Raises StackError if the model or the revision does not exist."""
-    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, RepositoryNotFoundError
-
-    absent = StackError(f"{place}: not found on the Hub, or not readable by this account")
-
-    def ask() -> Any:
-        try:
-            return work()
-        except RepositoryNotFoundError:  # also for a 401 without a key
-            raise absent from None
-
-    try:
-        return with_retries(ask)
-    except EntryNotFoundError:
-        raise
-    except HfHubHTTPError as error:
-        assert error.response.status_code == MISSING
-        raise absent from None
