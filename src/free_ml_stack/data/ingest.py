@@ -1,5 +1,6 @@
 """Ingestion of a data set: select and convert the columns, draw the splits, check the rows, write to the store."""
 
+import hashlib
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -16,8 +17,7 @@ from free_ml_stack.data import columns as col
 from free_ml_stack.data.dataset import SPLITS, arranged, data_folder, write_to_store
 from free_ml_stack.data.source import Rows, Source
 from free_ml_stack.errors import StackError
-from free_ml_stack.storage.checksums import checksum_of
-from free_ml_stack.storage.manifest import DamagedError, verify
+from free_ml_stack.storage.manifest import DamagedError, verify, write_manifest
 
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
@@ -68,6 +68,7 @@ def ingest(
                 say(f"warning: column {column} has texts such as {text}, used as categories; convert them to numbers")
         if empty := [name for name in SPLITS if not rows[name]]:
             raise StackError(f"no rows for {', '.join(empty)}; provide more rows (the store was not changed)")
+        written = write_manifest(Path(folder))["files"]
         content: dict[str, Any] = {
             **source.facts,
             **({"split_seed": seed} if set(source.splits) != set(SPLITS) else {}),
@@ -76,7 +77,7 @@ def ingest(
             "target": plan.target,
             "rows": rows,
             "columns": {name: one.facts() for name, one in kinds.items()},
-            "files": {f"{name}.parquet": file.facts() for name, file in files.items()},
+            "files": {file.path.name: written[file.path.name] for file in files.values()},
         }
         write_to_store(data_folder(store), content, Path(folder))
     return content
@@ -85,12 +86,7 @@ def ingest(
 def _code(data: "Data") -> str:
     """Return the SHA-256 of data.py, which defines columns and splits; "" for an object without a file."""
     path = getattr(data, "__file__", None)
-    return _sha256(Path(path)) if path else ""
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return checksum_of(file, "sha-256").hex()
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest() if path else ""
 
 
 def stored_manifest(store: "AbstractFileSystem", source: Source, asked: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -278,7 +274,8 @@ class _File:
     def add(self, columns: Mapping[str, pa.Array]) -> None:
         """Add rows; they are buffered until a row group is full."""
         table = pa.table(dict(columns))
-        if self.waiting and table.schema != self.waiting[0].schema:
+        self.writer = self.writer or pq.ParquetWriter(self.path, table.schema, compression="zstd")
+        if table.schema != self.writer.schema:
             raise StackError(f"the rows of {self.path.stem} have columns of different types or shapes")
         self.waiting.append(table)
         self.rows += table.num_rows
@@ -287,21 +284,12 @@ class _File:
             self._flush()
 
     def _flush(self) -> None:
-        if not self.waiting:
-            return
-        table = pa.concat_tables(self.waiting)
-        self.writer = self.writer or pq.ParquetWriter(self.path, table.schema, compression="zstd")
-        if table.schema != self.writer.schema:
-            raise StackError(f"the rows of {self.path.stem} have columns of different types or shapes")
-        self.writer.write_table(table, row_group_size=GROUP_ROWS)
-        self.waiting = []
+        if self.writer and self.waiting:
+            self.writer.write_table(pa.concat_tables(self.waiting), row_group_size=GROUP_ROWS)
+            self.waiting = []
 
     def __exit__(self, *failure: object) -> None:
         if failure[0] is None:
             self._flush()
         if self.writer:
             self.writer.close()
-
-    def facts(self) -> dict[str, Any]:
-        """Return the checksum and size for the manifest."""
-        return {"sha256": _sha256(self.path), "size": self.path.stat().st_size}

@@ -24,23 +24,13 @@ def sha256(store: AbstractFileSystem, path: str) -> str:
         return checksum_of(file, "sha-256").hex()
 
 
-def manifest(folder: Path | AbstractFileSystem) -> dict[str, Any]:
-    """Return `{"files": {name: {"sha256", "size"}}}` of every file below a folder except its manifest."""
-    store = _as_store(folder)
-    found = {name.lstrip("/"): info for name, info in store.find("", detail=True).items()}
-    return {
-        "files": {
-            name: {"sha256": sha256(store, name), "size": found[name]["size"]}
-            for name in sorted(found)
-            if name != MANIFEST
-        }
-    }
-
-
 def write_manifest(folder: Path | AbstractFileSystem) -> dict[str, Any]:
-    """Write a folder's `manifest.json`, and return its content."""
-    content = manifest(folder)
-    _as_store(folder).pipe_file(MANIFEST, json.dumps(content, indent=1).encode())
+    """Write a folder's `manifest.json`, `{"files": {name: {"sha256", "size"}}}` of all other files; return it."""
+    store = _as_store(folder)
+    found = {name.lstrip("/"): info["size"] for name, info in store.find("", detail=True).items()}
+    found.pop(MANIFEST, None)
+    content = {"files": {name: {"sha256": sha256(store, name), "size": found[name]} for name in sorted(found)}}
+    store.pipe_file(MANIFEST, json.dumps(content, indent=1).encode())
     return content
 
 
