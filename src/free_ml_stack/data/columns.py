@@ -21,6 +21,15 @@ Facts = Mapping[str, Any]
 MAX_CATEGORIES = 1000  # of a column that is not the target; rarer values count as missing
 MAX_NUMBER = float(np.finfo(np.float32).max)  # of a target
 LEVELS = 100  # minimum number of values that float32 has between the ends of a target
+# Kinds that are not numbers: the type they are stored in, and the types of a source that are converted to it.
+STORED = {
+    "text": (pa.string(), (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)),
+    "bytes": (
+        pa.binary(),
+        (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_fixed_size_binary, pa.types.is_binary_view),
+    ),
+    "date": (pa.timestamp("us"), (pa.types.is_timestamp, pa.types.is_date)),
+}
 VARIABLE = ("text", "bytes")  # kinds without a fixed size
 ONE_DIMENSION = 1
 # A number as text that is no number to a parser: with thousands separators, a decimal comma, a unit.
@@ -63,10 +72,9 @@ def to_storage_type(column: pa.Array, name: str, names: Sequence[str] = ()) -> p
     if pa.types.is_duration(kind):
         return column.cast(pa.duration("us"), safe=False).cast(pa.int64())
     if _is_list(kind):
-        return _tensors(column, name)
-    for matches, stored in ((_is_text, pa.string()), (_is_bytes, pa.binary()), (_is_date, pa.timestamp("us"))):
-        if matches(kind):
-            return column.cast(stored, safe=False)
+        return from_array(_dense(column, name))
+    if (word := kind_of(kind)) in STORED:
+        return column.cast(STORED[word][0], safe=False)
     if pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind):
         return column
     raise ColumnError(
@@ -87,10 +95,7 @@ def kind_of(kind: pa.DataType) -> str:
     """Return the kind of a column of a storage type."""
     if isinstance(kind, pa.BaseExtensionType):
         return "tensor"
-    for found, word in ((_is_text, "text"), (_is_bytes, "bytes"), (_is_date, "date")):
-        if found(kind):
-            return word
-    return "number"
+    return next((word for word, (_, types) in STORED.items() if any(is_type(kind) for is_type in types)), "number")
 
 
 def cast(column: pa.Array, kind: str, name: str) -> pa.Array:
@@ -229,12 +234,8 @@ def join_names(values: Sequence[str], most: int = 5) -> str:
     return ", ".join(values[:most]) + more
 
 
-def _tensors(column: pa.Array, name: str) -> pa.Array:
-    """Convert nested lists of numbers, of equal lengths at each depth, to tensors."""
-    return from_array(_dense(column, name))
-
-
 def _dense(column: pa.Array, name: str) -> NDArray[Any]:
+    """Convert nested lists of numbers, of equal lengths at each depth, to an array."""
     if column.null_count:
         raise ColumnError(f"{name} has missing values among its lists")
     if not _is_list(column.type):
@@ -261,20 +262,3 @@ def _is_number(text: str) -> bool:
 
 def _is_list(kind: pa.DataType) -> bool:
     return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind))
-
-
-def _is_text(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
-
-
-def _is_bytes(kind: pa.DataType) -> bool:
-    return bool(
-        pa.types.is_binary(kind)
-        or pa.types.is_large_binary(kind)
-        or pa.types.is_fixed_size_binary(kind)
-        or pa.types.is_binary_view(kind)
-    )
-
-
-def _is_date(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_timestamp(kind) or pa.types.is_date(kind))
