@@ -50,14 +50,11 @@ def test_the_default_command_equals_the_clients_without_env_on_windows() -> None
 
 
 def test_the_configuration_of_a_trial_is_written_where_an_agent_writes_it(tmp_path: Path) -> None:
-    called = trial_command(parse_sweep(HEAD, "s"), "sweep-1", "0007", CONFIG, "pkg", tmp_path)
-    assert called.words[-2:] == ["--config", str(tmp_path / "config-0007.json")]
+    words, variables = trial_command(parse_sweep(HEAD, "s"), "sweep-1", "0007", CONFIG, "pkg", tmp_path)
+    assert words[-2:] == ["--config", str(tmp_path / "config-0007.json")]
     assert json.loads((tmp_path / "config-0007.json").read_text()) == CONFIG
-    assert (called.variables["WANDB_RUN_ID"], called.variables["WANDB_SWEEP_ID"]) == (
-        "sweep-1-0007",
-        "sweep-1",
-    )
-    content = yaml.safe_load(Path(called.variables["WANDB_SWEEP_PARAM_PATH"]).read_text())
+    assert (variables["WANDB_RUN_ID"], variables["WANDB_SWEEP_ID"]) == ("sweep-1-0007", "sweep-1")
+    content = yaml.safe_load(Path(variables["WANDB_SWEEP_PARAM_PATH"]).read_text())
     assert content.pop("wandb_version") == 1
     assert {name: item["value"] for name, item in content.items()} == CONFIG
 
@@ -80,9 +77,9 @@ def test_the_projects_own_train_is_recognised(words: list[str], found: list[str]
 @pytest.mark.parametrize("program", ["", "src/pkg/train.py", "src\\pkg\\train.py"])
 def test_the_default_command_is_the_projects_train(tmp_path: Path, program: str) -> None:
     plan = parse_sweep(HEAD + (f"program: '{program}'\n" if program else ""), "s")
-    assert train_arguments(trial_command(plan, "s", "r", {"lr": 1}, "pkg", tmp_path).words, "pkg")
+    assert train_arguments(trial_command(plan, "s", "r", {"lr": 1}, "pkg", tmp_path)[0], "pkg")
     other = parse_sweep(HEAD + "program: other.py\n", "s")
-    assert trial_command(other, "s", "r", {"lr": 1}, "pkg", tmp_path).words[-2:] == ["other.py", "--lr=1"]
+    assert trial_command(other, "s", "r", {"lr": 1}, "pkg", tmp_path)[0][-2:] == ["other.py", "--lr=1"]
 
 
 def test_environment_variables_are_restored_after_a_trial(monkeypatch: pytest.MonkeyPatch) -> None:

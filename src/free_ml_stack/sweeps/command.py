@@ -9,7 +9,6 @@ import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,20 +21,13 @@ VARIABLE = re.compile(r"\$\{envvar:([A-Z0-9_]*)\}")
 ENV = "/usr/bin/env"
 
 
-@dataclass(frozen=True)
-class TrialCommand:
-    """The command line of a trial, and the environment variables that W&B's agent sets for it."""
-
-    words: list[str]
-    variables: dict[str, str]
-
-
 def trial_command(
     plan: Sweep, sweep: str, run: str, config: Mapping[str, Any], package: str, folder: Path
-) -> TrialCommand:
-    """Return the command of the trial `run`; write its configuration to `folder` as W&B's JSON and YAML files.
+) -> tuple[list[str], dict[str, str]]:
+    """Return the words of the command of the trial `run`, and the environment variables that W&B's agent sets for it.
 
-    If the sweep file names neither a command nor another program, this is the project's `train`.
+    Its configuration is written to `folder` as W&B's JSON and YAML files. If the sweep file names neither a command nor
+    another program, this is the project's `train`.
     """
     folder.mkdir(parents=True, exist_ok=True)
     json_file, yaml_file = folder / f"config-{run}.json", folder / f"config-{run}.yaml"
@@ -44,7 +36,7 @@ def trial_command(
     yaml_file.write_text(yaml.safe_dump(wrapped), encoding="utf-8")
     words = expand_macros(plan.command or default_command(plan.program, package), config, plan.program, json_file)
     variables = {"WANDB_RUN_ID": f"{sweep}-{run}", "WANDB_SWEEP_ID": sweep}
-    return TrialCommand(words, {**variables, "WANDB_SWEEP_PARAM_PATH": str(yaml_file)})
+    return words, {**variables, "WANDB_SWEEP_PARAM_PATH": str(yaml_file)}
 
 
 def default_command(program: str, package: str) -> tuple[str, ...]:

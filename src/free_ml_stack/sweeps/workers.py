@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 from free_ml_stack.errors import PreemptedError, StackError
 from free_ml_stack.processes import shorten_socket_paths
-from free_ml_stack.sweeps.command import TrialCommand, environment_variables, runs_train, train_arguments, trial_command
+from free_ml_stack.sweeps.command import environment_variables, runs_train, train_arguments, trial_command
 from free_ml_stack.sweeps.job import EventKind, Task, TrialJob
 from free_ml_stack.sweeps.search_space import is_number, metric_value
 from free_ml_stack.tracking.tracker import RunStoppedError, Tracker
@@ -102,10 +102,13 @@ def run_job(task: Task, job: TrialJob, reporter: Reporter) -> tuple[EventKind, A
 def run_trial(task: Task, job: TrialJob, reporter: Reporter) -> None:
     """Run the command of a trial, in this process if it is the project's `train`."""
     sweep, package = task.folder.name, task.science.package
-    called = trial_command(task.plan, sweep, job.run, job.config, package, task.trials)
-    arguments = train_arguments(called.words, package)
+    words, variables = trial_command(task.plan, sweep, job.run, job.config, package, task.trials)
+    arguments = train_arguments(words, package)
     if arguments is None:
-        run_external(task, job, called, reporter)
+        from free_ml_stack.sweeps.program import run_program
+
+        record = task.settings.runs / variables["WANDB_RUN_ID"]
+        run_program(words, variables, task.settings.root, record, task.trials / job.run, reporter)
         return
     from free_ml_stack.project.arguments import parse_train
     from free_ml_stack.training.run import config_from_args, train
@@ -115,18 +118,9 @@ def run_trial(task: Task, job: TrialJob, reporter: Reporter) -> None:
             args = parse_train(task.science, arguments)
         except SystemExit:
             raise StackError(complaint.getvalue().strip().split("\n")[-1]) from None
-    with environment_variables(called.variables):
+    with environment_variables(variables):
         config = config_from_args(task.science, task.settings, args)
         train(task.science, config, task.settings, job.run, task.trials, reporter)
-
-
-def run_external(task: Task, job: TrialJob, called: TrialCommand, reporter: Reporter) -> None:
-    """Run a trial whose command is another program."""
-    from free_ml_stack.sweeps.program import run_program
-
-    record = task.settings.runs / called.variables["WANDB_RUN_ID"]
-    scratch = task.trials / job.run
-    run_program(called.words, called.variables, task.settings.root, record, scratch, reporter)
 
 
 class TrialWorker(NamedTuple):
