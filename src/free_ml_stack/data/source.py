@@ -12,7 +12,7 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.csv as pacsv
@@ -283,14 +283,14 @@ def _csv(files: AbstractFileSystem, paths: Sequence[str]) -> Reader:
     types: dict[str, pa.DataType] = {}
     names: list[str] = []
     blocks = [BLOCK]
-    dialect = _dialect(files, paths[0])
+    encoding, delimiter, decimal_point = _dialect(files, paths[0])
 
     def batches(path: str, wanted: list[str]) -> Iterator[pa.RecordBatch]:
         options = pacsv.ConvertOptions(
-            column_types=types, include_columns=wanted, strings_can_be_null=True, decimal_point=dialect.decimal_point
+            column_types=types, include_columns=wanted, strings_can_be_null=True, decimal_point=decimal_point
         )
-        parse = pacsv.ParseOptions(delimiter=dialect.delimiter, newlines_in_values=True)
-        read = pacsv.ReadOptions(block_size=blocks[-1], use_threads=False, encoding=dialect.encoding)
+        parse = pacsv.ParseOptions(delimiter=delimiter, newlines_in_values=True)
+        read = pacsv.ReadOptions(block_size=blocks[-1], use_threads=False, encoding=encoding)
         with _unpacked(files, path) as file, pacsv.open_csv(file, read, parse, options) as reader:
             names[:] = names or reader.schema.names
             yield from reader
@@ -312,23 +312,15 @@ def _unpacked(files: AbstractFileSystem, path: str) -> Iterator[Any]:
         raise StackError(f"{path} is not a complete gzip file ({first_line(error)})") from None
 
 
-class Dialect(NamedTuple):
-    """The form of a CSV file."""
-
-    encoding: str
-    delimiter: str
-    decimal_point: str
-
-
-def _dialect(files: AbstractFileSystem, path: str) -> Dialect:
-    """Detect the encoding of a CSV file by its byte order mark, and the delimiter by its header."""
+def _dialect(files: AbstractFileSystem, path: str) -> tuple[str, str, str]:
+    """Detect the encoding of a CSV file by its byte order mark, the delimiter by its header, and the decimal point."""
     with _unpacked(files, path) as file:
         start = file.read(1 << 16)
     encoding = "utf-16" if start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8"
     text = re.sub(r'"[^"]*"', "", start.decode(encoding, "ignore").strip("\r\n\ufeff"))
     delimiter = "\t" if table_suffix(path) == ".tsv" else max(",;\t|", key=text.partition("\n")[0].count)
     european = delimiter == ";" and re.search(r";-?\d+,\d+\s*[;\n]|\n-?\d+,\d+;", text)
-    return Dialect(encoding, delimiter, "," if european else ".")
+    return encoding, delimiter, "," if european else "."
 
 
 def _widen(

@@ -259,17 +259,13 @@ def _local_runs(settings: "Settings", path: str) -> list[StoredRun]:
     return [run for run in runs(settings.runs) if run.opened["sweep"] == path.rpartition("/")[2]]
 
 
-class LocalTrial(NamedTuple):
-    """A trial that succeeded under an agent on this machine, from its own record."""
+def local_trials(
+    settings: "Settings", plan: Sweep, folder: Path
+) -> Iterator[tuple[str, dict[str, Any], list[float], float]]:
+    """Yield the successful trials of W&B's agents on this machine, for a sweep that continues without W&B.
 
-    run: str
-    config: dict[str, Any]
-    history: list[float]  # all values of the metric
-    value: float  # the final one
-
-
-def local_trials(settings: "Settings", plan: Sweep, folder: Path) -> Iterator[LocalTrial]:
-    """Return the successful trials of W&B's agents on this machine, for a sweep that continues without W&B."""
+    Of each the run, the configuration, all values of the metric and the final one, from its own record.
+    """
     record = folder / RECORD
     if not record.exists():
         return
@@ -278,7 +274,7 @@ def local_trials(settings: "Settings", plan: Sweep, folder: Path) -> Iterator[Lo
         if not trial.exit_code and is_number(value):
             seen = [metric_value(row, plan.metric) for row in trial.rows]
             config = _config(plan, trial.opened["config"])
-            yield LocalTrial(trial.folder.name, config, [one for one in seen if is_number(one)], float(value))
+            yield trial.folder.name, config, [one for one in seen if is_number(one)], float(value)
 
 
 def _config(plan: Sweep, whole: Any) -> dict[str, Any]:
