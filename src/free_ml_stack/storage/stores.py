@@ -37,11 +37,13 @@ def open_store(url: str, settings: "Settings") -> AbstractFileSystem:
         if service == "algorithmia" and (fault := _key_error(settings)):
             raise NoServiceError(fault)
         if service == "huggingface":
-            if url == settings.storage:
-                _make_repository(url)
+            if url == settings.storage:  # created as a folder is; another URL may be mistyped
+                from free_ml_stack.storage import repository
+
+                repository.make(repository.parse(url))
             return hub_store(url)
         return RootedFileSystem("/".join(segments), fs=_remote(service, settings))
-    return embedded_store(service, segments, settings)
+    return local_store(embedded_folder(service, segments, settings), settings.private / FOLDERS[service])
 
 
 def hub_store(url: str) -> AbstractFileSystem:
@@ -84,12 +86,6 @@ def connected(service: str, settings: "Settings") -> bool:
     return service in settings.credentials or (service == "algorithmia" and bool(settings.algorithmia_api))
 
 
-def embedded_store(service: str, segments: list[str], settings: "Settings") -> AbstractFileSystem:
-    """Return the local store used instead of a service; for Algorithmia the tree of the local gateway."""
-    root = settings.private / FOLDERS[service]
-    return local_store(embedded_folder(service, segments, settings), root)
-
-
 def place(url: str, path: str, settings: "Settings") -> str:
     """Return the location of `path` in the store at `url` for messages, with the local folder if one is used."""
     service, segments = parse(url)
@@ -100,7 +96,7 @@ def place(url: str, path: str, settings: "Settings") -> str:
 
 
 def embedded_folder(service: str, segments: list[str], settings: "Settings") -> Path:
-    """Return the local folder used instead of a service without credentials."""
+    """Return the local folder used instead of a service without credentials; for Algorithmia in the gateway's tree."""
     if service == "algorithmia" and segments[0] == ".my":
         segments = [settings.user, *segments[1:]]
     return settings.private.joinpath(FOLDERS[service], *segments)
@@ -125,10 +121,3 @@ def _remote(service: str, settings: "Settings") -> AbstractFileSystem:
     return filesystem(
         service, api_address=settings.algorithmia_api or None, api_key=settings.algorithmia_api_key or None
     )
-
-
-def _make_repository(url: str) -> None:
-    """Create the project's own store, as for a folder; other URLs are not created, as they may be mistyped."""
-    from free_ml_stack.storage import repository
-
-    repository.make(repository.parse(url))

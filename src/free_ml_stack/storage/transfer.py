@@ -147,20 +147,10 @@ class ByteCounter(Callback):  # type: ignore[misc]
         self.done = done
 
     def branched(self, path_1: str, path_2: str, **options: Any) -> Callback:
-        """Return the callback of one file."""
-        return FileByteCounter(self.done)
-
-
-class FileByteCounter(Callback):  # type: ignore[misc]
-    """Reports the bytes of one file to `done`."""
-
-    def __init__(self, done: Callable[[int], None]) -> None:
-        super().__init__()
-        self.done = done
-
-    def relative_update(self, inc: int = 1) -> None:
-        """Count more bytes, or fewer if an attempt is restarted."""
-        self.done(inc)
+        """Return the callback of one file, whose bytes are negative if an attempt is restarted."""
+        each = Callback()
+        each.relative_update = self.done
+        return each
 
 
 def _change_in_batches(
