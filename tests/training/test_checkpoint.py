@@ -20,7 +20,7 @@ from free_ml_stack.errors import PreemptedError, StackError
 from free_ml_stack.storage.atomic import replace
 from free_ml_stack.training import checkpoint
 from free_ml_stack.training.checkpoint import Checkpoints
-from free_ml_stack.training.snapshot import read, serialize
+from free_ml_stack.training.snapshot import parse, read_files, serialize
 
 CONFIG = {"lr": 0.1, "epochs": 3}
 SURVIVES = {"nothing": (lambda: False, lambda: False), "names": (lambda: True, lambda: False)} | {
@@ -341,7 +341,7 @@ def test_the_latest_checkpoints_are_kept(folder: Path) -> None:
     for step in (3, 4, 5):
         run.save(step)
     assert stored(folder / "checkpoints") == ["step-000000004", "step-000000005"]
-    state, tensors, record = read(folder / "checkpoints" / "step-000000004")
+    state, tensors, record = parse(read_files(folder / "checkpoints" / "step-000000004"))
     assert state["at"]["step"] == 4
     assert set(tensors["weights/tensor"].tolist()) == {4.0}
     assert json.loads(record) == [1, 2, 3, 4]

@@ -12,7 +12,7 @@ import pytest
 from killing import MOMENTS, Blow, Training
 from safetensors.numpy import load_file
 
-from free_ml_stack.training.snapshot import DamagedCheckpointError, read
+from free_ml_stack.training.snapshot import DamagedCheckpointError, read_files
 
 NAME = "one"
 TRAIN = ("train", "--epochs", "6", "--checkpoint-steps", "7", "--checkpoint-seconds", "600", "--name", NAME)
@@ -125,7 +125,7 @@ def test_a_damaged_checkpoint_is_reported_and_the_previous_one_used(
     content[-2] ^= 1  # one changed bit; the next case truncates the file
     (newest / file).write_bytes(content if file == "state.safetensors" else content[: len(content) // 2])
     with pytest.raises(DamagedCheckpointError, match=newest.name):
-        read(newest)
+        read_files(newest)
     printed = finish(project)
     assert f"checkpoint {newest.name}" in printed
     assert "Resuming after step" in printed

@@ -34,6 +34,8 @@ from free_ml_stack.training.stored import StoredCheckpoints
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
 
+    from free_ml_stack.tracking.run import Record
+
 STOP_CHECK_STEPS = 8  # steps between two checks of all processes for a stop signal
 SHOWN = 3  # fields in the message about a changed configuration
 GRACE = 15.0  # seconds to wait for the store after a stop signal; preempted machines get 30
@@ -47,14 +49,6 @@ class Stateful(Protocol):
     def state_dict(self) -> dict[str, Any]: ...
 
     def load_state_dict(self, state: dict[str, Any]) -> Any: ...
-
-
-class Log(Protocol):
-    """The metrics record of a run, which is truncated to the checkpoint on resumption."""
-
-    def content(self) -> bytes: ...
-
-    def restore(self, content: bytes) -> None: ...
 
 
 @dataclass
@@ -78,7 +72,7 @@ class Checkpoints:
     def __init__(
         self,
         folder: Path,
-        log: Log,
+        log: "Record",  # the metrics, truncated to the checkpoint on resumption
         config: Mapping[str, Any],
         seconds: float = 30.0,
         steps: int = 0,
@@ -121,7 +115,7 @@ class Checkpoints:
         if found is None:
             self.log.restore(b"")
             return self.at
-        state, tensors, record = parse(*found)
+        state, tensors, record = parse(found[1])
         if changed := changed_fields(state["config"], self.config):
             raise StackError(f"this run was started with {changed}; restore this to resume, or start a new run")
         self.at = Position(**state["at"])

@@ -76,11 +76,6 @@ def serialize(tensors: Mapping[str, torch.Tensor]) -> Iterable[memoryview | byte
         yield tensor.reshape(-1).view(torch.uint8).numpy().data
 
 
-def read(folder: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor], bytes]:
-    """Read state, tensors and metrics of a checkpoint. Raises DamagedCheckpointError for missing or changed files."""
-    return parse(folder.name, read_files(folder))
-
-
 def read_files(folder: Path) -> dict[str, bytes]:
     """Read and verify the files of a checkpoint. Raises DamagedCheckpointError for missing or changed files."""
     try:
@@ -102,7 +97,7 @@ def verify(name: str, files: Mapping[str, bytes]) -> None:
             raise DamagedCheckpointError(f"checkpoint {name}: checksum mismatch for {file}")
 
 
-def parse(name: str, files: Mapping[str, bytes]) -> tuple[dict[str, Any], dict[str, torch.Tensor], bytes]:
+def parse(files: Mapping[str, bytes]) -> tuple[dict[str, Any], dict[str, torch.Tensor], bytes]:
     """Parse the files of a complete checkpoint to state, tensors and metrics."""
     state: dict[str, Any] = json.loads(files[STATE])
     return state, load(files[TENSORS]), files[LOG]
