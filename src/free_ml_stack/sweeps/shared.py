@@ -4,11 +4,12 @@ import functools
 import importlib.util
 import os
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
 from optuna.exceptions import StorageInternalError
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
@@ -90,25 +91,15 @@ def _cut_torn_line(journal: Path, lock: JournalFileOpenLock) -> None:
     """Truncate an incomplete last line, left by a crash; Optuna would reject the whole journal."""
     if not journal.exists() or journal.read_bytes()[-1:] in (b"", b"\n"):
         return
-    with locked(lock):
-        text = journal.read_bytes()
-        os.truncate(journal, text.rfind(b"\n") + 1)
-
-
-def ask_lock(place: str) -> JournalFileOpenLock | None:
-    """Return the lock for `study.ask` with SQLite, which would give the same trial to two processes."""
-    path = place.removeprefix("sqlite:///")
-    return JournalFileOpenLock(f"{path}.ask", grace_period=LOCK) if path != place else None
-
-
-@contextmanager
-def locked(lock: JournalFileOpenLock | None) -> Iterator[None]:
-    """Hold a lock for a block."""
-    if lock is None:
-        yield
-        return
     lock.acquire()
     try:
-        yield
+        text = journal.read_bytes()
+        os.truncate(journal, text.rfind(b"\n") + 1)
     finally:
         lock.release()
+
+
+def ask_lock(place: str) -> AbstractContextManager[Any]:
+    """Return the lock for `study.ask` with SQLite, which would give the same trial to two processes."""
+    path = place.removeprefix("sqlite:///")
+    return FileLock(f"{path}.ask") if path != place else nullcontext()

@@ -7,21 +7,19 @@ whose lease has expired, or whose process on this machine has died, is requeued 
 import os
 import socket
 import time
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from enum import StrEnum
 from typing import Any
 
 import optuna
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.storages import BaseStorage
-from optuna.storages.journal import JournalFileOpenLock
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from free_ml_stack.processes import alive
 from free_ml_stack.sweeps.job import TrialJob
 from free_ml_stack.sweeps.search_space import Sweep, is_number
-from free_ml_stack.sweeps.shared import locked
 
 LEASE, RENEWED = 90.0, 15.0  # seconds: duration of a lease, interval of its renewal
 TRIES = 3  # maximum number of starts of a trial whose process dies
@@ -77,8 +75,8 @@ def sampler_of(plan: Sweep, name: str, seed: int) -> optuna.samplers.BaseSampler
 class Trials:
     """The trials of a sweep, as seen by one of the processes that run them."""
 
-    def __init__(self, plan: Sweep, study: optuna.Study, lock: JournalFileOpenLock | None = None) -> None:
-        self.plan, self.study, self.lock = plan, study, lock
+    def __init__(self, plan: Sweep, study: optuna.Study, lock: AbstractContextManager[Any] | None = None) -> None:
+        self.plan, self.study, self.lock = plan, study, lock or nullcontext()
         self.points = list(plan.grid()) if plan.method == "grid" else []
         self.mine: dict[int, optuna.Trial] = {}
         self.values: dict[int, int] = {}
@@ -121,7 +119,7 @@ class Trials:
         """Return the next trial; None if other processes have taken it or reached `limit` at the same time."""
         if self.points and not any(trial.state == WAITING for trial in self.all()):
             self.queue()
-        with locked(self.lock):
+        with self.lock:
             trial = self.study.ask()
         noted = trial.user_attrs
         begun = noted.get(Note.BEGUN, 0) + 1
