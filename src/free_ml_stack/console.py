@@ -56,6 +56,12 @@ def display_path(path: Path, base: Path | None = None) -> str:
     return str(path.relative_to(here) if path.is_relative_to(here) else path)
 
 
+def join_names(values: Sequence[str], most: int = 5) -> str:
+    """Join the first names, and count the others."""
+    more = f" and {len(values) - most} more" if len(values) > most else ""
+    return ", ".join(values[:most]) + more
+
+
 def table(rows: Sequence[Sequence[object]], header: Sequence[str] = ()) -> str:
     """Format rows of cells as aligned columns; columns of numbers are right-aligned."""
     cells = [[str(cell).replace("\n", " ") for cell in row] for row in ([header] if header else []) + list(rows)]

@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from free_ml_stack.console import join_names
 from free_ml_stack.errors import StackError
 
 Facts = Mapping[str, Any]
@@ -226,12 +227,6 @@ def _check_range(name: str, least: float, most: float, warn: Callable[[str], Non
         )
     if 0 < most - least < LEVELS * np.spacing(np.float32(abs(extreme))):
         warn(f"{name} has values from {least} to {most}, which float32 rounds; subtract a constant from the column")
-
-
-def join_names(values: Sequence[str], most: int = 5) -> str:
-    """Join the first names, and count the others."""
-    more = f" and {len(values) - most} more" if len(values) > most else ""
-    return ", ".join(values[:most]) + more
 
 
 def _dense(column: pa.Array, name: str) -> NDArray[Any]:

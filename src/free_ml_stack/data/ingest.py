@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from free_ml_stack.console import say
+from free_ml_stack.console import join_names, say
 from free_ml_stack.data import columns as col
 from free_ml_stack.data.dataset import SPLITS, arranged, data_folder, write_to_store
 from free_ml_stack.data.source import Rows, Source
@@ -55,7 +55,7 @@ def ingest(
         return found
     plan = make_plan(source, data, target)
     if unused := source.splits["train"].types.keys() - {column for column, _ in plan.columns.values()}:
-        say(f"Not used: {col.join_names(sorted(unused))}.")
+        say(f"Not used: {join_names(sorted(unused))}.")
     kinds = {name: col.Description(kind, name == plan.target) for name, (_, kind) in plan.columns.items()}
     scratch.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=scratch, prefix=".data-") as folder:

@@ -42,7 +42,6 @@ class Shards:
         self.mapped: OrderedDict[int, Columns] = OrderedDict()
         self.lock = threading.Lock()
         self.locks: defaultdict[int, threading.Lock] = defaultdict(threading.Lock)
-        self.fetched = 0
 
     @property
     def rows(self) -> int:
@@ -92,7 +91,6 @@ class Shards:
             made = Path(scratch) / folder.name
             made.mkdir()
             self.fetch(number, made)
-            self.fetched += 1
             found = self.load(made)
             shutil.rmtree(folder, ignore_errors=True)
             with suppress(OSError):  # another process was faster

@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 from fsspec import AbstractFileSystem
 from fsspec.implementations.local import LocalFileSystem
 
-from free_ml_stack.console import say
+from free_ml_stack.console import join_names, say
 from free_ml_stack.data import columns as col
 from free_ml_stack.errors import StackError, first_line
 
@@ -158,7 +158,7 @@ def _say_ignored(root: Path, files: Sequence[Path], used: Sequence[Path], reason
         return
     tables = [one for one in ignored if table_suffix(one.name)]
     remedy = f"; to use a table, run `data --from {tables[0]}`" if tables else ""
-    say(f"Ignored {col.join_names([one.relative_to(root).as_posix() for one in ignored])}: {reason}{remedy}.")
+    say(f"Ignored {join_names([one.relative_to(root).as_posix() for one in ignored])}: {reason}{remedy}.")
 
 
 def by_split(names: Mapping[str, str]) -> dict[str, list[str]]:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from free_ml_stack.console import join_names
 from free_ml_stack.errors import StackError
 from free_ml_stack.hub.client import found_on_hub
 
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
 
 SCHEME, WEIGHTS, INDEX = "hf://", "model.safetensors", "model.safetensors.index.json"
 COMMIT = re.compile(r"[0-9a-f]{40}")
-LISTED = 5  # names of tensors in a message
 
 
 def pinned(place: str, settings: "Settings") -> str:
@@ -96,12 +96,8 @@ def start(model: "nn.Module", found: "Mapping[str, Tensor]", place: str) -> str:
     other = [f"{name} {list(value.shape)}" for name, value in found.items() if prefix + name not in taken]
     new = [name for name in own if name not in taken]
     line = f"Starting from {place}: {len(taken)} of {len(found)} tensors."
-    return line + _listed(" Not used: ", other) + _listed(" Newly initialized: ", new)
-
-
-def _listed(title: str, names: list[str]) -> str:
-    more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
-    return f"{title}{', '.join(names[:LISTED])}{more}." if names else ""
+    line += f" Not used: {join_names(other)}." if other else ""
+    return line + (f" Newly initialized: {join_names(new)}." if new else "")
 
 
 def _whole(place: str, fetch: Callable[[str], Path], absent: type[Exception]) -> "dict[str, Tensor]":
