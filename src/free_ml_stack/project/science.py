@@ -12,7 +12,12 @@ if TYPE_CHECKING:
 
 
 class Data(Protocol):
-    """`data.py`: the data set."""
+    """`data.py`: the data set.
+
+    Optional: `check(columns)` raises ValueError if a row cannot be used; `split(columns, seed)` returns the row numbers
+    of each split that the source lacks, such as the latest rows, instead of random ones. `columns` maps the names that
+    `arrange` returns to arrays, or to lists of other values than numbers.
+    """
 
     NAME: str
     SOURCE: str
