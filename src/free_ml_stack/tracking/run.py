@@ -143,11 +143,11 @@ class Run:
 
     def picture(self, name: str, path: Path) -> None:
         """Add the PNG file at `path` to the run as `name`."""
-        self._forward("picture", name=name, path=self._relative(path))
+        self._forward("picture", name=name, path=self.relative(path))
 
     def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
         """Add a table to the run; rows have the length of `columns`, and a Path in a cell is shown as a picture."""
-        cells = [[self._relative(cell) if isinstance(cell, Path) else cell for cell in row] for row in rows]
+        cells = [[self.relative(cell) if isinstance(cell, Path) else cell for cell in row] for row in rows]
         self._forward("table", name=name, columns=list(columns), rows=cells)
 
     def uses(self, name: str, alias: str) -> None:
@@ -156,12 +156,12 @@ class Run:
 
     def made(self, name: str, kind: str, files: Sequence[Path], alias: str, used: bool = False, **facts: Any) -> None:
         """Record files as the version `alias` of an artifact: this run's output, or its input if `used`."""
-        paths = [self._relative(path) for path in files]
+        paths = [self.relative(path) for path in files]
         self._forward("made", name=name, kind=kind, files=paths, alias=alias, facts=facts, used=used)
 
     def file(self, path: Path) -> None:
         """Add a file to the run."""
-        self._forward("file", path=self._relative(path))
+        self._forward("file", path=self.relative(path))
 
     @property
     def tracked(self) -> bool:
@@ -187,7 +187,7 @@ class Run:
             self.events.write({"call": call, **arguments, **({"sums": sums} if sums else {})})
         getattr(self.tracker, call)(**arguments)
 
-    def _relative(self, path: Path) -> str:
+    def relative(self, path: Path) -> str:
         """Return a path for the record: relative to the run's folder if in the project, which may be moved."""
         if path.is_relative_to(self.folder):
             return path.relative_to(self.folder).as_posix()

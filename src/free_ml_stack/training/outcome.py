@@ -12,7 +12,7 @@ from free_ml_stack.errors import one_line
 from free_ml_stack.evaluation import Evaluation
 from free_ml_stack.storage.atomic import replace
 from free_ml_stack.storage.documents import as_json
-from free_ml_stack.tracking.run import METRICS, Run, file_sum, relative_name
+from free_ml_stack.tracking.run import METRICS, Run, file_sum
 
 if TYPE_CHECKING:
     from free_ml_stack.data.split import Split
@@ -77,7 +77,7 @@ def draw_outcome(run: Run, evaluation: Evaluation) -> None:
             for number, row in enumerate(rows)
         ]
         run.table(name, columns, drawn)
-        plain = [[relative_name(run.folder, cell) if isinstance(cell, Path) else cell for cell in row] for row in drawn]
+        plain = [[run.relative(cell) if isinstance(cell, Path) else cell for cell in row] for row in drawn]
         tables[name] = {"columns": list(columns), "rows": plain}
     _write_evaluation(run, pictures, tables)
 
