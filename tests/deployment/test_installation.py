@@ -82,6 +82,20 @@ def test_the_tree_has_algorithmias_layout(tree: Path) -> None:
     assert all(len(file["md5_checksum"]) == 32 and file["fail_on_tamper"] for file in frozen["required_files"])
 
 
+def test_each_model_has_a_collection_of_its_own(gateway: Deployed, tmp_path: Path) -> None:
+    """A model folder has a license, which is the first file by name and the same in all versions."""
+    client = gateway.client()
+    for word in ("old", "new"):
+        model = echo_folder(tmp_path / word, word)
+        (model / "LICENSE").write_text("MIT")
+        write_manifest(model)
+        (tmp_path / f"{word}-tree").mkdir()
+        upload(client, model, "me/EchoWords", tmp_path / f"{word}-tree")
+    frozen = json.loads((tmp_path / "old-tree" / "model_manifest.json.freeze").read_text())
+    stored = {file["name"]: client.file(file["source_uri"]).getString() for file in frozen["required_files"]}
+    assert stored["word.txt"] == "old"
+
+
 @pytest.mark.slow
 def test_the_algorithm_runs_with_the_adk_in_local_mode(tree: Path, gateway: Deployed) -> None:
     done = run(tree, gateway, sys.executable, "-m", "src.EchoWords")

@@ -1,5 +1,6 @@
 """Deployment to an Algorithmia installation: create the algorithm, upload, push, wait for the build, publish."""
 
+import hashlib
 import json
 import shutil
 import tempfile
@@ -92,9 +93,9 @@ def assemble(tree: Path, sources: Path, predict: Path, sample: dict[str, Any]) -
 def upload(client: Any, model_dir: Path, algorithm: str, tree: Path) -> None:
     """Upload a model folder to a collection of its own; write its manifest and the frozen manifest."""
     owner, _, name = algorithm.partition("/")
-    mark = json.loads((model_dir / "manifest.json").read_bytes())["files"]
-    files = sorted(file for file in mark if not file.endswith(UNNEEDED) and "/" not in file)
-    collection = f"data://{owner}/{name}_{mark[files[0]]['sha256'][:12]}"
+    manifest = (model_dir / "manifest.json").read_bytes()
+    files = sorted(file for file in json.loads(manifest)["files"] if not file.endswith(UNNEEDED) and "/" not in file)
+    collection = f"data://{owner}/{name}_{hashlib.sha256(manifest).hexdigest()[:12]}"
     if not client.dir(collection).exists():
         client.dir(collection).create()
     for file in files:
