@@ -2,15 +2,17 @@
 
 import asyncio
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from fsspec import AbstractFileSystem
 from fsspec.implementations.dirfs import DirFileSystem
 from huggingface_hub import HfApi, constants
-from huggingface_hub.utils import disable_progress_bars
+from huggingface_hub.utils import _http, disable_progress_bars
 from services.hub_faults import Fault
 from services.hub_server import Hub, serving
 
@@ -53,6 +55,38 @@ def test_a_flush_to_the_hub_is_one_request(tmp_path: Path, monkeypatch: pytest.M
         hub.app.faults = [Fault(403, match="/batch"), Fault(403, match="/commit/")]
         log = asyncio.run(write(store, 1))
         assert set(log.lines) == {"One", "Two"}  # kept for the next attempt
+
+
+def test_a_broken_connection_to_the_hub_ends_no_log(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(constants, "ENDPOINT", hub.url)
+    monkeypatch.setenv("HF_TOKEN", "hf_write")
+    monkeypatch.setattr(_http, "time", SimpleNamespace(sleep=lambda seconds: time.sleep(seconds / 1000)))  # retries
+    HfApi().create_bucket("me/logged")
+    store = DirFileSystem("buckets/me/logged/me/digits", fs=HubFileSystem(skip_instance_cache=True))
+    broken = Fault("reset", match="/batch")
+    hub.app.faults = [broken]
+
+    async def write_through_an_outage() -> None:
+        log = CallLog(store, "One")
+        log.seconds = 0.05
+        writing = asyncio.ensure_future(log.write_periodically())
+        log.record("One", dict(CALL))
+        while broken.seen < 20:
+            await asyncio.wait([writing], timeout=0.01)
+            assert not writing.done()
+        hub.app.faults = []
+        while log.lines:
+            await asyncio.sleep(0.01)
+        writing.cancel()
+        await log.flush()
+
+    asyncio.run(write_through_an_outage())
+    [path] = store.find("logs/One")
+    assert len(store.cat_file(path).splitlines()) == 1
+    reports = [record.getMessage() for record in caplog.records if record.name.startswith("free_ml_stack")]
+    assert len(reports) == 1 and "call log not written, retrying later" in reports[0]
 
 
 def test_a_write_that_has_not_begun_survives_shutdown(tmp_path: Path) -> None:

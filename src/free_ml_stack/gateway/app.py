@@ -9,7 +9,6 @@ from pathlib import Path
 
 from fsspec import AbstractFileSystem
 
-from free_ml_stack.errors import StackError
 from free_ml_stack.gateway.algorithms.calls import Answer, CallError, Calls, Limits, failure
 from free_ml_stack.gateway.algorithms.inference import Inference
 from free_ml_stack.gateway.algorithms.management import Management
@@ -28,6 +27,7 @@ from free_ml_stack.gateway.http import (
 )
 from free_ml_stack.gateway.log.call_log import CallLog
 from free_ml_stack.gateway.openapi import description
+from free_ml_stack.hub.client import error_line
 from free_ml_stack.project.science import Predictor
 
 log = logging.getLogger(__name__)
@@ -113,8 +113,8 @@ class Gateway:
     async def _load(self) -> None:
         try:
             await self.models.get(self.name, "")
-        except (StackError, OSError) as error:
-            log.error("the deployed model cannot be served: %s", error)
+        except Exception as error:
+            log.error("the deployed model cannot be served: %s", error_line(error))
 
     async def stop(self) -> None:
         """Finish the calls in the background and flush the log."""

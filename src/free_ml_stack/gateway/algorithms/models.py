@@ -15,9 +15,10 @@ from fsspec import AbstractFileSystem
 
 from free_ml_stack.deployment.deploy import fetch
 from free_ml_stack.deployment.versions import NAME, Algorithm, Build, read_index
-from free_ml_stack.errors import StackError, one_line
+from free_ml_stack.errors import StackError, is_external
 from free_ml_stack.gateway.algorithms.batching import Batcher
 from free_ml_stack.gateway.algorithms.workers import Worker, start
+from free_ml_stack.hub.client import error_line
 from free_ml_stack.project.science import Predictor
 
 log = logging.getLogger(__name__)
@@ -60,6 +61,7 @@ class Models:
         self.loaded: dict[str, LoadedModel] = {}  # by the build's id
         self.loading: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)  # by the build's id
         self.refreshing: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()  # by name
+        self.failing: set[str] = set()  # names whose last refresh failed
         self.closing: set[asyncio.Task[None]] = set()
         self.cache = ""  # the local folder for copies of model folders
 
@@ -87,17 +89,19 @@ class Models:
             return known
         try:
             await self.refresh(name)  # it may be newer than the last poll
-        except (StackError, OSError) as error:
+        except Exception as error:  # the clients of stores raise many types
+            self._report(name, error)
             if name not in self.algorithms:
-                raise StackError(f"cannot read the store: {one_line(error)}") from error
-            log.warning("%s: cannot read the store, keeping the loaded versions: %s", name, error)
+                raise StackError(f"cannot read the store: {error_line(error)}") from error
         return self.find(name, reference) or await self._resolve(name, reference)
 
     async def refresh(self, name: str) -> Algorithm | None:
         """Read the index of an algorithm; load new versions before they replace the current ones."""
         # One at a time: no older index replaces a newer one, and each returns after its versions are loaded.
         async with self.refreshing.setdefault(name, asyncio.Lock()):
-            return await self._refresh(name)
+            algorithm = await self._refresh(name)
+        self.failing.discard(name)
+        return algorithm
 
     async def _refresh(self, name: str) -> Algorithm | None:
         algorithm = await asyncio.to_thread(read_index, self.store, name)
@@ -125,8 +129,16 @@ class Models:
         for name in list(self.algorithms):
             try:
                 await self.refresh(name)
-            except (StackError, OSError) as error:
-                log.warning("%s: cannot read the store, keeping the loaded versions: %s", name, error)
+            except Exception as error:  # it must not end the polling
+                self._report(name, error)
+
+    def _report(self, name: str, error: Exception) -> None:
+        """Report the first error since the last successful refresh."""
+        if name not in self.failing:
+            expected = isinstance(error, StackError) or is_external(error)
+            line = error_line(error)
+            log.warning("%s: cannot read the store, keeping the loaded versions: %s", name, line, exc_info=not expected)
+        self.failing.add(name)
 
     async def _resolve(self, name: str, reference: str) -> LoadedModel | None:
         algorithm = self.algorithms.get(name)

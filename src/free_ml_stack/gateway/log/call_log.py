@@ -11,7 +11,9 @@ from fsspec import AbstractFileSystem
 from fsspec.implementations.local import LocalFileSystem
 
 from free_ml_stack.deployment.answering import JSON_OPTIONS
+from free_ml_stack.errors import is_external
 from free_ml_stack.gateway.log.statistics import Statistics
+from free_ml_stack.hub.client import error_line
 from free_ml_stack.storage.changes import change, on_hub
 
 log = logging.getLogger(__name__)
@@ -42,6 +44,7 @@ class CallLog:
         self.lines: dict[str, list[bytes]] = {}
         self.files: dict[str, tuple[str, int]] = {}
         self.writing = asyncio.Lock()
+        self.failing = False  # since the last successful write
 
     def record(self, name: str, entry: dict[str, Any]) -> None:
         """Queue the entry of one call of an algorithm."""
@@ -71,30 +74,44 @@ class CallLog:
         self.add_lines(f"{name}/insights", [{"time": datetime.now(UTC), **insights}])
 
     async def write_periodically(self) -> None:
-        """Write the log periodically until cancelled."""
+        """Write the log periodically until cancelled; a failure is reported once and does not end it."""
         waited = 0.0
         while True:
             await asyncio.sleep(min(1.0, self.seconds))
-            self.process_pending()
-            await asyncio.to_thread(self.statistics.publish)
-            waited += min(1.0, self.seconds)
-            if waited >= self.seconds:
-                waited = 0.0
-                await asyncio.shield(self.flush())  # cancelled, it would lose what it is about to write
+            try:
+                self.process_pending()
+                await asyncio.to_thread(self.statistics.publish)
+                waited += min(1.0, self.seconds)
+                if waited >= self.seconds:
+                    waited = 0.0
+                    await asyncio.shield(self.flush())  # cancelled, it would lose what it is about to write
+            except Exception as error:
+                self._report(error)
 
     async def flush(self) -> None:
         """Write queued entries; keep those that failed for the next attempt."""
         async with self.writing:
+            failed = False
             self.process_pending()
             lines, self.lines = self.lines, {}
             texts = {name: b"".join(those) for name, those in lines.items()}
             for group in [list(texts)] if self.one_request and texts else [[name] for name in texts]:
                 try:
                     await asyncio.to_thread(self._write, {name: texts[name] for name in group})
-                except OSError as error:
-                    log.warning("call log not written, retrying later: %s", error)
+                except Exception as error:  # the clients of stores raise many types
+                    failed = True
+                    self._report(error)
                     for name in group:
                         self.lines[name] = lines[name][-MAX_CHUNKS:] + self.lines.get(name, [])
+            if texts and not failed:
+                self.failing = False
+
+    def _report(self, error: Exception) -> None:
+        """Report the first error since the last successful write."""
+        if not self.failing:
+            line = error_line(error)
+            log.warning("call log not written, retrying later: %s", line, exc_info=not is_external(error))
+        self.failing = True
 
     def _write(self, texts: dict[str, bytes]) -> None:
         """Write the lines of several algorithms: append if the store supports it, otherwise add new files together."""

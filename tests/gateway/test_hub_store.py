@@ -1,0 +1,73 @@
+"""A gateway whose store is on the Hub, as on a Space: slow requests and failures of the Hub affect nothing else."""
+
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import requests
+from deployed import KEY, Deployed
+from huggingface_hub import HfApi, constants
+from huggingface_hub.utils import _http
+from predictors import Echo, echo_folder
+from services.hub_faults import Fault
+from services.hub_server import Hub
+from services.hub_server import serving as serving_hub
+from serving import serving
+from waiting import until
+
+from free_ml_stack.deployment.deploy import deploy
+from free_ml_stack.gateway.app import create_app
+from free_ml_stack.gateway.protocol.express import ExpressProtocol
+from free_ml_stack.storage.stores import hub_store
+
+
+@dataclass
+class OnHub(Deployed):
+    """A running gateway and its Hub."""
+
+    hub: Hub
+
+
+@pytest.fixture
+def gateway(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[OnHub]:
+    """A gateway with version 0.1.0 of `me/demo`; its store is a bucket."""
+    hub = Hub(tmp_path / "hub")
+    monkeypatch.setattr(_http, "time", SimpleNamespace(sleep=lambda seconds: time.sleep(seconds / 1000)))  # retries
+    with serving_hub(hub) as url:
+        monkeypatch.setattr(constants, "ENDPOINT", url)
+        monkeypatch.setenv("HF_TOKEN", "hf_write")
+        HfApi().create_bucket("me/store")
+        project = hub_store("hf://buckets/me/store/me/project")
+        deploy(echo_folder(tmp_path / "model"), project, "demo", Echo())
+        app = create_app(
+            store=hub_store("hf://buckets/me/store"),
+            project=project,
+            user="me",
+            keys=[KEY],
+            algorithm="me/demo",
+            predictor=Echo(),
+            poll_seconds=0.05,
+        )
+        with serving(app, http=ExpressProtocol) as url:
+            yield OnHub(url, project, app, hub)
+
+
+def test_a_broken_connection_does_not_end_the_polling(
+    gateway: OnHub, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    client = gateway.client()
+    assert client.algo("me/demo").pipe("word").result == "hello"
+    broken = Fault("reset", match="index.json")
+    gateway.hub.app.faults = [broken]
+    until(lambda: broken.seen > 20)  # several rounds, each with the client's retries
+    gateway.hub.app.faults = []
+    deploy(echo_folder(tmp_path / "second", "again"), gateway.store, "demo", Echo())
+    until(lambda: client.algo("me/demo").pipe("word").result == "again", 30)
+    reports = [record.getMessage() for record in caplog.records if record.name.startswith("free_ml_stack")]
+    assert len(reports) == 1 and "demo: cannot read the store, keeping the loaded versions" in reports[0]
+
+
