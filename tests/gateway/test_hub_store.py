@@ -1,8 +1,8 @@
 """A gateway whose store is on the Hub, as on a Space: slow requests and failures of the Hub affect nothing else."""
 
-import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -71,3 +71,28 @@ def test_a_broken_connection_does_not_end_the_polling(
     assert len(reports) == 1 and "demo: cannot read the store, keeping the loaded versions" in reports[0]
 
 
+@pytest.mark.slow
+def test_a_slow_store_delays_no_other_request(gateway: OnHub) -> None:
+    collection, key, content = f"{gateway.url}/v1/data/me/files", {"X-API-Key": KEY}, {"data": b"kept"}
+    public = {"json": {"acl": {"read": ["user://*"]}}}
+    for method, path, headers, options in (
+        ("PUT", "/note.txt", key, content),
+        ("GET", "/note.txt", key, {}),
+        ("PATCH", "", key, public),
+        ("HEAD", "/note.txt", {}, {}),
+        ("DELETE", "/note.txt", key, {}),
+    ):
+        requests.put(f"{collection}/note.txt", headers=key, timeout=20, **content)
+        slow = Fault("slow", seconds=0.5)  # each request of the gateway to the Hub
+        gateway.hub.app.faults = [slow]
+        with ThreadPoolExecutor(1) as threads:
+            answer = threads.submit(requests.request, method, collection + path, headers=headers, timeout=60, **options)
+            longest = 0.0
+            while not answer.done():
+                begun = time.monotonic()
+                assert requests.get(f"{gateway.url}/healthz", timeout=20).ok
+                longest = max(longest, time.monotonic() - begun)
+                time.sleep(0.01)
+        gateway.hub.app.faults = []
+        assert answer.result().ok and slow.seen, (method, path)
+        assert longest < 0.4, (method, path)

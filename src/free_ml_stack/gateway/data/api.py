@@ -14,7 +14,7 @@ from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from fsspec import AbstractFileSystem
 
@@ -24,6 +24,7 @@ from free_ml_stack.gateway.data.files import Checksums, receive_file, send_file
 from free_ml_stack.gateway.data.paths import path_of, uri_of
 from free_ml_stack.gateway.data.tree import Entry, tree_of
 from free_ml_stack.gateway.http import HTTPError, Request
+from free_ml_stack.storage.atomic import WholeFile
 
 PAGE = 1000  # entries in one page of a listing
 INVALID_NAME = re.compile("[\x00-\x1f\x7f#?\\\\\ud800-\udfff\ufffd]")  # not allowed in a URL's path
@@ -62,18 +63,22 @@ class DataAPI:
 
     async def read(self, request: Request) -> None:
         """GET and HEAD: a file's bytes, or a folder's entries."""
+        if found := await self.tree.run(self._open, request):
+            with found[0]:
+                await send_file(request, self.sums, *found)
+        elif request.method == "HEAD":  # without a length, which would need a listing
+            await request.start(200, {"content-type": "application/json", "x-data-type": "directory"})
+            await request.send({"type": "http.response.body", "body": b""})
+        else:
+            listing = await asyncio.to_thread(self._listing, request)
+            await request.answer(listing, x_data_type="directory")
+
+    def _open(self, request: Request) -> tuple[BinaryIO, Entry] | None:
+        """Open the file of a request; None for a folder."""
         self._check_reader(request)
         if len(request.segments) < 2 or self.tree.stat(request.path).is_folder:
-            if request.method == "HEAD":  # without a length, which would need a listing
-                await request.start(200, {"content-type": "application/json", "x-data-type": "directory"})
-                await request.send({"type": "http.response.body", "body": b""})
-            else:
-                listing = await asyncio.to_thread(self._listing, request)
-                await request.answer(listing, x_data_type="directory")
-        else:
-            file, entry = self.tree.open(request.path)
-            with file:
-                await send_file(request, self.sums, file, entry)
+            return None
+        return self.tree.open(request.path)
 
     def _check_reader(self, request: Request) -> None:
         segments = request.segments
@@ -118,13 +123,7 @@ class DataAPI:
         _check_writer(request, depth=3, what="expected a file in a collection: data://user/collection/file")
         if request.header(b"content-range"):  # a part would replace the whole file (RFC 9110, 14.5)
             raise HTTPError(400, "Content-Range is not supported; send the whole file")
-        exclusive = request.header(b"if-none-match") == "*"
-        found = self.tree.find(request.path)
-        if found and exclusive:
-            raise HTTPError(412, f"{uri_of(request.path)} already exists")
-        if found and found.is_folder:
-            raise HTTPError(409, f"{uri_of(request.path)} is a directory")
-        file = self.tree.create(request.path, exclusive)
+        file = await self.tree.run(self._create, request)
         try:
             headers = await receive_file(request, file, self.sums)
             await asyncio.to_thread(self.tree.commit, file, request.path)
@@ -132,6 +131,16 @@ class DataAPI:
             file.discard()
             raise
         await request.answer({"result": uri_of(request.path)}, 200, **headers)
+
+    def _create(self, request: Request) -> WholeFile:
+        """Create the file of a request."""
+        exclusive = request.header(b"if-none-match") == "*"
+        found = self.tree.find(request.path)
+        if found and exclusive:
+            raise HTTPError(412, f"{uri_of(request.path)} already exists")
+        if found and found.is_folder:
+            raise HTTPError(409, f"{uri_of(request.path)} is a directory")
+        return self.tree.create(request.path, exclusive)
 
     async def post(self, request: Request) -> None:
         """POST: create a folder, or store or send a bundle of files."""
@@ -154,7 +163,7 @@ class DataAPI:
         read = _read_list(body) if body.get("acl") is not None else None
         await asyncio.to_thread(self.tree.make_folder, inner.path)
         if read is not None:
-            rights.put(self.tree, inner.path, read)
+            await self.tree.run(rights.put, self.tree, inner.path, read)
         await request.answer({"result": uri_of(inner.path)})
 
     async def _store_bundle(self, request: Request) -> None:
@@ -184,9 +193,13 @@ class DataAPI:
         if not isinstance(names, list) or len(names) > bundle.COUNT or not all(isinstance(name, str) for name in names):
             raise HTTPError(400, f"files must be a list of at most {bundle.COUNT} paths")
         paths = {name: path_of(f"/v1/data/{name}", request.user) for name in names}
-        for path in paths.values():
-            self._check_reader(replace(request, path=path))
-        body = await asyncio.to_thread(lambda: bundle.pack(self._small_files(paths)))
+
+        def pack() -> bytes:
+            for path in paths.values():
+                self._check_reader(replace(request, path=path))
+            return bundle.pack(self._small_files(paths))
+
+        body = await asyncio.to_thread(pack)
         await request.start(200, {"content-type": bundle.TYPE, "content-length": str(len(body))})
         await request.send({"type": "http.response.body", "body": body})
 
@@ -204,23 +217,27 @@ class DataAPI:
         """PATCH: set the access rights of a folder."""
         _check_writer(request, depth=2, what="expected a collection: data://user/collection")
         read = _read_list(await request.json())
-        if not _has_rights(request.segments) or not self.tree.stat(request.path).is_folder:
+        if not _has_rights(request.segments) or not (await self.tree.run(self.tree.stat, request.path)).is_folder:
             raise HTTPError(400, f"{uri_of(request.path)} cannot have access rights")
-        rights.put(self.tree, request.path, read)
+        await self.tree.run(rights.put, self.tree, request.path, read)
         await request.answer({"acl": {"read": read}})
 
     async def delete(self, request: Request) -> None:
         """DELETE: remove a file, or a folder, which must be empty unless `force=true`."""
         _check_writer(request, depth=2, what=f"{uri_of(request.path)} cannot be deleted")
-        deleted = 1
-        if not self.tree.stat(request.path).is_folder:
-            await asyncio.to_thread(self.tree.remove_file, request.path)
-        elif not request.flag("force") and bool(await asyncio.to_thread(self.tree.names, request.path)):
-            raise HTTPError(409, f"{uri_of(request.path)} is not empty; use force=true to delete its contents")
-        else:
-            deleted = await asyncio.to_thread(self.tree.remove_folder, request.path)
-            rights.remove(self.tree, request.path)
-        await request.answer({"result": {"deleted": deleted}})
+        await request.answer({"result": {"deleted": await asyncio.to_thread(self._delete, request)}})
+
+    def _delete(self, request: Request) -> int:
+        """Remove the file or folder of a request; return the number of files."""
+        path = request.path
+        if not self.tree.stat(path).is_folder:
+            self.tree.remove_file(path)
+            return 1
+        if not request.flag("force") and self.tree.names(path):
+            raise HTTPError(409, f"{uri_of(path)} is not empty; use force=true to delete its contents")
+        deleted = self.tree.remove_folder(path)
+        rights.remove(self.tree, path)
+        return deleted
 
 
 def _check_writer(request: Request, depth: int, what: str) -> None:

@@ -62,7 +62,7 @@ class Checksums:
 
 async def send_file(request: Request, sums: Checksums, file: BinaryIO, entry: Entry) -> None:
     """Answer GET or HEAD with a file or the requested range of it."""
-    head = file.read(HEAD)
+    head = await sums.tree.run(file.read, HEAD)
     headers = {
         "content-type": _content_type(head, entry.size),
         "etag": await sums.etag(request.path, file, entry),
@@ -83,10 +83,10 @@ async def send_file(request: Request, sums: Checksums, file: BinaryIO, entry: En
         body = head[begin:end] if request.method == "GET" else b""
         await request.send({"type": "http.response.body", "body": body})
     else:
-        await _send_bytes(request, file, begin, end)
+        await _send_bytes(request, sums.tree, file, begin, end)
 
 
-async def _send_bytes(request: Request, file: BinaryIO, begin: int, end: int) -> None:
+async def _send_bytes(request: Request, tree: StoreTree, file: BinaryIO, begin: int, end: int) -> None:
     """Send a part of a file. Raises ConnectionError where it has become shorter: cut off, never padded."""
     if request.direct and isinstance(file, io.FileIO):
         await request.direct.send(file, begin, end)
@@ -94,7 +94,7 @@ async def _send_bytes(request: Request, file: BinaryIO, begin: int, end: int) ->
         return
     file.seek(begin)
     while begin < end:
-        chunk = file.read(min(CHUNK, end - begin))
+        chunk = await tree.run(file.read, min(CHUNK, end - begin))
         if not chunk:
             raise ConnectionError("the file was truncated while it was sent")
         begin += len(chunk)

@@ -1,15 +1,17 @@
 """Files and folders of the Data API, on a local disk or any fsspec store."""
 
+import asyncio
 import os
 import shutil
 import stat
 import tempfile
 import uuid
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any, BinaryIO
+from threading import Lock
+from typing import Any, BinaryIO, TypeVar
 
 from fsspec import AbstractFileSystem
 from fsspec.implementations.local import LocalFileSystem
@@ -17,6 +19,7 @@ from fsspec.implementations.local import LocalFileSystem
 from free_ml_stack.storage.atomic import CHUNK, WholeFile, open_whole
 from free_ml_stack.storage.local import SCRATCH, remove_stale
 
+T = TypeVar("T")
 KEEP = ".keep"  # marks an empty folder in a store without folders
 RACY_SECONDS = 0.1  # seconds; a newer file may change without a change of its time stamp
 
@@ -39,12 +42,18 @@ class StoreTree:
 
     def __init__(self, store: AbstractFileSystem, scratch: Path) -> None:
         self.store, self.scratch = store, scratch
+        self.lock = Lock()  # the cache of a store's listings may be used by one thread at a time
         remove_stale(scratch)
+
+    async def run(self, work: Callable[..., T], *arguments: Any) -> T:
+        """Run `work`, in a thread unless the files are local: it may wait for another server."""
+        return work(*arguments) if self.is_local else await asyncio.to_thread(work, *arguments)
 
     def stat(self, path: str) -> Entry:
         """Return the entry at a path. Raises FileNotFoundError."""
-        self.store.invalidate_cache()
-        return _store_entry(self.store.info(path))
+        with self.lock:
+            self.store.invalidate_cache()
+            return _store_entry(self.store.info(path))
 
     def find(self, path: str) -> Entry | None:
         """Return the entry at a path, None if the path does not exist."""
@@ -55,12 +64,14 @@ class StoreTree:
 
     def names(self, path: str) -> list[tuple[bool, str]]:
         """Return `(is a file, name)` of a folder's entries, sorted."""
-        entries = (_store_entry(info) for info in self.store.ls(path, detail=True, refresh=True))
+        with self.lock:
+            entries = [_store_entry(info) for info in self.store.ls(path, detail=True, refresh=True)]
         return sorted((not entry.is_folder, entry.name) for entry in entries if entry.name != KEEP)
 
     def entries(self, path: str, names: Iterable[str]) -> list[Entry]:
         """Return the named entries of a folder; omit those deleted since."""
-        found = {entry.name: entry for entry in map(_store_entry, self.store.ls(path, detail=True))}
+        with self.lock:
+            found = {entry.name: entry for entry in map(_store_entry, self.store.ls(path, detail=True))}
         return [found[name] for name in names if name in found]
 
     def open(self, path: str) -> tuple[BinaryIO, Entry]:
