@@ -107,6 +107,19 @@ def test_uvicorns_shutdown_is_used_if_an_attribute_is_missing(
     assert running.lifespan.shutdown_event.is_set() and not running.lifespan.shutdown_failed
 
 
+def test_a_system_without_packet_filters_ends_the_server(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "SO_ATTACH_FILTER", 0x7FFF)  # ENOPROTOOPT, as in a sandbox that lacks the option
+    _, app = open_app(root / "data")
+    running = server.make_server(app)
+    with listening() as listener:
+        thread = threading.Thread(target=running.run, args=([listener],))
+        thread.start()
+        until(lambda: running.started)
+        running.should_exit = True
+        thread.join(30)
+    assert running.lifespan.shutdown_event.is_set() and not running.lifespan.shutdown_failed
+
+
 def test_all_attributes_of_uvicorn_in_use_are_checked() -> None:
     folder = Path(server.__file__).parent
     code = "".join((folder / f"{name}.py").read_text() for name in ("guarded", "direct", "express"))

@@ -81,7 +81,7 @@ def drop_new_connections(listening: socket.socket) -> None:
     if sys.platform == "linux":
         code = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *step) for step in DROP_NEW))
         program = struct.pack("HP", len(DROP_NEW), ctypes.addressof(code))
-        with suppress(PermissionError):  # in some containers
+        with suppress(OSError):  # not permitted, or not supported, in some containers
             listening.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, program)
 
 
