@@ -105,6 +105,16 @@ def test_the_page_loads_no_external_resources(gateway: Deployed) -> None:
     assert answer.text.replace("http://www.w3.org/2000/svg", "").count("://") == 0
 
 
+def test_the_latency_of_the_last_minutes_ends_with_the_traffic(tmp_path: Path) -> None:
+    with deployed(tmp_path) as gateway:
+        send(gateway, "word")
+        assert get(gateway, "/stats").json()["latency"]["p50"] > 0
+        counts = gateway.app.calls.log.statistics.counts
+        counts.seconds = {str(int(at) - dashboard.WINDOW): second for at, second in counts.seconds.items()}
+        figures = get(gateway, "/stats").json()
+    assert figures["calls"] == 1 and figures["latency"]["p50"] is None
+
+
 def test_figures(gateway: Deployed) -> None:
     figures = get(gateway, "/stats").json()
     assert figures["calls"] == 63

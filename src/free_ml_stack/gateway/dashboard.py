@@ -97,17 +97,17 @@ class Dashboard:
         await self.models.describe()
         self.log.process_pending()
         counts = await asyncio.to_thread(self.log.statistics.total)
-        drift = await asyncio.to_thread(self.drift, counts)
+        drift, now = await asyncio.to_thread(self.drift, counts), int(time.time())
         return {
             "algorithm": f"{self.owner}/{self.name}",
-            "now": int(time.time()),
+            "now": now,
             "uptime": time.time() - self.log.statistics.started,
             "versions": [self._version(build, counts) for build in self._published()],
             "calls": sum(counts.calls.values()),
             "errors": counts.errors,
             "watched": counts.watched,
-            "latency": latency(sum_classes(second[2] for second in counts.seconds.values())),
-            "series": series(counts, int(time.time())),
+            "latency": latency(counts, now),
+            "series": series(counts, now),
             "drift": drift,
             "insights": counts.insights,
             "recent": counts.latest()[:-21:-1],
@@ -203,9 +203,10 @@ def page() -> bytes:
     return (Path(__file__).parent / "page.html").read_bytes()
 
 
-def latency(classes: list[int]) -> dict[str, float | None]:
-    """Return latency percentiles of the last minutes in seconds."""
-    return dict(zip(("p50", "p90", "p99"), percentiles(classes, (50, 90, 99)), strict=True))
+def latency(counts: Counts, now: int) -> dict[str, float | None]:
+    """Return latency percentiles of the window in seconds."""
+    recent = (second[2] for at, second in counts.seconds.items() if int(at) > now - WINDOW)
+    return dict(zip(("p50", "p90", "p99"), percentiles(sum_classes(recent), (50, 90, 99)), strict=True))
 
 
 def series(counts: Counts, now: int) -> list[list[Any]]:
