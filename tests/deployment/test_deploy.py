@@ -5,6 +5,7 @@ import resource
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import Algorithmia
 import pytest
@@ -15,6 +16,7 @@ from waiting import until
 
 from free_ml_stack.deployment.deploy import deploy, rollback, versions
 from free_ml_stack.errors import StackError
+from free_ml_stack.gateway.algorithms import models
 from free_ml_stack.storage.local import local_store
 from free_ml_stack.storage.manifest import write_manifest
 
@@ -185,6 +187,28 @@ def test_a_pinned_version_is_available_immediately(tmp_path: Path) -> None:
         assert gateway.client().algo("me/demo").pipe("word").result == "hello"
         deploy(echo_folder(tmp_path / "second", "again"), gateway.store, "demo", Echo())
         assert gateway.client().algo("me/demo/0.2.0").pipe("word").result == "again"
+
+
+def test_a_replaced_model_is_deleted_after_its_last_call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(models, "MAX_MODELS", 1)
+    with deployed(tmp_path) as gateway:
+        algo, slow = gateway.client().algo("me/demo"), {"sleep": 1.0, "begun": str(tmp_path / "begun")}
+        answers: list[Any] = []
+        calling = threading.Thread(target=lambda: answers.append(algo.pipe(slow).result))
+        assert algo.pipe("word").result == "hello"
+        calling.start()
+        until((tmp_path / "begun").exists)
+        deploy(echo_folder(tmp_path / "second", "again"), gateway.store, "demo", Echo())
+        until(lambda: algo.pipe("word").result == "again")
+
+        def copies() -> list[str]:
+            return sorted(path.read_text() for path in Path(gateway.app.models.cache).rglob("word.txt"))
+
+        assert calling.is_alive() and copies() == ["again", "hello"]
+        calling.join()
+        assert answers == [slow]
+        until(lambda: copies() == ["again"])
+        assert gateway.client().algo("me/demo/0.1.0").pipe("word").result == "hello"
 
 
 @pytest.mark.slow

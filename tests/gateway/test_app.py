@@ -235,7 +235,8 @@ def test_100_concurrent_clients(digits: Deployed) -> None:
             return [file.getString(), label, Digits().apply(image, model)["label"]]
 
     assert digits.client().algo("me/demo").pipe(IMAGE).result
-    model = Digits().load(Path(digits.app.models.cache) / next(iter(digits.app.models.loaded)))
+    [(build_id, loaded)] = digits.app.models.loaded.items()
+    model = Digits().load(Path(loaded.copy) / build_id)
     with ThreadPoolExecutor(100) as pool:
         for number, (text, label, expected) in enumerate(pool.map(work, range(300))):
             assert (text, label) == (f"text {number}", expected)

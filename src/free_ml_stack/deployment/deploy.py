@@ -153,11 +153,10 @@ def check_build(
 
 
 def fetch(store: AbstractFileSystem, build: Build, cache: str) -> Path:
-    """Download a build's folder into `cache` and verify its checksums. Raises StackError."""
+    """Download a build's folder into the empty folder `cache` and verify its checksums. Raises StackError."""
     folder = Path(cache) / build.build_id
     try:
-        if not folder.exists():
-            store.get(build.folder, str(folder), recursive=True)
+        store.get(build.folder, str(folder), recursive=True)
         verify(folder)
     except Exception as error:
         shutil.rmtree(folder, ignore_errors=True)

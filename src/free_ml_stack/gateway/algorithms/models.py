@@ -35,10 +35,17 @@ LOAD_SECONDS = 600.0  # seconds to load a model
 class LoadedModel(Batcher):
     """A loaded build of an algorithm."""
 
-    def __init__(self, algorithm: str, build: Build, start: Any, max_workers: int, queue: int, on_failure: Any) -> None:
+    def __init__(
+        self, algorithm: str, build: Build, copy: str, start: Any, max_workers: int, queue: int, on_failure: Any
+    ) -> None:
         super().__init__(f"{algorithm} {build.version or build.hash}", start, max_workers, queue, on_failure)
-        self.algorithm, self.build = algorithm, build
+        self.algorithm, self.build, self.copy = algorithm, build, copy
         self.reference: dict[str, Any] | None = None  # the reference for drift
+
+    async def close(self, seconds: float | None = None) -> None:
+        """Answer queued questions, stop the processes, and remove the local copy."""
+        await super().close(seconds)
+        await asyncio.to_thread(shutil.rmtree, self.copy, ignore_errors=True)
 
 
 class Models:
@@ -110,7 +117,6 @@ class Models:
             self.algorithms.pop(name, None)
             for model in {model for (known, _), model in self.by_reference.items() if known == name}:
                 self._remove(model)
-                self._retire(model)
         elif algorithm != before:
             self.algorithms[name] = algorithm
             for known, reference in list(self.by_reference):
@@ -148,24 +154,31 @@ class Models:
             return None
         async with self.loading[build.build_id]:
             model = self.loaded.get(build.build_id)
-            if model is None or model.build != build:
-                model = await self._load(name, build)
-                self._retire(self.loaded.get(build.build_id))
-                self.loaded[build.build_id] = model
+            if model is None:
+                model = self.loaded[build.build_id] = await self._load(name, build)
+            model.build = build  # it may have been published or withdrawn
         self.by_reference[name, reference] = model
         self._evict()
         return model
 
     async def _load(self, name: str, build: Build) -> LoadedModel:
         self.cache = self.cache or tempfile.mkdtemp(prefix="models-")
-        folder = await asyncio.to_thread(fetch, self.store, build, self.cache)
+        copy = tempfile.mkdtemp(dir=self.cache)  # removed with the model; the same build may be loaded again before
+        try:
+            return await self._load_copy(name, build, copy)
+        except BaseException:
+            shutil.rmtree(copy, ignore_errors=True)
+            raise
+
+    async def _load_copy(self, name: str, build: Build, copy: str) -> LoadedModel:
+        folder = await asyncio.to_thread(fetch, self.store, build, copy)
         size = sum(path.stat().st_size for path in folder.rglob("*"))
         max_workers = max(1, min(MAX_WORKERS, WORKER_BYTES // max(size, 1)))
 
         def start_worker() -> Awaitable[Worker]:
             return start(self.predictor, folder, partial(self.record, name), LOAD_SECONDS)
 
-        model = LoadedModel(name, build, start_worker, max_workers, self.queue, self._remove)
+        model = LoadedModel(name, build, copy, start_worker, max_workers, self.queue, self._remove)
         try:
             worker = await model.open()
         except StackError as error:
@@ -174,21 +187,16 @@ class Models:
         model.reference = orjson.loads(reference) if reference else None
         return model
 
-    def _retire(self, model: LoadedModel | None) -> None:
-        if model:
-            self.closing.add(task := asyncio.ensure_future(model.close()))
-            task.add_done_callback(self.closing.discard)
-
     def _remove(self, model: Batcher) -> None:
-        """Remove a model that failed to start, so that the next call retries and reports the error."""
+        """Remove a model; its last calls are answered. After a failed start the next call retries."""
         self.loaded = {key: other for key, other in self.loaded.items() if other is not model}
         self.by_reference = {at: other for at, other in self.by_reference.items() if other is not model}
+        self.closing.add(task := asyncio.ensure_future(model.close()))
+        task.add_done_callback(self.closing.discard)
 
     def _evict(self) -> None:
         """Evict the oldest models that are not the latest version of an algorithm."""
         latest = {algorithm.latest() for algorithm in self.algorithms.values()}
         spare = [key for key, model in self.loaded.items() if model.build not in latest]
         for key in spare[: max(0, len(self.loaded) - MAX_MODELS)]:
-            model = self.loaded[key]
-            self._remove(model)
-            self._retire(model)
+            self._remove(self.loaded[key])
