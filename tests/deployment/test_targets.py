@@ -66,7 +66,9 @@ def test_a_space_keeps_its_key_and_store_when_deployed_again(tmp_path: Path, pro
         sample = json.loads((project / "models" / "run" / "sample.json").read_text())
         client = Algorithmia.client(kept["key"], kept["url"])
         assert close(client.algo("me/Skeleton").pipe(sample["input"]).result, sample["output"])
+        record.chmod(0o644)  # as after a copy of the project
         projects.run(project, *arguments, **online)
+        assert record.stat().st_mode & 0o777 == 0o600
         assert spaces.space.secrets["ALGORITHMIA_API_KEY"] == kept["key"]
         assert spaces.space.variables["STORE"] == f"hf://{stored}s/me/digits-store"
         assert spaces.space.variables["VERSION"] == "0.2.0"

@@ -1,7 +1,6 @@
 """Targets of `deploy` besides the project's store: an Algorithmia installation, or a Hugging Face Space."""
 
 import json
-import os
 import secrets
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,6 +9,7 @@ from free_ml_stack.console import say
 from free_ml_stack.credentials import check as credentials
 from free_ml_stack.deployment.versions import Bump
 from free_ml_stack.errors import StackError
+from free_ml_stack.storage.atomic import replace
 
 if TYPE_CHECKING:
     from free_ml_stack.deployment.spaces import Hosted
@@ -76,7 +76,8 @@ def to_space(
     except http_library().HTTPError as error:
         raise StackError(f"no answer from {api.endpoint}: {error}") from None
     if hosted.calls:
-        write_private(record, {"url": hosted.url, "key": key})
+        record.parent.mkdir(parents=True, exist_ok=True)
+        replace(record, json.dumps({"url": hosted.url, "key": key}).encode(), private=True)
     return hosted
 
 
@@ -99,10 +100,3 @@ def test_samples(science: "Science", settings: "Settings", model_dir: Path) -> l
 def saved_key(record: Path) -> str:
     """Return the key of the existing Space, or ""."""
     return str(json.loads(record.read_text(encoding="utf-8"))["key"]) if record.exists() else ""
-
-
-def write_private(record: Path, content: dict[str, str]) -> None:
-    """Write a JSON file that only its owner can read."""
-    record.parent.mkdir(parents=True, exist_ok=True)
-    with os.fdopen(os.open(record, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="utf-8") as file:
-        json.dump(content, file)

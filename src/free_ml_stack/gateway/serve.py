@@ -16,6 +16,7 @@ from free_ml_stack.gateway.app import Gateway
 from free_ml_stack.gateway.hosted import asgi_app
 from free_ml_stack.gateway.protocol.server import drop_new_connections, make_server
 from free_ml_stack.processes import GC_THRESHOLDS
+from free_ml_stack.storage.atomic import replace
 
 CONNECTIONS = 1 << 16  # the limit of open files, if the system allows it
 
@@ -158,10 +159,7 @@ def record_file(record: Path | None, content: dict[str, str | int]) -> Iterator[
         yield
         return
     record.parent.mkdir(parents=True, exist_ok=True)
-    fresh = record.with_suffix(f".{os.getpid()}")
-    with os.fdopen(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
-        json.dump(content, file)
-    fresh.replace(record)
+    replace(record, json.dumps(content).encode(), private=True)
     try:
         yield
     finally:

@@ -25,9 +25,11 @@ CHUNK = 1 << 20  # bytes
 SYNC_BYTES = 1 << 24  # bytes written before an fsync is started in the background
 
 
-def replace(path: Path, content: bytes) -> None:
-    """Replace the content of a file atomically, also across a crash."""
+def replace(path: Path, content: bytes, private: bool = False) -> None:
+    """Replace the content of a file atomically, also across a crash; only its owner can read a `private` file."""
     part = path.with_name(f".{path.name}-{os.getpid()}-{threading.get_native_id()}")
+    if private:
+        part.touch(0o600)
     write_synced(part, content)
     _rename(part, path)
     fsync_directory(path.parent)
