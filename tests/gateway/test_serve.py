@@ -1,5 +1,6 @@
 """The gateway as a process: port, key, shutdown."""
 
+import ctypes
 import json
 import os
 import re
@@ -13,6 +14,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 import Algorithmia
 import pytest
@@ -37,10 +39,11 @@ def root(tmp_path: Path) -> Path:
 
 
 @contextmanager
-def process(root: Path, *arguments: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
+def process(root: Path, *arguments: str, **options: Any) -> Iterator[tuple[subprocess.Popen[str], str]]:
     """Start the gateway; yield the process and its URL when it has been printed."""
     command = [sys.executable, str(HERE / "serve_echo.py"), str(root), *arguments]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=HERE) as running:
+    options |= {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "cwd": HERE}
+    with subprocess.Popen(command, **options) as running:
         assert running.stdout
         line = running.stdout.readline()
         assert line, running.stderr and running.stderr.read()
@@ -83,8 +86,9 @@ def test_idle_clients_do_not_exhaust_the_connections(root: Path) -> None:
         assert requests.get(f"{url}/healthz", timeout=10).ok
 
 
-def test_an_interrupt_is_a_clean_shutdown(root: Path) -> None:
-    with process(root) as (running, _):
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_an_interrupt_is_a_clean_shutdown(root: Path, workers: str) -> None:
+    with process(root, workers) as (running, _):
         running.send_signal(signal.SIGINT)
         assert running.communicate(timeout=20) == ("stopped\n", "")
 
@@ -132,9 +136,27 @@ def test_a_worker_that_exits_is_replaced(root: Path) -> None:
             assert answer.json() == {"status": "ready", "version": "0.1.0"}
 
 
+def adopt() -> None:
+    """Make this process the parent of its orphans, as the first process of a container is."""
+    ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER, linux/prctl.h
+
+
+def test_a_worker_is_replaced_once(root: Path) -> None:
+    """The model processes of a killed worker also exit."""
+    with process(root, "2", preexec_fn=adopt) as (running, _):
+        until(lambda: len(children(running.pid)) == 2 and all(map(children, children(running.pid))))
+        first, other = children(running.pid)
+        models = [pid for child in children(first) for pid in (child, *children(child))]
+        os.kill(first, signal.SIGKILL)
+        until(lambda: first not in children(running.pid) and not any(Path(f"/proc/{pid}").exists() for pid in models))
+        assert len(children(running.pid)) == 2 and other in children(running.pid)
+
+
 def children(pid: int) -> list[int]:
     """Return the child processes of a process."""
-    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    return [
+        int(child) for thread in Path(f"/proc/{pid}/task").glob("*/children") for child in thread.read_text().split()
+    ]
 
 
 def test_small_responses_are_sent_immediately() -> None:

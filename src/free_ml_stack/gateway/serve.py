@@ -18,6 +18,7 @@ from free_ml_stack.gateway.protocol.server import drop_new_connections, make_ser
 from free_ml_stack.processes import GC_THRESHOLDS
 from free_ml_stack.storage.atomic import replace
 
+STOPPING = (signal.SIGTERM, signal.SIGINT)
 CONNECTIONS = 1 << 16  # the limit of open files, if the system allows it
 
 
@@ -81,7 +82,7 @@ def raise_file_limit() -> None:
 
 def set_signal_handlers(handler: Callable[[int, object], None]) -> None:
     """Set the handler of SIGTERM and SIGINT."""
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in STOPPING:
         signal.signal(number, handler)
 
 
@@ -105,8 +106,6 @@ def open_port(host: str, port: int) -> socket.socket:
 
 def run(app: Gateway, listening: socket.socket, signals: list[int], shared: Path | None = None) -> None:
     """Serve in this process until a signal is received; `shared` is the folder of the workers' statistics."""
-    if listening.fileno() < 0:
-        return  # the worker was started during the signal
     if shared:
         app.share(shared)
     gc.collect()
@@ -119,34 +118,36 @@ def run(app: Gateway, listening: socket.socket, signals: list[int], shared: Path
 
 
 def run_workers(work: Callable[[], None], count: int, signals: list[int], listening: socket.socket) -> None:
-    """Run `work` in `count` processes, restart those that exit, and stop all of them on a signal."""
+    """Run `work` in `count` processes, restart those that exit, and stop all of them when there are `signals`."""
+    woken, wake = socket.socketpair()
+    wake.setblocking(False)
+    signal.set_wakeup_fd(wake.fileno())  # a signal just before a wait, or in another thread, ends it, too
+    signal.signal(signal.SIGCHLD, lambda *_: None)
     pids = {fork(work) for _ in range(count)}
-
-    def stop(number: int, frame: object) -> None:
-        signals.append(number)
-        if listening.fileno() >= 0:
-            drop_new_connections(listening)
-        listening.close()  # otherwise a connection could wait in a queue that no process accepts from
-        for pid in pids:
-            os.kill(pid, signal.SIGTERM)
-
-    set_signal_handlers(stop)
-    if signals:
-        stop(signals[0], None)
     while pids:
-        pid, _ = os.wait()
-        pids.discard(pid)
-        if not signals:
-            pids.add(fork(work))
-            if signals:  # the signal arrived during the fork, so the new process did not get it
-                stop(signals[0], None)
+        if signals and listening.fileno() >= 0:
+            drop_new_connections(listening)
+            listening.close()  # otherwise a connection could wait in a queue that no process accepts from
+            for pid in pids:
+                os.kill(pid, signal.SIGTERM)
+        woken.recv(1024)
+        while pids and (ended := os.waitpid(-1, os.WNOHANG)[0]):
+            if ended in pids:  # the first process of a container gets the orphans of others, too
+                pids.remove(ended)
+                if not signals:
+                    pids.add(fork(work))
 
 
 def fork(work: Callable[[], None]) -> int:
     """Run `work` in a new process; return its process id."""
-    if pid := os.fork():
+    signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)  # Python discards those that arrive in a process before it runs
+    pid = os.fork()
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)
+    if pid:
         return pid
     try:
+        signal.set_wakeup_fd(-1)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         work()
     finally:
         os._exit(0)
