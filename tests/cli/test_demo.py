@@ -62,7 +62,7 @@ def test_every_step_wrote_its_results(demo: tuple[Path, str]) -> None:
     for pattern in (
         "data/*.parquet",
         "models/*/model.onnx",
-        "deployments/*/0.1.0/manifest.json",
+        "deployments/*/0.1.0-*/manifest.json",
         "logs/*/*.jsonl",
     ):
         assert list(store.glob(pattern)), pattern

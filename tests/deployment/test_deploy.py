@@ -4,6 +4,7 @@ import json
 import resource
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,10 @@ import Algorithmia
 import pytest
 from deployed import KEY, deployed
 from fsspec import AbstractFileSystem
+from huggingface_hub import HfApi, constants
 from predictors import Digits, Echo, digits_folder, echo_folder
+from services.hub_faults import Fault
+from services.hub_server import Hub
 from waiting import until
 
 from free_ml_stack.deployment.deploy import deploy, rollback, versions
@@ -19,6 +23,7 @@ from free_ml_stack.errors import StackError
 from free_ml_stack.gateway.algorithms import models
 from free_ml_stack.storage.local import local_store
 from free_ml_stack.storage.manifest import write_manifest
+from free_ml_stack.storage.stores import hub_store
 
 
 @pytest.fixture
@@ -29,12 +34,9 @@ def store(tmp_path: Path) -> AbstractFileSystem:
 def test_a_model_folder_is_deployed_as_a_version(store: AbstractFileSystem, tmp_path: Path) -> None:
     folder = digits_folder(tmp_path / "model")
     build = deploy(folder, store, "digits", Digits(), notes="the first")
-    assert (build.version, build.folder, build.release_notes) == (
-        "0.1.0",
-        "deployments/digits/0.1.0",
-        "the first",
-    )
-    assert store.cat_file("deployments/digits/0.1.0/model.onnx") == (folder / "model.onnx").read_bytes()
+    assert (build.version, build.release_notes) == ("0.1.0", "the first")
+    assert build.folder.startswith("deployments/digits/0.1.0-")
+    assert store.cat_file(f"{build.folder}/model.onnx") == (folder / "model.onnx").read_bytes()
     assert deploy(folder, store, "digits", Digits(), "revision").version == "0.1.1"
     assert deploy(folder, store, "digits", Digits(), "major").version == "1.0.0"
     assert [build.version for build in versions(store, "digits")] == ["1.0.0", "0.1.1", "0.1.0"]
@@ -116,7 +118,7 @@ def test_a_full_disk_leaves_the_store_unchanged(store: AbstractFileSystem, tmp_p
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert store.find("") == before
-    assert deploy(folder, store, "demo", Echo()).folder == "deployments/demo/0.2.0"
+    assert deploy(folder, store, "demo", Echo()).version == "0.2.0"
 
 
 def test_the_sample_is_compared_with_a_tolerance(store: AbstractFileSystem, tmp_path: Path) -> None:
@@ -167,6 +169,27 @@ def test_concurrent_deployments_get_two_versions_or_an_error(store: AbstractFile
     assert deployed_versions
     for build in versions(store, "demo"):
         assert store.isfile(f"{build.folder}/manifest.json")
+
+
+def test_a_failed_deployment_deletes_only_its_own_files(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On the Hub, another deployment finishes during the upload of this one."""
+    monkeypatch.setattr(constants, "ENDPOINT", hub.url)
+    monkeypatch.setenv("HF_TOKEN", "hf_write")
+    HfApi().create_bucket("me/store")
+    store = hub_store("hf://buckets/me/store/me/project")
+    slow = Fault("slow", at={1}, match="/batch", seconds=2.0)
+    hub.app.faults = [slow]
+    with ThreadPoolExecutor(1) as threads:
+        late = threads.submit(deploy, echo_folder(tmp_path / "late", "late"), store, "demo", Echo())
+        slow.struck.wait()
+        deploy(echo_folder(tmp_path / "other", "other"), store, "demo", Echo())
+        with pytest.raises(StackError, match=r"version 0\.1\.0 of demo already exists"):
+            late.result()
+    [build] = versions(store, "demo")
+    words = {path: content for path, content in hub.buckets.content("me/store").items() if path.endswith("word.txt")}
+    assert words == {f"me/project/{build.folder}/word.txt": b"other"}
 
 
 def test_a_running_gateway_detects_new_versions(tmp_path: Path) -> None:

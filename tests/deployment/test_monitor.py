@@ -38,9 +38,9 @@ def redeploy(settings: Settings) -> None:
 
 def test_a_changed_reference_is_rejected(settings: Settings) -> None:
     assert monitor(settings).drift["verdict"] == "none"
-    path = settings.root / "store/deployments/Words/0.1.0/reference.json"
+    [path] = settings.root.glob("store/deployments/Words/0.1.0-*/reference.json")
     path.write_text(json.dumps(reference([{"length": 500.0}] * 10)))
-    with pytest.raises(StackError, match=r"checksum mismatch for .*0.1.0/reference.json; run `.* deploy`"):
+    with pytest.raises(StackError, match=r"checksum mismatch for .*0.1.0-.*/reference.json; run `.* deploy`"):
         monitor(settings)
 
 

@@ -168,8 +168,8 @@ def test_storage_is_ready_before_the_first_deployment(tmp_path: Path) -> None:
 
 def test_it_is_not_ready_if_the_model_cannot_be_loaded(tmp_path: Path) -> None:
     store, app = open_app(tmp_path / "data")
-    deploy(echo_folder(tmp_path / "model"), store, "demo", Echo())
-    store.rm_file("deployments/demo/0.1.0/word.txt")
+    build = deploy(echo_folder(tmp_path / "model"), store, "demo", Echo())
+    store.rm_file(f"{build.folder}/word.txt")
     with serving(app) as url:
         assert requests.get(f"{url}/readyz", timeout=10).status_code == 503
         with pytest.raises(AlgorithmException, match=r"word.txt is missing") as raised:

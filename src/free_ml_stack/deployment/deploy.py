@@ -26,7 +26,7 @@ from free_ml_stack.deployment.versions import (
 )
 from free_ml_stack.errors import StackError
 from free_ml_stack.project.science import Predictor
-from free_ml_stack.storage.changes import change, on_hub
+from free_ml_stack.storage.changes import change
 from free_ml_stack.storage.manifest import MANIFEST, verify
 
 
@@ -48,8 +48,10 @@ def deploy(
     started = now()
     algorithm = read_index(store, name) or Algorithm(name=name)
     version = algorithm.next_version(bump)
-    folder = upload(model_dir, store, f"{FOLDER}/{name}/{version}")
+    folder = f"{FOLDER}/{name}/{version}-{secrets.token_hex(4)}"  # not that of a concurrent deployment
+    files = [path for path in sorted(model_dir.rglob("*")) if path.is_file()]
     try:
+        change(store, {f"{folder}/{path.relative_to(model_dir).as_posix()}": path for path in files})
         build = Build(
             hash=commit_hash(algorithm, (model_dir / MANIFEST).read_bytes()),
             folder=folder,
@@ -101,39 +103,9 @@ def earlier(algorithm: Algorithm, version: str) -> Build | None:
     return None
 
 
-def upload(model_dir: Path, store: AbstractFileSystem, folder: str) -> str:
-    """Copy a model folder to an unused name in the store, `folder` if possible; return the name."""
-    files = {path.relative_to(model_dir).as_posix(): path for path in sorted(model_dir.rglob("*")) if path.is_file()}
-    if on_hub(store):  # no exclusive creation there
-        folder = unused(folder) if store.exists(folder) else folder
-    else:
-        folder = reserve_folder(files.pop(MANIFEST), store, folder)
-    try:
-        change(store, {f"{folder}/{name}": path for name, path in files.items()})
-    except BaseException:
-        discard(store, folder)
-        raise
-    return folder
-
-
-def reserve_folder(manifest: Path, store: AbstractFileSystem, folder: str) -> str:
-    """Reserve a folder in the store by writing the manifest, with a suffix if `folder` exists; return its name."""
-    try:
-        with store.open(f"{folder}/{MANIFEST}", "xb") as file:
-            file.write(manifest.read_bytes())
-    except FileExistsError:
-        return reserve_folder(manifest, store, unused(folder))
-    return folder
-
-
-def unused(folder: str) -> str:
-    """Return a name derived from that of a folder which exists."""
-    return f"{folder}-{secrets.token_hex(4)}"
-
-
 def discard(store: AbstractFileSystem, folder: str) -> None:
     """Remove a folder; errors are ignored, because no version refers to it."""
-    with suppress(OSError):
+    with suppress(Exception):
         store.rm(folder, recursive=True)
 
 
