@@ -20,13 +20,14 @@ if __name__ == "__main__":
 from free_ml_stack.gateway.data.api import DataAPI
 from free_ml_stack.gateway.http import DisconnectedError, HTTPError, Memory, make_request
 from free_ml_stack.gateway.protocol.direct import DirectProtocol
+from free_ml_stack.storage.local import local_store
 
 USERS = {b"key-of-me": "me", b"key-of-you": "you"}
 
 
 def data_app(folder: Path) -> Any:
     """Return an app of the Data API alone, with a table of keys, as authentication is done by the gateway."""
-    api = DataAPI(folder)
+    api = DataAPI(local_store(folder))
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
         request = make_request(scope, receive, send, Memory())

@@ -193,7 +193,7 @@ def ship(project: Path, gateway: Deployed, model: Path, **options: Any) -> str:
 
 @pytest.mark.slow
 def test_deployment_to_an_installation(project: Path, installation: Deployed, tmp_path: Path) -> None:
-    assert ship(project, installation, echo_folder(tmp_path / "one", "one"), notes="first") == "0.1.0"
+    assert ship(project, installation, echo_folder(tmp_path / "one", "one")) == "0.1.0"
     client = installation.client()
     assert client.algo("me/EchoWords").pipe("word").result == "one"
     assert ship(project, installation, echo_folder(tmp_path / "two", "two"), bump="major") == "1.0.0"

@@ -30,14 +30,7 @@ from free_ml_stack.storage.changes import change
 from free_ml_stack.storage.manifest import MANIFEST, verify
 
 
-def deploy(
-    model_dir: Path,
-    store: AbstractFileSystem,
-    name: str,
-    predictor: Predictor,
-    bump: Bump = "minor",
-    notes: str = "",
-) -> Build:
+def deploy(model_dir: Path, store: AbstractFileSystem, name: str, predictor: Predictor, bump: Bump = "minor") -> Build:
     """Copy a model folder into the project's store and make it the algorithm's latest version.
 
     Before that, the checksums of the copy are verified, and its prediction for the sample is compared with the
@@ -58,7 +51,6 @@ def deploy(
             version=version,
             started_at=started,
             finished_at=now(),
-            release_notes=notes,
         )
         check_build(store, build, predictor)
         add_build(store, name, build)

@@ -30,7 +30,6 @@ def deploy_to_installation(
     client: Any,
     algorithm: str,
     bump: Bump = "minor",
-    notes: str = "",
     say: Callable[[str], None] = print,
     build_seconds: float = BUILD_SECONDS,
 ) -> str:
@@ -49,13 +48,13 @@ def deploy_to_installation(
         assemble(clone.tree, sources, predict, sample)
         say(f"Uploading {model_dir.name}")
         upload(client, model_dir, algorithm, clone.tree)
-        commit = clone.push(notes or f"Deploy {model_dir.name}")
+        commit = clone.push(f"Deploy {model_dir.name}")
     say(f"Pushed {commit[:10]} to {address}; waiting for the build")
     wait_for_build(algo, commit, build_seconds)
     answer = client.algo(f"{algorithm}/{commit}").pipe(sample["input"]).result
     if not close(answer, sample["output"]):
         raise StackError(f"build {commit[:10]} returned {answer!r} for the sample, expected {sample['output']!r}")
-    published = algo.publish(version_info={"version_type": bump, "release_notes": notes})
+    published = algo.publish(version_info={"version_type": bump})
     return str(published["version_info"]["semantic_version"])
 
 

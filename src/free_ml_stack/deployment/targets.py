@@ -37,12 +37,10 @@ def to_installation(science: "Science", settings: "Settings", model_dir: Path, b
         raise StackError(f"no answer from {settings.algorithmia_api}: {error}") from None
 
 
-def to_space(
-    science: "Science", settings: "Settings", model_dir: Path, bump: Bump, kind: str, key: str = ""
-) -> "Hosted":
+def to_space(science: "Science", settings: "Settings", model_dir: Path, bump: Bump, kind: str) -> "Hosted":
     """Host a model on a Space of the account; write its URL and key to `.stack/space.json`.
 
-    `key` protects the gateway; default: the existing key, or a new one. Raises StackError.
+    An existing key is kept. Raises StackError.
     """
     from huggingface_hub import HfApi, get_token
     from huggingface_hub.errors import HfHubHTTPError
@@ -69,7 +67,7 @@ def to_space(
     api = HfApi(token=token)
     try:
         space = settings.model_repo or f"{api.whoami()['name']}/{settings.project}"
-        key = key or saved_key(record) or secrets.token_urlsafe(24)
+        key = saved_key(record) or secrets.token_urlsafe(24)
         hosted = host(model_dir, project, science.predict, api, space, key, token, kind, bump, say)
     except HfHubHTTPError as error:
         raise StackError(f"request rejected by the Hub: {error.server_message or error}") from None

@@ -46,17 +46,15 @@ def create_app(
     predictor: Predictor | str,
     limits: Limits = Limits(),  # noqa: B008
     poll_seconds: float = 1.0,
-    logs: AbstractFileSystem | None = None,
 ) -> "Gateway":
     """Create the ASGI application.
 
     `store` holds the Data API's tree (`<user>/<collection>/…`), `project` the deployments and logs: usually a
     collection of that tree. Each of `keys` authenticates as `user`. `algorithm` is `owner/name`.
     `predictor` is the project's predict.py or its module name; only the processes that run the model import it.
-    `logs` is the store for the call logs; default: `project`.
     """
     owner, _, name = algorithm.partition("/")
-    call_log = CallLog(logs or project, name)
+    call_log = CallLog(project, name)
     models = Models(project, predictor, call_log.record, limits.queue, poll_seconds)
     calls = Calls(owner, models, call_log, limits)
     management = Management(owner, name, models)

@@ -25,7 +25,6 @@ def asgi_app(package: str) -> Gateway:
     return create_app(
         store=open_tree(store),
         project=open_tree(store, project),
-        logs=open_tree(store, project),
         user=owner,
         keys=[key] if key else [],
         algorithm=os.environ["ALGORITHM"],

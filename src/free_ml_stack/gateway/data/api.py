@@ -13,7 +13,6 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any, BinaryIO
 
 from fsspec import AbstractFileSystem
@@ -32,12 +31,12 @@ log = logging.getLogger(__name__)
 
 
 class DataAPI:
-    """Answers `/v1/data/*` and `/v1/connector/data/*` over a folder or an fsspec store of users.
+    """Answers `/v1/data/*` and `/v1/connector/data/*` over an fsspec store of users.
 
     Unauthenticated requests (`user` is None) can read public collections.
     """
 
-    def __init__(self, store: AbstractFileSystem | Path) -> None:
+    def __init__(self, store: AbstractFileSystem) -> None:
         self.tree = tree_of(store)
         self.sums = Checksums(self.tree)
         self.methods = {

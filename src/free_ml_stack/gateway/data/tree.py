@@ -186,10 +186,8 @@ class DiskTree(StoreTree):
         return count
 
 
-def tree_of(store: AbstractFileSystem | Path) -> StoreTree:
-    """Return the tree of a local folder, or of an fsspec store whose top level are the users."""
-    if isinstance(store, Path):
-        return DiskTree(store)
+def tree_of(store: AbstractFileSystem) -> StoreTree:
+    """Return the tree of an fsspec store whose top level are the users."""
     if isinstance(getattr(store, "fs", None), LocalFileSystem):
         return DiskTree(Path(store.path))
     return StoreTree(store, Path(tempfile.gettempdir()) / "data-api-uploads")
