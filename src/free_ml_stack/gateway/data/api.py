@@ -122,13 +122,9 @@ class DataAPI:
         _check_writer(request, depth=3, what="expected a file in a collection: data://user/collection/file")
         if request.header(b"content-range"):  # a part would replace the whole file (RFC 9110, 14.5)
             raise HTTPError(400, "Content-Range is not supported; send the whole file")
-        file = await self.tree.run(self._create, request)
-        try:
+        with await self.tree.run(self._create, request) as file:  # discarded by any exception
             headers = await receive_file(request, file, self.sums)
             await asyncio.to_thread(self.tree.commit, file, request.path)
-        except BaseException:
-            file.discard()
-            raise
         await request.answer({"result": uri_of(request.path)}, 200, **headers)
 
     def _create(self, request: Request) -> WholeFile:
@@ -159,7 +155,7 @@ class DataAPI:
             raise HTTPError(400, "name must be the name of the new directory")
         inner = replace(request, path=path_of(f"/v1/data/{request.path}/{name}", request.user))
         _check_writer(inner, depth=2, what="expected a directory in a user's directory: data://user/collection")
-        read = _read_list(body) if body.get("acl") is not None else None
+        read = rights.read_list(body.get("acl")) if body.get("acl") is not None else None
         await asyncio.to_thread(self.tree.make_folder, inner.path)
         if read is not None:
             await self.tree.run(rights.put, self.tree, inner.path, read)
@@ -179,13 +175,9 @@ class DataAPI:
 
     def _store(self, files: list[tuple[str, memoryview]]) -> None:
         for path, content in files:
-            file = self.tree.create(path)
-            try:
+            with self.tree.create(path) as file:
                 file.write_through(content)
                 self.tree.commit(file, path)
-            except BaseException:
-                file.discard()
-                raise
 
     async def _send_bundle(self, request: Request, names: Any) -> None:
         """Send many small files; missing and larger files are omitted."""
@@ -215,7 +207,7 @@ class DataAPI:
     async def set_rights(self, request: Request) -> None:
         """PATCH: set the access rights of a folder."""
         _check_writer(request, depth=2, what="expected a collection: data://user/collection")
-        read = _read_list(await request.json())
+        read = rights.read_list((await request.json()).get("acl"))
         if not _has_rights(request.segments) or not (await self.tree.run(self.tree.stat, request.path)).is_folder:
             raise HTTPError(400, f"{uri_of(request.path)} cannot have access rights")
         await self.tree.run(rights.put, self.tree, request.path, read)
@@ -265,13 +257,6 @@ def _http_error(error: OSError, request: Request) -> HTTPError:
         return HTTPError(400, "a name is too long")
     log.error("%s %s failed", request.method, uri_of(request.path), exc_info=error)
     return HTTPError(500, "the store failed; see the server's log", 5001)
-
-
-def _read_list(body: dict[str, Any]) -> list[str]:
-    try:
-        return rights.read_list(body.get("acl"))
-    except ValueError as error:
-        raise HTTPError(400, str(error)) from None
 
 
 def _has_rights(segments: list[str]) -> bool:

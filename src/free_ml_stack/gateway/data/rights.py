@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterator
 
 from free_ml_stack.gateway.data.tree import StoreTree
+from free_ml_stack.gateway.http import HTTPError
 
 PUBLIC, MY_ALGORITHMS = "user://*", "algo://.my/*"
 DEFAULT = [MY_ALGORITHMS]
@@ -11,10 +12,10 @@ FOLDER, RECORD = ".acl", "#read"  # names that clients cannot use
 
 
 def read_list(acl: object) -> list[str]:
-    """Return the `read` list of an `acl` object in a request. Raises ValueError if it is invalid."""
+    """Return the `read` list of an `acl` object in a request. Raises HTTPError if it is invalid."""
     read = acl.get("read") if isinstance(acl, dict) else None
     if read not in ([], [PUBLIC], [MY_ALGORITHMS]):
-        raise ValueError(f'acl must be {{"read": []}}, ["{MY_ALGORITHMS}"] or ["{PUBLIC}"]')
+        raise HTTPError(400, f'acl must be {{"read": []}}, ["{MY_ALGORITHMS}"] or ["{PUBLIC}"]')
     return list(read or [])
 
 
