@@ -7,6 +7,7 @@ import re
 import time
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import orjson
@@ -129,7 +130,7 @@ class Dashboard:
 
     def exposition(self) -> bytes:
         """Return the counts in the Prometheus format."""
-        from prometheus_client import CollectorRegistry, generate_latest
+        from prometheus_client import generate_latest
         from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 
         counts = self.log.statistics.total()
@@ -152,9 +153,8 @@ class Dashboard:
             insight.add_metric([name], reported)
         waiting = GaugeMetricFamily("algorithm_waiting_calls", "Calls waiting for a model.")
         waiting.add_metric([], sum(len(model.waiting) for model in self.models.loaded.values()))
-        registry = CollectorRegistry()
-        registry.register(Families([calls, errors, watched, seconds, shift, insight, waiting]))
-        return generate_latest(registry)
+        families = [calls, errors, watched, seconds, shift, insight, waiting]
+        return generate_latest(SimpleNamespace(collect=lambda: families))
 
     def _published(self) -> list[Build]:
         algorithm = self.models.algorithms.get(self.name)
@@ -184,17 +184,6 @@ def read_insights(body: bytes) -> dict[str, float]:
     if len(found) > INSIGHT_KEYS or not all(map(math.isfinite, found.values())):
         raise HTTPError(400, f"expected at most {INSIGHT_KEYS} insights with finite values")
     return found
-
-
-class Families:
-    """A Prometheus collector of given metric families."""
-
-    def __init__(self, families: list[Any]) -> None:
-        self.families = families
-
-    def collect(self) -> list[Any]:
-        """Return the families; called by the registry."""
-        return self.families
 
 
 @cache
