@@ -20,7 +20,6 @@ from free_ml_stack.storage.manifest import verify
 MANIFEST = "model_manifest.json"
 UNNEEDED = (".png", ".md", ".safetensors")  # files of a model folder that are not needed for predictions
 BUILD_SECONDS = 1800.0
-COMMANDS = ("clone", "add", "commit", "push", "rev-parse")
 
 
 def deploy_to_installation(
@@ -141,26 +140,18 @@ class Git:
     def push(self, message: str) -> str:
         """Commit all changes and push them to the current branch; return the commit's hash."""
         self._run("add", "--all", "--force")
-        identity = ("-c", "user.name=free-ml-stack", "-c", "user.email=deploy@localhost")
-        self._run(*identity, "commit", "--quiet", "--allow-empty", "--message", message)
+        self._run("commit", "--quiet", "--allow-empty", "--message", message)
         self._run("push", "--quiet", "origin", "HEAD")
         return self._run("rev-parse", "HEAD").strip()
 
     def _run(self, *arguments: str, within: bool = True) -> str:
-        store = f"credential.helper=store --file={self.credentials}"
-        options = [
-            "-c",
-            "credential.helper=",
-            "-c",
-            store,
-            "-c",
-            "core.askPass=true",
-            "-c",
-            "core.autocrlf=false",
-        ]
+        settings = (
+            "credential.helper=", f"credential.helper=store --file={self.credentials}", "core.askPass=true",
+            "core.autocrlf=false", "user.name=free-ml-stack", "user.email=deploy@localhost",
+        )  # fmt: skip
+        options = [word for setting in settings for word in ("-c", setting)]
         done = git.run(self.tree if within else None, [*options, *arguments])
         if done.returncode:
             lines = done.stderr.decode(errors="replace").strip().splitlines() or ["git failed"]
-            command = next(word for word in arguments if word in COMMANDS)
-            raise StackError(f"git {command} {self.address}: {lines[-1]}")
+            raise StackError(f"git {arguments[0]} {self.address}: {lines[-1]}")
         return done.stdout.decode()
