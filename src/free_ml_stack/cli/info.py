@@ -52,8 +52,8 @@ def published_models(settings: "Settings") -> list[Path]:
 
 def deployed(settings: "Settings") -> dict[str, str] | None:
     """Return the live version of the algorithm, or None."""
-    from free_ml_stack.deployment.versions import latest_build
+    from free_ml_stack.deployment.versions import read_algorithm
     from free_ml_stack.storage.stores import open_store
 
-    build = latest_build(open_store(settings.storage, settings), settings.algorithm.partition("/")[2])
+    build = read_algorithm(open_store(settings.storage, settings), settings.algorithm.partition("/")[2]).latest()
     return {"version": build.version, "folder": build.folder, "deployed": build.finished_at} if build else None

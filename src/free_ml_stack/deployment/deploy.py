@@ -20,7 +20,7 @@ from free_ml_stack.deployment.versions import (
     commit_hash,
     index_lock,
     now,
-    read_index,
+    read_algorithm,
     version_key,
     write_index,
 )
@@ -39,7 +39,7 @@ def deploy(model_dir: Path, store: AbstractFileSystem, name: str, predictor: Pre
     """
     verify(model_dir)
     started = now()
-    algorithm = read_index(store, name) or Algorithm(name=name)
+    algorithm = read_algorithm(store, name)
     version = algorithm.next_version(bump)
     folder = f"{FOLDER}/{name}/{version}-{secrets.token_hex(4)}"  # not that of a concurrent deployment
     files = [path for path in sorted(model_dir.rglob("*")) if path.is_file()]
@@ -62,8 +62,7 @@ def deploy(model_dir: Path, store: AbstractFileSystem, name: str, predictor: Pre
 
 def versions(store: AbstractFileSystem, name: str) -> list[Build]:
     """Return the deployed versions, newest first; the first one that is not withdrawn is live."""
-    algorithm = read_index(store, name)
-    return algorithm.published() if algorithm else []
+    return read_algorithm(store, name).published()
 
 
 def rollback(store: AbstractFileSystem, name: str, version: str = "") -> Build:
@@ -72,7 +71,7 @@ def rollback(store: AbstractFileSystem, name: str, version: str = "") -> Build:
     Later versions are withdrawn; they can still be called by number. Raises StackError.
     """
     with index_lock(store, name):
-        algorithm = read_index(store, name) or Algorithm(name=name)
+        algorithm = read_algorithm(store, name)
         target = earlier(algorithm, version)
         if target is None:
             raise StackError(

@@ -123,15 +123,14 @@ def read_index(store: AbstractFileSystem, name: str) -> Algorithm | None:
         raise StackError(f"{index_path(name)} in the store is damaged: {error}") from None
 
 
-def latest_build(store: AbstractFileSystem, name: str) -> Build | None:
-    """Return the version of an algorithm that is called by default, or None."""
-    algorithm = read_index(store, name)
-    return algorithm.latest() if algorithm else None
+def read_algorithm(store: AbstractFileSystem, name: str) -> Algorithm:
+    """Read an algorithm from the store; one that does not exist has no builds. Raises StackError."""
+    return read_index(store, name) or Algorithm(name=name)
 
 
 def deployed_build(store: AbstractFileSystem, name: str, command: str) -> Build:
     """Return the version that is called by default. Raises StackError without one."""
-    if build := latest_build(store, name):
+    if build := read_algorithm(store, name).latest():
         return build
     raise StackError(f"no deployed version; run `{command} deploy`")
 
@@ -144,7 +143,7 @@ def write_index(store: AbstractFileSystem, algorithm: Algorithm) -> None:
 def add_build(store: AbstractFileSystem, name: str, build: Build) -> None:
     """Add a build to the index, or replace it. Raises StackError if another build has its version."""
     with index_lock(store, name):
-        algorithm = read_index(store, name) or Algorithm(name=name)
+        algorithm = read_algorithm(store, name)
         others = {other.version for other in algorithm.builds if other.build_id != build.build_id}
         if build.version and build.version in others:
             raise StackError(
