@@ -232,10 +232,17 @@ def test_unsupported_resources_are_rejected_in_one_line(gateway: Deployed) -> No
         lambda: client.create_user({"username": "x", "email": "x@example.org"}),
         lambda: client.create_org({"org_name": "acme", "type_id": "basic"}),
         lambda: client.edit_org("acme", {"type_id": "basic"}),
-        lambda: client.algo("me/demo").set_secret("a", "b", "c"),
     ):
         with pytest.raises(Exception, match=r"Response .40[0-9]."):
             refused()
+
+
+def test_a_secret_is_refused_before_the_client_prints_it(
+    gateway: Deployed, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(AlgorithmException, match="this gateway stores no secrets; set environment variables"):
+        gateway.client().algo("me/demo").set_secret("short", "key", "value of a secret")
+    assert "value of a secret" not in capsys.readouterr().out
 
 
 def test_the_vendors_generated_client_reads_the_same_algorithm(gateway: Deployed) -> None:

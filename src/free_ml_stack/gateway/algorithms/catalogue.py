@@ -41,18 +41,6 @@ SETTINGS: dict[str, Any] = {
     "royalty_microcredits": 0,
     "algorithm_environment": _id("python3"),
 }
-SECRET_PROVIDER = {
-    "id": _id("environment"),
-    "name": "environment",
-    "description": "Secrets are environment variables of the machine that runs the gateway.",
-    "moduleName": "environment",
-    "factoryClassName": "environment",
-    "interfaceVersion": "1",
-    "isEnabled": True,
-    "isDefault": True,
-    "created": CREATED,
-    "modified": CREATED,
-}
 
 
 def answer(method: str, segments: list[str]) -> Any:
@@ -66,15 +54,13 @@ def answer(method: str, segments: list[str]) -> Any:
             return {"environments": [environment(name)] if name in LANGUAGES else []}
         case ("GET", "algorithm-environments", "edge", "environment-specifications", _, "template"):
             return template()
-        case ("GET", "secret-provider"):
-            return [SECRET_PROVIDER]
         case ("GET", "organization", "types"):
             return [{"id": _id("basic"), "name": "basic"}]
         case ("GET", "users" | "organizations", _, "errors"):
             return []  # not stored: errors of calls are in the gateway's log
-        case (_, "users" | "organizations" | "organization" | "secret-provider", *_):
+        case (_, "users" | "organizations" | "organization", *_):
             raise HTTPError(404, "this gateway has a single user and no organisations", 5005)
-        case (_, "algorithms", _, "secrets", *_):
+        case (_, "secret-provider", *_):
             raise HTTPError(404, "this gateway stores no secrets; set environment variables on its machine", 5005)
     raise HTTPError(404, "this gateway does not support that path", 5005)
 
