@@ -217,13 +217,13 @@ def serve_gateway(folder: Path) -> Iterator[tuple[str, int]]:
 
 def run_gateway(store: Path, record: Path) -> None:
     """Serve until terminated."""
-    from free_ml_stack.gateway.app import create_app
+    from free_ml_stack.gateway.app import Gateway
     from free_ml_stack.gateway.serve import serve
     from free_ml_stack.storage.local import local_store
 
     def app(keys: Any) -> Any:
         project = local_store(store / "me" / "project")
-        return create_app(
+        return Gateway(
             store=local_store(store),
             project=project,
             user="me",

@@ -12,7 +12,7 @@ from predictors import Echo, echo_folder
 from serving import serving
 
 from free_ml_stack.deployment.deploy import deploy
-from free_ml_stack.gateway.app import Gateway, create_app
+from free_ml_stack.gateway.app import Gateway
 from free_ml_stack.gateway.protocol.express import ExpressProtocol
 from free_ml_stack.storage.local import local_store
 
@@ -35,7 +35,7 @@ class Deployed:
 def open_app(root: Path, predictor: Any = None, **options: Any) -> tuple[AbstractFileSystem, Gateway]:
     """Create the project's store and the application of the user `me` in the folder `root`."""
     project = local_store(root / "me" / "project", root)
-    app = create_app(
+    app = Gateway(
         store=local_store(root),
         project=project,
         user="me",

@@ -20,7 +20,7 @@ from serving import serving
 from waiting import until
 
 from free_ml_stack.deployment.deploy import deploy
-from free_ml_stack.gateway.app import create_app
+from free_ml_stack.gateway.app import Gateway
 from free_ml_stack.gateway.protocol.express import ExpressProtocol
 from free_ml_stack.storage.stores import hub_store
 
@@ -43,7 +43,7 @@ def gateway(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[OnHub]:
         HfApi().create_bucket("me/store")
         project = hub_store("hf://buckets/me/store/me/project")
         deploy(echo_folder(tmp_path / "model"), project, "demo", Echo())
-        app = create_app(
+        app = Gateway(
             store=hub_store("hf://buckets/me/store"),
             project=project,
             user="me",

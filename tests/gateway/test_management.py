@@ -237,9 +237,7 @@ def test_unsupported_resources_are_rejected_in_one_line(gateway: Deployed) -> No
             refused()
 
 
-def test_a_secret_is_refused_before_the_client_prints_it(
-    gateway: Deployed, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_secret_is_refused_before_the_client_prints_it(gateway: Deployed, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(AlgorithmException, match="this gateway stores no secrets; set environment variables"):
         gateway.client().algo("me/demo").set_secret("short", "key", "value of a secret")
     assert "value of a secret" not in capsys.readouterr().out

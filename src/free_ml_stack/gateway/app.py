@@ -36,45 +36,39 @@ LOOPBACK = ("127.0.0.1", "::1")
 Handler = Callable[[Request], Awaitable[None]]
 
 
-def create_app(
-    *,
-    store: AbstractFileSystem,
-    project: AbstractFileSystem,
-    user: str,
-    keys: Sequence[str],
-    algorithm: str,
-    predictor: Predictor | str,
-    limits: Limits = Limits(),  # noqa: B008
-    poll_seconds: float = 1.0,
-) -> "Gateway":
-    """Create the ASGI application.
-
-    `store` holds the Data API's tree (`<user>/<collection>/…`), `project` the deployments and logs: usually a
-    collection of that tree. Each of `keys` authenticates as `user`. `algorithm` is `owner/name`.
-    `predictor` is the project's predict.py or its module name; only the processes that run the model import it.
-    """
-    owner, _, name = algorithm.partition("/")
-    call_log = CallLog(project, name)
-    models = Models(project, predictor, call_log.record, limits.queue, poll_seconds)
-    calls = Calls(owner, models, call_log, limits)
-    management = Management(owner, name, models)
-    return Gateway(user, keys, name, calls, management, DataAPI(store))
-
-
 class Gateway:
-    """Authenticates each request and routes it to the Data API, a call, management, inference or the dashboard.
+    """The ASGI application: authenticates each request, and routes it to the part that answers it.
 
     Can be mounted below any path, with or without the host's lifespan events.
     """
 
     def __init__(
-        self, user: str, keys: Sequence[str], name: str, calls: Calls, management: Handler, data: Handler
+        self,
+        *,
+        store: AbstractFileSystem,
+        project: AbstractFileSystem,
+        user: str,
+        keys: Sequence[str],
+        algorithm: str,
+        predictor: Predictor | str,
+        limits: Limits = Limits(),  # noqa: B008
+        poll_seconds: float = 1.0,
     ) -> None:
-        self.user, self.keys = user, [key.encode() for key in keys]
-        self.name, self.calls, self.management, self.data = name, calls, management, data
-        self.models, self.memory = calls.models, Memory()
-        self.inference = Inference(calls)
-        self.dashboard = Dashboard(calls.owner, name, calls.models, calls.log)
+        """Create the parts.
+
+        `store` holds the Data API's tree (`<user>/<collection>/…`), `project` the deployments and logs: usually a
+        collection of that tree. Each of `keys` authenticates as `user`. `algorithm` is `owner/name`.
+        `predictor` is the project's predict.py or its module name; only the processes that run the model import it.
+        """
+        owner, _, name = algorithm.partition("/")
+        self.user, self.keys, self.name = user, [key.encode() for key in keys], name
+        call_log = CallLog(project, name)
+        self.models = Models(project, predictor, call_log.record, limits.queue, poll_seconds)
+        self.memory = Memory()
+        self.calls = Calls(owner, self.models, call_log, limits)
+        self.management: Handler = Management(owner, name, self.models)
+        self.data, self.inference = DataAPI(store), Inference(self.calls)
+        self.dashboard = Dashboard(owner, name, self.models, call_log)
         self.ready = False
         self.starting: asyncio.Task[None] | None = None
         self.tasks: list[asyncio.Task[None]] = []

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from fsspec import AbstractFileSystem
 
-from free_ml_stack.gateway.app import Gateway, create_app
+from free_ml_stack.gateway.app import Gateway
 from free_ml_stack.storage.local import local_store
 from free_ml_stack.storage.stores import hub_store
 
@@ -22,7 +22,7 @@ def asgi_app(package: str) -> Gateway:
     owner = os.environ["ALGORITHM"].partition("/")[0]
     store, project = os.environ["STORE"], f"{owner}/{os.environ['COLLECTION']}"
     key = os.environ.get("ALGORITHMIA_API_KEY", "")
-    return create_app(
+    return Gateway(
         store=open_tree(store),
         project=open_tree(store, project),
         user=owner,

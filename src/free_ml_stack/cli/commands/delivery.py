@@ -126,7 +126,7 @@ def serve(science: "Science", settings: "Settings", args: Namespace) -> int:
 
     from free_ml_stack.algorithmia.calls import RECORD
     from free_ml_stack.gateway import serve as server
-    from free_ml_stack.gateway.app import create_app
+    from free_ml_stack.gateway.app import Gateway
     from free_ml_stack.storage.local import local_store
     from free_ml_stack.storage.stores import open_store
 
@@ -135,7 +135,7 @@ def serve(science: "Science", settings: "Settings", args: Namespace) -> int:
     store = local_store(settings.private / "data")
 
     def app(keys: Sequence[str]) -> Any:
-        return create_app(
+        return Gateway(
             store=store,
             project=project,
             user=settings.user,
