@@ -37,7 +37,7 @@ class AlgorithmiaFileSystem(AbstractFileSystem):  # type: ignore[misc]
     def __init__(self, api_address: str | None = None, api_key: str | None = None, **options: Any) -> None:
         super().__init__(**options)
         self.connection = Connection(api_address, api_key, 2 * AT_ONCE)
-        self.mover = Mover(self)
+        self.mover = Mover(self, self.connection)
 
     @classmethod
     def _strip_protocol(cls, path: Any) -> Any:

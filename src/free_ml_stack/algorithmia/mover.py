@@ -6,9 +6,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from threading import local
-from typing import Any, Protocol
+from typing import Any
 from weakref import proxy
 
+from fsspec import AbstractFileSystem
 from urllib3 import BaseHTTPResponse
 
 from free_ml_stack.algorithmia import bundle
@@ -20,21 +21,6 @@ from free_ml_stack.storage.parallel import InFlight
 
 AT_ONCE = 8  # parallel requests
 TRIES = 3  # attempts after a checksum mismatch
-
-
-class Files(Protocol):
-    """The part of the file system that a mover uses."""
-
-    connection: Connection
-
-    def makedirs(self, path: str, exist_ok: bool = False) -> None:
-        """Create a folder and its parents."""
-
-    def info(self, path: str) -> dict[str, Any]:
-        """Return type and size of a path."""
-
-    def exists(self, path: str) -> bool:
-        """Return whether a path exists."""
 
 
 class Batch:
@@ -65,9 +51,9 @@ class Batch:
 class Mover:
     """Transfers the files of one file system."""
 
-    def __init__(self, fs: Files) -> None:
-        self.fs: Files = proxy(fs)  # a reference cycle would keep sockets open until garbage collection
-        self.connection = fs.connection
+    def __init__(self, fs: AbstractFileSystem, connection: Connection) -> None:
+        self.fs: AbstractFileSystem = proxy(fs)  # a reference cycle would keep sockets open until garbage collection
+        self.connection = connection
         self.thread = local()
 
     @contextmanager
