@@ -50,23 +50,6 @@ class StatusError(Exception):
         self.answer = answer
 
 
-class Adapter(HTTPAdapter):
-    """An HTTP adapter with large blocks and one connection per worker."""
-
-    def __init__(self, connections: int) -> None:
-        super().__init__()
-        self.init_poolmanager(1, connections, blocksize=CHUNK)
-
-    def pool(self, session: Session, address: str) -> HTTPConnectionPool:
-        """Return the connection pool for a URL, with the session's proxies and certificates."""
-        settings = session.merge_environment_settings(address, {}, None, None, None)
-        if is_loopback(address):
-            settings["proxies"] = {}
-        request = session.prepare_request(Request("GET", address))
-        pool = self.get_connection_with_tls_context(request, settings["verify"], settings["proxies"], settings["cert"])
-        return cast(HTTPConnectionPool, pool)
-
-
 class Connection:
     """A connection to an installation as one user; safe with threads and after a fork.
 
@@ -82,9 +65,7 @@ class Connection:
     def _connect(self) -> None:
         address, key, connections = self.options
         self.client = Algorithmia.client(key, address)
-        adapter = Adapter(connections)
-        self.client.requestSession.mount(self.client.apiAddress, adapter)
-        self.pool = adapter.pool(self.client.requestSession, self.client.apiAddress)
+        self.pool = _pool(self.client.requestSession, self.client.apiAddress, connections)
         parts = urlsplit(self.client.apiAddress)
         through_proxy = self.pool.proxy is not None and parts.scheme == "http"
         self.host = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
@@ -187,6 +168,19 @@ class Connection:
         elif self.client.bearerToken is not None:
             headers["Authorization"] = f"Bearer {self.client.bearerToken}"
         return headers
+
+
+def _pool(session: Session, address: str, connections: int) -> HTTPConnectionPool:
+    """Return a pool of connections with large blocks for a URL, with the session's proxies and certificates."""
+    adapter = HTTPAdapter()
+    adapter.init_poolmanager(1, connections, blocksize=CHUNK)
+    session.mount(address, adapter)
+    settings = session.merge_environment_settings(address, {}, None, None, None)
+    if is_loopback(address):
+        settings["proxies"] = {}
+    request = session.prepare_request(Request("GET", address))
+    pool = adapter.get_connection_with_tls_context(request, settings["verify"], settings["proxies"], settings["cert"])
+    return cast(HTTPConnectionPool, pool)
 
 
 def _release(client: Any, pool: HTTPConnectionPool, process: int) -> None:
