@@ -33,15 +33,8 @@ WEB = "1.30.0"  # version of onnxruntime-web, verified with the checksum below
 WEB_URL = f"https://registry.npmjs.org/onnxruntime-web/-/onnxruntime-web-{WEB}.tgz"
 WEB_SHA256 = "d2228df7e4616bc3348bf504ee888f3bec43789a273f0a63f3e68d203ce3bf71"  # pragma: allowlist secret
 WEB_FILES = ("ort.wasm.min.mjs", "ort-wasm-simd-threaded.mjs", "ort-wasm-simd-threaded.wasm")
-LEFT_OUT = (  # files of a model folder that a static page does not need
-    ".safetensors",
-    ".ipynb",
-    ".png",
-    ".md",
-    ".txt",
-    ".toml",
-    "LICENSE",
-)
+# Files of a model folder that a static page does not need.
+LEFT_OUT = (".safetensors", ".ipynb", ".png", ".md", ".txt", ".toml", "LICENSE")
 GRADIO = "6.31.0"
 WAIT_SECONDS = 900.0
 

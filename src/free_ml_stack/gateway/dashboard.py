@@ -32,13 +32,8 @@ INSIGHT_NAME = re.compile(r"[A-Za-z_][\w .:/-]{0,63}", re.ASCII)
 INSIGHT_NAMES = 300  # different names kept
 INSIGHT_RATE = 100  # reports accepted per second
 RESERVED = {
-    "request_id",
-    "timestamp",
-    "duration_milliseconds",
-    "algorithm_owner",
-    "algorithm_name",
-    "algorithm_version",
-}
+    "request_id", "timestamp", "duration_milliseconds", "algorithm_owner", "algorithm_name", "algorithm_version",
+}  # fmt: skip
 STEP = 5  # seconds between two points of a time series
 SECURITY_HEADERS = {
     "content_security_policy": (

@@ -24,9 +24,7 @@ from free_ml_stack.project.science import Predictor
 log = logging.getLogger(__name__)
 MAX_MODELS = 8  # models kept in memory
 MAX_WORKERS = 4  # maximum processes per model
-WORKER_BYTES = (
-    2 << 30
-)  # bytes: folder size times processes of a model; a larger model gets fewer processes, at least one
+WORKER_BYTES = 2 << 30  # folder size times processes of a model; a larger model gets fewer processes, at least one
 DESCRIBE_SECONDS = 0.05  # seconds to describe answered calls
 CLOSE_SECONDS = 5.0  # seconds for queued calls on shutdown; clients are answered or disconnected by then
 LOAD_SECONDS = 600.0  # seconds to load a model

@@ -21,11 +21,8 @@ from free_ml_stack.processes import shorten_socket_paths
 from free_ml_stack.project.science import Predictor
 
 METHOD = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
-PRELOADED = [
-    "numpy",
-    "onnxruntime",
-    "free_ml_stack.deployment.worker",
-]  # shared by all workers; torch is left out, as a model may not use it
+# Shared by all workers; torch is left out, as a model may not use it.
+PRELOADED = ["numpy", "onnxruntime", "free_ml_stack.deployment.worker"]
 START_LOCK = threading.Lock()
 EXIT_SECONDS = 5  # seconds for a process to exit before it is killed
 CHECK_SECONDS = 300.0  # seconds to load a model and answer its sample
