@@ -327,6 +327,17 @@ def test_the_page_tokenizes_and_classifies_as_the_service(folder: Path, bert: Pa
         predict.apply({"text": "no"}, loaded)
 
 
+def test_texts_longer_than_the_encoder_reads_are_reported(folder: Path, bert: Path, roberta: Path) -> None:
+    texts = "\n".join(f"{'word ' * 700},{'ab'[row % 2]}" for row in range(20))
+    (folder / "long.csv").write_text(f"text,topic\n{texts}\n")
+    run(folder, "data", "--from", "long.csv")
+    for encoder, most in ((bert, 512), (roberta, 510)):  # the second one counts positions from 2
+        flags = ("--encoder", str(encoder), "--epochs", "1", *QUICK)
+        printed = run(folder, "train", *flags, "--length", str(most + 1), code=1)
+        assert f"error: length: the encoder reads at most {most} tokens, got {most + 1}" in printed
+        run(folder, "train", *flags, "--length", str(most))
+
+
 def test_a_table_without_texts_is_rejected_with_the_kinds_of_its_columns() -> None:
     data = importlib.import_module(f"{PACKAGE}.data")
     with pytest.raises(StackError, match="no text column besides label, only text of kind number, label of kind text"):

@@ -1,6 +1,7 @@
 """The model: an encoder of transformers with a new head. Edit me."""
 
 from collections.abc import Mapping
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,8 @@ def build(config: TrainConfig, facts: Mapping[str, Any]) -> Any:
     """Load the encoder of a configuration, with a new head for the classes of this manifest. Raises StackError."""
     names = dict(enumerate(map(str, facts["columns"]["label"]["categories"])))
     model = from_folder(encoder(config.encoder), id2label=names, label2id={name: i for i, name in names.items()})
+    if config.length > (most := longest(model)):
+        raise StackError(f"length: the encoder reads at most {most:.0f} tokens, got {config.length}")
     model.tokenizer = tokenizer(config.encoder, config.length)
     if config.lora:
         return add_lora(model, config.lora)
@@ -43,6 +46,14 @@ def from_folder(folder: Path, **names: Any) -> Any:
         )
     except (OSError, ValueError, KeyError) as error:
         raise StackError(f"encoder: no encoder for classification in {folder}: {str(error).splitlines()[0]}") from None
+
+
+def longest(model: Any) -> float:
+    """Return how many tokens an encoder reads at most, by its table of positions; infinity without a table."""
+    tables = [part for name, part in model.named_modules() if name.endswith("position_embeddings")]
+    # the rows up to that of the padding are not used for tokens
+    rows = [one.num_embeddings - (-1 if one.padding_idx is None else one.padding_idx) - 1 for one in tables]
+    return min(rows, default=inf)
 
 
 def freeze(model: Any, layers: int) -> None:
