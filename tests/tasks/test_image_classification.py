@@ -5,7 +5,9 @@ import io
 import json
 import shutil
 import signal
+import struct
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,7 @@ from huggingface_hub import ModelCard
 from PIL import Image
 from places import ROOT, SOURCE, TASKS
 from services.hub_server import Hub, serving
+from skeleton import predict
 from skeleton.config import TrainConfig
 from skeleton.model import build
 from waiting import until
@@ -190,8 +193,6 @@ def test_an_invalid_backbone_is_reported_in_one_line(shapes: Shapes) -> None:
 @pytest.mark.slow
 def test_the_page_answers_as_the_service_does(shapes: Shapes, tmp_path: Path) -> None:
     """Images of the model's size give scores within 1e-4; larger ones, resized by the browser, the same class."""
-    from skeleton import predict
-
     shapes.run("train", "--name", "own", "--epochs", "3", "--batch-size", "16")
     shapes.run("publish")
     model = shapes.folder / "models" / "own"
@@ -254,3 +255,24 @@ def test_the_width_of_the_network_must_be_a_multiple_of_4() -> None:
     assert build(TrainConfig(width=8), facts).about["width"] == 8
     with pytest.raises(StackError, match="width: expected a multiple of 4, got 6"):
         build(TrainConfig(width=6), facts)
+
+
+def test_a_photo_with_an_invalid_exif_entry_is_rotated_as_its_orientation_says() -> None:
+    upper = np.repeat(np.array([[[255] * 3], [[0] * 3]], np.uint8), 16, axis=0).repeat(16, axis=1)
+    unit = struct.pack("<HHI4s", 0x128, 2, 4, b"cm")  # of the resolution: a text instead of a number
+    entries = struct.pack("<HHHII", 2, 0x112, 3, 1, 6) + unit + bytes(4)
+    Image.fromarray(upper).save(photo := io.BytesIO(), "JPEG", exif=b"Exif\0\0II*\0\x08\0\0\0" + entries)
+    shown = predict.pixels(photo.getvalue(), [2, 8, 3])
+    assert shown[:, :2].max() < 50 and shown[:, 6:].min() > 200  # to be rotated clockwise
+
+
+@pytest.mark.parametrize("form", ["AVIF", "BMP", "DDS", "GIF", "ICO", "JPEG", "JPEG2000", "PNG", "TIFF", "WEBP"])
+@pytest.mark.filterwarnings("ignore")  # of the decoders
+def test_a_damaged_image_is_an_image_or_an_error(form: str) -> None:
+    chance = np.random.default_rng(0)
+    Image.fromarray(chance.integers(0, 256, (16, 16, 3), np.uint8)).save(written := io.BytesIO(), form)
+    for _ in range(300):
+        damaged = np.frombuffer(written.getvalue(), np.uint8).copy()
+        damaged[chance.integers(0, min(len(damaged), 400), 4)] = chance.integers(0, 256, 4)
+        with suppress(ValueError):
+            assert predict.pixels(damaged.tobytes(), [8, 8, 3]).shape == (8, 8, 3)

@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import struct
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -74,6 +75,9 @@ def pixels(picture: Any, shape: Sequence[int] | None, box: Any = None) -> NDArra
         image = Image.fromarray(picture) if isinstance(picture, np.ndarray) else Image.open(io.BytesIO(picture))
         height, width = shape[:2] if shape else (1, 1)
         image.draft("RGB", (2 * width, 2 * height))  # decodes a large JPEG at reduced size
+        image.load()
+        image.getexif()  # kept by the image; `exif_transpose` fails to encode invalid entries of the original again
+        image.info.pop("exif", None)
         ImageOps.exif_transpose(image, in_place=True)  # cameras store photos on their side
         if image.mode == "F":
             raise ValueError("expected an image of 8 or 16 bits per channel, got floats")
@@ -86,7 +90,7 @@ def pixels(picture: Any, shape: Sequence[int] | None, box: Any = None) -> NDArra
         return np.asarray(image.resize((width, height), Image.Resampling.BILINEAR, edges, reducing_gap=2.0))
     except UnidentifiedImageError:
         raise ValueError("expected an image (the file has another format)") from None
-    except (OSError, SyntaxError, TypeError, Image.DecompressionBombError) as error:
+    except (OSError, RuntimeError, SyntaxError, TypeError, struct.error, Image.DecompressionBombError) as error:
         raise ValueError(f"expected an image ({error})") from None
 
 
