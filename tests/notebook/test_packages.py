@@ -8,8 +8,8 @@ import sys
 import zipfile
 from pathlib import Path
 
+import fresh
 import nbformat
-import packaging
 import projects
 import pytest
 from percent import TASKS
@@ -60,9 +60,14 @@ class Machine:
             wheel(self.shelf, name.strip(), version)
         wheel(self.shelf, "onnx", "1.19", "numpy>=1.20")
         wheel(self.shelf, "greedy", "1.0", "numpy>=2.4")
+        wheel(self.shelf, "shell", "7.34", "jedi>=0.16", "pytz (>dev)")  # Colab's IPython lacks jedi
         subprocess.run([sys.executable, "-m", "venv", folder / "venv"], check=True)
-        (folder / "packaging").symlink_to(Path(packaging.__file__).parent)
+        [site] = (folder / "venv" / "lib").glob("*/site-packages")
+        (site / "ghost-1.0.dist-info").mkdir()  # left by an interrupted removal; pip skips it with a warning
+        [known] = (fresh.python("packaging==25.0").parents[1] / "lib").glob("*/site-packages/packaging")  # Colab's
+        (folder / "packaging").symlink_to(known)
         self.run("-m", "pip", "install", "--quiet", *(f"{name}=={version}" for name, version in HERE.items()))
+        self.run("-m", "pip", "install", "--quiet", "--no-deps", "shell==7.34")
 
     def run(self, *words: str) -> subprocess.CompletedProcess[str]:
         environ = {
@@ -124,7 +129,7 @@ def test_only_missing_and_old_packages_are_installed(machine: Machine) -> None:
     assert "Installed wandb>=0.28,<0.32, onnx>=1.18, orjson>=3.10." in printed
     assert "Unchanged: numpy, nvidia-cublas-cu12, torch." in printed
     assert machine.install(*wanted) == "All packages are installed.\n"
-    assert machine.versions() == {**HERE, "wandb": "0.31", "onnx": "1.19", "orjson": "3.11"}
+    assert machine.versions() == {**HERE, "shell": "7.34", "wandb": "0.31", "onnx": "1.19", "orjson": "3.11"}
 
 
 def vendor(folder: Path) -> Path:

@@ -7,13 +7,18 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable
-from importlib.metadata import PackageNotFoundError, distributions, requires, version
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from importlib.metadata import Distribution, PackageNotFoundError, distributions, requires
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from free_ml_stack.console import say
 from free_ml_stack.errors import StackError
 from free_ml_stack.project.settings import read_toml
+
+if TYPE_CHECKING:
+    from packaging.requirements import Requirement
 
 LIBRARY = "free-ml-stack"
 KEPT = ("torch", "triton", "pytorch-triton", "nvidia-", "cuda-", "cupy", "jax", "numpy")
@@ -124,13 +129,14 @@ def missing(requirements: Iterable[str]) -> list[str]:
     except ImportError:
         return list(requirements)
 
-    def met(requirement: Requirement) -> bool:
-        try:
-            return requirement.specifier.contains(version(requirement.name), prereleases=True)
-        except PackageNotFoundError:
-            return False
+    here = installed()
+    return [text for text in requirements if not met(Requirement(text), here)]
 
-    return [text for text in requirements if not met(Requirement(text))]
+
+def met(requirement: "Requirement", here: Mapping[str, Distribution]) -> bool:
+    """Return whether one of the installed packages satisfies a requirement."""
+    one = here.get(named(requirement.name))
+    return one is not None and requirement.specifier.contains(one.version, prereleases=True)
 
 
 def required_here() -> list[str]:
@@ -139,20 +145,29 @@ def required_here() -> list[str]:
         from packaging.requirements import Requirement
     except ImportError:
         return []
-    here = {re.sub(r"[-_.]+", "-", one.name).lower(): one.version for one in distributions()}
+    here = installed()
     found = set()
-    for requirement in (Requirement(text) for one in distributions() for text in one.requires or ()):
-        name = re.sub(r"[-_.]+", "-", requirement.name).lower()
-        applies = not requirement.marker or requirement.marker.evaluate({"extra": ""})
-        if applies and requirement.specifier and requirement.specifier.contains(here.get(name, ""), prereleases=True):
-            found.add(f"{name}{requirement.specifier}")
+    for text in (text for one in here.values() for text in one.requires or ()):
+        with suppress(ValueError):  # an invalid requirement or version of an old package, which installers ignore
+            requirement = Requirement(text)
+            applies = not requirement.marker or requirement.marker.evaluate({"extra": ""})
+            if applies and requirement.specifier and met(requirement, here):
+                found.add(f"{named(requirement.name)}{requirement.specifier}")
     return sorted(found)
 
 
 def kept() -> dict[str, str]:
     """Return names and versions of the installed packages that must not change."""
-    found = ((package.name.lower().replace("_", "-"), package.version) for package in distributions())
-    return {name: number for name, number in found if name.startswith(KEPT)}
+    return {name: one.version for name, one in installed().items() if name.startswith(KEPT)}
+
+
+def installed() -> dict[str, Distribution]:
+    """Return the installed packages by normalized name: the first on the path, which is imported.
+
+    Remains of an interrupted removal, which have no name, do not count.
+    """
+    found = [one for one in distributions() if one.name]
+    return {named(one.name): one for one in reversed(found)}
 
 
 def installer() -> list[str]:
