@@ -308,6 +308,29 @@ def test_a_row_without_any_value_is_a_valid_call(task: str) -> None:
 
 
 @pytest.mark.parametrize("task", NAMES)
+@pytest.mark.parametrize("lacking", ["train", "test"])
+def test_a_call_without_a_field_is_answered_as_its_median_unless_training_rows_lack_it(
+    task: str, lacking: str, tmp_path: Path
+) -> None:
+    folder, chance = settings(tmp_path), np.random.default_rng(0)
+    for split in ("train", "validation", "test"):
+        years, noise = chance.integers(1990, 2021, 200), chance.normal(size=200)
+        rows = zip(years, noise, years > 2005 if "class" in task else years - 1990 + noise, strict=True)
+        lines = [f"{year},{other},{goal}" for year, other, goal in rows]
+        lines[0] = lines[0][4 * (split == lacking) :]
+        (folder / f"{split}.csv").write_text("\n".join(["year,noise,goal", *lines]) + "\n")
+    run(folder, task, "data", "--from", ".", "--target", "goal")
+    run(folder, task, "train", "--name", "own", "--rounds", "30")
+    run(folder, task, "publish")
+    predict = importlib.import_module(f"{package(task)}.predict")
+    model = predict.load(folder / "models" / "own")
+    usual = model.fields["year"]["usual"]
+    assert usual is None if lacking == "train" else 2000 <= usual <= 2010
+    without, median = predict.apply_batch([{"noise": 0.1}, {"noise": 0.1, "year": usual or 2005}], model)
+    assert (without == median) is (lacking == "test")
+
+
+@pytest.mark.parametrize("task", NAMES)
 def test_a_constant_target_is_rejected(task: str, tmp_path: Path) -> None:
     folder = settings(tmp_path)
     (folder / "same.csv").write_text("a,b\n" + "".join(f"{row},7\n" for row in range(100)))

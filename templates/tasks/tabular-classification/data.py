@@ -51,11 +51,13 @@ def fields(facts: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def default_value(split: "Split", field: Mapping[str, Any]) -> float | None:
-    """Return the default of a field that a call lacks: the median, or None (missing) if rows lack it too."""
-    entry = split.facts["columns"][field["name"]]
-    if entry["type"] == "category" or entry.get("missing"):
+    """Return the default of a field that a call lacks: the median, or None (missing) if rows of the split lack it too.
+
+    LightGBM takes a missing value for 0 where no training row lacks it.
+    """
+    if field["type"] == "category":
         return None
-    middle = float(np.median(numbers(split[field["name"]], entry["type"])))
+    middle = float(np.median(numbers(split[field["name"]], field["type"])))  # NaN if a row lacks it
     return middle if np.isfinite(middle) else None
 
 
