@@ -1,5 +1,6 @@
 """Metrics compared with scikit-learn's, including absent classes, and the plots."""
 
+import tracemalloc
 import warnings
 from itertools import pairwise
 from pathlib import Path
@@ -151,6 +152,18 @@ def test_class_names_are_readable(classes: int, length: int, tmp_path: Path, mon
         shown = [label.get_text() for label in axes.get_xticklabels()]
         assert len(set(shown)) == len(shown)
         assert overlapping(axes.xaxis) + overlapping(axes.yaxis) == []
+
+
+def test_a_confusion_matrix_of_thousands_of_classes_needs_little_memory(tmp_path: Path) -> None:
+    counts = np.eye(4000, dtype=np.int64)
+    tracemalloc.start()
+    try:
+        plots.confusion(counts, range(4000), tmp_path / "many.png")
+        assert tracemalloc.get_traced_memory()[1] < 2 * counts.nbytes
+    finally:
+        tracemalloc.stop()
+    lines = np.asarray(Image.open(tmp_path / "many.png").convert("L")) < 100
+    assert lines.sum(axis=0).max() < 2000 and lines.any(axis=1).mean() > 0.5  # the diagonal from end to end
 
 
 @pytest.mark.parametrize("classes", [2, 10, 100])

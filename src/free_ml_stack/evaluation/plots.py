@@ -21,7 +21,7 @@ WIDTH, HEIGHT = 6.4, 3.6  # inches
 DPI = 120
 DECADE = 10
 VALIDATION, PANELS = "validation_", 3  # prefix of validation metrics; maximum number of panels
-NUMBERED = 20  # maximum number of classes with counts in the cells
+NUMBERED, CELLS = 20, 1000  # maximum number of classes with counts in the cells; of cells on a side
 TICKS, PANE_TICKS = 25, 13  # maximum number of labels on an axis of a picture; of a histogram
 LETTER = 0.075  # inches per character of a label
 BARS, ACROSS, PANES = 30, 4, 12  # maximum number of bars; of histograms in a row; in a picture
@@ -46,8 +46,11 @@ def learning_curves(record: Path, path: Path) -> Path:
 
 
 def confusion(counts: NDArray[np.int64], names: Sequence[Any], path: Path) -> Path:
-    """Draw the confusion matrix (classes, classes) with the true class in rows, for 2 to 100 classes."""
+    """Draw the confusion matrix (classes, classes) with the true class in rows; more than 1,000 classes in groups."""
     classes = len(names)
+    starts = range(0, classes, -(-classes // CELLS))
+    if starts.step > 1:  # an image of all classes takes gigabytes
+        counts = np.add.reduceat(np.add.reduceat(counts, starts, axis=0), starts, axis=1)
     side = HEIGHT * min(max(1.2, classes / 8), 4)  # constant cell size up to four times the usual height
     places = range(0, classes, -(-classes // TICKS))
     labels = [_short(name) for name in _drawable(names)[:: places.step]]
@@ -56,7 +59,8 @@ def confusion(counts: NDArray[np.int64], names: Sequence[Any], path: Path) -> Pa
     figure = Figure((side * 1.15 + longest * LETTER, side + turned * longest * LETTER))
     axes = figure.subplots()
     shares = counts / counts.sum(axis=1, keepdims=True).clip(min=1)
-    image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    ends = (-0.5, classes - 0.5, classes - 0.5, -0.5)
+    image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, extent=ends)
     if classes <= NUMBERED:
         for row, column in np.argwhere(counts):
             color = "white" if shares[row, column] > 0.5 else "black"
