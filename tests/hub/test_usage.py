@@ -12,7 +12,7 @@ from free_ml_stack.project.science import Science
 FILES = {
     "__init__.py": "",
     "predict.py": "import json\nimport numpy as np\nfrom . import words\nfrom .parts.pixels import read\n",
-    "words.py": "from own.deep import more\nfrom PIL import Image\n",
+    "words.py": "\ufefffrom own.deep import more\nfrom PIL import Image\n",
     "parts/__init__.py": "",
     "parts/pixels.py": "def read():\n    import _yaml, yaml\n    from ..late import last\n",
     "late.py": "import own.later\n",
@@ -25,11 +25,11 @@ FILES = {
 
 
 def own(folder: Path) -> Path:
-    """Create a package whose predict.py imports other modules with every form of import."""
+    """Create a package whose predict.py imports other modules with every form of import, one with a byte order mark."""
     for name, text in FILES.items():
         path = folder / "own" / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
+        path.write_text(text, encoding="utf-8")
     return folder / "own"
 
 

@@ -78,7 +78,7 @@ def modules(package: Path) -> list[Path]:
 
 def imports(path: Path, package: Path) -> Iterator[tuple[str, list[Path]]]:
     """Yield the name of each module that a file imports, with its possible paths if it belongs to the package."""
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in ast.walk(ast.parse(path.read_bytes())):
         names: list[str] = []
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
