@@ -16,6 +16,8 @@ import forking
 import fresh
 import numpy as np
 import projects
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import timm_here
 from browsing import ANSWERS, browse, faults, folder_served
@@ -25,6 +27,7 @@ from places import ROOT, SOURCE, TASKS
 from services.hub_server import Hub, serving
 from skeleton import predict
 from skeleton.config import TrainConfig
+from skeleton.data import fetch
 from skeleton.model import build
 from waiting import until
 
@@ -213,6 +216,32 @@ def test_the_page_answers_as_the_service_does(shapes: Shapes, tmp_path: Path) ->
         assert one["probabilities"] == pytest.approx(other["probabilities"], abs=1e-4)
 
 
+@pytest.mark.slow
+def test_the_embedded_digits_are_answered_at_another_size(tmp_path: Path) -> None:
+    (tmp_path / "stack.toml").write_text('project = "digits"\nstorage = "./store"\nalgorithm = "me/Digits"\n')
+    projects.run(tmp_path, "data")
+    projects.run(tmp_path, "train", "--name", "large", "--size", "16", "--epochs", "5")
+    for command in ("publish", "deploy", "predict"):
+        projects.run(tmp_path, command)
+    rows, model = fetch(), tmp_path / "models" / "large"
+    samples = rows["image"][:40].tolist()
+    loaded = predict.load(model)
+    expected = predict.apply_batch(samples, loaded)
+    right = [answer["label"] == label for answer, label in zip(expected, rows["label"], strict=False)]
+    assert sum(right) >= 38
+    with pytest.raises(ValueError, match="pixel values from 0 to 300"):
+        predict.apply([[0] * 8] * 7 + [[300] * 8], loaded)
+    project = SpaceContent("Digits", tmp_path, tmp_path, "me/Digits", "digits", ROOT / "build" / "web", samples)
+    (page := tmp_path / "page").mkdir()
+    web_page(page, model, project)
+    shutil.copy(TASKS / TASK / "index.html", page)
+    with folder_served(page) as url:
+        seen = browse(url, ANSWERS)
+        assert faults(url, ANSWERS) == []
+    found = json.loads(seen.partition('id="answers">')[2].partition("</script>")[0])
+    assert [answer["label"] for answer in found] == [answer["label"] for answer in expected]
+
+
 def png(image: Image.Image) -> bytes:
     """An image as a PNG file."""
     written = io.BytesIO()
@@ -255,6 +284,41 @@ def test_the_width_of_the_network_must_be_a_multiple_of_4() -> None:
     assert build(TrainConfig(width=8), facts).about["width"] == 8
     with pytest.raises(StackError, match="width: expected a multiple of 4, got 6"):
         build(TrainConfig(width=6), facts)
+
+
+def project_of_arrays(folder: Path, images: Any) -> Path:
+    """A project with a Parquet file of images as arrays."""
+    (folder / "stack.toml").write_text('project = "arrays"\nstorage = "./store"\nalgorithm = "me/Arrays"\n')
+    column = pa.FixedShapeTensorArray.from_numpy_ndarray(images)
+    pq.write_table(pa.table({"image": column, "label": [row % 3 for row in range(len(images))]}), folder / "a.parquet")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("images", "found"),
+    [
+        (np.full((60, 8, 8), 4095, np.uint16), "8 x 8 numbers from 4095 to 4095"),
+        (np.full((60, 8, 8), -0.5, np.float32), "8 x 8 numbers from -0.5 to -0.5"),
+        (np.full((60, 8, 8), np.nan, np.float32), "8 x 8 numbers from nan to nan"),
+        (np.zeros((60, 3, 8, 8), np.uint8), "3 x 8 x 8 numbers from 0 to 0"),
+        (np.zeros((60, 8, 8, 1), np.uint8), "8 x 8 x 1 numbers from 0 to 0"),
+        (np.zeros((60, 64), np.uint8), "64 numbers from 0 to 0"),
+    ],
+)
+def test_arrays_that_are_no_images_are_rejected_before_training(images: Any, found: str, tmp_path: Path) -> None:
+    printed = projects.run(project_of_arrays(tmp_path, images), "data", "--from", "a.parquet", code=1)
+    expected = "expected height x width or height x width x 3 numbers from 0 to 255, got"
+    assert f"error: train, row 1: {expected} {found}" in printed
+
+
+@pytest.mark.parametrize("kind", ["int64", "float32"])
+@pytest.mark.parametrize("most", [0, 1, 255])
+def test_arrays_of_any_numbers_are_images(kind: str, most: int, tmp_path: Path) -> None:
+    images = np.random.default_rng(0).integers(0, most + 1, (60, 8, 8)).astype(kind)
+    folder = project_of_arrays(tmp_path, images)
+    projects.run(folder, "data", "--from", "a.parquet")
+    projects.run(folder, "train", "--epochs", "1", *(("--size", "12") if kind == "int64" else ()))
+    projects.run(folder, "publish")
 
 
 def test_a_photo_with_an_invalid_exif_entry_is_rotated_as_its_orientation_says() -> None:

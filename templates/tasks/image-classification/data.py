@@ -42,9 +42,19 @@ def arrange(columns: Mapping[str, str], target: str) -> dict[str, tuple[str, str
 
 
 def check(columns: Mapping[str, Any]) -> None:
-    """Raise ValueError for images that cannot be read."""
-    for picture in columns["image"]:
-        pixels(picture, None)
+    """Raise ValueError for images that cannot be read, and for arrays that are not images."""
+    images = columns["image"]
+    if isinstance(images, list):
+        for picture in images:
+            pixels(picture, None)
+    elif len(images) and (
+        images.ndim < 3 or images.shape[3:] not in ((), (3,), (4,)) or not (images.min() >= 0 and images.max() <= 255)
+    ):  # not: also for NaN
+        size = " x ".join(map(str, images.shape[1:]))
+        raise ValueError(
+            f"expected height x width or height x width x 3 numbers from 0 to 255, got {size} numbers from "
+            f"{images.min():g} to {images.max():g}"
+        )
 
 
 def shape(config: TrainConfig, facts: Mapping[str, Any]) -> list[int]:

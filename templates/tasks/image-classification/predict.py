@@ -72,7 +72,10 @@ def pixels(picture: Any, shape: Sequence[int] | None, box: Any = None) -> NDArra
     from PIL import Image, ImageOps, UnidentifiedImageError
 
     try:
-        image = Image.fromarray(picture) if isinstance(picture, np.ndarray) else Image.open(io.BytesIO(picture))
+        if isinstance(picture, np.ndarray):
+            image = Image.fromarray(picture.astype(np.uint8) if picture.dtype.kind in "iu" else picture)
+        else:
+            image = Image.open(io.BytesIO(picture))
         height, width = shape[:2] if shape else (1, 1)
         image.draft("RGB", (2 * width, 2 * height))  # decodes a large JPEG at reduced size
         image.load()
@@ -97,8 +100,7 @@ def pixels(picture: Any, shape: Sequence[int] | None, box: Any = None) -> NDArra
 def images_of(inputs: list[Any], model: Model) -> NDArray[np.float32]:
     """Convert inputs to an array (n, h, w[, 3]). Raises ValueError for invalid images."""
     try:
-        files = [base64.b64decode(one, validate=True) if isinstance(one, str) else one for one in inputs]
-        found = [pixels(one, model.shape) if isinstance(one, bytes | bytearray) else one for one in files]
+        found = [resized(one, model) for one in inputs]
         images = np.asarray(found, dtype=np.float32).reshape(len(inputs), *model.shape)
     except (TypeError, ValueError) as error:  # includes errors of base64
         numbers = " x ".join(map(str, model.shape))
@@ -106,3 +108,18 @@ def images_of(inputs: list[Any], model: Model) -> NDArray[np.float32]:
     if not (images.min() >= 0 and images.max() <= model.levels):  # False for NaN
         raise ValueError(f"expected pixel values from 0 to {model.levels}")
     return images
+
+
+def resized(picture: Any, model: Model) -> Any:
+    """Return a file, or nested lists of another size, at the model's size, as in training; other inputs as they are."""
+    if isinstance(picture, str):
+        picture = base64.b64decode(picture, validate=True)
+    if isinstance(picture, bytes | bytearray):
+        return pixels(picture, model.shape)
+    nested = isinstance(picture, list) and picture and isinstance(picture[0], list)
+    if not nested or [len(picture), len(picture[0])] == model.shape[:2]:
+        return picture
+    numbers = np.asarray(picture)
+    if not (numbers.min() >= 0 and numbers.max() <= model.levels):  # uint8 would wrap them
+        raise ValueError(f"pixel values from {numbers.min()} to {numbers.max()}")
+    return pixels(numbers.astype(np.uint8), model.shape)

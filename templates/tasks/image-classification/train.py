@@ -112,4 +112,4 @@ def picture(config: TrainConfig, split: Split, row: int) -> Any:
     """Return an image as a uint8 array (h, w[, 3]), inverted for the digits."""
     [image] = prepare(config, split.facts, split.take([row]), None)["image"]
     most = split.facts["columns"]["image"].get("most", 255)
-    return image if most > 16 else 255 - np.uint8(image * (255 / most))
+    return np.uint8(image) if most > 16 else 255 - np.uint8(image * (255 / (most or 1)))
