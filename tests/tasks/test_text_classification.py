@@ -21,6 +21,7 @@ from huggingface_hub import ModelCard
 from places import package
 from services.hub_server import Hub
 from services.spaces import as_json
+from tokenizers import Tokenizer
 
 from free_ml_stack.deployment.answering import close
 from free_ml_stack.deployment.spaces import SpaceContent, host
@@ -336,6 +337,15 @@ def test_texts_longer_than_the_encoder_reads_are_reported(folder: Path, bert: Pa
         printed = run(folder, "train", *flags, "--length", str(most + 1), code=1)
         assert f"error: length: the encoder reads at most {most} tokens, got {most + 1}" in printed
         run(folder, "train", *flags, "--length", str(most))
+
+
+def test_a_text_with_half_an_emoji_is_an_invalid_input() -> None:
+    """JavaScript cuts texts between the two halves of a character, and JSON can carry one of them."""
+    predict = importlib.import_module(f"{PACKAGE}.predict")
+    model = predict.Model(None, Tokenizer.from_file(str(embedded() / "tokenizer.json")), [])
+    assert len(predict.tokens_of(["good \U0001f600", "good"], model)) == 2
+    with pytest.raises(ValueError, match="expected a text of valid characters, got half of a surrogate pair"):
+        predict.tokens_of(["good", json.loads('"good \\ud83d"')], model)
 
 
 def test_a_table_without_texts_is_rejected_with_the_kinds_of_its_columns() -> None:

@@ -57,5 +57,8 @@ def tokens_of(inputs: list[Any], model: Model) -> list[Any]:
     """Tokenize texts, with truncation and padding as in training. Raises ValueError for other inputs."""
     if wrong := [one for one in inputs if not isinstance(one, str)]:
         raise ValueError(f"expected a text, got {type(wrong[0]).__name__}")
-    rows: list[Any] = model.tokenizer.encode_batch(inputs)
+    try:
+        rows: list[Any] = model.tokenizer.encode_batch(inputs)
+    except TypeError:  # an emoji that was cut in half
+        raise ValueError("expected a text of valid characters, got half of a surrogate pair") from None
     return rows
