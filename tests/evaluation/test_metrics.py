@@ -219,6 +219,10 @@ def test_drift_plots_keep_their_shape_for_many_quantities(quantities: int, tmp_p
         assert picture.height < 2 * picture.width
 
 
+def test_a_model_without_watched_quantities_has_an_empty_picture(tmp_path: Path) -> None:
+    assert plots.histograms({}, tmp_path / "drift.png").read_bytes().startswith(PNG)
+
+
 def test_a_page_shows_a_table_below_its_picture(tmp_path: Path) -> None:
     (picture := tmp_path / "a.png").write_bytes(PNG)
     rows = [("name", "share"), ("<b>", 0.5)]

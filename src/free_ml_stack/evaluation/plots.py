@@ -159,8 +159,9 @@ def histograms(pairs: Mapping[str, tuple[Sequence[Any], Sequence[float], Sequenc
         axes.set_title(_literal(_short(title)), fontsize=10)
     for axes in list(figure.axes)[len(kept) :]:
         axes.remove()
-    figure.axes[0].set_ylabel("share")
-    figure.axes[0].legend(frameon=False, fontsize=8, loc="lower left", bbox_to_anchor=(0, 1.1), ncols=2)
+    for axes in figure.axes[:1]:  # none if no quantity is watched
+        axes.set_ylabel("share")
+        axes.legend(frameon=False, fontsize=8, loc="lower left", bbox_to_anchor=(0, 1.1), ncols=2)
     return _save(figure, path)
 
 
