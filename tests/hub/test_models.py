@@ -242,6 +242,7 @@ def test_invalid_initial_weights_are_reported_in_one_line(project: Project) -> N
     project.hub.put("model", "you/number", {index: b'{"weight_map": {"a": 5}}'})
     expected = {
         "me/digits": "no weights at 'me/digits'; expected hf://USER/NAME",
+        "~no.such.user/model": "no weights at '~no.such.user/model'",
         "hf://me/nothing": "not found on the Hub",
         "hf://me/digits@v9": "not found on the Hub",
         "hf://me/digits@a/b": "expected hf://USER/NAME or hf://USER/NAME@REVISION, a / in the revision as %2F",

@@ -1,6 +1,7 @@
 """Initial weights: of a model on the Hub at a fixed revision, or of a local model."""
 
 import json
+import os
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -62,7 +63,7 @@ def weights(place: str, settings: "Settings") -> "dict[str, Tensor]":
 
 def local(place: str, settings: "Settings") -> Path:
     """Return the local file or folder of a location: a path, or the name of a run or model. Raises StackError."""
-    places: list[Path] = [settings.root / Path(place).expanduser()]
+    places: list[Path] = [settings.root / os.path.expanduser(place)]  # noqa: PTH111 - never fails
     places += [] if "/" in place else [settings.runs / place / "model", settings.models / place]
     for path in places:
         if path.suffix == ".safetensors" and path.is_file():
