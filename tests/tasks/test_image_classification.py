@@ -203,13 +203,7 @@ def test_the_page_answers_as_the_service_does(shapes: Shapes, tmp_path: Path) ->
     files = [path.read_bytes() for path in sorted((shapes.folder / "pictures").rglob("*.png"))[::6]]
     exact = [png(Image.open(io.BytesIO(file)).resize((64, 64))) for file in files]
     samples = [base64.b64encode(file).decode() for file in [*exact, *files]]
-    project = SpaceContent("Shapes", tmp_path, tmp_path, "me/Shapes", "shapes", ROOT / "build" / "web", samples)
-    web_page(tmp_path, model, project)
-    shutil.copy(TASKS / TASK / "index.html", tmp_path)
-    with folder_served(tmp_path) as url:
-        page = browse(url, ANSWERS)
-        assert faults(url, ANSWERS) == []
-    found = json.loads(page.partition('id="answers">')[2].partition("</script>")[0])
+    found = answers_of_the_page(tmp_path, model, samples)
     expected = predict.apply_batch([base64.b64decode(sample) for sample in samples], predict.load(model))
     assert [answer["label"] for answer in found] == [answer["label"] for answer in expected]
     for one, other in zip(found[: len(exact)], expected, strict=False):
@@ -231,15 +225,19 @@ def test_the_embedded_digits_are_answered_at_another_size(tmp_path: Path) -> Non
     assert sum(right) >= 38
     with pytest.raises(ValueError, match="pixel values from 0 to 300"):
         predict.apply([[0] * 8] * 7 + [[300] * 8], loaded)
-    project = SpaceContent("Digits", tmp_path, tmp_path, "me/Digits", "digits", ROOT / "build" / "web", samples)
     (page := tmp_path / "page").mkdir()
-    web_page(page, model, project)
-    shutil.copy(TASKS / TASK / "index.html", page)
-    with folder_served(page) as url:
-        seen = browse(url, ANSWERS)
-        assert faults(url, ANSWERS) == []
-    found = json.loads(seen.partition('id="answers">')[2].partition("</script>")[0])
+    found = answers_of_the_page(page, model, samples)
     assert [answer["label"] for answer in found] == [answer["label"] for answer in expected]
+
+
+def answers_of_the_page(folder: Path, model: Path, samples: list[Any]) -> Any:
+    """What the static page of a model answers for samples; the page has no faults."""
+    web_page(folder, model, SpaceContent("Page", folder, folder, "me/Page", "page", ROOT / "build" / "web", samples))
+    shutil.copy(TASKS / TASK / "index.html", folder)
+    with folder_served(folder) as url:
+        page = browse(url, ANSWERS)
+        assert faults(url, ANSWERS) == []
+    return json.loads(page.partition('id="answers">')[2].partition("</script>")[0])
 
 
 def png(image: Image.Image) -> bytes:
