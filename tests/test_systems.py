@@ -4,6 +4,7 @@ import ast
 import asyncio
 import errno
 import os
+import shutil
 import signal
 import socket
 from pathlib import Path
@@ -28,6 +29,7 @@ def test_files_are_sent_and_received_with_a_loop_without_readers(
 ) -> None:
     if absent == "sendfile":
         monkeypatch.delattr(os, "sendfile")
+        monkeypatch.setattr(shutil, "_USE_CP_SENDFILE", False)  # found out when shutil is imported
     else:
         monkeypatch.setattr(asyncio.SelectorEventLoop, "add_reader", asyncio.AbstractEventLoop.add_reader)
         monkeypatch.setattr(asyncio.SelectorEventLoop, "add_writer", asyncio.AbstractEventLoop.add_writer)
