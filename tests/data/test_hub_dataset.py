@@ -301,9 +301,9 @@ def test_an_unusable_hf_home_is_named_in_the_error(hub: Hub, project: Path, tmp_
 
 @pytest.mark.slow
 def test_memory_does_not_grow_with_the_data(hub: Hub, tmp_path: Path) -> None:
-    """Four times the data take the same memory (bench/hub_data.py streams 10 GB)."""
+    """Six times the data take the same memory (bench/hub_data.py streams 10 GB)."""
     rng, peaks = np.random.default_rng(0), []
-    for name, shards in (("small", 2), ("large", 8)):
+    for name, shards in (("small", 2), ("large", 12)):
         files = {}
         for number in range(shards):
             images = rng.integers(0, 256, (4096, 64, 64), dtype=np.uint8)  # 16 MB, incompressible
@@ -313,7 +313,7 @@ def test_memory_does_not_grow_with_the_data(hub: Hub, tmp_path: Path) -> None:
         files |= {f"{split}-0.parquet": parquet(table.slice(0, 8)) for split in ("validation", "test")}
         hub.put("dataset", f"you/{name}", files)
         peaks.append(int(fetch(tmp_path / name, hub, f"hf://datasets/you/{name}")[-1]))
-    assert peaks[1] - peaks[0] < 60_000  # kB; the data grow by 100,000, and the allocator may retain some
+    assert peaks[1] - peaks[0] < 100_000  # kB; the data grow by 168,000, and the allocator may retain 60,000
 
 
 @pytest.mark.slow
