@@ -108,6 +108,30 @@ def test_a_column_type_is_widened_for_late_values(tmp_path: Path) -> None:
     assert facts["columns"]["price"]["type"] == "int64"
 
 
+def test_a_column_that_begins_with_missing_values_has_the_type_of_the_later_ones(tmp_path: Path) -> None:
+    lines = [f"{i},,,,,2020-01-02,{'x' * 50}" for i in range(100_000)]
+    lines += [f"{i},7,0.5,true,2020-01-02,2020-01-02 10:30:00,x" for i in range(9)]
+    (tmp_path / "late.csv").write_text("price,whole,part,open,day,time,pad\n" + "\n".join(lines))
+    _, facts = load(from_path(str(tmp_path / "late.csv")), tmp_path)
+    kinds = {name: facts["columns"][name]["type"] for name in ("whole", "part", "open", "day", "time")}
+    assert kinds == {"whole": "int64", "part": "float64", "open": "uint8", "day": "date", "time": "date"}
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16"])
+def test_csv_files_of_a_split_may_differ_in_the_order_of_columns_and_in_dialect(tmp_path: Path, encoding: str) -> None:
+    (tmp_path / "flats").mkdir()
+    (tmp_path / "flats" / "1.csv").write_text("city,price\n" + "Rome,1\n" * 20)
+    (tmp_path / "flats" / "2.csv").write_text("more;price;city\nx;2,5;Oslo\n" + "y;3;Oslo\n" * 20, encoding=encoding)
+    splits, facts = load(from_path(str(tmp_path / "flats")), tmp_path)
+    assert facts["columns"]["price"] == {"type": "float64", "shape": [], "least": 1, "most": 3}
+    assert facts["columns"]["city"]["categories"] == ["Oslo", "Rome"]
+    assert sorted(price for split in splits.values() for price in split["price"]) == [1] * 20 + [2.5] + [3] * 20
+
+    (tmp_path / "flats" / "2.csv").write_text("city,more\n" + "Oslo,1\n" * 20)
+    with pytest.raises(StackError, match=r"2\.csv lacks the column price; all files of a split must have the same"):
+        load(from_path(str(tmp_path / "flats")), tmp_path)
+
+
 def picture(width: int, height: int, shade: int, kind: str = "JPEG") -> bytes:
     sink = io.BytesIO()
     Image.new("RGB", (width, height), (shade, 100, 200)).save(sink, kind)

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -40,6 +40,7 @@ TABLES = {".parquet": "parquet", ".csv": "csv", ".tsv": "csv", ".jsonl": "json",
 PACKED = ".gz"  # after the suffix of a table of text
 FILE, FOLDER = "file", "folder"  # columns of a folder of files
 NO_EXAMPLES = {".json", ".md", ".txt", ".html", ".xml", ".yml", ".yaml", ".db", ".ini", ".log"}  # of media
+WIDER = (pa.null(), pa.int64(), pa.float64(), pa.bool_(), pa.timestamp("us"), pa.string())  # tried in this order
 COLUMN = re.compile(r"In CSV column #(\d+)")
 NOT_UTF8 = "{}: {} is not encoded in UTF-8; save the file as UTF-8"
 
@@ -281,25 +282,34 @@ def _classes(metadata: Mapping[bytes, bytes]) -> dict[str, Sequence[str]]:
 
 def _csv(files: AbstractFileSystem, paths: Sequence[str]) -> Reader:
     types: dict[str, pa.DataType] = {}
-    names: list[str] = []
+    headers: dict[str, list[str]] = {}
     blocks = [BLOCK]
-    encoding, delimiter, decimal_point = _dialect(files, paths[0])
+    dialect = cache(lambda path: _dialect(files, path))
 
-    def batches(path: str, wanted: list[str]) -> Iterator[pa.RecordBatch]:
-        options = pacsv.ConvertOptions(
-            column_types=types, include_columns=wanted, strings_can_be_null=True, decimal_point=decimal_point
-        )
+    @contextmanager
+    def opened(path: str, options: pacsv.ConvertOptions | None = None) -> Iterator[Any]:
+        encoding, delimiter, decimal_point = dialect(path)
+        options = options or pacsv.ConvertOptions()
+        options.decimal_point = decimal_point
         parse = pacsv.ParseOptions(delimiter=delimiter, newlines_in_values=True)
         read = pacsv.ReadOptions(block_size=blocks[-1], use_threads=False, encoding=encoding)
         with _unpacked(files, path) as file, pacsv.open_csv(file, read, parse, options) as reader:
-            names[:] = names or reader.schema.names
+            yield reader
+
+    def batches(path: str, wanted: list[str]) -> Iterator[pa.RecordBatch]:
+        if path not in headers:  # read without types: files of other columns, or in another order, are no error
+            with opened(path) as reader:
+                headers[path] = reader.schema.names
+        there = [name for name in wanted if name in headers[path]]
+        options = pacsv.ConvertOptions(column_types=types, include_columns=there, strings_can_be_null=True)
+        with opened(path, options) as reader:
             yield from reader
 
     for path in paths:
-        _widen(lambda path=path: batches(path, []), types, names, blocks, path)  # type: ignore[misc]
+        _widen(lambda path=path: batches(path, []), types, headers, blocks, path)  # type: ignore[misc]
         if wrong := [name for name, kind in types.items() if pa.types.is_binary(kind)]:
             raise StackError(NOT_UTF8.format(path, f"column {wrong[0]}"))
-    return Reader(list(names), batches)
+    return Reader(headers[paths[0]], batches)
 
 
 @contextmanager
@@ -326,11 +336,11 @@ def _dialect(files: AbstractFileSystem, path: str) -> tuple[str, str, str]:
 def _widen(
     read: Callable[[], Iterator[pa.RecordBatch]],
     types: dict[str, pa.DataType],
-    names: Sequence[str],
+    headers: Mapping[str, list[str]],
     blocks: list[int],
     path: str,
 ) -> None:
-    """Read a CSV file repeatedly, widening types (int64, float64, string) and blocks until all values fit."""
+    """Read a CSV file repeatedly, widening types and blocks until all values fit."""
     while True:
         try:
             for batch in read():
@@ -343,13 +353,20 @@ def _widen(
             if "straddling" in str(error) and blocks[-1] < MAX_BLOCK:
                 blocks.append(2 * blocks[-1])
                 continue
-            found = COLUMN.search(str(error))
+            found, names = COLUMN.search(str(error)), headers.get(path, [])
             if not found or int(found[1]) >= len(names):
                 raise StackError(f"{path}: {first_line(error)}") from None
             name = names[int(found[1])]
             if types.get(name) == pa.string():
                 raise StackError(NOT_UTF8.format(path, f"column {name}")) from None
-            types[name] = pa.float64() if types.get(name) == pa.int64() else pa.string()
+            types[name] = _wider(types.get(name, pa.null()))
+
+
+def _wider(kind: pa.DataType) -> pa.DataType:
+    """Return the type to try for a column of a CSV file with a value that the type of the values before it lacks."""
+    if kind in (pa.date32(), pa.timestamp("s")):
+        return pa.timestamp("us")
+    return WIDER[WIDER.index(kind) + 1] if kind in WIDER[:-1] else pa.string()
 
 
 def _json(files: AbstractFileSystem, paths: Sequence[str]) -> Reader:
