@@ -363,6 +363,42 @@ def test_a_csv_file_may_have_other_delimiters_and_encodings(tmp_path: Path, enco
     }
 
 
+def shards(folder: Path, **columns: list[Any]) -> Source:
+    """A folder of one Parquet file for each value of `columns`, with a target."""
+    folder.mkdir()
+    for number, values in enumerate(zip(*columns.values(), strict=True)):
+        parts = {name: pa.array([value] * 20) for name, value in zip(columns, values, strict=True)}
+        pq.write_table(pa.table({**parts, "price": range(20 * number, 20 * number + 20)}), folder / f"{number}.parquet")
+    return from_path(str(folder))
+
+
+def test_parquet_files_of_a_split_may_have_integers_and_floats(tmp_path: Path) -> None:
+    found = shards(
+        tmp_path / "flats", rooms=[None, 3, 2.5], city=[None, "Rome", "Oslo"], size=[[1, 2], [3, 4], [0.5, 1.0]]
+    )
+    splits, facts = load(found, tmp_path)
+    assert facts["columns"]["rooms"] == {"type": "float64", "shape": [], "least": 2.5, "most": 3.0, "missing": 20}
+    assert facts["columns"]["city"]["categories"] == ["Oslo", "Rome"]
+    assert (facts["columns"]["size"]["type"], facts["columns"]["size"]["shape"]) == ("float64", [2])
+    assert sum(np.nansum(split["rooms"]) for split in splits.values()) == 20 * (3 + 2.5)
+    splits, facts = load(found, tmp_path / "target", Numbers, "rooms")
+    assert sum(facts["rows"].values()) == 40
+
+
+def test_an_error_names_the_parquet_file_of_another_type(tmp_path: Path) -> None:
+    found = shards(tmp_path / "flats", rooms=[1, "two"])
+    for target in ("rooms", "price"):
+        with pytest.raises(StackError, match=r"1\.parquet: column rooms has values of type int64 and of type string"):
+            load(found, tmp_path, Categories, target)
+
+
+def test_a_column_of_empty_lists_is_not_used(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pq.write_table(pa.table({"tags": [[[], []]] * 20, "price": range(20)}), tmp_path / "a.parquet")
+    _, facts = load(from_path(str(tmp_path / "a.parquet")), tmp_path)
+    assert list(facts["columns"]) == ["price"]
+    assert "column tags has empty lists; convert or remove it" in " ".join(capsys.readouterr().out.split())
+
+
 def test_json_lines_may_change_their_types_after_the_first_block(tmp_path: Path) -> None:
     rows = [{"size": i, "town": None, "pad": "x" * 10_000, "price": i % 5} for i in range(600)]
     rows += [{"size": 0.5, "town": "Rome", "when": "2020-01-02", "price": 1}, {"pad": "y" * 9_000_000, "price": 1}]

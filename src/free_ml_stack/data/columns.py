@@ -239,6 +239,8 @@ def _dense(column: pa.Array, name: str) -> NDArray[Any]:
         values: NDArray[Any] = column.to_numpy(zero_copy_only=False)
         return values
     lengths = pc.unique(pc.list_value_length(column)).to_pylist()
+    if lengths == [0]:
+        raise ColumnError(f"{name} has empty lists; convert or remove it")
     if len(lengths) != 1:
         raise ColumnError(
             f"{name} has lists of {len(lengths)} different lengths; expected equal lengths; convert or remove it"

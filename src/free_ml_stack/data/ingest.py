@@ -275,8 +275,6 @@ class _File:
         """Add rows; they are buffered until a row group is full."""
         table = pa.table(dict(columns))
         self.writer = self.writer or pq.ParquetWriter(self.path, table.schema, compression="zstd")
-        if table.schema != self.writer.schema:
-            raise StackError(f"the rows of {self.path.stem} have columns of different types or shapes")
         self.waiting.append(table)
         self.rows += table.num_rows
         waiting = sum(one.num_rows for one in self.waiting), sum(one.nbytes for one in self.waiting)

@@ -8,7 +8,7 @@ import re
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cache, cached_property
 from pathlib import Path, PurePosixPath
@@ -227,7 +227,13 @@ def from_files(files: AbstractFileSystem, paths: Sequence[str]) -> Rows:
 
     def read(names: Sequence[str]) -> Batches:
         for path, batch in batches(names):
-            yield {name: _read_column(batch, name, path, opened) for name in names}
+            found = {name: _read_column(batch, name, path, opened) for name in names}
+            for name, column in found.items():
+                if column.type != types[name]:
+                    raise StackError(
+                        f"{path}: column {name} has values of type {types[name]} and of type {column.type}; convert it"
+                    )
+            yield found
 
     first = next(batches(opened.names), None)
     if first is None:
@@ -258,20 +264,40 @@ def _read_column(batch: pa.RecordBatch, name: str, path: str, opened: Reader) ->
 
 
 def _parquet(files: AbstractFileSystem, paths: Sequence[str]) -> Reader:
+    schemas: list[pa.Schema] = []
+
     def batches(path: str, names: list[str]) -> Iterator[pa.RecordBatch]:
         with (
             files.open(path, "rb", block_size=2 * BUFFER) as file,
             closing(pq.ParquetFile(file, buffer_size=BUFFER, pre_buffer=False)) as parquet,
         ):
             there = [name for name in names if name in parquet.schema_arrow.names]
-            yield from parquet.iter_batches(ROWS, columns=there)
+            for batch in parquet.iter_batches(ROWS, columns=there):
+                wanted = pa.schema([one.with_type(common.get(one.name, one.type)) for one in batch.schema])
+                yield batch if wanted == batch.schema else batch.cast(wanted, safe=False)
 
-    try:
-        with files.open(paths[0], "rb") as file, closing(pq.ParquetFile(file)) as parquet:
-            schema = parquet.schema_arrow
-    except pa.ArrowException as error:
-        raise StackError(f"{paths[0]} is not a complete Parquet file ({first_line(error)})") from None
-    return Reader(schema.names, batches, _classes(schema.metadata or {}))
+    for path in paths:
+        try:
+            with files.open(path, "rb") as file, closing(pq.ParquetFile(file)) as parquet:
+                schemas.append(parquet.schema_arrow)
+        except pa.ArrowException as error:
+            raise StackError(f"{path} is not a complete Parquet file ({first_line(error)})") from None
+    common = _common_types(schemas)
+    return Reader(schemas[0].names, batches, _classes(schemas[0].metadata or {}))
+
+
+def _common_types(schemas: Sequence[pa.Schema]) -> dict[str, pa.DataType]:
+    """Return a type for each column that has several, such as integers and floats, if one represents them all."""
+    kinds: dict[str, dict[pa.DataType, None]] = {}
+    for field_ in (field_ for schema in schemas for field_ in schema):
+        kinds.setdefault(field_.name, {})[field_.type] = None
+    common: dict[str, pa.DataType] = {}
+    for name, several in kinds.items():
+        if len(several) > 1:
+            with suppress(pa.ArrowException):
+                options = [pa.schema([(name, kind)]) for kind in several]
+                common[name] = pa.unify_schemas(options, promote_options="permissive").field(name).type
+    return common
 
 
 def _classes(metadata: Mapping[bytes, bytes]) -> dict[str, Sequence[str]]:
