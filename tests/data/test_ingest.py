@@ -188,6 +188,24 @@ def test_other_files_in_a_folder_of_classes_are_ignored_and_named(
     assert ".git" not in printed and ".DS_Store" not in printed
 
 
+def test_folders_may_be_links(tmp_path: Path) -> None:
+    elsewhere = folder_of_images(tmp_path / "elsewhere", "")
+    (pets := tmp_path / "pets").mkdir()
+    for name in ("cat", "dög"):
+        (pets / name).symlink_to(elsewhere / name)
+    (elsewhere / "dög" / "loop").symlink_to(pets)
+    _, facts = load(from_path(str(pets)), tmp_path, images)
+    assert facts["columns"]["label"]["categories"] == ["cat", "dög"]
+    assert sum(facts["rows"].values()) == 20
+
+
+@pytest.mark.parametrize("name", ["my_test.csv", "dev.jsonl"])
+def test_a_single_file_may_have_the_name_of_a_split(tmp_path: Path, name: str) -> None:
+    made = table(tmp_path, name.rpartition(".")[2]).rename(tmp_path / name)
+    _, facts = load(from_path(str(made)), tmp_path)
+    assert facts["rows"] == {"train": 42, "validation": 9, "test": 9}
+
+
 def test_a_table_about_images_in_one_folder_is_the_source(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name in ("train/1.png", "train/2.png", "test/3.png"):
         (tmp_path / "pets" / name).parent.mkdir(parents=True, exist_ok=True)

@@ -4,6 +4,7 @@ import codecs
 import gzip
 import json
 import mimetypes
+import os
 import re
 import zlib
 from collections import Counter
@@ -119,7 +120,8 @@ def from_path(place: str) -> Source:
         kind = table_suffix(tables[0].name)
         names = [one.as_posix() for one in tables if table_suffix(one.name) == kind]
         root = path.parent if path.is_file() else path
-        shards = by_split({name: PurePosixPath(name).relative_to(root.as_posix()).as_posix() for name in names})
+        within = {name: PurePosixPath(name).relative_to(root.as_posix()).as_posix() for name in names}
+        shards = {"train": names} if path.is_file() else by_split(within)
         _say_ignored(path, tables, [Path(one) for part in shards.values() for one in part], "other tables are read")
         local = LocalFileSystem()
         return Source(lambda: {split: from_files(local, paths) for split, paths in shards.items()}, facts, root)
@@ -135,9 +137,15 @@ def table_suffix(name: str) -> str:
 
 
 def _visible(folder: Path) -> list[Path]:
-    """Return the files below a folder, without hidden files and folders such as .git."""
-    files = sorted(filter(Path.is_file, folder.rglob("[!.]*")))
-    return [one for one in files if not any(part.startswith(".") for part in one.relative_to(folder).parts)]
+    """Return the files below a folder, also in linked folders, without hidden files and folders such as .git."""
+    files: list[Path] = []
+    seen: set[str] = set()  # links may form a loop
+    for place, folders, names in os.walk(folder, followlinks=True):
+        known = os.path.realpath(place) in seen
+        folders[:] = [] if known else sorted(name for name in folders if not name.startswith("."))
+        files += [] if known else [Path(place, name) for name in names if not name.startswith(".")]
+        seen.add(os.path.realpath(place))
+    return sorted(filter(Path.is_file, files))
 
 
 def _is_media(path: Path) -> bool:
