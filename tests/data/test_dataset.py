@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -80,6 +82,36 @@ def test_an_invalid_manifest_is_reported_and_replaced_by_a_new_ingest(store, tmp
     write(store, tmp_path)
     splits, _ = dataset.read(store, tmp_path / "cache", "digits")
     assert splits["train"]["label"].tolist() == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("size", [0, 3, 5])
+def test_a_truncated_local_copy_of_texts_is_decoded_again(tmp_path, size):
+    store, label = local_store(tmp_path / "store"), ["ab", "cd", None, "ef"]
+    write(store, tmp_path, note=label, label=range(4))
+    dataset.read(store, tmp_path / "cache", "digits")
+    for path in (tmp_path / "cache").rglob("0.cells"):
+        path.write_bytes(path.read_bytes()[:size])
+    splits, _ = dataset.read(store, tmp_path / "cache", "digits")
+    assert list(splits["train"]["note"]) == label
+
+
+def test_a_full_disk_is_an_error_while_the_data_set_is_decoded(tmp_path):
+    write(local_store(tmp_path / "store"), tmp_path, label=np.arange(500_000))
+    (tmp_path / "cache").mkdir()
+    code = (
+        "import sys; from pathlib import Path; from free_ml_stack.data import dataset;"
+        "from free_ml_stack.storage.local import local_store;"
+        "dataset.read(local_store(Path('store')), Path('cache'), 'digits')"
+    )
+    mount = 'mount -t tmpfs -o size=1m tmpfs cache || exit 77; "$@"; code=$?; ls -A cache; exit $code'
+    words = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", mount, "sh", sys.executable, "-c", code]
+    if not shutil.which("unshare"):
+        pytest.skip("needs unshare of Linux")
+    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=False)
+    if done.returncode == 77 or "unshare failed" in done.stderr:
+        pytest.skip("may not mount a small disk here")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "OSError: [Errno 28] No space left on device" in done.stderr
 
 
 def test_a_missing_split_is_reported(store, tmp_path):

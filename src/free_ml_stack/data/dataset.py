@@ -7,19 +7,19 @@ import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from fsspec import AbstractFileSystem
 from fsspec.implementations.dirfs import DirFileSystem
-from numpy.lib.format import open_memmap
+from numpy.lib.format import dtype_to_descr, write_array_header_1_0
 from numpy.typing import NDArray
 
 from free_ml_stack.data.columns import VARIABLE, to_array
 from free_ml_stack.data.shards import ShardedColumn, Shards
-from free_ml_stack.data.split import Cells, Split
+from free_ml_stack.data.split import CELLS, ENDS, Cells, Split
 from free_ml_stack.errors import StackError
 from free_ml_stack.storage.atomic import CHUNK, replace
 from free_ml_stack.storage.changes import change, on_hub
@@ -208,27 +208,27 @@ def _write_columns(
     parquet: pq.ParquetFile, folder: Path, described: Mapping[str, Any], groups: Sequence[int] | None = None
 ) -> None:
     groups = range(parquet.metadata.num_row_groups) if groups is None else groups
-    rows, start = sum(parquet.metadata.row_group(group).num_rows for group in groups), 0
+    rows = sum(parquet.metadata.row_group(group).num_rows for group in groups)
     with ExitStack() as ends:
         paths = _paths(folder, described)
-        variable = [name for name, facts in described.items() if facts["type"] in VARIABLE]
-        files = {name: ends.enter_context(paths[name].open("wb")) for name in variable}
-        arrays: dict[str, NDArray[Any]] = {
-            name: open_memmap(paths[name].with_suffix(".ends.npy"), "w+", np.int64, (rows,)) for name in variable
-        }
+        cells = {name: ends.enter_context(path.open("wb")) for name, path in paths.items() if path.suffix == CELLS}
+        arrays: dict[Path, BinaryIO] = {}
+
+        def append(path: Path, values: NDArray[Any]) -> None:
+            # not through a memory map, which kills the process with SIGBUS if the disk is full
+            if path not in arrays:
+                arrays[path] = ends.enter_context(path.open("wb"))
+                kind, shape = dtype_to_descr(values.dtype), (rows, *values.shape[1:])
+                write_array_header_1_0(arrays[path], {"descr": kind, "fortran_order": False, "shape": shape})
+            arrays[path].write(values.tobytes())
+
         for batch in _batches(parquet, groups, list(described)):
-            here = slice(start, start + batch.num_rows)
             for name, facts in described.items():
-                column = batch.column(name)
-                if name in files:
-                    arrays[name][here] = _append(files[name], column)
-                    continue
-                values = to_array(column, facts)
-                if name not in arrays:
-                    shape = (rows, *values.shape[1:])
-                    arrays[name] = open_memmap(paths[name], "w+", values.dtype, shape)
-                arrays[name][here] = values
-            start += batch.num_rows
+                column, path = batch.column(name), paths[name]
+                if name in cells:
+                    append(path.with_suffix(ENDS), _append(cells[name], column))
+                else:
+                    append(path, to_array(column, facts))
 
 
 def _batches(parquet: pq.ParquetFile, groups: Iterable[int], columns: list[str]) -> Iterator[pa.RecordBatch]:
@@ -266,8 +266,8 @@ def _open(folder: Path, content: Mapping[str, Any]) -> Split:
 
 def _paths(folder: Path, described: Mapping[str, Any]) -> dict[str, Path]:
     """Return the file of each column, numbered because a column name may not be a valid file name."""
-    kinds = {name: "cells" if facts["type"] in VARIABLE else "npy" for name, facts in described.items()}
-    return {name: folder / f"{number}.{kind}" for number, (name, kind) in enumerate(kinds.items())}
+    kinds = {name: CELLS if facts["type"] in VARIABLE else ".npy" for name, facts in described.items()}
+    return {name: folder / f"{number}{kind}" for number, (name, kind) in enumerate(kinds.items())}
 
 
 def _sum(value: Any) -> str:

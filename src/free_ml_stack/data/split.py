@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+CELLS, ENDS = ".cells", ".ends.npy"  # suffixes of the two files of a column of texts or bytes
 DRAWS = 16  # random numbers per row
 RELEASE_BYTES = 64 << 20  # bytes read before the pages of a file are released
 THREADS = 4
@@ -39,11 +40,17 @@ Prepare = Callable[[Columns, NDArray[np.float32] | None], Mapping[str, Any]]
 
 
 class Cells(Sequence[Any]):
-    """A memory-mapped column of texts or bytes: one file of all values, one of their ends. Missing values are None."""
+    """A memory-mapped column of texts or bytes: one file of all values, one of their ends. Missing values are None.
+
+    Raises ValueError if the file of the values does not have the length that the other one states.
+    """
 
     def __init__(self, path: Path, text: bool) -> None:
         self.text = text
-        self.ends: NDArray[np.int64] = np.load(path.with_suffix(".ends.npy"), mmap_mode="r")
+        self.ends: NDArray[np.int64] = np.load(path.with_suffix(ENDS), mmap_mode="r")
+        last = int(self.ends[-1]) if len(self.ends) else 0
+        if path.stat().st_size != max(last, ~last):
+            raise ValueError(f"{path} is not complete")
         self.bytes: mmap.mmap | bytes = b""
         with path.open("rb") as file:
             if path.stat().st_size:
