@@ -77,6 +77,21 @@ def test_a_second_call_adds_no_trials_to_a_finished_sweep(project: Path) -> None
 
 
 @pytest.mark.slow
+def test_a_sweep_of_another_data_set_begins_anew(project: Path) -> None:
+    tables = []
+    for seed in ("0", "1"):
+        projects.run(project, "data", "--seed", seed)
+        assert "complete" not in projects.run(project, "sweep", "--trials", "1")
+        table = max(project.glob("runs/sweep-*/trials.json"), key=lambda path: path.stat().st_mtime)
+        tables.append((table.parent, json.loads(table.read_text())))
+    assert tables[0][0] != tables[1][0]
+    projects.run(project, "data")
+    again = projects.run(project, "sweep", "--trials", "1")
+    assert "The sweep is complete: 1 trials" in again
+    assert f"written to runs/{tables[0][0].name}/best.json" in again
+
+
+@pytest.mark.slow
 def test_a_killed_sweep_resumes(project: Path) -> None:
     process = projects.start(project, "sweep")
     assert process.stdout

@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from free_ml_stack.console import display_path, say
+from free_ml_stack.data import dataset
 from free_ml_stack.errors import StackError
 from free_ml_stack.evaluation import plots as pictures
 from free_ml_stack.evaluation.result import metric_text
 from free_ml_stack.storage.documents import as_json
+from free_ml_stack.storage.stores import open_store
 from free_ml_stack.sweeps.job import EventKind, Task
 from free_ml_stack.sweeps.search_space import Parameter, Sweep, lookup
 from free_ml_stack.sweeps.sweep_file import parse_sweep, read_sweep
@@ -75,8 +77,8 @@ class SweepResult:
 def sweep(science: "Science", settings: "Settings", file: Path, options: SweepOptions) -> SweepResult:
     """Run the trials of a sweep file and write the best configuration.
 
-    Continues an unfinished sweep of the same file, including trials whose process died. Raises StackError for an
-    invalid file, or if every trial fails.
+    Continues an unfinished sweep of the same file and data set, including trials whose process died. Raises StackError
+    for an invalid file, or if every trial fails.
     """
     if settings.tracker == "trackio":  # checked before the trials, which do not use it
         require_trackio()
@@ -88,13 +90,10 @@ def sweep(science: "Science", settings: "Settings", file: Path, options: SweepOp
     from free_ml_stack.sweeps.command import runs_train
 
     plan = read_sweep(file)
+    if runs_train(plan, science.package):  # report a missing or outdated data set once, not in each trial
+        dataset.load(science, settings, open_store(settings.storage, settings))
     folder = sweep_folder(settings, file)
     folder.mkdir(parents=True, exist_ok=True)
-    if runs_train(plan, science.package):  # report a missing or outdated data set once, not in each trial
-        from free_ml_stack.data import dataset  # imports torch
-        from free_ml_stack.storage.stores import open_store
-
-        dataset.load(science, settings, open_store(settings.storage, settings))
     trials = None
     if online and not options.study:
         trials = sweep_online(science, settings, plan, folder, options)
@@ -143,8 +142,10 @@ def join(settings: "Settings", options: SweepOptions) -> SweepResult:
 
 
 def sweep_folder(settings: "Settings", file: Path) -> Path:
-    """Return the folder of a sweep's trials, named after the content of its file."""
-    return settings.runs / f"sweep-{hashlib.sha256(file.read_bytes()).hexdigest()[:8]}"
+    """Return the folder of a sweep's trials, named after its file and the data set: others are not comparable."""
+    found = dataset.stored(open_store(settings.storage, settings))
+    data = dataset.fingerprint(found) if found else ""
+    return settings.runs / f"sweep-{hashlib.sha256(file.read_bytes() + data.encode()).hexdigest()[:8]}"
 
 
 def sweep_locally(
