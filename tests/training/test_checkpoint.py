@@ -18,6 +18,7 @@ from sick_disk import PowerCut, SickDisk, chance
 
 from free_ml_stack.errors import PreemptedError, StackError
 from free_ml_stack.storage.atomic import replace
+from free_ml_stack.storage.local import local_store
 from free_ml_stack.training import checkpoint
 from free_ml_stack.training.checkpoint import Checkpoints
 from free_ml_stack.training.snapshot import parse, read_files, serialize
@@ -244,6 +245,21 @@ def test_a_failed_upload_of_the_last_checkpoint_is_reported(tmp_path: Path, caps
         line
         == f"Upload of the last checkpoint failed (bucket deleted); it is on disk in {tmp_path / 'run' / 'checkpoints'}."
     )
+
+
+def test_checkpoints_may_be_removed_from_the_store_during_a_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = Run(tmp_path / "run", local_store(tmp_path / "store"))
+    for step in range(1, 6):
+        run.save(step)
+        assert run.checkpoints.sending is not None
+        run.checkpoints.sending.result()
+        if step == 2:
+            shutil.rmtree(tmp_path / "store" / "step-000000001")
+    run.checkpoints.finish()
+    assert stored(tmp_path / "store") == ["step-000000004", "step-000000005"]
+    assert "Upload of the last checkpoint failed" not in capsys.readouterr().out
 
 
 def test_a_slow_store_delays_neither_steps_nor_saves(tmp_path: Path) -> None:

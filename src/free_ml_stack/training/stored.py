@@ -61,6 +61,7 @@ class StoredCheckpoints:
 
     def _put(self, name: str) -> None:
         known = sorted({*(self.names() if self.known is None else self.known), name})
+        self.known = None  # listed again after a failure, for example if someone has removed a checkpoint
         change(self.store, {f"{name}/{file}": self.folder / name / file for file in FILES}, remove=known[: -self.keep])
         self.known = known[-self.keep :]
         if self.quota:
