@@ -15,6 +15,7 @@ from free_ml_stack.sweeps.sweep_file import parse_sweep
 from free_ml_stack.sweeps.trials import LEASE, Trials, open_study
 
 GRID = "method: grid\nmetric: {name: loss}\nparameters: {x: {values: [0, 1, 2, 3, 4, 5, 6, 7]}}\n"
+ONE = GRID.replace("0, 1, 2, 3, 4, 5, 6, 7", "0")
 BAYES = "method: bayes\nmetric: {name: loss}\nparameters: {x: {min: 0.0, max: 1.0}}\n"
 
 
@@ -116,8 +117,9 @@ def test_a_lost_point_of_the_grid_is_queued_again(tmp_path: Path) -> None:
     assert sorted(seen) == list(range(8))
 
 
-def test_a_trial_whose_process_dies_repeatedly_fails(tmp_path: Path) -> None:
-    crew = shared(str(tmp_path), BAYES)
+@pytest.mark.parametrize("text", [BAYES, ONE])
+def test_a_trial_whose_process_dies_repeatedly_fails(tmp_path: Path, text: str) -> None:
+    crew = shared(str(tmp_path), text)
     runs = set()
     for last in (False, False, True):
         job = crew.next(1)

@@ -194,11 +194,8 @@ class Trials:
             self.study.tell(trial, value, state=state, skip_if_finished=True)
 
     def _requeue(self, params: dict[str, Any], noted: dict[str, Any]) -> None:
-        if self.points:
-            self.queue()
-        else:
-            kept: dict[str, Any] = {name: noted[name] for name in REQUEUED if name in noted}
-            self.study.enqueue_trial(params, user_attrs=kept)
+        kept: dict[str, Any] = {name: noted[name] for name in REQUEUED if name in noted}
+        self.study.enqueue_trial(params, user_attrs=kept)
 
     def renew(self) -> None:
         """Renew the leases of this process's trials if RENEWED seconds have passed."""
