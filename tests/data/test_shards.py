@@ -22,6 +22,7 @@ from free_ml_stack.data import dataset
 from free_ml_stack.data.ingest import GROUP_ROWS
 from free_ml_stack.data.shards import MIX, ShardedColumn, Shards
 from free_ml_stack.data.split import Split
+from free_ml_stack.errors import StackError
 from free_ml_stack.storage.local import local_store
 
 ROWS = 4 * GROUP_ROWS + 100
@@ -91,6 +92,20 @@ def test_an_epoch_fetches_each_shard_once_within_the_limit(folder: Path) -> None
     assert np.array_equal(np.concatenate(seen), split["label"][rows])
     assert 2 <= len(fetched) <= len(shards.ends)
     assert max(sizes) <= LIMIT + (2 << 20)  # a shard for each thread that reads ahead
+
+
+@pytest.mark.parametrize("height", [8, 9])
+def test_a_data_set_that_is_replaced_meanwhile_is_reported(tmp_path: Path, height: int) -> None:
+    columns = {"label": np.arange(2 * GROUP_ROWS), "image": np.zeros((2 * GROUP_ROWS, 8, 8), np.uint8)}
+    write(local_store(tmp_path / "store"), tmp_path, **columns)
+    split = read(tmp_path, 1)
+    assert not split["image"][0].any()
+    write(
+        local_store(tmp_path / "store"), tmp_path, **columns | {"image": np.ones((2 * GROUP_ROWS, height, 8), np.uint8)}
+    )
+    with pytest.raises(StackError, match="the data set in the store was replaced while it was in use"):
+        _ = split["image"][-1]
+    assert read(tmp_path, 1)["image"][-1].all()
 
 
 def test_a_later_start_gives_the_same_batches(folder: Path) -> None:

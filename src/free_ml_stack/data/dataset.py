@@ -104,8 +104,12 @@ def _shards(
         metadata = pq.ParquetFile(file).metadata
 
     def fetch(number: int, folder: Path) -> None:
-        with source.open(name, "rb") as file:
-            _write_columns(pq.ParquetFile(file, metadata=metadata, pre_buffer=True), folder, wide, [number])
+        try:
+            with source.open(name, "rb") as file:
+                _write_columns(pq.ParquetFile(file, metadata=metadata, pre_buffer=True), folder, wide, [number])
+        finally:  # whether other data were read as these, or could not be
+            if read_manifest(source)["files"].get(name, {}).get("sha256") != sha256:
+                raise StackError("the data set in the store was replaced while it was in use; run the command again")
 
     sizes = [metadata.row_group(number).num_rows for number in range(metadata.num_row_groups)]
     return Shards(root, _sum([sha256, wide]), limit, sizes, fetch, lambda folder: _open(folder, {"columns": wide}))
