@@ -1,6 +1,7 @@
 """Damaged manifests and local copies of the data set, and concurrent decoding."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -103,15 +104,15 @@ def test_a_full_disk_is_an_error_while_the_data_set_is_decoded(tmp_path):
         "from free_ml_stack.storage.local import local_store;"
         "dataset.read(local_store(Path('store')), Path('cache'), 'digits')"
     )
-    mount = 'mount -t tmpfs -o size=1m tmpfs cache || exit 77; "$@"; code=$?; ls -A cache; exit $code'
-    words = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", mount, "sh", sys.executable, "-c", code]
-    if not shutil.which("unshare"):
-        pytest.skip("needs unshare of Linux")
+    own, command = ["unshare", "--user", "--map-root-user", "--mount"], '"$@"; code=$?; ls -A cache; exit $code'
+    if shutil.which("unshare") and not subprocess.run([*own, "true"], capture_output=True, check=False).returncode:
+        words = [*own, "sh", "-c", f"mount -t tmpfs -o size=1m tmpfs cache; {command}"]
+    else:  # no small disk may be mounted
+        words = ["sh", "-c", f"ulimit -f 1000; {command}"]
+    words += ["sh", sys.executable, "-c", code]
     done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=False)
-    if done.returncode == 77 or "unshare failed" in done.stderr:
-        pytest.skip("may not mount a small disk here")
     assert (done.returncode, done.stdout) == (1, "")
-    assert "OSError: [Errno 28] No space left on device" in done.stderr
+    assert re.search(r"OSError: \[Errno \d+\] (No space left on device|File too large)", done.stderr)
 
 
 def test_a_missing_split_is_reported(store, tmp_path):
