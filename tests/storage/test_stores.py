@@ -18,7 +18,7 @@ from storing import data_app
 
 from free_ml_stack.errors import StackError
 from free_ml_stack.project.settings import Settings
-from free_ml_stack.storage import retry
+from free_ml_stack.storage import atomic, retry
 from free_ml_stack.storage.atomic import open_whole
 from free_ml_stack.storage.changes import change
 from free_ml_stack.storage.local import local_store
@@ -31,6 +31,13 @@ from free_ml_stack.storage.transfer import transfer
 @pytest.fixture
 def settings(tmp_path: Path) -> Settings:
     return Settings(root=tmp_path / "project")
+
+
+def test_a_file_that_cannot_be_replaced_leaves_no_temporary_file(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(IsADirectoryError):
+        atomic.replace(tmp_path / "folder", b"content")
+    assert [path.name for path in tmp_path.iterdir()] == ["folder"]
 
 
 FILES = {"a.bin": b"a" * 5000, "deep/er/b.txt": "ä".encode(), "empty": b""}
@@ -222,7 +229,7 @@ WORK = """
 import sys
 from pathlib import Path
 from free_ml_stack.project.settings import Settings
-from free_ml_stack.storage import retry
+from free_ml_stack.storage import atomic, retry
 from free_ml_stack.storage.stores import open_store
 from free_ml_stack.storage.transfer import transfer
 from free_ml_stack.storage.manifest import verify

@@ -22,6 +22,7 @@ from free_ml_stack.storage.local import local_store
 from free_ml_stack.training import checkpoint
 from free_ml_stack.training.checkpoint import Checkpoints
 from free_ml_stack.training.snapshot import parse, read_files, serialize
+from free_ml_stack.training.state import generator_states, restore_generators
 
 CONFIG = {"lr": 0.1, "epochs": 3}
 SURVIVES = {"nothing": (lambda: False, lambda: False), "names": (lambda: True, lambda: False)} | {
@@ -361,3 +362,12 @@ def test_the_latest_checkpoints_are_kept(folder: Path) -> None:
     assert state["at"]["step"] == 4
     assert set(tensors["weights/tensor"].tolist()) == {4.0}
     assert json.loads(record) == [1, 2, 3, 4]
+
+
+def test_generators_are_restored_on_a_machine_with_fewer_devices(monkeypatch: pytest.MonkeyPatch) -> None:
+    states, restored = generator_states(), []
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "set_rng_state", lambda value, device=0: restored.append((device, int(value))))
+    restore_generators({**states, "cuda": [torch.tensor(10), torch.tensor(11)]})
+    assert restored == [(0, 10)]

@@ -28,10 +28,14 @@ SYNC_BYTES = 1 << 24  # bytes written before an fsync is started in the backgrou
 def replace(path: Path, content: bytes, private: bool = False) -> None:
     """Replace the content of a file atomically, also across a crash; only its owner can read a `private` file."""
     part = path.with_name(f".{path.name}-{os.getpid()}-{threading.get_native_id()}")
-    if private:
-        part.touch(0o600)
-    write_synced(part, content)
-    _rename(part, path)
+    try:
+        if private:
+            part.touch(0o600)
+        write_synced(part, content)
+        _rename(part, path)
+    except BaseException:
+        part.unlink(missing_ok=True)  # of a full disk
+        raise
     fsync_directory(path.parent)
 
 
