@@ -13,7 +13,7 @@ from deployed import KEY, Deployed, deployed, open_app
 from predictors import Echo, echo_folder
 from serving import serving
 
-from free_ml_stack.deployment.deploy import deploy
+from free_ml_stack.deployment.deploy import deploy, rollback
 
 DETAILS = {"label": "Hello", "summary": "Returns a greeting", "tagline": "Hi"}
 SETTINGS = {"license": "mit", "network_access": "isolated", "pipeline_enabled": False}
@@ -267,3 +267,23 @@ def test_a_refresh_returns_after_the_version_that_another_loads(tmp_path: Path) 
         await models.close()
 
     asyncio.run(refresh_while_loading())
+
+
+def test_a_rollback_while_a_version_is_loading_is_obeyed(tmp_path: Path) -> None:
+    store, app = open_app(tmp_path / "data")
+    models = app.models
+
+    async def roll_back_while_loading() -> None:
+        for word in ("one", "two"):
+            deploy(echo_folder(tmp_path / word, word), store, "demo", Echo())
+        await models.get("demo", "0.1.0")
+        loading = asyncio.ensure_future(models.get("demo", ""))
+        while len(models.loading) < 2:
+            await asyncio.sleep(0)
+        rollback(store, "demo")
+        await models.refresh("demo")
+        assert (await loading).build.version == "0.1.0"
+        assert models.find("demo", "").build.version == "0.1.0"
+        await models.close()
+
+    asyncio.run(roll_back_while_loading())

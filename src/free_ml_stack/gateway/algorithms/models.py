@@ -145,19 +145,23 @@ class Models:
         self.failing.add(name)
 
     async def _resolve(self, name: str, reference: str) -> LoadedModel | None:
+        while build := self._build(name, reference):
+            async with self.loading[build.build_id]:
+                model = self.loaded.get(build.build_id)
+                if model is None:
+                    model = self.loaded[build.build_id] = await self._load(name, build)
+            current = self._build(name, reference)
+            if current and current.build_id == build.build_id:  # otherwise a rollback or a removal during the load
+                model.build = current  # it may have been published or withdrawn
+                self.by_reference[name, reference] = model
+                self._evict()
+                return model
+        self.by_reference.pop((name, reference), None)
+        return None
+
+    def _build(self, name: str, reference: str) -> Build | None:
         algorithm = self.algorithms.get(name)
-        build = algorithm.resolve(reference) if algorithm else None
-        if build is None:
-            self.by_reference.pop((name, reference), None)
-            return None
-        async with self.loading[build.build_id]:
-            model = self.loaded.get(build.build_id)
-            if model is None:
-                model = self.loaded[build.build_id] = await self._load(name, build)
-            model.build = build  # it may have been published or withdrawn
-        self.by_reference[name, reference] = model
-        self._evict()
-        return model
+        return algorithm.resolve(reference) if algorithm else None
 
     async def _load(self, name: str, build: Build) -> LoadedModel:
         self.cache = self.cache or tempfile.mkdtemp(prefix="models-")
