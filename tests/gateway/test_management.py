@@ -14,6 +14,8 @@ from predictors import Echo, echo_folder
 from serving import serving
 
 from free_ml_stack.deployment.deploy import deploy, rollback
+from free_ml_stack.errors import StackError
+from free_ml_stack.gateway.algorithms import models as loaded_models
 
 DETAILS = {"label": "Hello", "summary": "Returns a greeting", "tagline": "Hi"}
 SETTINGS = {"license": "mit", "network_access": "isolated", "pipeline_enabled": False}
@@ -287,3 +289,28 @@ def test_a_rollback_while_a_version_is_loading_is_obeyed(tmp_path: Path) -> None
         await models.close()
 
     asyncio.run(roll_back_while_loading())
+
+
+def test_a_version_that_could_not_be_loaded_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """But not at each poll, as a load takes memory and time."""
+    monkeypatch.setattr(loaded_models, "RETRY_SECONDS", 1.0)
+    store, app = open_app(tmp_path / "data")
+    models = app.models
+
+    async def load_again() -> None:
+        deploy(echo_folder(tmp_path / "one", "one"), store, "demo", Echo())
+        await models.get("demo", "")
+        build = deploy(echo_folder(tmp_path / "two", "two"), store, "demo", Echo())
+        folder = tmp_path / "data" / "me" / "project" / build.folder
+        away = folder.rename(tmp_path / "away")
+        with pytest.raises(StackError, match=r"cannot download deployments/demo/0.2.0"):
+            await models.refresh("demo")
+        away.rename(folder)
+        await models.refresh("demo")
+        assert models.find("demo", "").build.version == "0.1.0"
+        await asyncio.sleep(loaded_models.RETRY_SECONDS)
+        await models.refresh("demo")
+        assert models.find("demo", "").build.version == "0.2.0"
+        await models.close()
+
+    asyncio.run(load_again())

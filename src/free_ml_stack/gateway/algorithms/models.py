@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import math
 import shutil
 import tempfile
 from collections import defaultdict
@@ -28,6 +29,7 @@ WORKER_BYTES = 2 << 30  # folder size times processes of a model; a larger model
 DESCRIBE_SECONDS = 0.05  # seconds to describe answered calls
 CLOSE_SECONDS = 5.0  # seconds for queued calls on shutdown; clients are answered or disconnected by then
 LOAD_SECONDS = 600.0  # seconds to load a model
+RETRY_SECONDS = 30.0  # seconds until new versions that could not be loaded are tried again
 
 
 class LoadedModel(Batcher):
@@ -67,6 +69,7 @@ class Models:
         self.loading: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)  # by the build's id
         self.refreshing: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()  # by name
         self.failing: set[str] = set()  # names whose last refresh failed
+        self.retries: dict[str, float] = {}  # by name: the loop's time to load its versions again
         self.closing: set[asyncio.Task[None]] = set()
         self.cache = ""  # the local folder for copies of model folders
 
@@ -110,16 +113,21 @@ class Models:
 
     async def _refresh(self, name: str) -> Algorithm | None:
         algorithm = await asyncio.to_thread(read_index, self.store, name)
-        before = self.algorithms.get(name)
+        before, time = self.algorithms.get(name), asyncio.get_running_loop().time
         if algorithm is None:
             self.algorithms.pop(name, None)
             for model in {model for (known, _), model in self.by_reference.items() if known == name}:
                 self._remove(model)
-        elif algorithm != before:
+        elif algorithm != before or time() > self.retries.get(name, math.inf):
             self.algorithms[name] = algorithm
-            for known, reference in list(self.by_reference):
-                if known == name:
-                    await self._resolve(name, reference)
+            self.retries.pop(name, None)
+            try:
+                for known, reference in list(self.by_reference):
+                    if known == name:
+                        await self._resolve(name, reference)
+            except Exception:
+                self.retries[name] = time() + RETRY_SECONDS
+                raise
         return algorithm
 
     async def watch(self) -> None:
