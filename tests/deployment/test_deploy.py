@@ -2,6 +2,7 @@
 
 import json
 import resource
+import shutil
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +20,7 @@ from services.hub_server import Hub
 from waiting import until
 
 from free_ml_stack.deployment.deploy import deploy, rollback, versions
+from free_ml_stack.deployment.monitor import read_calls
 from free_ml_stack.errors import StackError
 from free_ml_stack.gateway.algorithms import models
 from free_ml_stack.storage.local import local_store
@@ -232,6 +234,18 @@ def test_a_replaced_model_is_deleted_after_its_last_call(tmp_path: Path, monkeyp
         assert answers == [slow]
         until(lambda: copies() == ["again"])
         assert gateway.client().algo("me/demo/0.1.0").pipe("word").result == "hello"
+
+
+def test_deleted_copies_of_models_do_not_end_the_service(tmp_path: Path) -> None:
+    """Services such as systemd-tmpfiles delete files that were not used for ten days."""
+    with deployed(tmp_path) as gateway:
+        algo = gateway.client().algo("me/demo")
+        assert algo.pipe("word").result == "hello"
+        shutil.rmtree(gateway.app.models.cache)
+        deploy(echo_folder(tmp_path / "second", "again"), gateway.store, "demo", Echo())
+        assert gateway.client().algo("me/demo/0.2.0").pipe("word").result == "again"
+        shutil.rmtree(gateway.app.models.cache)
+    assert [call["version"] for call in read_calls(gateway.store, "demo")] == ["0.1.0", "0.2.0"]
 
 
 @pytest.mark.slow

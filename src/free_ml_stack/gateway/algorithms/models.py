@@ -8,6 +8,7 @@ import tempfile
 from collections import defaultdict
 from collections.abc import Awaitable, Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -76,9 +77,7 @@ class Models:
     async def close(self) -> None:
         """Answer queued calls, stop the processes, and remove the local copies."""
         await asyncio.gather(*(model.close(CLOSE_SECONDS) for model in self.loaded.values()), *self.closing)
-        if self.cache:
-            shutil.rmtree(self.cache)
-            self.cache = ""
+        shutil.rmtree(self.cache, ignore_errors=True)
 
     async def describe(self) -> None:
         """Have idle workers send the descriptions of answered calls, within 50 ms."""
@@ -172,7 +171,8 @@ class Models:
         return algorithm.resolve(reference) if algorithm else None
 
     async def _load(self, name: str, build: Build) -> LoadedModel:
-        self.cache = self.cache or tempfile.mkdtemp(prefix="models-")
+        if not (self.cache and Path(self.cache).is_dir()):  # services such as systemd-tmpfiles delete old files
+            self.cache = tempfile.mkdtemp(prefix="models-")
         copy = tempfile.mkdtemp(dir=self.cache)  # removed with the model; the same build may be loaded again before
         try:
             return await self._load_copy(name, build, copy)
@@ -191,7 +191,7 @@ class Models:
         model = LoadedModel(name, build, copy, start_worker, max_workers, self.queue, self._remove)
         try:
             worker = await model.open()
-        except StackError as error:
+        except (StackError, OSError) as error:
             raise StackError(f"cannot load {build.folder}: {error}") from error
         reference, _ = worker.ready.result()
         model.reference = orjson.loads(reference) if reference else None
