@@ -216,6 +216,20 @@ def test_a_failed_build_is_not_published(project: Path, installation: Deployed, 
 
 
 @pytest.mark.slow
+def test_a_build_that_fails_on_the_sample_is_not_published(
+    project: Path, installation: Deployed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Algorithmia itself does not call a build, which may lack a package or memory."""
+    monkeypatch.setattr("services.installation.check_build", lambda *_: None)
+    folder = echo_folder(tmp_path / "bad")
+    (folder / "sample.json").write_text(json.dumps({"input": "refuse", "output": "word"}))
+    write_manifest(folder)
+    with pytest.raises(StackError, match=r"^build [0-9a-f]{10} fails on the sample: that makes no sense$"):
+        ship(project, installation, folder)
+    assert versions(installation.store, "EchoWords") == []
+
+
+@pytest.mark.slow
 def test_a_rejected_push_gives_a_one_line_error_without_the_key(
     project: Path, installation: Deployed, tmp_path: Path
 ) -> None:

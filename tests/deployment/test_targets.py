@@ -8,7 +8,7 @@ import Algorithmia
 import projects
 import pytest
 from baking import bake
-from deployed import KEY, Deployed
+from deployed import KEY, Deployed, deployed
 from hosting import SAMPLES, hub, space_files
 from predictors import echo_folder
 
@@ -45,6 +45,15 @@ def test_an_unreachable_installation_is_reported(project: Path) -> None:
     printed = projects.run(project, "deploy", "--target", "algorithmia", "--model", "run", code=1, **nowhere)
     assert printed.startswith("error: no answer from http://127.0.0.1:9")
     assert len(printed.strip().splitlines()) == 1
+
+
+def test_a_key_without_rights_on_the_algorithm_is_reported(project: Path, tmp_path: Path) -> None:
+    with deployed(tmp_path / "gateway") as gateway:
+        address = {"ALGORITHMIA_API": gateway.url, "ALGORITHMIA_API_KEY": KEY, "STACK_ALGORITHM": "you/Skeleton"}
+        printed = projects.run(project, "deploy", "--target", "algorithmia", "--model", "run", code=1, **address)
+    [line] = printed.strip().splitlines()
+    assert line.startswith(f"error: request rejected by {gateway.url}: ")
+    assert line.endswith("403]>; check that the owner of ALGORITHMIA_API_KEY may change you/Skeleton")
 
 
 @pytest.mark.slow

@@ -37,6 +37,8 @@ def deploy_to_installation(
     `sources` is the project's `algorithm/` folder, `predict` its predict.py, and `client` Algorithmia's client. Before
     publishing, the build's result for the sample is compared with the recorded one. Raises StackError.
     """
+    from Algorithmia.errors import AlgorithmException
+
     verify(model_dir)
     sample = json.loads((model_dir / SAMPLE).read_bytes())
     algo = client.algo(algorithm)
@@ -50,7 +52,10 @@ def deploy_to_installation(
         commit = clone.push(f"Deploy {model_dir.name}")
     say(f"Pushed {commit[:10]} to {address}; waiting for the build")
     wait_for_build(algo, commit, build_seconds)
-    answer = client.algo(f"{algorithm}/{commit}").pipe(sample["input"]).result
+    try:
+        answer = client.algo(f"{algorithm}/{commit}").pipe(sample["input"]).result
+    except AlgorithmException as error:
+        raise StackError(f"build {commit[:10]} fails on the sample: {error.message}") from None
     if not close(answer, sample["output"]):
         raise StackError(f"build {commit[:10]} returned {answer!r} for the sample, expected {sample['output']!r}")
     published = algo.publish(version_info={"version_type": bump})

@@ -23,6 +23,7 @@ SAMPLES = 10
 def to_installation(science: "Science", settings: "Settings", model_dir: Path, bump: Bump) -> str:
     """Publish a model at the installation of ALGORITHMIA_API; return the version. Raises StackError."""
     import Algorithmia
+    from Algorithmia.errors import ApiError
     from requests import RequestException
 
     from free_ml_stack.deployment.installation import deploy_to_installation
@@ -35,6 +36,14 @@ def to_installation(science: "Science", settings: "Settings", model_dir: Path, b
         return deploy_to_installation(model_dir, sources, predict, client, settings.algorithm, bump, say=say)
     except RequestException as error:
         raise StackError(f"no answer from {settings.algorithmia_api}: {error}") from None
+    except Exception as error:
+        if not isinstance(error, ApiError) and type(error) is not Exception:  # the client raises both
+            raise
+        reason = " ".join(str(getattr(error, "message", error)).split())
+        raise StackError(
+            f"request rejected by {settings.algorithmia_api}: {reason}; "
+            f"check that the owner of ALGORITHMIA_API_KEY may change {settings.algorithm}"
+        ) from None
 
 
 def to_space(science: "Science", settings: "Settings", model_dir: Path, bump: Bump, kind: str) -> "Hosted":
