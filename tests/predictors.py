@@ -5,6 +5,7 @@ import json
 import os
 import signal
 import time
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,28 @@ class Slow(Echo):
 
     def apply(self, payload: Any, model: str) -> Any:
         return self.apply_batch([payload], model)[0]
+
+
+class Careless(Echo):
+    """Echo with errors of a type of its own, and with descriptions that the log cannot use."""
+
+    class Kind(str, Enum):
+        REFUSED = "UnsupportedError"
+
+    def apply(self, payload: Any, model: str) -> Any:
+        if payload == "enum":
+            error = RuntimeError("not this one")
+            error.error_type = self.Kind.REFUSED  # type: ignore[attr-defined]
+            raise error
+        return super().apply(payload, model)
+
+    def watch(self, payload: Any, answer: Any, model: Any) -> Any:
+        if payload == "leave":
+            raise SystemExit(2)
+        return ["a list"] if payload == "list" else {"length": 1.0}
+
+    def watch_batch(self, payloads: list[Any], answers: list[Any], model: Any) -> Any:
+        return [{"length": 2.0}] * (len(payloads) - 1)
 
 
 class Freezing(Echo):

@@ -9,13 +9,17 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from Algorithmia.errors import AlgorithmException
+from deployed import deployed
 from fsspec import AbstractFileSystem
 from fsspec.implementations.dirfs import DirFileSystem
 from huggingface_hub import HfApi, constants
 from huggingface_hub.utils import _http, disable_progress_bars
+from predictors import Careless
 from services.hub_faults import Fault
 from services.hub_server import Hub, serving
 
+from free_ml_stack.deployment.monitor import read_calls
 from free_ml_stack.gateway.log import call_log
 from free_ml_stack.gateway.log.call_log import CallLog
 from free_ml_stack.storage.repository import HubFileSystem
@@ -111,3 +115,24 @@ def test_a_write_that_has_not_begun_survives_shutdown(tmp_path: Path) -> None:
         return [line for path in tmp_path.rglob("*.jsonl") for line in path.read_text().splitlines()]
 
     assert len(asyncio.run(stop_before_the_write())) == 1
+
+
+def test_errors_in_descriptions_of_calls_affect_neither_calls_nor_the_log(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with deployed(tmp_path, Careless()) as gateway:
+        algo = gateway.client().algo("me/demo")
+        for word in ("a", "list", "leave", "b", "c"):
+            assert algo.pipe(word).result == word
+            time.sleep(0.05)  # the process describes a call when it is idle
+        with pytest.raises(AlgorithmException, match="not this one") as raised:
+            algo.pipe("enum")
+        assert raised.value.error_type == "UnsupportedError"
+    calls = read_calls(gateway.store, "demo")
+    assert [call.get("watched") for call in calls if "error" not in call] == [
+        {"length": 1.0},
+        None,
+        None,
+        *[{"length": 1.0}] * 2,
+    ]
+    assert caplog.text == ""

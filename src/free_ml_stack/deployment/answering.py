@@ -76,7 +76,8 @@ class Loaded:
     def watched(self, pairs: Sequence[Pair]) -> list[Mapping[str, Any]]:
         """Return the monitoring fields of answered calls; empty if the project's function fails."""
         found = iter(self._watched([pair for pair in pairs if pair]))
-        return [next(found) if pair else {} for pair in pairs]
+        described = [next(found) if pair else {} for pair in pairs]
+        return [fields if isinstance(fields, Mapping) else {} for fields in described]
 
     def _watched(self, pairs: Sequence[tuple[Any, Any]]) -> list[Mapping[str, Any]]:
         if not pairs:
@@ -84,7 +85,8 @@ class Loaded:
         if batch := getattr(self.predictor, "watch_batch", None):
             with contextlib.suppress(Exception):  # the calls cannot be batched: describe each alone
                 found: list[Mapping[str, Any]] = batch(*map(list, zip(*pairs, strict=True)), self.model)
-                return found
+                if len(found) == len(pairs):
+                    return found
         return [self._watched_call(*pair) for pair in pairs]
 
     def _run(self, captures: list[bool], payloads: list[Any]) -> list[tuple[Any, str | None]]:
@@ -109,7 +111,7 @@ class Loaded:
     def _watched_call(self, payload: Any, answer: Any) -> Mapping[str, Any]:
         try:
             return self.predictor.watch(payload, answer, self.model)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             log.debug("could not describe a call: %s", error)
             return {}
 
@@ -221,6 +223,7 @@ def describe(error: BaseException) -> tuple[str, str, str]:
     kind = "InputError" if isinstance(error, ValueError) else "AlgorithmError"
     kind = "OutOfMemoryError" if isinstance(error, MemoryError) else kind
     kind = getattr(error, "error_type", kind)
+    kind = next((known for known in KNOWN_ERRORS if known == kind), "AlgorithmError")  # it may be a member of an Enum
     trace = "".join(traceback.format_exception(error)).encode(errors="replace").decode()
     message = (str(error) or type(error).__name__).encode(errors="replace").decode()
-    return kind if kind in KNOWN_ERRORS else "AlgorithmError", message, trace
+    return kind, message, trace
