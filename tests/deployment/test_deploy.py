@@ -14,6 +14,7 @@ import pytest
 from deployed import KEY, deployed
 from fsspec import AbstractFileSystem
 from huggingface_hub import HfApi, constants
+from huggingface_hub.errors import HfHubHTTPError
 from predictors import Digits, Echo, digits_folder, echo_folder
 from services.hub_faults import Fault
 from services.hub_server import Hub
@@ -192,6 +193,20 @@ def test_a_failed_deployment_deletes_only_its_own_files(
     [build] = versions(store, "demo")
     words = {path: content for path, content in hub.buckets.content("me/store").items() if path.endswith("word.txt")}
     assert words == {f"me/project/{build.folder}/word.txt": b"other"}
+
+
+def test_a_version_whose_registration_is_answered_with_an_error_keeps_its_files(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(constants, "ENDPOINT", hub.url)
+    monkeypatch.setenv("HF_TOKEN", "hf_write")
+    HfApi().create_bucket("me/store")
+    store = hub_store("hf://buckets/me/store/me/project")
+    hub.app.faults = [Fault(403, at={2}, match="/batch", after=True)]  # the first request stores the files
+    with pytest.raises(HfHubHTTPError):
+        deploy(echo_folder(tmp_path / "model"), store, "demo", Echo())
+    [build] = versions(store, "demo")
+    assert store.isfile(f"{build.folder}/word.txt")
 
 
 def test_a_running_gateway_detects_new_versions(tmp_path: Path) -> None:

@@ -55,7 +55,7 @@ def deploy(model_dir: Path, store: AbstractFileSystem, name: str, predictor: Pre
         check_build(store, build, predictor)
         add_build(store, name, build)
     except BaseException:
-        discard(store, folder)
+        discard(store, name, folder)
         raise
     return build
 
@@ -94,10 +94,14 @@ def earlier(algorithm: Algorithm, version: str) -> Build | None:
     return None
 
 
-def discard(store: AbstractFileSystem, folder: str) -> None:
-    """Remove a folder; errors are ignored, because no version refers to it."""
+def discard(store: AbstractFileSystem, name: str, folder: str) -> None:
+    """Remove the folder of a failed deployment, unless the index refers to it: the answer to its change may be lost.
+
+    Errors are ignored.
+    """
     with suppress(Exception):
-        store.rm(folder, recursive=True)
+        if all(build.folder != folder for build in read_algorithm(store, name).builds):
+            store.rm(folder, recursive=True)
 
 
 def check_build(
