@@ -136,6 +136,30 @@ def test_a_worker_that_exits_is_replaced(root: Path) -> None:
             assert answer.json() == {"status": "ready", "version": "0.1.0"}
 
 
+def test_workers_that_fail_are_reported_and_not_started_in_a_loop(tmp_path: Path) -> None:
+    fail = "def fail(keys): raise StackError('no store')"
+    start = "serve(fail, workers=2, say=lambda line: print(line, flush=True))"
+    lines = ["from free_ml_stack.errors import StackError", "from free_ml_stack.gateway.serve import serve", fail, start]
+    with subprocess.Popen([sys.executable, "-c", "\n".join(lines)], stderr=subprocess.PIPE, text=True) as running:
+        assert running.stderr
+        errors = [running.stderr.readline() for _ in range(2)]
+        running.terminate()
+        errors += running.communicate(timeout=20)[1].splitlines(keepends=True)
+    assert running.returncode == 0
+    assert set(errors) == {"a process of the gateway failed: no store\n"}
+    assert len(errors) <= 4
+
+
+def test_an_interrupted_deletion_of_a_folder_is_completed_later(root: Path) -> None:
+    folder = root / "data" / ".part" / "deleted" / "inner"
+    folder.mkdir(parents=True)
+    (folder / "file").write_text("x")
+    os.utime(folder.parent, (0, 0))
+    with process(root) as (_, url):
+        assert requests.get(f"{url}/healthz", timeout=10).ok
+        assert not folder.parent.exists()
+
+
 def adopt() -> None:
     """Make this process the parent of its orphans, as the first process of a container is."""
     ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER, linux/prctl.h

@@ -2,23 +2,27 @@
 
 import gc
 import json
+import logging
 import os
 import secrets
 import signal
 import socket
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from free_ml_stack.errors import StackError
+from free_ml_stack.errors import StackError, one_line
 from free_ml_stack.gateway.app import Gateway
 from free_ml_stack.gateway.hosted import asgi_app
 from free_ml_stack.gateway.protocol.server import drop_new_connections, make_server
 from free_ml_stack.processes import GC_THRESHOLDS
 from free_ml_stack.storage.atomic import replace
 
+log = logging.getLogger(__name__)
 STOPPING = (signal.SIGTERM, signal.SIGINT)
+RESTART_SECONDS = 1.0  # seconds until a process that failed is replaced
 CONNECTIONS = 1 << 16  # the limit of open files, if the system allows it
 
 
@@ -113,7 +117,7 @@ def run(app: Gateway, listening: socket.socket, signals: list[int], shared: Path
     gc.set_threshold(*GC_THRESHOLDS)
     server = make_server(app)
     set_signal_handlers(lambda *_: setattr(server, "should_exit", True))  # uvicorn raises the signal again on exit
-    server.should_exit = bool(signals)
+    server.should_exit |= bool(signals)  # the handler may have set it
     server.run(sockets=[listening])
 
 
@@ -149,6 +153,9 @@ def fork(work: Callable[[], None]) -> int:
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         work()
+    except Exception as error:
+        log.error("a process of the gateway failed: %s", one_line(error), exc_info=not isinstance(error, StackError))
+        time.sleep(RESTART_SECONDS)
     finally:
         os._exit(0)
 
