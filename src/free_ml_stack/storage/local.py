@@ -18,11 +18,11 @@ STALE = 24 * 3600  # seconds after which a temporary file is considered abandone
 
 
 def remove_stale(scratch: Path) -> None:
-    """Remove temporary files of killed processes."""
-    for file in scratch.glob("*"):
+    """Remove temporary files of killed processes, and folders that they were about to delete."""
+    for path in scratch.glob("*"):
         with suppress(FileNotFoundError):  # renamed since the listing
-            if time.time() - file.stat().st_mtime > STALE:
-                file.unlink()
+            if time.time() - path.stat().st_mtime > STALE:
+                shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink()
 
 
 class DiskFileSystem(LocalFileSystem):  # type: ignore[misc]
