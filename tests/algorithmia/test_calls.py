@@ -1,5 +1,7 @@
 """Calls of a deployed algorithm with the official client."""
 
+import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -8,11 +10,13 @@ import Algorithmia
 import pytest
 from Algorithmia.algorithm import OutputType
 from Algorithmia.errors import AlgorithmException
-from deployed import Deployed, deployed
+from deployed import KEY, Deployed, deployed
+from services.ports import listening
 
-from free_ml_stack.algorithmia.calls import read_input
+from free_ml_stack.algorithmia.calls import RECORD, read_input, running_gateway
 from free_ml_stack.errors import StackError
 from free_ml_stack.gateway.protocol.express import ExpressProtocol
+from free_ml_stack.project.settings import Settings
 
 
 @pytest.fixture(scope="module", params=["httptools", "h11", ExpressProtocol])
@@ -134,3 +138,15 @@ def test_an_input_is_json_text_or_a_file(tmp_path: Path) -> None:
     ):
         with pytest.raises(StackError, match=words):
             read_input(wrong)
+
+
+def test_the_record_of_a_gateway_whose_process_id_is_used_again_is_ignored(gateway: Deployed, tmp_path: Path) -> None:
+    """A gateway that was killed leaves its record, and in a restarted container ids repeat."""
+    settings = Settings(project="p", root=tmp_path, storage="", algorithm="me/demo")
+    settings.private.mkdir()
+    with listening() as closed:
+        nowhere = f"http://127.0.0.1:{closed.getsockname()[1]}"
+    for url, found in ((gateway.url, True), (nowhere, False)):
+        record = {"url": url, "pid": os.getpid(), "key": KEY}
+        (settings.private / RECORD).write_text(json.dumps(record))
+        assert running_gateway(settings) == (record if found else {})

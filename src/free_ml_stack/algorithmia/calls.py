@@ -3,12 +3,14 @@
 import errno
 import json
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 import orjson
 
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
 
 RECORD = "gateway.json"
 ATTEMPTS = 4
+CONNECT_SECONDS = 5.0
 START = 60  # seconds for a gateway to start, and to exit after writing its log
 
 
@@ -41,7 +44,15 @@ def running_gateway(settings: "Settings") -> dict[str, Any]:
         running: dict[str, Any] = json.loads((settings.private / RECORD).read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):  # the latter after a power failure
         return {}
-    return running if alive(running["pid"]) else {}
+    return running if alive(running["pid"]) and accepts(running["url"]) else {}
+
+
+def accepts(url: str) -> bool:
+    """Return whether a server accepts connections: after a restart of the machine another process may have its id."""
+    parts = urlsplit(url)
+    with suppress(OSError), socket.create_connection((parts.hostname or "", parts.port or 0), CONNECT_SECONDS):
+        return True
+    return False
 
 
 def call_algorithm(settings: "Settings", inputs: Iterable[Any], version: str = "") -> list[Any]:
