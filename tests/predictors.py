@@ -5,7 +5,7 @@ import json
 import os
 import signal
 import time
-from enum import Enum
+from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +71,7 @@ class Slow(Echo):
 class Careless(Echo):
     """Echo with errors of a type of its own, and with descriptions that the log cannot use."""
 
-    class Kind(str, Enum):
+    class Kind(StrEnum):
         REFUSED = "UnsupportedError"
 
     def apply(self, payload: Any, model: str) -> Any:

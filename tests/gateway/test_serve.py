@@ -137,10 +137,13 @@ def test_a_worker_that_exits_is_replaced(root: Path) -> None:
 
 
 def test_workers_that_fail_are_reported_and_not_started_in_a_loop(tmp_path: Path) -> None:
-    fail = "def fail(keys): raise StackError('no store')"
-    start = "serve(fail, workers=2, say=lambda line: print(line, flush=True))"
-    lines = ["from free_ml_stack.errors import StackError", "from free_ml_stack.gateway.serve import serve", fail, start]
-    with subprocess.Popen([sys.executable, "-c", "\n".join(lines)], stderr=subprocess.PIPE, text=True) as running:
+    program = """
+from free_ml_stack.errors import StackError
+from free_ml_stack.gateway.serve import serve
+def fail(keys): raise StackError("no store")
+serve(fail, workers=2)
+"""
+    with subprocess.Popen([sys.executable, "-c", program], stderr=subprocess.PIPE, text=True) as running:
         assert running.stderr
         errors = [running.stderr.readline() for _ in range(2)]
         running.terminate()
