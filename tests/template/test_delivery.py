@@ -8,6 +8,7 @@ import sys
 import zipfile
 from pathlib import Path
 
+import nbformat
 import pytest
 from baking import TEMPLATE, bake
 
@@ -76,6 +77,14 @@ def pip_line() -> list[str]:
     return found[1].split()
 
 
+def install_cell(project: Path) -> str:
+    """The code of the notebook's first cells, to the one that installs packages."""
+    cells = nbformat.read(project / "notebooks" / "train.ipynb", as_version=4).cells
+    code = [cell.source for cell in cells if cell.cell_type == "code"]
+    [last] = [number for number, source in enumerate(code) if "project.install()" in source]
+    return "\n".join(code[: last + 1])
+
+
 @pytest.mark.slow
 def test_the_demo_succeeds_with_pip(tmp_path: Path) -> None:
     project = bake(tmp_path, hooks=False, project_slug=SLUG)
@@ -84,8 +93,14 @@ def test_the_demo_succeeds_with_pip(tmp_path: Path) -> None:
     pip = (programs / "pip", "install", "--quiet", "--no-compile")
     run(project, *pip, *pip_line())
     assert run(project, programs / SLUG, "demo").strip().splitlines()[-1].split() == ["Report", "report.html"]
+    uninstall = (programs / "pip", "uninstall", "--quiet", "--yes", SLUG, "free-ml-stack")
+    run(project, *uninstall)
+    # The notebook imports the library from its wheel, and installs it for its commands.
+    printed = run(project, programs / "python", "-c", install_cell(project))
+    assert "Installed free-ml-stack==" in printed
+    assert str(tmp_path / "venv") in run(project, programs / "python", "-c", WHERE)
     # From another folder, and as a package that is not editable.
-    run(project, programs / "pip", "uninstall", "--quiet", "--yes", SLUG, "free-ml-stack")
+    run(project, *uninstall)
     words = [word for word in pip_line() if word != "-e"]
     run(tmp_path, *pip, *(project / word for word in words))
     place = "import ferry_times; print(ferry_times.__file__)"

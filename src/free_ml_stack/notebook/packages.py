@@ -164,9 +164,11 @@ def kept() -> dict[str, str]:
 def installed() -> dict[str, Distribution]:
     """Return the installed packages by normalized name: the first on the path, which is imported.
 
-    Remains of an interrupted removal, which have no name, do not count.
+    Remains of an interrupted removal, which have no name, do not count, and neither does the wheel that a notebook
+    imports from, because its commands do not.
     """
-    found = [one for one in distributions() if one.name]
+    places = [place for place in sys.path if not place.endswith(".whl")]
+    found = [one for one in distributions(path=places) if one.name]
     return {named(one.name): one for one in reversed(found)}
 
 
