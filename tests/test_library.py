@@ -23,6 +23,7 @@ import pytest
 import yaml
 from baking import SKELETON, TEMPLATE
 from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
 from free_ml_stack.version import __version__
@@ -53,15 +54,30 @@ def skeletons_code() -> dict[str, str]:
 
 def imported(text: str) -> set[tuple[str, str]]:
     """Return the uses of the library in Python code as (module, name); the name is "" for an import of a module."""
-    found = set()
-    for node in ast.walk(ast.parse(text)):
+    found, known = set(), {LIBRARY.name: LIBRARY.name}  # modules by the name that they have in the code
+    nodes = list(ast.walk(ast.parse(text)))
+    for node in nodes:
         if isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] == LIBRARY.name:
             found |= {(str(node.module), alias.name) for alias in node.names}
         elif isinstance(node, ast.Import):
-            found |= {(alias.name, "") for alias in node.names if alias.name.partition(".")[0] == LIBRARY.name}
-        elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == LIBRARY.name:
-            found.add((LIBRARY.name, node.attr))
+            modules = {alias.name: alias for alias in node.names if alias.name.partition(".")[0] == LIBRARY.name}
+            found |= {(name, "") for name in modules}
+            known |= {alias.asname: name for name, alias in modules.items() if alias.asname}
+        elif isinstance(node, ast.Constant) and re.fullmatch(rf"{LIBRARY.name}(\.\w+)*", str(node.value)):
+            found.add((node.value, ""))  # as for import_module
+    for node in nodes:
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in known:
+            found.add((known[node.value.id], node.attr))
     return found
+
+
+@pytest.mark.parametrize(
+    "code",
+    ["from free_ml_stack.errors import StackError", "import free_ml_stack as lib; lib.project", "import free_ml_stack.cli",
+     "import free_ml_stack.training as own; own.process", "import_module('free_ml_stack.storage.stores')"],
+)  # fmt: skip
+def test_each_use_of_another_name_is_found(code: str) -> None:
+    assert any(module not in PUBLIC or (name and name not in PUBLIC[module]) for module, name in imported(code))
 
 
 def test_a_project_imports_public_names_only() -> None:
@@ -153,6 +169,7 @@ def test_the_wheel_matches_src() -> None:
     ]
     assert alike(metadata.get_all("Requires-Dist")) == alike([*project["dependencies"], *extras])
     assert (metadata["Name"], metadata["Version"]) == (project["name"], __version__)
+    assert SpecifierSet(metadata["Requires-Python"]) == SpecifierSet(project["requires-python"])
     assert f"-{__version__}-" in WHEEL.name
     points = configparser.ConfigParser()
     points.read_string(held[f"{info}/entry_points.txt"].decode())

@@ -25,7 +25,7 @@ from free_ml_stack.storage.local import local_store
 from free_ml_stack.storage.manifest import DamagedError, verify, write_manifest
 from free_ml_stack.storage.repository import Repository, parse
 from free_ml_stack.storage.stores import open_store
-from free_ml_stack.storage.transfer import transfer
+from free_ml_stack.storage.transfer import _kind, transfer
 
 
 @pytest.fixture
@@ -38,6 +38,15 @@ def test_a_file_that_cannot_be_replaced_leaves_no_temporary_file(tmp_path: Path)
     with pytest.raises(IsADirectoryError):
         atomic.replace(tmp_path / "folder", b"content")
     assert [path.name for path in tmp_path.iterdir()] == ["folder"]
+
+
+@pytest.mark.parametrize(("found", "kind"), [(True, "xet"), (False, "sha-256")])
+def test_the_hubs_checksum_is_used_where_its_package_exists(
+    monkeypatch: pytest.MonkeyPatch, found: bool, kind: str
+) -> None:
+    if not found:  # as on systems without a wheel of hf_xet
+        monkeypatch.setitem(sys.modules, "hf_xet", None)
+    assert _kind({}, {"xet": "0" * 64}, local=True) == kind
 
 
 FILES = {"a.bin": b"a" * 5000, "deep/er/b.txt": "ä".encode(), "empty": b""}
@@ -231,7 +240,7 @@ from pathlib import Path
 from free_ml_stack.project.settings import Settings
 from free_ml_stack.storage import atomic, retry
 from free_ml_stack.storage.stores import open_store
-from free_ml_stack.storage.transfer import transfer
+from free_ml_stack.storage.transfer import _kind, transfer
 from free_ml_stack.storage.manifest import verify
 from free_ml_stack.storage.manifest import write_manifest
 url, service = sys.argv[1:]

@@ -52,10 +52,9 @@ def to_space(science: "Science", settings: "Settings", model_dir: Path, bump: Bu
     An existing key is kept. Raises StackError.
     """
     from huggingface_hub import HfApi, get_token
-    from huggingface_hub.errors import HfHubHTTPError
+    from huggingface_hub.errors import HfHubHTTPError, HTTPError  # type: ignore[attr-defined]
 
     from free_ml_stack.deployment.spaces import SpaceContent, host
-    from free_ml_stack.hub.client import http_library
 
     token = get_token()
     if not token:
@@ -80,7 +79,7 @@ def to_space(science: "Science", settings: "Settings", model_dir: Path, bump: Bu
         hosted = host(model_dir, project, science.predict, api, space, key, token, kind, bump, say)
     except HfHubHTTPError as error:
         raise StackError(f"request rejected by the Hub: {error.server_message or error}") from None
-    except http_library().HTTPError as error:
+    except HTTPError as error:
         raise StackError(f"no answer from {api.endpoint}: {error}") from None
     if hosted.calls:
         record.parent.mkdir(parents=True, exist_ok=True)

@@ -4,9 +4,8 @@ import re
 import tempfile
 import time
 from collections.abc import Callable
-from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, TypeVar, cast
 
 from free_ml_stack.console import is_terminal
 from free_ml_stack.credentials.environment import explain_error
@@ -44,23 +43,14 @@ def client() -> "HfApi":
     return HfApi()
 
 
-def http_library() -> Any:
-    """Return the module whose errors the Hub's client raises: httpx2, or httpx before its version 2."""
-    from huggingface_hub import utils
-
-    return getattr(utils, "httpx", None) or import_module("httpx")
-
-
 def with_retries(work: Callable[[], T]) -> T:
     """Return the result of `work`; retry it after errors of the Hub or the network.
 
     A 404 is raised unchanged. Raises StackError with one line after the last attempt or a rejected request.
     """
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+    from huggingface_hub.errors import HFValidationError, HTTPError  # type: ignore[attr-defined]
 
-    httpx = http_library()
-
-    transient = (HfHubHTTPError, httpx.HTTPError, OSError, RuntimeError)
+    transient = (HTTPError, OSError, RuntimeError)
     end = time.monotonic() + RETRY_SECONDS
 
     def attempt() -> T:
@@ -107,12 +97,10 @@ def pause_after(error: Exception, last: bool, late: bool) -> float:
 
     Raises the error for a 404, StackError if a retry is useless or this was the `last` attempt.
     """
-    from huggingface_hub.errors import HfHubHTTPError
+    from huggingface_hub.errors import HfHubHTTPError, HTTPError  # type: ignore[attr-defined]
     from huggingface_hub.utils import parse_ratelimit_headers  # type: ignore[attr-defined]
 
-    httpx = http_library()
-
-    wrapped = not isinstance(error, httpx.HTTPError) and isinstance(error.__cause__, httpx.HTTPError)
+    wrapped = not isinstance(error, HTTPError) and isinstance(error.__cause__, HTTPError)
     answer = error.__cause__ if wrapped else error  # downloads wrap the error
     if offline():
         raise StackError("HF_HUB_OFFLINE is set; unset it and try again") from None
@@ -122,7 +110,7 @@ def pause_after(error: Exception, last: bool, late: bool) -> float:
             raise StackError(message) from None
         if message := xet_error(first_line(error)):
             raise StackError(message) from None
-        if last or late or not isinstance(answer, httpx.HTTPError):  # hf_xet retries itself
+        if last or late or not isinstance(answer, HTTPError):  # hf_xet retries itself
             raise StackError(f"cannot reach the Hub: {first_line(error)}; check the network, then try again") from None
         return 0.0
     status = answer.response.status_code

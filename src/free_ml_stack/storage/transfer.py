@@ -4,6 +4,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -94,7 +95,8 @@ def _listed_checksums(info: dict[str, Any]) -> dict[str, str]:
 def _kind(there: dict[str, str], here: dict[str, str], local: bool) -> str:
     """Choose a kind of checksum: one that both sides provide, else one that can be computed."""
     both = [kind for kind in there if kind in here]
-    return next((kind for kind in both or (*there, *here) if kind != XET or both or local), "sha-256")
+    computable = both or (local and find_spec("hf_xet"))  # which some systems lack
+    return next((kind for kind in both or (*there, *here) if kind != XET or computable), "sha-256")
 
 
 def _sum(store: AbstractFileSystem, name: str, info: dict[str, Any], kind: str) -> str:
