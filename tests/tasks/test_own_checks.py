@@ -1,12 +1,16 @@
 """A generated project of each task passes its own tests and the type checker, without an account."""
 
+import ast
 import subprocess
 import sys
+import tomllib
+from importlib.metadata import packages_distributions
+from importlib.util import find_spec
 from pathlib import Path
 
 import forking
 import pytest
-from baking import bake
+from baking import SKELETON, bake
 from filelock import FileLock
 from places import ROOT, TASKS
 from projects import environment
@@ -41,3 +45,19 @@ def test_a_project_passes_mypy(task: str, tmp_path: Path) -> None:
         command = [sys.executable, "-m", "mypy", "--cache-dir", str(cache)]
         done = subprocess.run(command, cwd=made, env=environ, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.parametrize("task", NAMES)
+def test_mypy_knows_the_modules_that_have_no_types_in_a_project(task: str) -> None:
+    """Unlike this environment, a project has neither packages of stubs nor its optional dependencies."""
+    settings = tomllib.loads((SKELETON / "pyproject.toml").read_text("utf-8").partition("[tool.mypy]")[2])
+    [known] = (one["module"] for one in settings["tool"]["mypy"]["overrides"] if one.get("ignore_missing_imports"))
+    _, _, extras = (TASKS / task / "dependencies.toml").read_text("utf-8").partition("[project.optional-dependencies]")
+    nodes = [node for path in (TASKS / task).glob("*.py") for node in ast.walk(ast.parse(path.read_text("utf-8")))]
+    names = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    names |= {str(node.module) for node in nodes if isinstance(node, ast.ImportFrom) and not node.level}
+    for name in {name.partition(".")[0] for name in names} - sys.stdlib_module_names - {"free_ml_stack"}:
+        spec = find_spec(name)
+        optional = any(f'"{found.lower()}' in extras for found in packages_distributions().get(name, ()))
+        typed = spec and spec.origin and Path(spec.origin).with_name("py.typed").exists()
+        assert (typed and not optional) or f"{name}.*" in known, name
