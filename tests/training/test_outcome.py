@@ -1,6 +1,7 @@
 """Results of a run: failing pictures are skipped, and a model is published with its own data set only."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -77,6 +78,11 @@ def without(function):
 
 example = without(example)
 """
+BUG = """
+
+def apply(input, model):
+    return [][0]
+"""
 TAKES_NULL = """
 
 
@@ -94,9 +100,15 @@ def test_a_missing_value_is_null_from_publish_to_the_gateway(data: Path, tmp_pat
     own = {"PYTHONPATH": str(package.parent)}
     projects.run(folder, "train", "--epochs", "1", "--name", "first", **own)
     refused = projects.run(folder, "publish", code=1, **own)
-    assert "predict.py failed on examples of the data set: ValueError" in refused
+    place = r"error: apply in predict.py failed on examples of the data set at predict.py:\d+: ValueError: .*"
+    assert re.search(place + "; make predict.py accept null for NaN, or ", refused)
+    text = (package / "predict.py").read_text("utf-8")
+    (package / "predict.py").write_text(text + TAKES_NULL)
     with (package / "predict.py").open("a") as file:
-        file.write(TAKES_NULL)
+        file.write(BUG)
+    printed = projects.run(folder, "publish", code=1, **own)
+    assert f"at predict.py:{(text + TAKES_NULL + BUG).count(chr(10))}: IndexError: list index out of range" in printed
+    (package / "predict.py").write_text(text + TAKES_NULL)
     projects.run(folder, "publish", **own)
     sample = json.loads((folder / "models" / "first" / "sample.json").read_bytes(), parse_constant=pytest.fail)
     assert sample["input"] == [[None] * 8] * 8

@@ -3,8 +3,9 @@
 import json
 import shutil
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
+from traceback import extract_tb
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -69,7 +70,7 @@ def export(science: "Science", settings: "Settings", run: Path, kept: Mapping[st
     _json(folder / RESULT, result)
     predictor = science.predict.load(folder)
     [sample] = json_round_trip(dataset.examples(science, splits["test"], [0]))
-    _json(folder / "sample.json", {"input": sample, "output": _call_predict(science.predict.apply, sample, predictor)})
+    _json(folder / "sample.json", {"input": sample, "output": _call_predict(science, "apply", sample, predictor)})
     _json(folder / "reference.json", reference(watch_examples(science, splits["train"], predictor)))
     write_origins(settings, folder)
     copy_code(science.folder, folder)
@@ -86,7 +87,7 @@ def watch_examples(science: "Science", split: "Split", predictor: Any) -> list[M
     found: list[Mapping[str, Any]] = []
     for start in range(0, len(rows), BATCH):
         calls = json_round_trip(dataset.examples(science, split, rows[start : start + BATCH].tolist()))
-        answers = _call_predict(science.predict.apply_batch, calls, predictor)
+        answers = _call_predict(science, "apply_batch", calls, predictor)
         found += [science.predict.watch(*pair, predictor) for pair in zip(calls, answers, strict=True)]
     return found
 
@@ -153,14 +154,17 @@ def _export_module(science: "Science", model: Any, given: Mapping[str, Any], pat
     return {name: answer.numpy() for name, answer in zip(science.model.OUTPUTS, answers, strict=True)}
 
 
-def _call_predict(function: Callable[..., Any], inputs: Any, predictor: Any) -> Any:
+def _call_predict(science: "Science", name: str, inputs: Any, predictor: Any) -> Any:
     """Call a function of predict.py on examples in the form that a caller sends. Raises StackError if it fails."""
     try:
-        return function(inputs, predictor)
+        return getattr(science.predict, name)(inputs, predictor)
     except Exception as error:
+        frames = [(Path(frame.filename), frame.lineno) for frame in extract_tb(error.__traceback__)]
+        *_, (file, line) = [frame for frame in frames if frame[0].parent == science.folder] or frames
+        remedy = "; make predict.py accept null for NaN, or make `example` in data.py omit values that JSON lacks"
         raise StackError(
-            f"predict.py failed on examples of the data set: {one_line(error)}; make predict.py accept null for NaN, "
-            "or make `example` in data.py omit values that JSON lacks"
+            f"{name} in predict.py failed on examples of the data set at {file.name}:{line}: {one_line(error)}"
+            f"{remedy if b'null' in as_json(inputs) else ''}"
         ) from error
 
 
