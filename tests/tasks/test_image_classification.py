@@ -300,6 +300,7 @@ def project_of_arrays(folder: Path, images: Any) -> Path:
         (np.full((60, 8, 8), np.nan, np.float32), "8 x 8 numbers from nan to nan"),
         (np.zeros((60, 3, 8, 8), np.uint8), "3 x 8 x 8 numbers from 0 to 0"),
         (np.zeros((60, 8, 8, 1), np.uint8), "8 x 8 x 1 numbers from 0 to 0"),
+        (np.zeros((60, 8, 8, 4), np.uint8), "8 x 8 x 4 numbers from 0 to 0"),
         (np.zeros((60, 64), np.uint8), "64 numbers from 0 to 0"),
     ],
 )
@@ -309,14 +310,27 @@ def test_arrays_that_are_no_images_are_rejected_before_training(images: Any, fou
     assert f"error: train, row 1: {expected} {found}" in printed
 
 
-@pytest.mark.parametrize("kind", ["int64", "float32"])
-@pytest.mark.parametrize("most", [0, 1, 255])
-def test_arrays_of_any_numbers_are_images(kind: str, most: int, tmp_path: Path) -> None:
-    images = np.random.default_rng(0).integers(0, most + 1, (60, 8, 8)).astype(kind)
+@pytest.mark.parametrize(
+    ("kind", "most", "channels"), [("int64", 255, 3), ("int64", 0, 0), ("float32", 255, 0), ("float64", 1, 3)]
+)
+def test_arrays_of_any_numbers_are_images(kind: str, most: int, channels: int, tmp_path: Path) -> None:
+    images = np.random.default_rng(0).uniform(0, most, (60, 8, 8, *[channels] * bool(channels))).astype(kind)
     folder = project_of_arrays(tmp_path, images)
     projects.run(folder, "data", "--from", "a.parquet")
-    projects.run(folder, "train", "--epochs", "1", *(("--size", "12") if kind == "int64" else ()))
-    projects.run(folder, "publish")
+    for number, size in enumerate(((), ("--size", "12"))):
+        projects.run(folder, "train", "--epochs", "1", "--name", str(number), *size)
+        projects.run(folder, "publish")
+
+
+@pytest.mark.parametrize("shape", [(8, 8), (8, 8, 3)])
+def test_images_of_floats_are_resized_without_rounding(shape: tuple[int, ...]) -> None:
+    image = np.full(shape, 0.25)
+    image[:4] = 0.75
+    model = predict.Model(None, [], [16, 16, *shape[2:]], 1)
+    found = predict.images_of([image.tolist()], model)
+    np.testing.assert_array_equal(found[0], predict.pixels(image, model.shape))
+    np.testing.assert_array_equal(found[0][:6], 0.75)
+    np.testing.assert_array_equal(found[0][-6:], 0.25)
 
 
 def test_a_photo_with_an_invalid_exif_entry_is_rotated_as_its_orientation_says() -> None:

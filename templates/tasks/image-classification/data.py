@@ -48,7 +48,7 @@ def check(columns: Mapping[str, Any]) -> None:
         for picture in images:
             pixels(picture, None)
     elif len(images) and (
-        images.ndim < 3 or images.shape[3:] not in ((), (3,), (4,)) or not (images.min() >= 0 and images.max() <= 255)
+        images.ndim < 3 or images.shape[3:] not in ((), (3,)) or not (images.min() >= 0 and images.max() <= 255)
     ):  # not: also for NaN
         size = " x ".join(map(str, images.shape[1:]))
         raise ValueError(

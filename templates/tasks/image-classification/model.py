@@ -118,8 +118,9 @@ def freeze(model: ImageNet, frozen: bool) -> None:
 def build(config: TrainConfig, facts: Mapping[str, Any]) -> ImageNet:
     """Create the untrained model of a configuration, for the data set of this manifest."""
     labels, most = facts["columns"]["label"]["categories"], facts["columns"]["image"].get("most", 255)
+    levels = next(levels for levels in (1, 16, 255) if most <= levels)
     sizes = {name: getattr(config, name) for name in ("width", "hidden", "dropout")}
-    return ImageNet(labels, shape(config, facts), 16 if most <= 16 else 255, config.backbone, **sizes)
+    return ImageNet(labels, shape(config, facts), levels, config.backbone, **sizes)
 
 
 def inputs(batch: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:

@@ -63,7 +63,7 @@ def watch_batch(inputs: list[Any], answers: list[Any], model: Model) -> list[dic
 
 
 def pixels(picture: Any, shape: Sequence[int] | None, box: Any = None) -> NDArray[Any]:
-    """Decode and resize an image, encoded or uint8, to `shape` (h, w[, 3]); crop it to `box` (shares of its sides).
+    """Decode and resize an image, encoded or an array, to `shape` (h, w[, 3]); crop it to `box` (shares of its sides).
 
     Without `shape`, the image is only checked. Raises ValueError if it is not an image.
     """
@@ -71,9 +71,12 @@ def pixels(picture: Any, shape: Sequence[int] | None, box: Any = None) -> NDArra
         return picture
     from PIL import Image, ImageOps, UnidentifiedImageError
 
+    if isinstance(picture, np.ndarray) and picture.dtype.kind == "f":  # each channel alone, as an image of floats
+        planes = np.moveaxis(np.atleast_3d(picture).astype(np.float32), 2, 0)
+        return np.stack([scaled(Image.fromarray(plane), shape, box) for plane in planes], 2).reshape(shape)
     try:
         if isinstance(picture, np.ndarray):
-            image = Image.fromarray(picture.astype(np.uint8) if picture.dtype.kind in "iu" else picture)
+            image = Image.fromarray(picture.astype(np.uint8))
         else:
             image = Image.open(io.BytesIO(picture))
         height, width = shape[:2] if shape else (1, 1)
@@ -89,12 +92,17 @@ def pixels(picture: Any, shape: Sequence[int] | None, box: Any = None) -> NDArra
         if image.has_transparency_data:
             image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
         image = image.convert("RGB" if not shape or shape[2:] else "L")
-        edges = None if box is None else tuple(box * np.array(image.size * 2))
-        return np.asarray(image.resize((width, height), Image.Resampling.BILINEAR, edges, reducing_gap=2.0))
+        return scaled(image, (height, width), box)
     except UnidentifiedImageError:
         raise ValueError("expected an image (the file has another format)") from None
     except (OSError, RuntimeError, SyntaxError, TypeError, struct.error, Image.DecompressionBombError) as error:
         raise ValueError(f"expected an image ({error})") from None
+
+
+def scaled(image: Any, shape: Sequence[int], box: Any) -> NDArray[Any]:
+    """Resize an image of Pillow to `shape` (h, w, …), cropped to `box` (shares of its sides)."""
+    edges = None if box is None else tuple(box * np.array(image.size * 2))
+    return np.asarray(image.resize((shape[1], shape[0]), 2, edges, reducing_gap=2.0))  # 2: bilinear
 
 
 def images_of(inputs: list[Any], model: Model) -> NDArray[np.float32]:
@@ -122,4 +130,4 @@ def resized(picture: Any, model: Model) -> Any:
     numbers = np.asarray(picture)
     if not (numbers.min() >= 0 and numbers.max() <= model.levels):  # uint8 would wrap them
         raise ValueError(f"pixel values from {numbers.min()} to {numbers.max()}")
-    return pixels(numbers.astype(np.uint8), model.shape)
+    return pixels(numbers, model.shape)
