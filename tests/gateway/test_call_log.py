@@ -15,10 +15,11 @@ from fsspec import AbstractFileSystem
 from fsspec.implementations.dirfs import DirFileSystem
 from huggingface_hub import HfApi, constants
 from huggingface_hub.utils import _http, disable_progress_bars
-from predictors import Careless
+from predictors import Careless, echo_folder
 from services.hub_faults import Fault
 from services.hub_server import Hub, serving
 
+from free_ml_stack.deployment.answering import JSON, load
 from free_ml_stack.deployment.monitor import read_calls
 from free_ml_stack.gateway.log import call_log
 from free_ml_stack.gateway.log.call_log import CallLog
@@ -136,3 +137,19 @@ def test_errors_in_descriptions_of_calls_affect_neither_calls_nor_the_log(
         *[{"length": 1.0}] * 2,
     ]
     assert caplog.text == ""
+
+
+class Leaving(Careless):
+    """Careless with functions for batches that exit."""
+
+    def apply_batch(self, payloads: list[Any], model: Any) -> Any:
+        raise SystemExit(2)
+
+    watch_batch = apply_batch  # type: ignore[assignment]
+
+
+def test_calls_of_a_batch_that_exits_are_answered_and_described_alone(tmp_path: Path) -> None:
+    model = load(Leaving(), echo_folder(tmp_path / "model"))
+    outputs, pairs = model.answers([(JSON, b'"a"', False), (JSON, b'"b"', False)])
+    assert [content for _, content, _ in outputs] == [b'"a"', b'"b"']
+    assert model.watched(pairs) == [{"length": 1.0}] * 2

@@ -2,6 +2,7 @@
 
 import asyncio
 import re
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -291,9 +292,11 @@ def test_a_rollback_while_a_version_is_loading_is_obeyed(tmp_path: Path) -> None
     asyncio.run(roll_back_while_loading())
 
 
-def test_a_version_that_could_not_be_loaded_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """But not at each poll, as a load takes memory and time."""
-    monkeypatch.setattr(loaded_models, "RETRY_SECONDS", 1.0)
+def test_a_version_that_could_not_be_loaded_is_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """But not at each poll, as a load takes memory and time; the failure is reported once."""
+    monkeypatch.setattr(loaded_models, "RETRY_SECONDS", 0.5)
     store, app = open_app(tmp_path / "data")
     models = app.models
 
@@ -305,6 +308,15 @@ def test_a_version_that_could_not_be_loaded_is_tried_again(tmp_path: Path, monke
         away = folder.rename(tmp_path / "away")
         with pytest.raises(StackError, match=r"cannot download deployments/demo/0.2.0"):
             await models.refresh("demo")
+        await models.refresh_all()  # not yet
+        for _ in range(2):
+            await asyncio.sleep(loaded_models.RETRY_SECONDS)
+            await models.refresh_all()  # fails
+            await models.refresh_all()  # not yet
+        [report] = caplog.messages
+        assert report.startswith(
+            "demo: cannot update, keeping the loaded versions: cannot download deployments/demo/0."
+        )
         away.rename(folder)
         await models.refresh("demo")
         assert models.find("demo", "").build.version == "0.1.0"
@@ -314,3 +326,13 @@ def test_a_version_that_could_not_be_loaded_is_tried_again(tmp_path: Path, monke
         await models.close()
 
     asyncio.run(load_again())
+
+
+def test_a_model_that_cannot_be_copied_is_an_error_of_its_calls(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, app = open_app(tmp_path / "data")
+    deploy(echo_folder(tmp_path / "one", "one"), store, "demo", Echo())
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "missing"))
+    with pytest.raises(StackError, match=r"cannot load deployments/demo/0.1.0\S*: .*: No such file or directory"):
+        asyncio.run(app.models.get("demo", ""))

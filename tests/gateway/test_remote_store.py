@@ -68,7 +68,7 @@ def test_a_broken_connection_does_not_end_the_polling(
     deploy(echo_folder(tmp_path / "second", "again"), gateway.store, "demo", Echo())
     until(lambda: client.algo("me/demo").pipe("word").result == "again", 30)
     reports = [record.getMessage() for record in caplog.records if record.name.startswith("free_ml_stack")]
-    assert len(reports) == 1 and "demo: cannot read the store, keeping the loaded versions" in reports[0]
+    assert len(reports) == 1 and "demo: cannot update, keeping the loaded versions" in reports[0]
 
 
 @pytest.mark.slow

@@ -26,6 +26,7 @@ import sys
 from pathlib import Path
 from free_ml_stack.errors import StackError
 from free_ml_stack.notebook import packages
+sys.path.append(Path("modules"))  # as a cell may do
 if sys.argv[1] == "pip":
     packages.shutil.which = lambda name: None
 try:

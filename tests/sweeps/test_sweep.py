@@ -152,8 +152,10 @@ command: ["${env}", "${interpreter}", "${program}", "${args_json}"]
 
 @pytest.mark.slow
 def test_a_command_can_be_any_program_that_logs_to_wandb(tmp_path: Path) -> None:
-    """The program gets the same input as from W&B's agent, including nested parameters, and needs no account."""
-    (tmp_path / "stack.toml").write_text('project = "p"\n')
+    """The program gets the same input as from W&B's agent, including nested parameters, and needs no account or data."""
+    (tmp_path / "stack.toml").write_text('project = "p"\nstorage = "./store"\n')
+    (tmp_path / "store" / "data").mkdir(parents=True)
+    (tmp_path / "store" / "data" / "manifest.json").write_text("damaged")
     (tmp_path / "sweep.yaml").write_text(COMMAND)
     (tmp_path / "other.py").write_text(PROGRAM)
     printed = projects.run(tmp_path, "sweep")

@@ -53,13 +53,13 @@ def demo(science: "Science", settings: "Settings", command: Command, started: fl
         )
         run.settings = settings = with_local_services(settings)
         run.run()
-    found = facts(settings, run.url, run.answers[0], run.seen)
+    found = facts(science, settings, run.url, run.answers[0], run.seen)
     found["unpublished"], found["unstored"] = run.unpublished, unstored
     found["seconds"] = round(time.perf_counter() - run.started, 1)
     page = report(
         settings.title or settings.project,
         rows(found, settings.root),
-        pictures(settings, run.seen),
+        pictures(science, settings, run.seen),
         settings.root / "report.html",
         tables(settings),
     )
@@ -155,7 +155,7 @@ def test_inputs(science: "Science", settings: "Settings") -> list[Any]:
     return dataset.examples(science, splits["test"], rows.tolist())
 
 
-def facts(settings: "Settings", url: str, answer: Any, seen: Monitoring) -> dict[str, Any]:
+def facts(science: "Science", settings: "Settings", url: str, answer: Any, seen: Monitoring) -> dict[str, Any]:
     """Collect the results of the demo by name."""
     run = find_run(settings)
     store, name = open_store(settings.storage, settings), settings.algorithm.partition("/")[2]
@@ -164,7 +164,7 @@ def facts(settings: "Settings", url: str, answer: Any, seen: Monitoring) -> dict
     if store.cat_file(f"{live.folder}/{MANIFEST}") != (model / MANIFEST).read_bytes():
         raise StackError(f"version {live.version} is not model {run.name}; run `{settings.command} deploy`")
     result = json.loads((run / RESULT).read_text(encoding="utf-8"))
-    sweep = sweep_folder(settings, settings.root / SWEEP)
+    sweep = sweep_folder(science, settings, settings.root / SWEEP)
     return {
         "test": result["test"],
         "run": str(run),
@@ -215,13 +215,13 @@ def shortened(answer: Any, most: int = 48) -> str:
     return text if len(text) <= most else f"{text[: most - 1]}…"
 
 
-def pictures(settings: "Settings", seen: Monitoring) -> dict[str, Path]:
+def pictures(science: "Science", settings: "Settings", seen: Monitoring) -> dict[str, Path]:
     """Return the pictures of the report by title."""
     run = find_run(settings)
     model, judged = settings.models / run.name, json.loads((run / EVALUATION).read_text(encoding="utf-8"))
     return {
         **{title: model / name for title, name in judged["pictures"].items()},
-        "Sweep": sweep_folder(settings, settings.root / SWEEP) / "sweep.png",
+        "Sweep": sweep_folder(science, settings, settings.root / SWEEP) / "sweep.png",
         "Latency": seen.pictures["latency"],
         "Drift": seen.pictures["drift"],
     }

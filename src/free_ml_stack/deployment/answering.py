@@ -83,7 +83,7 @@ class Loaded:
         if not pairs:
             return []
         if batch := getattr(self.predictor, "watch_batch", None):
-            with contextlib.suppress(Exception):  # the calls cannot be batched: describe each alone
+            with contextlib.suppress(Exception, SystemExit):  # the calls cannot be batched: describe each alone
                 found: list[Mapping[str, Any]] = batch(*map(list, zip(*pairs, strict=True)), self.model)
                 if len(found) == len(pairs):
                     return found
@@ -93,7 +93,7 @@ class Loaded:
         batch = getattr(self.predictor, "apply_batch", None)
         single = any(isinstance(payload, Exception | TensorRequest) for payload in payloads)
         if batch and len(payloads) > 1 and not any(captures) and not single:
-            with contextlib.suppress(Exception):  # an invalid input must not fail the others: run each alone
+            with contextlib.suppress(Exception, SystemExit):  # an invalid input must not fail the others
                 answers = batch(payloads, self.model)
                 if len(answers) == len(payloads):
                     return [(answer, None) for answer in answers]

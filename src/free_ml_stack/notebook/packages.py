@@ -167,7 +167,7 @@ def installed() -> dict[str, Distribution]:
     Remains of an interrupted removal, which have no name, do not count, and neither does the wheel that a notebook
     imports from, because its commands do not.
     """
-    places = [place for place in sys.path if not place.endswith(".whl")]
+    places = [place for place in sys.path if not str(place).endswith(".whl")]
     found = [one for one in distributions(path=places) if one.name]
     return {named(one.name): one for one in reversed(found)}
 

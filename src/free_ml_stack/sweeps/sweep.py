@@ -14,6 +14,7 @@ from free_ml_stack.evaluation import plots as pictures
 from free_ml_stack.evaluation.result import metric_text
 from free_ml_stack.storage.documents import as_json
 from free_ml_stack.storage.stores import open_store
+from free_ml_stack.sweeps.command import runs_train
 from free_ml_stack.sweeps.job import EventKind, Task
 from free_ml_stack.sweeps.search_space import Parameter, Sweep, lookup
 from free_ml_stack.sweeps.sweep_file import parse_sweep, read_sweep
@@ -87,12 +88,10 @@ def sweep(science: "Science", settings: "Settings", file: Path, options: SweepOp
         if not online:
             raise StackError(f"--join requires a valid W&B key; run `{settings.command} doctor` for details")
         return join(settings, options)
-    from free_ml_stack.sweeps.command import runs_train
-
     plan = read_sweep(file)
     if runs_train(plan, science.package):  # report a missing or outdated data set once, not in each trial
         dataset.load(science, settings, open_store(settings.storage, settings))
-    folder = sweep_folder(settings, file)
+    folder = sweep_folder(science, settings, file)
     folder.mkdir(parents=True, exist_ok=True)
     trials = None
     if online and not options.study:
@@ -141,9 +140,13 @@ def join(settings: "Settings", options: SweepOptions) -> SweepResult:
     return write_results(plan, trials, settings, folder)
 
 
-def sweep_folder(settings: "Settings", file: Path) -> Path:
-    """Return the folder of a sweep's trials, named after its file and the data set: others are not comparable."""
-    found = dataset.stored(open_store(settings.storage, settings))
+def sweep_folder(science: "Science", settings: "Settings", file: Path) -> Path:
+    """Return the folder of a sweep's trials, named after its file and, if they run `train`, the data set.
+
+    Trials with different data sets are not comparable.
+    """
+    trains = runs_train(read_sweep(file), science.package)
+    found = dataset.stored(open_store(settings.storage, settings)) if trains else {}
     data = dataset.fingerprint(found) if found else ""
     return settings.runs / f"sweep-{hashlib.sha256(file.read_bytes() + data.encode()).hexdigest()[:8]}"
 

@@ -146,7 +146,7 @@ class Run:
         self._forward("picture", name=name, path=self.relative(path))
 
     def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-        """Add a table to the run; rows have the length of `columns`, and a Path in a cell is shown as a picture."""
+        """Add a table to the run; rows have the length of `columns`, and a Path of a project's PNG is a picture."""
         cells = [[self.relative(cell) if isinstance(cell, Path) else cell for cell in row] for row in rows]
         self._forward("table", name=name, columns=list(columns), rows=cells)
 

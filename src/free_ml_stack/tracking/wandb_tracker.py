@@ -129,7 +129,7 @@ class WandbTracker(Tracker):
         self.pictures[name] = wandb.Image(str(self.folder / path))
 
     def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-        """Add a table, which is sent with the last row; cells that are paths of the run's pictures show them."""
+        """Add a table, which is sent with the last row; cells that are paths of PNG files of the project show them."""
         self._call(self._table, name, columns, rows)
 
     def _table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
@@ -145,7 +145,7 @@ class WandbTracker(Tracker):
             self.pictures[name] = wandb.Table(list(columns), cells, allow_mixed_types=True)
 
     def _is_picture(self, cell: Any) -> bool:
-        """Return whether a cell is the path of a picture; a text of the data may look like one."""
+        """Return whether a cell is the path of a picture of the project; a text of the data may look like one."""
         if not (isinstance(cell, str) and cell.endswith(".png")):
             return False
         path = self.folder / cell

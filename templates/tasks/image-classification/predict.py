@@ -67,13 +67,13 @@ def pixels(picture: Any, shape: Sequence[int] | None, box: Any = None) -> NDArra
 
     Without `shape`, the image is only checked. Raises ValueError if it is not an image.
     """
-    if isinstance(picture, np.ndarray) and (shape is None or list(picture.shape) == list(shape)):
-        return picture
+    if isinstance(picture, np.ndarray):
+        if shape is None or list(picture.shape) == list(shape):
+            return picture
+        if picture.dtype.kind == "f":
+            return scaled_floats(picture, shape, box)
     from PIL import Image, ImageOps, UnidentifiedImageError
 
-    if isinstance(picture, np.ndarray) and picture.dtype.kind == "f":  # each channel alone, as an image of floats
-        planes = np.moveaxis(np.atleast_3d(picture).astype(np.float32), 2, 0)
-        return np.stack([scaled(Image.fromarray(plane), shape, box) for plane in planes], 2).reshape(shape)
     try:
         if isinstance(picture, np.ndarray):
             image = Image.fromarray(picture.astype(np.uint8))
@@ -97,6 +97,14 @@ def pixels(picture: Any, shape: Sequence[int] | None, box: Any = None) -> NDArra
         raise ValueError("expected an image (the file has another format)") from None
     except (OSError, RuntimeError, SyntaxError, TypeError, struct.error, Image.DecompressionBombError) as error:
         raise ValueError(f"expected an image ({error})") from None
+
+
+def scaled_floats(picture: NDArray[Any], shape: Sequence[int], box: Any) -> NDArray[Any]:
+    """Resize an array of floats to `shape` (h, w[, 3]), each channel alone: Pillow has floats in one channel only."""
+    from PIL import Image
+
+    planes = np.moveaxis(np.atleast_3d(picture).astype(np.float32), 2, 0)
+    return np.stack([scaled(Image.fromarray(plane), shape, box) for plane in planes], 2).reshape(shape)
 
 
 def scaled(image: Any, shape: Sequence[int], box: Any) -> NDArray[Any]:

@@ -17,7 +17,7 @@ from fsspec import AbstractFileSystem
 
 from free_ml_stack.deployment.deploy import fetch
 from free_ml_stack.deployment.versions import NAME, Algorithm, Build, read_index
-from free_ml_stack.errors import StackError, is_external
+from free_ml_stack.errors import StackError, is_external, one_line
 from free_ml_stack.gateway.algorithms.batching import Batcher
 from free_ml_stack.gateway.algorithms.workers import Worker, start
 from free_ml_stack.hub.client import error_line
@@ -107,7 +107,8 @@ class Models:
         # One at a time: no older index replaces a newer one, and each returns after its versions are loaded.
         async with self.refreshing.setdefault(name, asyncio.Lock()):
             algorithm = await self._refresh(name)
-        self.failing.discard(name)
+        if name not in self.retries:
+            self.failing.discard(name)
         return algorithm
 
     async def _refresh(self, name: str) -> Algorithm | None:
@@ -148,7 +149,7 @@ class Models:
         if name not in self.failing:
             expected = isinstance(error, StackError) or is_external(error)
             line = error_line(error)
-            log.warning("%s: cannot read the store, keeping the loaded versions: %s", name, line, exc_info=not expected)
+            log.warning("%s: cannot update, keeping the loaded versions: %s", name, line, exc_info=not expected)
         self.failing.add(name)
 
     async def _resolve(self, name: str, reference: str) -> LoadedModel | None:
@@ -171,9 +172,12 @@ class Models:
         return algorithm.resolve(reference) if algorithm else None
 
     async def _load(self, name: str, build: Build) -> LoadedModel:
-        if not (self.cache and Path(self.cache).is_dir()):  # services such as systemd-tmpfiles delete old files
-            self.cache = tempfile.mkdtemp(prefix="models-")
-        copy = tempfile.mkdtemp(dir=self.cache)  # removed with the model; the same build may be loaded again before
+        try:
+            if not (self.cache and Path(self.cache).is_dir()):  # services such as systemd-tmpfiles delete old files
+                self.cache = tempfile.mkdtemp(prefix="models-")
+            copy = tempfile.mkdtemp(dir=self.cache)  # removed with the model; the same build may be loaded again before
+        except OSError as error:
+            raise StackError(f"cannot load {build.folder}: {one_line(error)}") from error
         try:
             return await self._load_copy(name, build, copy)
         except BaseException:
