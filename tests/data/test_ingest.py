@@ -4,6 +4,7 @@ import gzip
 import io
 import json
 import re
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -132,6 +133,31 @@ def test_csv_files_of_a_split_may_differ_in_the_order_of_columns_and_in_dialect(
         load(from_path(str(tmp_path / "flats")), tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("first", "second", "kind"),
+    [
+        ("5,6", "2020-01-01,2020-01-02", "category"),
+        ("5,6", "true,false", "category"),
+        ("0.5,1.5", "true,false", "category"),
+        ("true,false", "2020-01-01,2020-01-02", "category"),
+        (",", "5,6", "int64"),
+        ("5,6", ",", "int64"),
+        ("5,6", "0.5,1.5", "float64"),
+    ],
+)
+def test_csv_files_of_a_split_may_differ_in_the_types_of_columns(
+    first: str, second: str, kind: str, tmp_path: Path
+) -> None:
+    for number, pair in enumerate((first, first, second)):
+        one, other = pair.split(",")
+        rows = "".join(f"{one},{i}\n{other},{i}\n" for i in range(20))
+        (tmp_path / f"{number}.csv").write_text("x,price\n" + rows)
+    _, facts = load(from_path(str(tmp_path)), tmp_path / "loaded")
+    assert facts["columns"]["x"]["type"] == kind
+    found = {text for text in f"{first},{second}".split(",") if text}
+    assert kind != "category" or set(facts["columns"]["x"]["categories"]) == found
+
+
 def picture(width: int, height: int, shade: int, kind: str = "JPEG") -> bytes:
     sink = io.BytesIO()
     Image.new("RGB", (width, height), (shade, 100, 200)).save(sink, kind)
@@ -194,6 +220,15 @@ def test_folders_may_be_links(tmp_path: Path) -> None:
     for name in ("cat", "dög"):
         (pets / name).symlink_to(elsewhere / name)
     (elsewhere / "dög" / "loop").symlink_to(pets)
+    _, facts = load(from_path(str(pets)), tmp_path, images)
+    assert facts["columns"]["label"]["categories"] == ["cat", "dög"]
+    assert sum(facts["rows"].values()) == 20
+
+
+def test_links_to_folders_of_the_same_folder_are_not_followed(tmp_path: Path) -> None:
+    pets = folder_of_images(tmp_path / "pets", "")
+    (pets / "alias").symlink_to(pets / "cat")
+    (pets / "all").symlink_to(pets)
     _, facts = load(from_path(str(pets)), tmp_path, images)
     assert facts["columns"]["label"]["categories"] == ["cat", "dög"]
     assert sum(facts["rows"].values()) == 20
@@ -401,6 +436,22 @@ def test_parquet_files_of_a_split_may_have_integers_and_floats(tmp_path: Path) -
     assert sum(np.nansum(split["rooms"]) for split in splits.values()) == 20 * (3 + 2.5)
     splits, facts = load(found, tmp_path / "target", Numbers, "rooms")
     assert sum(facts["rows"].values()) == 40
+
+
+def test_large_integers_and_decimals_in_parquet_files_of_a_split_become_floats(tmp_path: Path) -> None:
+    large = pa.scalar(2**64 - 1, pa.uint64())
+    found = shards(tmp_path / "flats", rooms=[-1, large], paid=[Decimal("0.25"), 10**12])
+    splits, _ = load(found, tmp_path)
+    assert {float(room) for split in splits.values() for room in split["rooms"]} == {-1, 2.0**64}
+    assert {float(paid) for split in splits.values() for paid in split["paid"]} == {0.25, 1e12}
+
+
+def test_an_error_names_the_parquet_file_of_another_shape(tmp_path: Path) -> None:
+    found = shards(tmp_path / "flats", size=[[1, 2], [3, 4, 5]])
+    with pytest.raises(
+        StackError, match=r"1\.parquet: column size has values of type list of 2 int64 and of type list"
+    ):
+        load(found, tmp_path)
 
 
 def test_an_error_names_the_parquet_file_of_another_type(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import re
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cache, cached_property
@@ -34,6 +35,7 @@ WORDS = {
 }
 ROWS = 1024  # per batch
 FILES = 64  # per batch
+FOOTERS = 8  # read at once, as each takes several requests to a Hub
 BUFFER = 4 << 20  # bytes read ahead per column
 BLOCK, MAX_BLOCK = 4 << 20, 1 << 30  # bytes of text per batch, and of the longest row
 NAMES = {"parquet": "Parquet", "csv": "CSV", "json": "JSON Lines"}
@@ -137,14 +139,22 @@ def table_suffix(name: str) -> str:
 
 
 def _visible(folder: Path) -> list[Path]:
-    """Return the files below a folder, also in linked folders, without hidden files and folders such as .git."""
+    """Return the files below a folder, also in linked folders, without hidden files and folders such as .git.
+
+    A link to a folder that is also found without it is not followed; links may form a loop.
+    """
     files: list[Path] = []
-    seen: set[str] = set()  # links may form a loop
+    root = os.path.realpath(folder)
+    own, seen = {place for place, _, _ in os.walk(root)}, set()
     for place, folders, names in os.walk(folder, followlinks=True):
-        known = os.path.realpath(place) in seen
-        folders[:] = [] if known else sorted(name for name in folders if not name.startswith("."))
-        files += [] if known else [Path(place, name) for name in names if not name.startswith(".")]
-        seen.add(os.path.realpath(place))
+        real = os.path.realpath(place)
+        linked = real != str(Path(root, Path(place).relative_to(folder)))
+        if real in seen or (linked and real in own):
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        files += [Path(place, name) for name in names if not name.startswith(".")]
     return sorted(filter(Path.is_file, files))
 
 
@@ -238,8 +248,9 @@ def from_files(files: AbstractFileSystem, paths: Sequence[str]) -> Rows:
             found = {name: _read_column(batch, name, path, opened) for name in names}
             for name, column in found.items():
                 if column.type != types[name]:
+                    known, other = _type_name(types[name]), _type_name(column.type)
                     raise StackError(
-                        f"{path}: column {name} has values of type {types[name]} and of type {column.type}; convert it"
+                        f"{path}: column {name} has values of type {known} and of type {other}; convert it"
                     )
             yield found
 
@@ -254,6 +265,11 @@ def from_files(files: AbstractFileSystem, paths: Sequence[str]) -> Rows:
         except col.ColumnError as error:
             unreadable[name] = str(error)
     return Rows(types, read, unreadable=unreadable)
+
+
+def _type_name(kind: pa.DataType) -> str:
+    tensor = isinstance(kind, pa.FixedShapeTensorType)
+    return f"list of {' x '.join(map(str, kind.shape))} {kind.value_type}" if tensor else str(kind)
 
 
 @dataclass(frozen=True)
@@ -272,7 +288,12 @@ def _read_column(batch: pa.RecordBatch, name: str, path: str, opened: Reader) ->
 
 
 def _parquet(files: AbstractFileSystem, paths: Sequence[str]) -> Reader:
-    schemas: list[pa.Schema] = []
+    def schema(path: str) -> pa.Schema:
+        try:
+            with files.open(path, "rb") as file, closing(pq.ParquetFile(file)) as parquet:
+                return parquet.schema_arrow
+        except pa.ArrowException as error:
+            raise StackError(f"{path} is not a complete Parquet file ({first_line(error)})") from None
 
     def batches(path: str, names: list[str]) -> Iterator[pa.RecordBatch]:
         with (
@@ -284,12 +305,8 @@ def _parquet(files: AbstractFileSystem, paths: Sequence[str]) -> Reader:
                 wanted = pa.schema([one.with_type(common.get(one.name, one.type)) for one in batch.schema])
                 yield batch if wanted == batch.schema else batch.cast(wanted, safe=False)
 
-    for path in paths:
-        try:
-            with files.open(path, "rb") as file, closing(pq.ParquetFile(file)) as parquet:
-                schemas.append(parquet.schema_arrow)
-        except pa.ArrowException as error:
-            raise StackError(f"{path} is not a complete Parquet file ({first_line(error)})") from None
+    with ThreadPoolExecutor(FOOTERS) as threads:
+        schemas = list(threads.map(schema, paths))
     common = _common_types(schemas)
     return Reader(schemas[0].names, batches, _classes(schemas[0].metadata or {}))
 
@@ -304,7 +321,9 @@ def _common_types(schemas: Sequence[pa.Schema]) -> dict[str, pa.DataType]:
         if len(several) > 1:
             with suppress(pa.ArrowException):
                 options = [pa.schema([(name, kind)]) for kind in several]
-                common[name] = pa.unify_schemas(options, promote_options="permissive").field(name).type
+                kind = pa.unify_schemas(options, promote_options="permissive").field(name).type
+                wraps = pa.uint64() in several and kind == pa.int64()
+                common[name] = pa.float64() if wraps or pa.types.is_decimal(kind) else kind
     return common
 
 
@@ -339,8 +358,13 @@ def _csv(files: AbstractFileSystem, paths: Sequence[str]) -> Reader:
         with opened(path, options) as reader:
             yield from reader
 
-    for path in paths:
+    waiting, read = list(paths), list[str]()
+    while waiting:
+        path, before = waiting.pop(0), dict(types)
         _widen(lambda path=path: batches(path, []), types, headers, blocks, path)  # type: ignore[misc]
+        if types != {**types, **before}:  # values of earlier files may not have the wider type
+            waiting, read = waiting + read, []
+        read.append(path)
         if wrong := [name for name, kind in types.items() if pa.types.is_binary(kind)]:
             raise StackError(NOT_UTF8.format(path, f"column {wrong[0]}"))
     return Reader(headers[paths[0]], batches)
