@@ -328,8 +328,29 @@ def test_numbers_in_texts_give_a_warning(text: str, tmp_path: Path, capsys: pyte
     size = [text.format(1000 + i if "," in text else i + 1) for i in range(60)]
     plain = [["01234", "12.05.2024", "A 1", "-1.5e3", "2 of 3"][i % 5] + str(i) for i in range(60)]
     load(source(size=size, plain=plain, price=np.arange(60.0)), tmp_path)
-    printed = capsys.readouterr().out
-    assert f"warning: column size has texts such as {min(size)}, used as categories; convert them" in printed
+    printed = " ".join(capsys.readouterr().out.split())
+    assert f"warning: column size has texts such as {min(size)}, used as categories; write numbers as" in printed
+    assert "column plain" not in printed
+
+
+DAYS = (
+    "22.{:02}.{}",
+    "22/{:02}/{}",
+    "{}/22/{}",
+    "2.{}.{} 13:45",
+    "2-{}-{}, 9:05:00",
+    "{}/2/{} 1:45 PM",
+    "{1}/{0:02}/22",
+)
+
+
+@pytest.mark.parametrize("text", DAYS)
+def test_dates_in_texts_give_a_warning(text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    day = [text.format(i % 12 + 1, 1960 + i) for i in range(60)]
+    plain = [["1.2.10", "555-01-2024", "2020.4.", "22.04.2020 to 23.04.2020"][i % 4] + str(i) for i in range(60)]
+    load(source(day=day, plain=plain, price=np.arange(60.0)), tmp_path)
+    printed = " ".join(capsys.readouterr().out.split())
+    assert f"warning: column day has texts such as {min(day)}, used as categories; write dates as 2020-04-22" in printed
     assert "column plain" not in printed
 
 
@@ -576,6 +597,11 @@ BROKEN = {
     ),
     "column price must hold numbers, got 'about 3'; correct or remove": (
         "a,price\n" + "1,3\n" * 20 + "1,about 3\n",
+        "utf-8",
+        Numbers,
+    ),
+    r"got '234\.181,39'; write numbers as 1234\.5, without thousands separators, decimal commas and units": (
+        "a;price\n" + "1;234.181,39\n" * 20,
         "utf-8",
         Numbers,
     ),

@@ -35,7 +35,10 @@ VARIABLE = ("text", "bytes")  # kinds without a fixed size
 ONE_DIMENSION = 1
 # A number as text that is no number to a parser: with thousands separators, a decimal comma, a unit.
 FORMATTED = re.compile(r"[-+]?[$€£¥]?\s?(\d+([.,]\d+)?|\d{1,3}([,.'\s]\d{3})+([.,]\d+)?)\s?[%$€£¥]?")
-SEVERAL = 10  # values that are formatted numbers, before they count as a mistake
+# A date as text in another order or with other separators than in ISO 8601, perhaps with a time.
+DATED = re.compile(r"(\d{1,2}([./-])\d{1,2}\2\d{4}|\d{4}([./])\d{1,2}\3\d{1,2})(,? \d{1,2}(:\d\d){1,2}( ?[AP]M)?)?")
+PLAIN = "write numbers as 1234.5, without thousands separators, decimal commas and units"
+SEVERAL = 10  # values that are formatted numbers or dates, before they count as a mistake
 WRONG = re.compile(r"string: ('.*') as a scalar", re.DOTALL)  # the value in an error of Arrow
 
 
@@ -116,7 +119,9 @@ def cast(column: pa.Array, kind: str, name: str) -> pa.Array:
         except pa.ArrowInvalid as error:
             value = WRONG.search(str(error))
             reason = f"got {value[1]}" if value else str(error)
-            raise StackError(f"{name} must hold numbers, {reason}; correct or remove these rows") from None
+            formatted = value and FORMATTED.fullmatch(value[1].strip("'"))
+            remedy = PLAIN if formatted else "correct or remove these rows"
+            raise StackError(f"{name} must hold numbers, {reason}; {remedy}") from None
     raise StackError(f"{name} has kind {found}, expected {kind}; convert it, or choose another column")
 
 
@@ -144,11 +149,14 @@ class Description:
             values, counts = counted.field("values").to_pylist(), counted.field("counts").to_pylist()
             self.counts.setdefault(split, Counter()).update(dict(zip(values, counts, strict=True)))
 
-    def formatted_number(self) -> str:
-        """Return one of the categories if most of them are formatted numbers, otherwise an empty text."""
+    def mistake(self) -> str:
+        """Describe the mistake if most of the categories are formatted numbers or dates; an empty text without one."""
         values = sorted({value for counts in self.counts.values() for value in counts}, key=str)
-        found = [one for one in values if isinstance(one, str) and FORMATTED.fullmatch(one) and not _is_number(one)]
-        return found[0] if len(found) > max(SEVERAL, len(values) / 2) else ""
+        for form, remedy in ((FORMATTED, PLAIN), (DATED, "write dates as 2020-04-22")):
+            found = [one for one in values if isinstance(one, str) and form.fullmatch(one) and not _is_number(one)]
+            if len(found) > max(SEVERAL, len(values) / 2):
+                return f"has texts such as {found[0]}, used as categories; {remedy}"
+        return ""
 
     def facts(self) -> dict[str, Any]:
         """Return the entry for the manifest."""

@@ -64,8 +64,8 @@ def ingest(
         described = kinds[plan.target]
         col.check_target(plan.source, described, rows, lambda line: say(f"warning: {line}"))
         for name, (column, _) in plan.columns.items():
-            if text := kinds[name].formatted_number():
-                say(f"warning: column {column} has texts such as {text}, used as categories; convert them to numbers")
+            if mistake := kinds[name].mistake():
+                say(f"warning: column {column} {mistake}")
         if empty := [name for name in SPLITS if not rows[name]]:
             raise StackError(f"no rows for {', '.join(empty)}; provide more rows (the store was not changed)")
         written = write_manifest(Path(folder))["files"]
