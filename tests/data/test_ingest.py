@@ -437,6 +437,15 @@ def test_a_csv_file_may_have_other_delimiters_and_encodings(tmp_path: Path, enco
     }
 
 
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+@pytest.mark.parametrize("first", ["sep=;\n", "SEP=;\r\n", '"sep=;"\n'])
+def test_the_separator_that_excel_names_in_the_first_line_is_used(tmp_path: Path, encoding: str, first: str) -> None:
+    text = first + "a,b,c;price\n" + "".join(f"x,{i};{i},5\n" for i in range(20))
+    (tmp_path / "shops.csv").write_bytes(text.encode(encoding))
+    _, facts = load(from_path(str(tmp_path / "shops.csv")), tmp_path)
+    assert {name: one["type"] for name, one in facts["columns"].items()} == {"a,b,c": "category", "price": "float64"}
+
+
 def shards(folder: Path, **columns: list[Any]) -> Source:
     """A folder of one Parquet file for each value of `columns`, with a target."""
     folder.mkdir()
@@ -587,8 +596,12 @@ def test_columns_that_the_project_ignores_are_named(tmp_path: Path, capsys: pyte
 
 BROKEN = {
     "several columns a; rename": ("a,a,price\n" + "1,2,3\n" * 20, "utf-8", Tables),
-    "column a is not encoded in UTF-8": ("a,price\n" + "ü,3\n" * 20, "latin1", Tables),
-    "broken.csv: the header is not encoded in UTF-8; save": ("ü,price\n" + "1,3\n" * 20, "latin1", Tables),
+    "broken.csv: line 8 is not encoded in UTF-8; save the file": (
+        "a,price\n" + "a,3\n" * 6 + "ü,3\n",
+        "latin1",
+        Tables,
+    ),
+    "broken.csv: line 1 is not encoded in UTF-8; save": ("ü,price\n" + "1,3\n" * 20, "latin1", Tables),
     "column price has the value inf, expected at most 3.4e": ("a,price\n" + "1,3\n" * 20 + "1,inf\n", "utf-8", Tables),
     r"has the value -1e\+39, expected at most 3.4e\+38 \(float32\); rescale": (
         "a,price\n" + "1,3\n" * 20 + "1,-1e39\n",
@@ -620,8 +633,14 @@ def test_tables_that_cannot_be_trained_on_are_rejected(tmp_path: Path, message: 
 def test_another_encoding_after_the_first_block_is_reported(tmp_path: Path) -> None:
     path = tmp_path / "late.csv"
     path.write_bytes(b"a,price\n" + b"text,1\n" * 700_000 + "ü,2\n".encode("latin1"))  # a block has 4 MiB
-    with pytest.raises(StackError, match=r"late\.csv: column a is not encoded in UTF-8; save the file as UTF-8"):
+    with pytest.raises(StackError, match=r"late\.csv: line 700002 is not encoded in UTF-8; save the file as UTF-8"):
         load(from_path(str(path)), tmp_path, Tables)
+
+
+def test_json_lines_of_another_encoding_are_reported(tmp_path: Path) -> None:
+    lines = ['{"a": "x", "price": 1}'] * 20 + ['{"a": "ü", "price": 2}']
+    with pytest.raises(StackError, match=r"a\.jsonl: line 21 is not encoded in UTF-8; save the file as UTF-8"):
+        load(file_source(tmp_path, "a.jsonl", "\n".join(lines), "latin1"), tmp_path)
 
 
 def test_a_target_that_float32_rounds_gives_a_warning(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -43,9 +43,9 @@ TABLES = {".parquet": "parquet", ".csv": "csv", ".tsv": "csv", ".jsonl": "json",
 PACKED = ".gz"  # after the suffix of a table of text
 FILE, FOLDER = "file", "folder"  # columns of a folder of files
 NO_EXAMPLES = {".json", ".md", ".txt", ".html", ".xml", ".yml", ".yaml", ".db", ".ini", ".log"}  # of media
-WIDER = (pa.null(), pa.int64(), pa.float64(), pa.bool_(), pa.timestamp("us"), pa.string())  # tried in this order
+WIDER = (pa.null(), pa.int64(), pa.float64(), pa.bool_(), pa.timestamp("us"), pa.string(), pa.binary())  # tried in turn
 COLUMN = re.compile(r"In CSV column #(\d+)")
-NOT_UTF8 = "{}: {} is not encoded in UTF-8; save the file as UTF-8"
+SEPARATOR = re.compile(r'"?sep=(.)"?\r?\n', re.IGNORECASE)  # Excel's first line of a CSV file
 
 Batches = Iterator[dict[str, pa.Array]]
 
@@ -341,11 +341,11 @@ def _csv(files: AbstractFileSystem, paths: Sequence[str]) -> Reader:
 
     @contextmanager
     def opened(path: str, options: pacsv.ConvertOptions | None = None) -> Iterator[Any]:
-        encoding, delimiter, decimal_point = dialect(path)
+        encoding, delimiter, decimal_point, skipped = dialect(path)
         options = options or pacsv.ConvertOptions()
         options.decimal_point = decimal_point
         parse = pacsv.ParseOptions(delimiter=delimiter, newlines_in_values=True)
-        read = pacsv.ReadOptions(block_size=blocks[-1], use_threads=False, encoding=encoding)
+        read = pacsv.ReadOptions(block_size=blocks[-1], use_threads=False, encoding=encoding, skip_rows=skipped)
         with _unpacked(files, path) as file, pacsv.open_csv(file, read, parse, options) as reader:
             yield reader
 
@@ -361,12 +361,15 @@ def _csv(files: AbstractFileSystem, paths: Sequence[str]) -> Reader:
     waiting, read = list(paths), list[str]()
     while waiting:
         path, before = waiting.pop(0), dict(types)
-        _widen(lambda path=path: batches(path, []), types, headers, blocks, path)  # type: ignore[misc]
+        try:
+            _widen(lambda path=path: batches(path, []), types, headers, blocks, path)  # type: ignore[misc]
+        except UnicodeDecodeError:
+            raise _not_utf8(files, path) from None
+        if any(map(pa.types.is_binary, types.values())):
+            raise _not_utf8(files, path)
         if types != {**types, **before}:  # values of earlier files may not have the wider type
             waiting, read = waiting + read, []
         read.append(path)
-        if wrong := [name for name, kind in types.items() if pa.types.is_binary(kind)]:
-            raise StackError(NOT_UTF8.format(path, f"column {wrong[0]}"))
     return Reader(headers[paths[0]], batches)
 
 
@@ -380,15 +383,26 @@ def _unpacked(files: AbstractFileSystem, path: str) -> Iterator[Any]:
         raise StackError(f"{path} is not a complete gzip file ({first_line(error)})") from None
 
 
-def _dialect(files: AbstractFileSystem, path: str) -> tuple[str, str, str]:
-    """Detect the encoding of a CSV file by its byte order mark, the delimiter by its header, and the decimal point."""
+def _dialect(files: AbstractFileSystem, path: str) -> tuple[str, str, str, int]:
+    """Detect the encoding of a CSV file, its delimiter and decimal point, and whether its first line is `sep=;`."""
     with _unpacked(files, path) as file:
         start = file.read(1 << 16)
     encoding = "utf-16" if start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8"
-    text = re.sub(r'"[^"]*"', "", start.decode(encoding, "ignore").strip("\r\n\ufeff"))
-    delimiter = "\t" if table_suffix(path) == ".tsv" else max(",;\t|", key=text.partition("\n")[0].count)
+    text = start.decode(encoding, "ignore").strip("\r\n\ufeff")
+    named = SEPARATOR.match(text)
+    text = re.sub(r'"[^"]*"', "", text[named.end() :] if named else text)
+    tabs = table_suffix(path) == ".tsv"
+    delimiter = named[1] if named else "\t" if tabs else max(",;\t|", key=text.partition("\n")[0].count)
     european = delimiter == ";" and re.search(r";-?\d+,\d+\s*[;\n]|\n-?\d+,\d+;", text)
-    return encoding, delimiter, "," if european else "."
+    return encoding, delimiter, "," if european else ".", 1 if named else 0
+
+
+def _not_utf8(files: AbstractFileSystem, path: str) -> StackError:
+    """Return the error for a file with another encoding, with the first line that is not UTF-8."""
+    with _unpacked(files, path) as file:
+        lines = enumerate(file, 1)
+        first = next((number for number, line in lines if line.decode(errors="ignore").encode() != line), 1)
+    return StackError(f"{path}: line {first} is not encoded in UTF-8; save the file as UTF-8")
 
 
 def _widen(
@@ -405,8 +419,6 @@ def _widen(
                 for field_ in batch.schema:
                     types.setdefault(field_.name, field_.type)
             return
-        except UnicodeDecodeError:
-            raise StackError(NOT_UTF8.format(path, "the header")) from None
         except pa.ArrowInvalid as error:
             if "straddling" in str(error) and blocks[-1] < MAX_BLOCK:
                 blocks.append(2 * blocks[-1])
@@ -415,8 +427,6 @@ def _widen(
             if not found or int(found[1]) >= len(names):
                 raise StackError(f"{path}: {first_line(error)}") from None
             name = names[int(found[1])]
-            if types.get(name) == pa.string():
-                raise StackError(NOT_UTF8.format(path, f"column {name}")) from None
             types[name] = _wider(types.get(name, pa.null()))
 
 
@@ -434,6 +444,7 @@ def _json(files: AbstractFileSystem, paths: Sequence[str]) -> Reader:
         parse = pajson.ParseOptions(known, unexpected_field_behavior="infer" if known is None else "ignore")
         with _unpacked(files, path) as file:
             while text := file.read(BLOCK) + file.readline():
+                text.decode()  # Arrow does not check it
                 if text.startswith(b"["):
                     raise StackError(f"{path} has a JSON array; expected one object per line; convert it")
                 if text.strip():
@@ -448,6 +459,8 @@ def _json(files: AbstractFileSystem, paths: Sequence[str]) -> Reader:
         try:
             for table in tables(path, None):
                 schema = _unify(schema, table.schema, path)
+        except UnicodeDecodeError:
+            raise _not_utf8(files, path) from None
         except pa.ArrowException as error:
             raise StackError(f"{path} is not a complete JSON Lines file ({first_line(error)})") from None
     return Reader(schema.names, batches)
