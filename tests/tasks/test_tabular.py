@@ -339,6 +339,18 @@ def test_a_constant_target_is_rejected(task: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("task", NAMES)
+def test_a_folder_without_tables_is_rejected(task: str, tmp_path: Path) -> None:
+    folder = settings(tmp_path)
+    for name in ("cat", "dog"):
+        (folder / "photos" / name).mkdir(parents=True)
+        (folder / "photos" / name / "1.jpg").write_bytes(b"")
+    for words in (("photos",), ("photos", "--target", "price")):
+        assert "; photos has no table (.parquet, .csv, " in run(folder, task, "data", "--from", *words, code=1)
+    printed = run(folder, task, "data", "--from", "photos/cat", code=1)
+    assert "photos/cat: no table found; expected a .parquet, .csv, .tsv, .jsonl, .ndjson file" in printed
+
+
+@pytest.mark.parametrize("task", NAMES)
 def test_a_table_without_features_is_rejected(task: str, tmp_path: Path) -> None:
     folder = settings(tmp_path)
     (folder / "one.csv").write_text("b\n" + "1\n2\n" * 50)

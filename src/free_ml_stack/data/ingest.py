@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from free_ml_stack.console import join_names, say
 from free_ml_stack.data import columns as col
 from free_ml_stack.data.dataset import SPLITS, arranged, data_folder, write_to_store
-from free_ml_stack.data.source import Rows, Source
+from free_ml_stack.data.source import FOLDER, TABLES, Rows, Source
 from free_ml_stack.errors import StackError
 from free_ml_stack.storage.manifest import DamagedError, verify, write_manifest
 
@@ -114,9 +114,14 @@ def make_plan(source: Source, data: "Data", target: str) -> Plan:
         raise StackError(unreadable[wanted])
     for reason in unreadable.values():
         say(f"Not used: {reason}.")
+    lacking = f"; {source.facts['source']} has no table ({', '.join(TABLES)})" if source.target == FOLDER else ""
     if wanted not in columns:
-        raise StackError(f"no column {wanted}; set the target with --target COLUMN, one of {', '.join(columns)}")
-    chosen = data.arrange(columns, wanted)
+        known = ", ".join(columns)
+        raise StackError(f"no column {wanted}; set the target with --target COLUMN, one of {known}{lacking}")
+    try:
+        chosen = data.arrange(columns, wanted)
+    except StackError as error:
+        raise StackError(f"{error}{lacking}") from None
     for split, others in found.items():
         for name, _ in chosen.values():
             if name not in others:

@@ -129,7 +129,10 @@ def from_path(place: str) -> Source:
         return Source(lambda: {split: from_files(local, paths) for split, paths in shards.items()}, facts, root)
     if filed:
         return Source(lambda: _by_folder(path, filed), facts, target=FOLDER)
-    raise StackError(f"--from {place}: expected a folder with one subfolder per class, or a {', '.join(TABLES)} file")
+    raise StackError(
+        f"--from {place}: no table found; expected a {', '.join(TABLES)} file, a folder of them, or a folder with one "
+        "subfolder per class"
+    )
 
 
 def table_suffix(name: str) -> str:
