@@ -45,6 +45,8 @@ def test_a_missing_earlier_step_is_reported_with_its_command(empty: Path, comman
     [
         (("train", "--lr", "fast"), "lr: expected float, got 'fast'"),
         (("train", "--dropout", "1.5"), "dropout: must be less than 1, got 1.5"),
+        (("train", "--name", ""), "run '': expected A-Z, a-z, 0-9, -, _ and . only"),
+        (("train", "--run", ""), "run '': expected A-Z, a-z, 0-9, -, _ and . only"),
         (("train", "--config", "nowhere.json"), "nowhere.json: no such file"),
         (("train", "--set", "storrage=x"), "unknown setting 'storrage'; did you mean 'storage'?"),
         (("train", "--set", "storage"), "expected NAME=VALUE"),
@@ -60,6 +62,12 @@ def test_invalid_arguments_give_one_line_errors(empty: Path, arguments: tuple[st
     assert printed.startswith("error: ")
     assert words in printed
     assert len(printed.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize("arguments", [("sweep", "--trials"), ("sweep", "--agents"), ("serve", "--workers")])
+def test_counts_of_zero_are_refused(empty: Path, arguments: tuple[str, ...]) -> None:
+    printed = projects.run(empty, *arguments, "0", code=2)
+    assert f"error: argument {arguments[1]}: expected an integer of at least 1, got '0'" in printed
 
 
 def test_a_network_failure_gives_a_one_line_error() -> None:

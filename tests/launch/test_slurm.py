@@ -34,6 +34,7 @@ def empty(tmp_path: Path) -> Path:
         (("--", "publish"), "expected `-- train …` or `-- sweep --study URL …`"),
         (("--", "train", "--lr", "fast"), "lr: expected float, got 'fast'"),
         (("train", "--epoch", "3"), "unrecognized arguments: --epoch 3"),
+        (("--", "train", "--name", ""), "run '': expected A-Z, a-z, 0-9, -, _ and . only"),
         (("--", "train", "--name", "../a"), "run '../a': expected A-Z, a-z, 0-9, -, _ and . only"),
         (("--", "train", "--config", "no.json"), "no.json: no such file"),
         (("--time", "4 hours", "--", "train"), "--time: expected minutes, HOURS:MINUTES:SECONDS or DAYS-HOURS"),

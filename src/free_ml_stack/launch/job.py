@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 from free_ml_stack.credentials import keys
 from free_ml_stack.errors import StackError
 from free_ml_stack.notebook.packages import require_portable
-from free_ml_stack.project.arguments import check_run_name
+from free_ml_stack.project.arguments import chosen_run
 from free_ml_stack.project.flags import read, read_json
 from free_ml_stack.project.settings import FILE, PREFIX, Options, read_toml
 from free_ml_stack.storage import stores
@@ -116,8 +116,7 @@ def train_job(science: "Science", settings: "Settings", args: "Namespace") -> Jo
 
     Raises StackError for an invalid name or setting.
     """
-    name = args.run or args.name or f"{slug(settings.project)}-{args.now}"
-    check_run_name(name)
+    name = chosen_run(args, f"{slug(settings.project)}-{args.now}")
     values: dict[str, Any] = read_json(args.config) if args.config else {}
     names = {field.name for field in fields(science.config)}
     values |= {key: value for key, value in vars(args).items() if key in names}

@@ -22,8 +22,8 @@ def add_train_arguments(parser: argparse.ArgumentParser, science: "Science") -> 
     """Add the arguments of `train` to a parser."""
     add = parser.add_argument
     add("--config", type=Path, metavar="FILE", help="JSON file of settings; flags override it")
-    add("--run", default="", metavar="ID", help="resume this run; default: start a new one")
-    add("--name", default="", metavar="ID", help="name of the run; it is resumed if it exists")
+    add("--run", metavar="ID", help="resume this run; default: start a new one")
+    add("--name", metavar="ID", help="name of the run; it is resumed if it exists")
     add_flags(parser, science.config)
 
 
@@ -33,6 +33,14 @@ def parse_train(science: "Science", words: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE")
     add_train_arguments(parser, science)
     return parser.parse_args(words)
+
+
+def chosen_run(args: argparse.Namespace, default: str) -> str:
+    """Return the run that the arguments of `train` name, or `default`. Raises StackError for an invalid name."""
+    found = [name for name in (args.run, args.name, default or None) if name is not None]
+    for name in found[:1]:
+        check_run_name(name)
+    return found[0] if found else ""
 
 
 def check_run_name(name: str) -> None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from free_ml_stack.cli.command import integer_from, parse_seconds, print_next
 from free_ml_stack.console import display_path, say, table
 from free_ml_stack.errors import PreemptedError, StackError
+from free_ml_stack.project.arguments import chosen_run
 
 if TYPE_CHECKING:
     from free_ml_stack.data.source import Source
@@ -79,7 +80,7 @@ def train(science: "Science", settings: "Settings", args: Namespace) -> int:
     from free_ml_stack.tracking.tracker import RunStoppedError
     from free_ml_stack.training import run as training
 
-    run = args.run or args.name or settings.wandb_run  # the last is set by W&B's agent
+    run = chosen_run(args, settings.wandb_run)  # which W&B's agent sets
     try:
         result = training.train(science, training.config_from_args(science, settings, args), settings, run)
     except PreemptedError as stop:
@@ -133,7 +134,7 @@ def add_sweep_arguments(parser: ArgumentParser, science: "Science") -> None:
     add("--agents", type=integer_from(1), default=2, metavar="N", help="number of parallel trials (default: 2)")
     add(
         "--trials",
-        type=integer_from(0),
+        type=integer_from(1),
         default=0,
         metavar="N",
         help="maximum number of trials (default: run_cap of the file)",
