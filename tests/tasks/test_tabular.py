@@ -292,7 +292,20 @@ def test_a_number_may_be_sent_as_a_boolean_or_its_text(task: str) -> None:
     assert [predict.number(value, field) for value in (True, "true", "True", 1, "1", 1.0)] == [1.0] * 6
     assert [predict.number(value, field) for value in (False, "false", "FALSE", 0, "0")] == [0.0] * 5
     for value in ("yes", [True], {}):
+        with pytest.raises(ValueError, match="garden: expected true or false, or a number, got"):
+            predict.number(value, field)
         with pytest.raises(ValueError, match="garden: expected a number, got"):
+            predict.number(value, {**field, "type": "int64"})
+
+
+@pytest.mark.parametrize("task", NAMES)
+def test_a_category_may_be_sent_as_a_number_but_not_as_a_list(task: str) -> None:
+    predict = importlib.import_module(f"{package(task)}.predict")
+    field = {"name": "plan", "type": "category", "usual": None, "places": {"a": 0, "7": 1}}
+    assert [predict.number(value, field) for value in ("a", 7)] == [0.0, 1.0]
+    assert np.isnan([predict.number(value, field) for value in ("b", 8, None)]).all()
+    for value in (["a"], {"a": 1}, []):
+        with pytest.raises(ValueError, match="plan: expected a text, got"):
             predict.number(value, field)
 
 

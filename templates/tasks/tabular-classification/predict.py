@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 TRUTH = {"true": 1.0, "false": 0.0}  # texts that count as numbers
+EXPECTED = {"category": "a text", "date": "a date such as 2026-01-31", "uint8": "true or false, or a number"}
 
 
 class Model(NamedTuple):
@@ -79,11 +80,13 @@ def number(value: Any, field: Mapping[str, Any]) -> float:
         return nan if field["usual"] is None else float(field["usual"])
     try:
         if field["type"] == "category":
+            if isinstance(value, list | dict):
+                raise TypeError
             return float(field["places"].get(str(value), nan))
         return days(value) if field["type"] == "date" else float(TRUTH.get(str(value).lower(), value))
     except (TypeError, ValueError, OverflowError):
-        kind = "a date such as 2026-01-31" if field["type"] == "date" else "a number"
-        raise ValueError(f"{field['name']}: expected {kind}, got {value!r}") from None
+        expected = EXPECTED.get(field["type"], "a number")
+        raise ValueError(f"{field['name']}: expected {expected}, got {value!r}") from None
 
 
 def days(value: str) -> float:
