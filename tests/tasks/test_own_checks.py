@@ -1,6 +1,7 @@
 """A generated project of each task passes its own tests and the type checker, without an account."""
 
 import ast
+import re
 import subprocess
 import sys
 import tomllib
@@ -38,7 +39,11 @@ def test_the_tests_of_a_project_pass(task: str, tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("task", NAMES)
 def test_a_project_passes_mypy(task: str, tmp_path: Path) -> None:
+    """Also with the function `split` of the documents."""
     made, environ = project(task, tmp_path)
+    snippets = re.findall(r"^```python\n(.*?)^```", (ROOT / "docs" / "project.md").read_text("utf-8"), re.M | re.S)
+    with next(made.glob("src/*/data.py")).open("a", encoding="utf-8") as file:
+        file.writelines(snippet for snippet in snippets if "def split(" in snippet)
     cache = ROOT / "build" / "mypy"  # shared, as the types of torch and of the library take most of the time
     cache.mkdir(parents=True, exist_ok=True)
     with FileLock(cache.with_suffix(".lock")):
