@@ -23,6 +23,7 @@ from waiting import until
 AND = re.compile(r"&&(?![^(]*\))")  # not inside parentheses
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.M | re.S)
 PROJECT = "my-ml-project"
+ANSWERS = {"project_slug": PROJECT, "__algorithm_owner": "me", "__algorithm_name": "MyMlProject"}
 COMMON = ("README.md", "CONTRIBUTING.md", "docs/cluster.md", "docs/project.md", "docs/algorithmia.md", "docs/scale.md")
 # Beginnings of blocks and commands that another test runs, or nothing on this machine; their flags are checked by
 # test_docs.py.
@@ -46,7 +47,9 @@ KEY = "hf_ofAtestABCDEFGHIJKLMNOPQRSTUVWXYZab"
 
 def blocks(path: Path) -> Iterator[tuple[str, str, str]]:
     """Yield the sections of a document with the language and the text of each block."""
-    text = path.read_text("utf-8").replace("{{ cookiecutter.project_slug }}", PROJECT)
+    text = path.read_text("utf-8").replace("\\\n", "")
+    for name, value in ANSWERS.items():
+        text = text.replace(f"{{{{ cookiecutter.{name} }}}}", value)
     for section in re.split(r"^(?=## )", text, flags=re.M):
         for language, block in FENCE.findall(section):
             yield section.partition("\n")[0], language, block
@@ -148,14 +151,20 @@ class Reader:
         program, *words = shlex.split(command)
         if program == PROJECT:
             printed = self.python(["-m", "my_ml_project", *words])
+        elif program == "curl":
+            with self.serving() as gateway:
+                printed = self.shell(command.replace("http://127.0.0.1:8080", gateway["ALGORITHMIA_API"]))
+            assert '"result"' in printed, f"{command}: {printed}"
         else:
-            bash = ["bash", "-c", command]
-            done = subprocess.run(
-                bash, cwd=self.project, env=self.environment, capture_output=True, text=True, check=False
-            )
-            assert done.returncode == 0, f"{command}: {done.stdout + done.stderr}"
-            printed = done.stdout
+            printed = self.shell(command)
         assert sample(printed.splitlines()[-len(expected) :] if expected else []) == sample(expected)
+
+    def shell(self, command: str) -> str:
+        """Run a command of the shell that must succeed; return its output."""
+        bash = ["bash", "-c", command]
+        done = subprocess.run(bash, cwd=self.project, env=self.environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, f"{command}: {done.stdout + done.stderr}"
+        return done.stdout
 
     def python(self, arguments: list[str], **more: str) -> str:
         """Run a program of Python that must succeed; return its output."""
