@@ -15,9 +15,6 @@ import pytest
 if TYPE_CHECKING:
     from services.hub_server import Hub
 
-FAST = 5  # seconds of CPU that a test may take without the marker `slow`
-SHARED = 3  # factor of CPU seconds if hyper-threads and caches are shared with other processes
-
 gc.disable()  # until all tests are imported
 # A shell ignores SIGINT in background processes, which would be inherited by all processes of the tests.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -38,21 +35,6 @@ def pytest_collection_finish() -> None:
     """Exclude the imported modules from garbage collection, which would visit them in many tests."""
     gc.freeze()
     gc.enable()
-
-
-def spent() -> float:
-    """The CPU seconds of this process and its finished children."""
-    return sum(os.times()[:4]) + forking.Process.spent
-
-
-@pytest.hookimpl(wrapper=True)
-def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
-    """Fail a slow test without the marker, which `make test-fast` would run."""
-    before = spent()
-    yield
-    seconds = spent() - before
-    if seconds > FAST * SHARED and not {"slow", "engines"} & {mark.name for mark in item.iter_markers()}:
-        pytest.fail(f"{seconds:.1f} s of CPU: mark the test as slow", pytrace=False)
 
 
 @pytest.hookimpl(wrapper=True)

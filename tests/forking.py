@@ -106,7 +106,6 @@ def share() -> None:
 class Process:
     """A running program, with the interface of subprocess.Popen with text pipes."""
 
-    spent = 0.0  # CPU seconds of finished processes and their children
     running: ClassVar[list["Process"]] = []
 
     def __init__(
@@ -149,9 +148,7 @@ class Process:
         return self.returncode
 
     def _end(self) -> None:
-        status, spent = launcher.line(self.connection).split()
-        self.returncode = os.waitstatus_to_exitcode(int(status))
-        Process.spent += float(spent)
+        self.returncode = os.waitstatus_to_exitcode(int(launcher.line(self.connection)))
         self.running.remove(self)
         self.connection.close()
 

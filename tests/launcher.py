@@ -90,7 +90,7 @@ def launch(python: str, address: str) -> NoReturn:
         for number in os.read(sent, 64) if ready else b"":
             with suppress(ProcessLookupError):
                 os.kill(pid, number)
-    status = int(line(connection).split()[0])
+    status = int(line(connection))
     if os.WIFSIGNALED(status):
         end = os.WTERMSIG(status)
         if end != signal.SIGKILL:

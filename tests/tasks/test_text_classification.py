@@ -328,6 +328,7 @@ def test_the_page_tokenizes_and_classifies_as_the_service(folder: Path, bert: Pa
         predict.apply({"text": "no"}, loaded)
 
 
+@pytest.mark.slow
 def test_texts_longer_than_the_encoder_reads_are_reported(folder: Path, bert: Path, roberta: Path) -> None:
     texts = "\n".join(f"{'word ' * 700},{'ab'[row % 2]}" for row in range(20))
     (folder / "long.csv").write_text(f"text,topic\n{texts}\n")
