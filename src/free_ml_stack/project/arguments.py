@@ -37,10 +37,11 @@ def parse_train(science: "Science", words: Sequence[str]) -> argparse.Namespace:
 
 def chosen_run(args: argparse.Namespace, default: str) -> str:
     """Return the run that the arguments of `train` name, or `default`. Raises StackError for an invalid name."""
-    found = [name for name in (args.run, args.name, default or None) if name is not None]
-    for name in found[:1]:
+    given = args.name if args.run is None else args.run
+    name = default if given is None else given
+    if name or given is not None:
         check_run_name(name)
-    return found[0] if found else ""
+    return str(name)
 
 
 def check_run_name(name: str) -> None:
