@@ -8,14 +8,11 @@ from pathlib import Path
 import pytest
 
 TALK = """
-import multiprocessing, tempfile
-from free_ml_stack.processes import shorten_socket_paths
+import multiprocessing.util, tempfile
+from free_ml_stack.processes import process_context
 if __name__ == "__main__":
     before = tempfile.gettempdir()
-    shorten_socket_paths()
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([])
-    process = context.Process(target=print, args=("talked",))
+    process = process_context([]).Process(target=print, args=("talked",))
     process.start()
     process.join()
     assert process.exitcode == 0 and tempfile.gettempdir() == before

@@ -11,7 +11,7 @@ import stat
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ import requests
 from Algorithmia.algorithm import OutputType
 from deployed import open_app
 from predictors import Echo, echo_folder
-from waiting import until
+from waiting import children, fork_server_has, until
 
 from free_ml_stack.deployment.deploy import deploy
 from free_ml_stack.deployment.monitor import read_calls
@@ -93,6 +93,15 @@ def test_an_interrupt_is_a_clean_shutdown(root: Path, workers: str) -> None:
         assert running.communicate(timeout=20) == ("stopped\n", "")
 
 
+@pytest.mark.parametrize("library", ["", "onnxruntime"])
+def test_ctrl_c_during_the_start_is_a_clean_shutdown(root: Path, library: str) -> None:
+    """It is sent to all processes: also to the fork server, which starts or imports packages."""
+    with process(root, start_new_session=True) as (running, _):
+        until(lambda: fork_server_has(library, running.pid))
+        os.killpg(running.pid, signal.SIGINT)
+        assert running.communicate(timeout=20) == ("stopped\n", "")
+
+
 def test_a_port_in_use_is_reported_in_one_line(root: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
@@ -102,9 +111,12 @@ def test_a_port_in_use_is_reported_in_one_line(root: Path) -> None:
     assert run.stderr == f"cannot open 127.0.0.1:{port}: Address already in use; choose another port\n"
 
 
-@pytest.mark.parametrize("workers", ["1", "2"])
-def test_a_call_in_flight_is_answered_and_logged_on_shutdown(root: Path, workers: str) -> None:
-    with process(root, workers) as (running, url):
+@pytest.mark.parametrize(("workers", "kill"), [("1", os.kill), ("2", os.kill), ("1", os.killpg)])
+def test_a_call_in_flight_is_answered_and_logged_on_shutdown(
+    root: Path, workers: str, kill: Callable[[int, int], None]
+) -> None:
+    """As systemd does, `killpg` terminates the model processes and their fork server, too."""
+    with process(root, workers, start_new_session=True) as (running, url):
         key = json.loads((root / "gateway.json").read_text())["key"]
         algo = Algorithmia.client(key, url).algo("me/demo")
         answers = []
@@ -115,7 +127,7 @@ def test_a_call_in_flight_is_answered_and_logged_on_shutdown(root: Path, workers
         waiting.start()
         until(begun.exists)
         Algorithmia.client(key, url).algo("me/demo").set_options(output=OutputType.void).pipe("void")
-        running.terminate()
+        kill(running.pid, signal.SIGTERM)
         output, errors = running.communicate(timeout=20)
         waiting.join()
     assert answers == [slow]
@@ -177,13 +189,6 @@ def test_a_worker_is_replaced_once(root: Path) -> None:
         os.kill(first, signal.SIGKILL)
         until(lambda: first not in children(running.pid) and not any(Path(f"/proc/{pid}").exists() for pid in models))
         assert len(children(running.pid)) == 2 and other in children(running.pid)
-
-
-def children(pid: int) -> list[int]:
-    """Return the child processes of a process."""
-    return [
-        int(child) for thread in Path(f"/proc/{pid}/task").glob("*/children") for child in thread.read_text().split()
-    ]
 
 
 def test_small_responses_are_sent_immediately() -> None:

@@ -1,8 +1,12 @@
 """Local sweeps without an account, with worker processes that can die."""
 
 import json
+import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import optuna
 import projects
@@ -10,6 +14,7 @@ import pytest
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
+from waiting import fork_server_has, until
 
 from free_ml_stack.processes import alive
 from free_ml_stack.sweeps.sweep import importance
@@ -282,6 +287,18 @@ def test_a_stopped_sweep_exits_immediately_and_resumes_later(project: Path) -> N
     assert not [pid for pid in crew if alive(pid)]
     projects.run(project, "sweep", "--trials", "3")
     assert len(finished(project)) == 3
+
+
+@pytest.mark.slow
+def test_ctrl_c_during_the_start_is_reported_in_one_line(project: Path) -> None:
+    """It is sent to all processes: also to the fork server, which imports the training code."""
+    command, environ = [sys.executable, "-m", "skeleton", "sweep"], projects.environment(project)
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, cwd=project, env=environ, start_new_session=True, **pipes) as process:
+        until(lambda: fork_server_has("libtorch", process.pid))
+        os.killpg(process.pid, signal.SIGINT)
+        assert process.communicate(timeout=60) == ("", "interrupted\n")
+    assert process.returncode == 130
 
 
 @pytest.mark.slow

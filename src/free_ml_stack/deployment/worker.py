@@ -23,6 +23,7 @@ import orjson
 
 from free_ml_stack.deployment.answering import JSON, JSON_OPTIONS, Loaded, Pair, check_sample, load
 from free_ml_stack.errors import StackError, one_line
+from free_ml_stack.processes import set_signals
 from free_ml_stack.project.science import Predictor
 
 BYTES = 1 << 16  # maximum bytes per recv
@@ -70,8 +71,7 @@ def receive_soon(connection: socket.socket) -> bytes | None:
 
 def work(connection: socket.socket, predictor: Predictor | str, folder: str) -> None:
     """Load a model folder, report the result, and answer batches until the gateway closes the connection."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)  # the gateway answers accepted calls, then closes the connection
+    set_signals(signal.SIG_IGN, signal.SIG_IGN)  # the gateway answers accepted calls, then closes the connection
     end_with_parent()
     gc.freeze()  # a collection would copy every page shared with the fork server
     with suppress(ConnectionError):  # the gateway ended
@@ -91,6 +91,7 @@ def work(connection: socket.socket, predictor: Predictor | str, folder: str) -> 
 
 def report_check(connection: Connection, predictor: Predictor | str, folder: str) -> None:
     """Check a model folder with its sample; send the error message, or nothing on success."""
+    set_signals(signal.SIG_DFL, signal.SIG_DFL)
     end_with_parent()
     try:
         check_sample(predictor, Path(folder))

@@ -17,11 +17,10 @@ from free_ml_stack.errors import StackError, one_line
 from free_ml_stack.gateway.app import Gateway
 from free_ml_stack.gateway.hosted import asgi_app
 from free_ml_stack.gateway.protocol.server import drop_new_connections, make_server
-from free_ml_stack.processes import GC_THRESHOLDS
+from free_ml_stack.processes import GC_THRESHOLDS, STOPPING
 from free_ml_stack.storage.atomic import replace
 
 log = logging.getLogger(__name__)
-STOPPING = (signal.SIGTERM, signal.SIGINT)
 RESTART_SECONDS = 1.0  # seconds until a process that failed is replaced
 CONNECTIONS = 1 << 16  # the limit of open files, if the system allows it
 

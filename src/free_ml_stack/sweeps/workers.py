@@ -4,7 +4,6 @@ import contextlib
 import gc
 import io
 import math
-import multiprocessing
 import signal
 import sys
 import threading
@@ -16,7 +15,7 @@ from multiprocessing.connection import Connection, wait
 from typing import Any, NamedTuple
 
 from free_ml_stack.errors import PreemptedError, StackError
-from free_ml_stack.processes import shorten_socket_paths
+from free_ml_stack.processes import process_context, set_signals
 from free_ml_stack.sweeps.command import environment_variables, runs_train, train_arguments, trial_command
 from free_ml_stack.sweeps.job import EventKind, Task, TrialJob
 from free_ml_stack.sweeps.search_space import is_number, metric_value
@@ -65,12 +64,11 @@ class Reporter(Tracker):
 def worker_loop(connection: "Connection", alive: "Connection", task: Task) -> None:
     """Receive jobs, run them and report the results, until a connection is closed."""
     gc.freeze()  # a collection would copy the pages that are shared with the fork server
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is handled by the sweep
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # the inherited handler could raise where it cannot be caught
+    set_signals(signal.SIG_DFL, signal.SIG_IGN)  # Ctrl-C is handled by the sweep
     threading.Thread(target=terminate_when_closed, args=(alive,), daemon=True).start()
-    connection.send(f"{task.science.package}.train" in sys.modules)
     # the sweep has ended, or this process was terminated and has saved a checkpoint
     with suppress(EOFError, ConnectionError, PreemptedError):
+        connection.send(f"{task.science.package}.train" in sys.modules)
         while True:
             job: TrialJob = connection.recv()
             what, value = run_job(task, job, Reporter(connection, job.trial, task.plan.metric))
@@ -136,17 +134,11 @@ class Workers:
 
     def __init__(self, task: Task, count: int, seconds: float = 0.0) -> None:
         self.task, self.seconds = task, seconds or math.inf
-        shorten_socket_paths()
-        methods = multiprocessing.get_all_start_methods()
-        # A fork server that has imported torch starts workers in milliseconds; Windows has none.
-        self.context: Any = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
         package = task.science.package
-        self.preloads = "forkserver" in methods and runs_train(task.plan, package)  # other programs do not need torch
-        if self.preloads:
-            self.context.set_forkserver_preload(
-                # the last would be imported by the first optimizer step of each worker, which takes seconds
-                [f"{package}.train", "free_ml_stack.training.run", "torch._dynamo"]
-            )
+        self.trains = runs_train(task.plan, package)  # other programs do not need torch
+        # the last would be imported by the first optimizer step of each worker, which takes seconds
+        training = [f"{package}.train", "free_ml_stack.training.run", "torch._dynamo"]
+        self.imported = training if self.trains else ["__main__"]  # the default of multiprocessing
         self.free = [self._start() for _ in range(count)]
         self.busy: dict[Connection, tuple[TrialWorker, TrialJob, float]] = {}
 
@@ -211,9 +203,10 @@ class Workers:
 
     def _start(self) -> TrialWorker:
         for _ in range(STARTS):
-            here, there = self.context.Pipe()
-            reader, alive = self.context.Pipe(duplex=False)
-            process = self.context.Process(target=worker_loop, args=(there, reader, self.task), daemon=True)
+            context = process_context(self.imported)
+            here, there = context.Pipe()
+            reader, alive = context.Pipe(duplex=False)
+            process = context.Process(target=worker_loop, args=(there, reader, self.task), daemon=True)
             process.start()
             there.close()
             reader.close()
@@ -224,7 +217,7 @@ class Workers:
                 here.close()
                 alive.close()
                 continue
-            if self.preloads and not preloaded:
+            if self.trains and context.get_start_method() == "forkserver" and not preloaded:
                 raise StackError("workers cannot import the training code; run `train` to see the error")
             return TrialWorker(here, process, alive)
         raise StackError(f"cannot start a worker (exit code {process.exitcode}); run `train` to see the error")

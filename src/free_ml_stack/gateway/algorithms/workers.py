@@ -17,10 +17,9 @@ import orjson
 from free_ml_stack.deployment.answering import Output
 from free_ml_stack.deployment.worker import Frames, frame, receive_soon, report_check, work
 from free_ml_stack.errors import StackError
-from free_ml_stack.processes import shorten_socket_paths
+from free_ml_stack.processes import process_context
 from free_ml_stack.project.science import Predictor
 
-METHOD = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
 # Shared by all workers; torch is left out, as a model may not use it.
 PRELOADED = ["numpy", "onnxruntime", "free_ml_stack.deployment.worker"]
 START_LOCK = threading.Lock()
@@ -186,12 +185,9 @@ def start_process(
 ) -> Any:
     """Start a process; the first call also starts the fork server."""
     given = predictor.__name__ if isinstance(predictor, ModuleType) else predictor
-    context: Any = multiprocessing.get_context(METHOD)
-    process = context.Process(target=target, args=(connection, given, str(folder)), daemon=True)
     with START_LOCK, hidden_main():
-        if METHOD == "forkserver":
-            shorten_socket_paths()
-            multiprocessing.set_forkserver_preload(PRELOADED)
+        context = process_context(PRELOADED)
+        process = context.Process(target=target, args=(connection, given, str(folder)), daemon=True)
         process.start()
     return process
 
