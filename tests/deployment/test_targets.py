@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import signal
 from pathlib import Path
 
 import Algorithmia
@@ -11,6 +12,8 @@ from baking import bake
 from deployed import KEY, Deployed, deployed
 from hosting import SAMPLES, hub, space_files
 from predictors import echo_folder
+from services.ports import listening
+from services.wandb_server import KEY as WANDB_KEY
 
 from free_ml_stack.data import dataset
 from free_ml_stack.deployment import targets
@@ -54,6 +57,18 @@ def test_a_key_without_rights_on_the_algorithm_is_reported(project: Path, tmp_pa
     [line] = printed.strip().splitlines()
     assert line.startswith(f"error: request rejected by {gateway.url}: ")
     assert line.endswith("403]>; check that the owner of ALGORITHMIA_API_KEY may change you/Skeleton")
+
+
+def test_a_deployed_version_is_reported_before_its_lineage_is_tracked(project: Path) -> None:
+    with listening() as wandb:  # does not answer
+        wandb.settimeout(60)
+        address = {"WANDB_BASE_URL": f"http://127.0.0.1:{wandb.getsockname()[1]}", "WANDB_API_KEY": WANDB_KEY}
+        process = projects.start(project, "deploy", "--model", "run", STACK_TRACKER="wandb", **address)
+        with wandb.accept()[0]:
+            process.send_signal(signal.SIGINT)
+            printed, complaint = process.communicate(timeout=60)
+    assert printed.startswith("Deployed model run as version 0.1.0 of me/Skeleton; ")
+    assert (process.returncode, complaint) == (130, "interrupted\n")
 
 
 @pytest.mark.slow

@@ -76,12 +76,11 @@ def deploy(science: "Science", settings: "Settings", args: Namespace) -> int:
         return _deploy_elsewhere(science, settings, args)
     model = published_model(settings, args.model)
     build = deployment.deploy(model, store, name, science.predict, args.bump)
-    tracked = lineage.deployed(settings, model, build.version)
     say(
         f"Deployed model {model.name} as version {build.version} of {settings.algorithm}; "
-        "its prediction for the sample equals the recorded one.",
-        *filter(None, [tracked]),
+        "its prediction for the sample equals the recorded one."
     )
+    say(*filter(None, [lineage.deployed(settings, model, build.version)]))
     return print_next(settings, "serve", "predict")
 
 
