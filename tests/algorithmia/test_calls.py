@@ -150,3 +150,5 @@ def test_the_record_of_a_gateway_whose_process_id_is_used_again_is_ignored(gatew
         record = {"url": url, "pid": os.getpid(), "key": KEY}
         (settings.private / RECORD).write_text(json.dumps(record))
         assert running_gateway(settings) == (record if found else {})
+    (settings.private / RECORD).write_text(json.dumps(record | {"before": {**record, "url": gateway.url}}))
+    assert running_gateway(settings)["url"] == gateway.url

@@ -69,6 +69,19 @@ def test_the_url_is_printed_and_the_record_is_removed(root: Path, workers: str) 
         assert not record.exists()
 
 
+def test_the_record_of_an_earlier_gateway_is_restored(root: Path) -> None:
+    """Of two earlier ones, the second ends first."""
+    record = root / "gateway.json"
+    with open_port("127.0.0.1", 0) as first, open_port("127.0.0.1", 0) as second:
+        url, other = (f"http://127.0.0.1:{one.getsockname()[1]}" for one in (first, second))
+        earlier = {"url": url, "pid": os.getpid(), "key": "sim"}
+        record.write_text(json.dumps({**earlier, "url": other, "before": earlier}))
+        with process(root) as (_, latest):
+            assert json.loads(record.read_text())["url"] == latest
+            second.close()
+        assert json.loads(record.read_text()) == earlier
+
+
 def test_idle_clients_do_not_exhaust_the_connections(root: Path) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     few = max(int(path.name) for path in Path("/proc/self/fd").iterdir()) + 64

@@ -39,12 +39,24 @@ def gateway_address(settings: "Settings") -> tuple[str, str]:
 
 
 def running_gateway(settings: "Settings") -> dict[str, Any]:
-    """Return the record of the running local gateway, or an empty dict."""
+    """Return the record of the latest local gateway that is running, or an empty dict."""
+    return latest_running(read_record(settings.private / RECORD))
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """Return the record of the latest local gateway, or an empty dict."""
     try:
-        running: dict[str, Any] = json.loads((settings.private / RECORD).read_text(encoding="utf-8"))
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):  # the latter after a power failure
         return {}
-    return running if alive(running["pid"]) and accepts(running["url"]) else {}
+    return found
+
+
+def latest_running(record: dict[str, Any]) -> dict[str, Any]:
+    """Return the first record whose gateway is running, of a record and those `before` it; or an empty dict."""
+    while record and not (alive(record["pid"]) and accepts(record["url"])):
+        record = record.get("before", {})
+    return record
 
 
 def accepts(url: str) -> bool:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from free_ml_stack.algorithmia.calls import latest_running, read_record
 from free_ml_stack.errors import StackError, one_line
 from free_ml_stack.gateway.app import Gateway
 from free_ml_stack.gateway.hosted import asgi_app
@@ -52,8 +53,8 @@ def serve(
     """Serve until SIGTERM or SIGINT. `make_app(keys)` creates the application in each of the `workers`.
 
     Port 0 selects a free port. Without `keys` a new one is generated. `record` is a file for local tools, which
-    exists while the gateway runs and is readable by its owner only: `{"url", "pid", "key"}`. Raises StackError if
-    the port is in use.
+    exists while the gateway runs and is readable by its owner only: `{"url", "pid", "key", "before"}`, the last being
+    the record of an earlier gateway that is running. Raises StackError if the port is in use.
     """
     if workers > 1 and not hasattr(os, "fork"):
         raise StackError(f"--workers {workers}: this system cannot fork processes; use --workers 1")
@@ -161,14 +162,18 @@ def fork(work: Callable[[], None]) -> int:
 
 @contextmanager
 def record_file(record: Path | None, content: dict[str, str | int]) -> Iterator[None]:
-    """Write the record of the running gateway, and remove it on exit."""
+    """Write the record of the running gateway; on exit remove it, or restore that of an earlier one still running."""
     if record is None:
         yield
         return
     record.parent.mkdir(parents=True, exist_ok=True)
-    replace(record, json.dumps(content).encode(), private=True)
+    before = latest_running(read_record(record))
+    replace(record, json.dumps({**content, "before": before}).encode(), private=True)
     try:
         yield
     finally:
-        if record.exists() and json.loads(record.read_text(encoding="utf-8"))["pid"] == os.getpid():
-            record.unlink()
+        if read_record(record).get("pid") == os.getpid():
+            if before := latest_running(before):
+                replace(record, json.dumps(before).encode(), private=True)
+            else:
+                record.unlink()
