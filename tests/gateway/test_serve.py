@@ -162,11 +162,14 @@ def test_a_worker_that_exits_is_replaced(root: Path) -> None:
 
 
 def test_workers_that_fail_are_reported_and_not_started_in_a_loop(tmp_path: Path) -> None:
+    """A signal after the gateway has ended gives no error."""
     program = """
+import signal
 from free_ml_stack.errors import StackError
 from free_ml_stack.gateway.serve import serve
 def fail(keys): raise StackError("no store")
 serve(fail, workers=2)
+signal.raise_signal(signal.SIGTERM)
 """
     with subprocess.Popen([sys.executable, "-c", program], stderr=subprocess.PIPE, text=True) as running:
         assert running.stderr

@@ -140,6 +140,7 @@ def run_workers(work: Callable[[], None], count: int, signals: list[int], listen
                 pids.remove(ended)
                 if not signals:
                     pids.add(fork(work))
+    signal.set_wakeup_fd(-1)  # the socket is closed on return
 
 
 def fork(work: Callable[[], None]) -> int:
