@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import optuna
+import places
 import projects
 import pytest
 from optuna.storages import JournalStorage
@@ -299,6 +301,22 @@ def test_ctrl_c_during_the_start_is_reported_in_one_line(project: Path) -> None:
         os.killpg(process.pid, signal.SIGINT)
         assert process.communicate(timeout=60) == ("", "interrupted\n")
     assert process.returncode == 130
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("error", ["import absent", "1 / 0"])
+def test_an_error_of_the_training_code_at_its_import_is_reported(project: Path, tmp_path: Path, error: str) -> None:
+    shutil.copytree(places.SOURCE / "skeleton", package := tmp_path / "source" / "skeleton")
+    (package / "train.py").write_text(error)
+    for command in ("sweep", "train"):
+        process = projects.start(project, command, PYTHONPATH=str(package.parent))
+        printed = process.communicate(timeout=300)[1]
+        assert process.returncode == 1
+        if command == "sweep":
+            assert printed.endswith("error: workers cannot import the training code; run `train` to see the error\n")
+            assert "free_ml_stack" not in printed  # no traceback of the sweep
+        else:
+            assert f"    {error}\n" in printed
 
 
 @pytest.mark.slow

@@ -22,6 +22,7 @@ from free_ml_stack.sweeps.search_space import is_number, metric_value
 from free_ml_stack.tracking.tracker import RunStoppedError, Tracker
 
 GRACE = 10  # seconds for a terminated trial to write its checkpoint
+UNIMPORTABLE = "workers cannot import the training code; run `train` to see the error"
 STARTS = 20  # attempts to start a worker, because new ones may be killed as well
 Event = tuple[int, EventKind, Any]  # trial, kind, value or message
 
@@ -207,7 +208,10 @@ class Workers:
             here, there = context.Pipe()
             reader, alive = context.Pipe(duplex=False)
             process = context.Process(target=worker_loop, args=(there, reader, self.task), daemon=True)
-            process.start()
+            try:
+                process.start()
+            except EOFError:  # the fork server ended with the error of a module
+                raise StackError(UNIMPORTABLE) from None
             there.close()
             reader.close()
             try:
@@ -218,7 +222,7 @@ class Workers:
                 alive.close()
                 continue
             if self.trains and context.get_start_method() == "forkserver" and not preloaded:
-                raise StackError("workers cannot import the training code; run `train` to see the error")
+                raise StackError(UNIMPORTABLE)
             return TrialWorker(here, process, alive)
         raise StackError(f"cannot start a worker (exit code {process.exitcode}); run `train` to see the error")
 
