@@ -153,7 +153,8 @@ class Reader:
             printed = self.python(["-m", "my_ml_project", *words])
         elif program == "curl":
             with self.serving() as gateway:
-                printed = self.shell(command.replace("http://127.0.0.1:8080", gateway["ALGORITHMIA_API"]))
+                command = command.replace("http://127.0.0.1:8080", gateway["ALGORITHMIA_API"])
+                printed = self.shell(command.replace("KEY", gateway["ALGORITHMIA_API_KEY"]))
             assert '"result"' in printed, f"{command}: {printed}"
         else:
             printed = self.shell(command)
