@@ -13,6 +13,7 @@ import numpy as np
 import onnx
 import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
+from waiting import until
 
 from free_ml_stack.storage.manifest import write_manifest
 
@@ -38,6 +39,7 @@ class Echo:
             case {"sleep": seconds, **rest}:
                 Path(rest.get("begun", os.devnull)).write_text("now")
                 time.sleep(seconds)
+                until(Path(rest.get("end", os.devnull)).exists)
             case {"print": text}:
                 print(text)
         return payload

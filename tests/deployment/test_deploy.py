@@ -232,7 +232,8 @@ def test_a_pinned_version_is_available_immediately(tmp_path: Path) -> None:
 def test_a_replaced_model_is_deleted_after_its_last_call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(models, "MAX_MODELS", 1)
     with deployed(tmp_path) as gateway:
-        algo, slow = gateway.client().algo("me/demo"), {"sleep": 1.0, "begun": str(tmp_path / "begun")}
+        algo, end = gateway.client().algo("me/demo"), tmp_path / "end"
+        slow = {"sleep": 0, "begun": str(tmp_path / "begun"), "end": str(end)}
         answers: list[Any] = []
         calling = threading.Thread(target=lambda: answers.append(algo.pipe(slow).result))
         assert algo.pipe("word").result == "hello"
@@ -244,7 +245,8 @@ def test_a_replaced_model_is_deleted_after_its_last_call(tmp_path: Path, monkeyp
         def copies() -> list[str]:
             return sorted(path.read_text() for path in Path(gateway.app.models.cache).rglob("word.txt"))
 
-        assert calling.is_alive() and copies() == ["again", "hello"]
+        assert copies() == ["again", "hello"]
+        end.touch()
         calling.join()
         assert answers == [slow]
         until(lambda: copies() == ["again"])

@@ -335,12 +335,13 @@ def test_health_is_answered_while_the_model_is_busy(tmp_path: Path) -> None:
     with deployed(tmp_path) as gateway:
         for _ in range(2):  # so that the gateway measures a slow model
             gateway.client().algo("me/demo").pipe({"sleep": 0.1})
-        begun = tmp_path / "begun"
-        slow = threading.Thread(target=lambda: gateway.client().algo("me/demo").pipe({"sleep": 2, "begun": str(begun)}))
+        begun, end = tmp_path / "begun", tmp_path / "end"
+        payload = {"sleep": 0, "begun": str(begun), "end": str(end)}
+        slow = threading.Thread(target=lambda: gateway.client().algo("me/demo").pipe(payload))
         slow.start()
         until(begun.exists)
         assert requests.get(f"{gateway.url}/healthz", timeout=10).ok
-        assert slow.is_alive()
+        end.touch()
         slow.join()
 
 

@@ -23,7 +23,6 @@ from free_ml_stack.gateway.algorithms.calls import Limits
 from free_ml_stack.gateway.algorithms.workers import start_process
 
 HEADERS = {"Authorization": KEY}
-LONGEST = 0.05  # maximum delay of other requests in seconds
 FREEZES = [{"sleep": 1.5}, {"freeze": 1.5}]
 
 
@@ -56,13 +55,6 @@ def meanwhile(work: Callable[[], Any]) -> Iterator[threading.Thread]:
         thread.join()
 
 
-def seconds(session: requests.Session, method: str, url: str, **options: Any) -> float:
-    """Return the duration of a successful request."""
-    begun = time.perf_counter()
-    assert session.request(method, url, headers=HEADERS, timeout=20, **options).ok
-    return time.perf_counter() - begun
-
-
 @pytest.mark.parametrize("slow", FREEZES, ids=["asleep", "frozen"])
 def test_a_slow_call_does_not_delay_other_requests(gateway: Deployed, slow: Any) -> None:
     asked = [
@@ -72,16 +64,14 @@ def test_a_slow_call_does_not_delay_other_requests(gateway: Deployed, slow: Any)
         ("POST", "/v1/algo/me/demo", {"json": "word"}),
         ("POST", "/v1/algo/me/demo?timeout=10", {"json": "word"}),
     ]
-    taken: dict[str, list[float]] = {path: [] for _, path, _ in asked}
+    answered = 0
     with requests.Session() as session, meanwhile(lambda: ask(gateway, slow)) as caller:
         until(lambda: batcher(gateway).busy)
         while caller.is_alive():
             for method, path, options in asked:
-                taken[path].append(seconds(session, method, gateway.url + path, **options))
-    for path, times in taken.items():
-        assert len(times) > 5
-        assert sorted(times)[len(times) // 2] < LONGEST / 2, path
-        assert sum(times) < 1.5, path  # in total less than the slow call: none has waited for it
+                assert session.request(method, gateway.url + path, headers=HEADERS, timeout=20, **options).ok
+                answered += caller.is_alive()
+    assert answered >= 3 * len(asked)  # a request that waits for the slow call is not answered before it
 
 
 @pytest.mark.parametrize("slow", FREEZES, ids=["asleep", "frozen"])
