@@ -50,6 +50,18 @@ def test_progress_prints_nothing_without_standard_error(monkeypatch: pytest.Monk
     assert progress.bar is None
 
 
+def test_output_to_a_pipe_that_is_closed_ends_the_program(tmp_path: Path) -> None:
+    """As SIGPIPE does for other programs."""
+    loop = "from free_ml_stack import console\nwhile True: console.say('line')"
+    with subprocess.Popen(
+        ["sh", "-c", f'"{sys.executable}" -c "{loop}"; echo $? >code'], cwd=tmp_path, stdout=-1, stderr=-1
+    ) as one:
+        assert one.stdout and one.stderr
+        one.stdout.close()
+        assert one.stderr.read() == b""
+    assert (tmp_path / "code").read_text() == "141\n"
+
+
 def test_long_lines_are_wrapped_at_the_width_of_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "20")
     assert console.wrapped("one two three four five six") == "one two three four\n  five six"

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 LAST = 2  # file descriptor of standard error
+CLOSED = 141  # exit code of a command whose output is closed, as of one that SIGPIPE ends
 
 
 def open_streams() -> None:
@@ -32,8 +33,12 @@ def is_terminal() -> bool:
 
 def say(*lines: str) -> None:
     """Print lines and flush them, so that they appear immediately in a pipe too; on a terminal, wrap long ones."""
-    for line in lines:
-        print(wrapped(line) if sys.stdout.isatty() else line, flush=True)
+    try:
+        for line in lines:
+            print(wrapped(line) if sys.stdout.isatty() else line, flush=True)
+    except BrokenPipeError:  # the reader, such as `head`, has ended
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(CLOSED) from None
 
 
 def wrapped(text: str) -> str:

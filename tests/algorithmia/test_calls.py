@@ -135,6 +135,8 @@ def test_an_input_is_json_text_or_a_file(tmp_path: Path) -> None:
         ("[1e999]", "invalid JSON input: "),
         (str(tmp_path / "wide.json"), "save it as UTF-8 text"),
         (str(tmp_path / "none.json"), "none.json: no such file"),
+        (str(tmp_path / "my photo.jpg"), "my photo.jpg: no such file"),
+        (f"{tmp_path}/", "is a folder; name a file in it"),
     ):
         with pytest.raises(StackError, match=words):
             read_input(wrong)

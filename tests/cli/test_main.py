@@ -5,12 +5,14 @@ import json
 import os
 import pty
 import re
+import shutil
 import subprocess
 import sys
 import termios
 from pathlib import Path
 
 import forking
+import places
 import projects
 import pytest
 
@@ -156,3 +158,17 @@ def test_train_accepts_the_arguments_of_a_sweep(empty: Path) -> None:
     projects.run(empty, "train", "--config=given.json", "--batch_size=32", "--lr=0.002")
     config = json.loads(next(empty.glob("runs/*/result.json")).read_text())["config"]
     assert (config["epochs"], config["width"], config["batch_size"], config["lr"]) == (1, 8, 32, 0.002)
+
+
+def test_fields_of_the_configuration_without_flag_are_flags_too(empty: Path, tmp_path: Path) -> None:
+    shutil.copytree(places.SOURCE / "skeleton", package := tmp_path / "source" / "skeleton")
+    config = (package / "config.py").read_text()
+    own = {"PYTHONPATH": str(package.parent)}
+    (package / "config.py").write_text(config + '    tag: str = "none"\n')
+    assert re.search(r'--tag STR +\(default: "none"\)', projects.run(empty, "train", "--help", **own))
+    projects.run(empty, "data", **own)
+    projects.run(empty, "train", "--epochs", "1", "--name", "one", "--tag", "first", **own)
+    assert json.loads((empty / "runs" / "one" / "config.json").read_text())["tag"] == "first"
+    (package / "config.py").write_text(config + "    tag: str | None = None\n")
+    printed = projects.run(empty, "train", code=1, **own)
+    assert printed == "error: TrainConfig.tag: expected the type int, float, str or bool, got str | None\n"

@@ -232,6 +232,20 @@ def test_a_page_shows_a_table_below_its_picture(tmp_path: Path) -> None:
     assert text.index("<h2>Two</h2>") < text.index("<tr><td>&lt;b&gt;</td><td>0.5</td></tr>")
 
 
+@pytest.mark.parametrize("value", [1.0, "Oslo"])
+def test_calls_without_a_quantity_are_drift(value: Any) -> None:
+    """But not if training rows lacked it as often."""
+    always, never, half = [{"place": value}] * 100, [{"other": 1.0}] * 100, [{"place": value}, {"place": None}] * 50
+    found = drift(reference(always), never)
+    assert found["verdict"] == "strong"
+    assert found["bins"]["place"][-1] == "missing"
+    counts = found["counts"]["place"]
+    assert (sum(counts["reference"][:-1]), counts["calls"][-1]) == (100, 100)
+    assert drift(reference(always), always)["bins"]["place"][-1] != "missing"
+    assert drift(reference(half), half)["verdict"] == "none"
+    assert drift(reference(half), always)["verdict"] == "strong"
+
+
 @pytest.mark.parametrize("quantities", [1, 30])
 def test_random_variation_is_not_reported_as_drift(quantities: int) -> None:
     chance = np.random.default_rng(0)

@@ -299,7 +299,7 @@ def test_ctrl_c_during_the_start_is_reported_in_one_line(project: Path) -> None:
     with subprocess.Popen(command, cwd=project, env=environ, start_new_session=True, **pipes) as process:
         until(lambda: fork_server_has("libtorch", process.pid))
         os.killpg(process.pid, signal.SIGINT)
-        assert process.communicate(timeout=60) == ("", "interrupted\n")
+        assert process.communicate(timeout=60) == ("", "interrupted; run the same command to continue the sweep\n")
     assert process.returncode == 130
 
 
@@ -344,9 +344,19 @@ def test_a_diverged_trial_is_reported(project: Path) -> None:
     )
 
 
-def test_an_unknown_parameter_is_named_with_a_suggestion(project: Path) -> None:
-    (project / "sweep.yaml").write_text(GRID.replace("seed:", "sead:"))
-    assert "did you mean 'seed'?" in projects.run(project, "sweep", code=1)
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("sead: {values: [0, 1, 2]}", "unknown setting 'sead'; did you mean 'seed'?"),
+        ("seed: {values: [0, soon]}", "seed: expected int, got 'soon'"),
+        ("deep: {parameters: {seed: {values: [0, 1]}}}", "parameter deep.seed: `train` has no nested settings"),
+    ],
+)
+def test_a_parameter_that_train_lacks_is_reported_before_the_first_trial(
+    project: Path, line: str, message: str
+) -> None:
+    (project / "sweep.yaml").write_text(GRID.replace("seed: {values: [0, 1, 2]}", line))
+    assert projects.run(project, "sweep", code=1) == f"error: sweep.yaml: {message}\n"
 
 
 def test_a_missing_data_set_is_reported(tmp_path: Path) -> None:

@@ -353,3 +353,5 @@ def test_a_table_without_texts_is_rejected_with_the_kinds_of_its_columns() -> No
     data = importlib.import_module(f"{PACKAGE}.data")
     with pytest.raises(StackError, match="no text column besides label, only text of kind number, label of kind text"):
         data.arrange({"text": "number", "label": "text"}, "label")
+    columns = {"Ticket ID": "text", "Body (text)": "text", "Queue": "text"}
+    assert data.arrange(columns, "Queue")["text"] == ("Body (text)", "text")

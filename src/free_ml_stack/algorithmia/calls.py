@@ -2,6 +2,7 @@
 
 import errno
 import json
+import mimetypes
 import os
 import socket
 import subprocess
@@ -114,7 +115,10 @@ def read_input(text: str) -> Any:
     except OSError as error:
         if error.errno != errno.ENAMETOOLONG:  # a long text
             raise StackError(f"{text}: {error.strerror}") from None
-    if path.suffix[1:].isalnum() and not any(character.isspace() for character in text):
+    if os.sep in text and path.is_dir():
+        raise StackError(f"{text} is a folder; name a file in it")
+    spaces = any(character.isspace() for character in text)
+    if path.suffix[1:].isalnum() and (not spaces or mimetypes.guess_type(text)[0]):
         raise StackError(f"{text}: no such file")
     return _parse_input(os.fsencode(text))
 

@@ -38,17 +38,17 @@ def main(package: str) -> None:
 
 def run(science: "Science", arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code. Errors that the user can correct give one line and code 1."""
-    args = parse(science, sys.argv[1:] if arguments is None else arguments)
-    from free_ml_stack.project.settings import load  # not needed for --help
-
     try:
+        args = parse(science, sys.argv[1:] if arguments is None else arguments)
+        from free_ml_stack.project.settings import load  # not needed for --help
+
         settings = load(overrides(args.set), Path.cwd())
         return all_commands()[args.command].run(science, settings, args)
     except StackError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+    except KeyboardInterrupt as interrupt:
+        print("; ".join(["interrupted", *map(str, interrupt.args)]), file=sys.stderr)
         return 130
     except Exception as error:
         from free_ml_stack.credentials.environment import explain_error

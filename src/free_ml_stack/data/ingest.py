@@ -54,6 +54,8 @@ def ingest(
     if found := stored_manifest(store, source, asked):
         return found
     plan = make_plan(source, data, target)
+    if used := [f"{column} as {name}" for name, (column, _) in plan.columns.items() if column != name]:
+        say(f"Used: {join_names(used)}.")
     if unused := source.splits["train"].types.keys() - {column for column, _ in plan.columns.values()}:
         say(f"Not used: {join_names(sorted(unused))}.")
     kinds = {name: col.Description(kind, name == plan.target) for name, (_, kind) in plan.columns.items()}

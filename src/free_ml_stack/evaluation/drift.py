@@ -11,6 +11,7 @@ import numpy as np
 QUANTILES = (0.2, 0.4, 0.6, 0.8)  # of the reference: bin edges of a number
 MODERATE, STRONG = 0.1, 0.25  # conventional thresholds of the population stability index
 MIN_CALLS = 30  # fewer give no verdict
+MISSING = "missing"  # bin of calls without the quantity
 FALSE_ALARM_RATE = 0.01  # of a verdict, over all quantities (Bonferroni)
 
 Watched = Mapping[str, Any]  # name to number or category (text) of one call
@@ -37,10 +38,12 @@ def drift(known: Mapping[str, Any], watched: Sequence[Watched]) -> dict[str, Any
     """Compare calls with the reference `known`, quantity by quantity.
 
     `scores` are population stability indices minus their expectation without drift. `verdict` is "none", "moderate"
-    (from 0.1) or "strong" (from 0.25), by the largest significant score, or "too few calls" below 30.
+    (from 0.1) or "strong" (from 0.25), by the largest significant score, or "too few calls" below 30. Calls without a
+    quantity are a bin of their own.
     """
     numbers, categories = _numbers(watched), _categories(watched)
-    pairs, bins = {}, {}
+    pairs: dict[str, tuple[list[int], list[int]]] = {}
+    bins: dict[str, list[str]] = {}
     for name, before in known["categories"].items():
         after = categories.get(name, Counter())
         bins[name] = sorted({*before, *after})
@@ -48,6 +51,11 @@ def drift(known: Mapping[str, Any], watched: Sequence[Watched]) -> dict[str, Any
     for name, part in known["numbers"].items():
         bins[name] = _ranges(part["edges"])
         pairs[name] = (part["counts"], _counts(numbers.get(name, []), np.asarray(part["edges"])))
+    for name, (expected, found) in pairs.items():
+        missing = (known["rows"] - sum(expected), len(watched) - sum(found))
+        if any(missing):
+            bins[name] = [*bins[name], MISSING]
+            pairs[name] = ([*expected, missing[0]], [*found, missing[1]])
     scores = {name: stability_index(*pair) for name, pair in pairs.items()}
     significant = [
         scores[name]

@@ -46,8 +46,8 @@ def add_flags(parser: argparse.ArgumentParser, cls: type) -> None:
         parser.add_argument(
             *names,
             default=argparse.SUPPRESS,
-            metavar="|".join(field.metadata["choices"]) or _type(cls, field.name).__name__.upper(),
-            help=f"{field.metadata['help']} (default: {default})".replace("%", "%%"),
+            metavar="|".join(field.metadata.get("choices", ())) or _type(cls, field.name).__name__.upper(),
+            help=f"{field.metadata.get('help', '')} (default: {default})".strip().replace("%", "%%"),
         )
 
 
@@ -71,7 +71,7 @@ def convert(cls: type, name: str, value: Any) -> Any:
     known = {field.name: field for field in fields(cls)}
     if name not in known:
         raise StackError(unknown(name, list(known)))
-    kind, choices = _type(cls, name), known[name].metadata["choices"]
+    kind, choices = _type(cls, name), known[name].metadata.get("choices", ())
     try:
         result = _bool(value) if kind is bool else _convert_exactly(kind, value)
     except (TypeError, ValueError, OverflowError):
@@ -118,6 +118,8 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def _type(cls: type, name: str) -> type:
     kind: type = get_type_hints(cls)[name]
+    if kind not in (int, float, str, bool):
+        raise StackError(f"{cls.__name__}.{name}: expected the type int, float, str or bool, got {kind}")
     return kind
 
 

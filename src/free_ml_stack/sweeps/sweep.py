@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +12,7 @@ from free_ml_stack.data import dataset
 from free_ml_stack.errors import StackError
 from free_ml_stack.evaluation import plots as pictures
 from free_ml_stack.evaluation.result import metric_text
+from free_ml_stack.project.flags import convert, unknown
 from free_ml_stack.storage.documents import as_json
 from free_ml_stack.storage.stores import open_store
 from free_ml_stack.sweeps.command import runs_train
@@ -89,7 +90,8 @@ def sweep(science: "Science", settings: "Settings", file: Path, options: SweepOp
             raise StackError(f"--join requires a valid W&B key; run `{settings.command} doctor` for details")
         return join(settings, options)
     plan = read_sweep(file)
-    if runs_train(plan, science.package):  # report a missing or outdated data set once, not in each trial
+    if runs_train(plan, science.package):  # report these errors once, not in each trial
+        check_parameters(plan, science.config, file)
         dataset.load(science, settings, open_store(settings.storage, settings))
     folder = sweep_folder(science, settings, file)
     folder.mkdir(parents=True, exist_ok=True)
@@ -99,6 +101,22 @@ def sweep(science: "Science", settings: "Settings", file: Path, options: SweepOp
     if trials is None:
         trials = sweep_locally(science, settings, plan, folder, options)
     return write_results(plan, trials, settings, folder)
+
+
+def check_parameters(plan: Sweep, config: type, file: Path) -> None:
+    """Raise StackError for a parameter that `train` does not have, or a value that it refuses."""
+    names = [field.name for field in fields(config)]
+    for parameter in plan.parameters:
+        numbers = parameter.numbers
+        try:
+            if parameter.path[1:]:
+                raise StackError(f"parameter {parameter.name}: `train` has no nested settings")
+            if parameter.name not in names:
+                raise StackError(unknown(parameter.name, names))
+            for value in (*numbers.get("values", ()), *filter(None, [numbers.get("value")])):
+                convert(config, parameter.name, value)
+        except StackError as error:
+            raise StackError(f"{display_path(file)}: {error}") from None
 
 
 def sweep_online(

@@ -16,6 +16,7 @@ NAME = "chatterbot-topics"
 SOURCE = "https://github.com/gunthercox/chatterbot-corpus"
 LICENSE = "bsd-3-clause"  # license id of the Hub
 TARGET = "topic"
+NAMES = ("text", "body", "message", "comment", "content", "description", "question", "review")  # of columns of texts
 FEWEST = 20  # minimum number of lines of a topic
 FILES = ["*.json", "*.safetensors", "*.txt", "*.model"]  # files of an encoder, in formats that cannot execute code
 
@@ -37,11 +38,13 @@ def fetch() -> dict[str, Any]:
 
 
 def arrange(columns: Mapping[str, str], target: str) -> dict[str, tuple[str, str]]:
-    """Map columns to (source column, kind): `text`, or the first text column, and the target."""
+    """Map columns to (source column, kind): the text, by its name or the first text column, and the target."""
     texts = [name for name, kind in columns.items() if kind == "text" and name != target]
     if not texts:
         raise StackError(f"no text column besides {target}, only {', '.join(map(' of kind '.join, columns.items()))}")
-    return {"text": ("text" if "text" in texts else texts[0], "text"), "label": (target, "category")}
+    named = [name for name in texts if any(word in name.lower() for word in NAMES)]
+    [found, *_] = ["text"] if "text" in texts else named or texts
+    return {"text": (found, "text"), "label": (target, "category")}
 
 
 def prepare(config: TrainConfig, facts: Mapping[str, Any], columns: Mapping[str, Any], draws: Any) -> dict[str, Any]:

@@ -115,9 +115,14 @@ def sweep(science: "Science", settings: "Settings", args: Namespace) -> int:
     from free_ml_stack.sweeps.command import runs_train
 
     options = sweeps.SweepOptions(args.agents, args.trials, args.join, args.study, args.sampler, args.timeout)
-    found = sweeps.sweep(science, settings, args.file or settings.root / "sweep.yaml", options)
+    try:
+        found = sweeps.sweep(science, settings, args.file or settings.root / "sweep.yaml", options)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt("run the same command to continue the sweep") from None
+    rows, count = found.rows(), len(found.trials)
     say(
-        table(found.rows(), found.header()),
+        table(rows, found.header()),
+        *([f"The table shows the best {len(rows)} of {count} trials."] if count > len(rows) else []),
         f"Trials and pictures are in {display_path(found.folder)}.",
         *filter(None, [found.tracked]),
     )
