@@ -12,7 +12,7 @@ from free_ml_stack.data import dataset
 from free_ml_stack.errors import StackError
 from free_ml_stack.evaluation import plots as pictures
 from free_ml_stack.evaluation.result import metric_text
-from free_ml_stack.project.flags import convert, unknown
+from free_ml_stack.project.flags import unknown
 from free_ml_stack.storage.documents import as_json
 from free_ml_stack.storage.stores import open_store
 from free_ml_stack.sweeps.command import runs_train
@@ -104,19 +104,13 @@ def sweep(science: "Science", settings: "Settings", file: Path, options: SweepOp
 
 
 def check_parameters(plan: Sweep, config: type, file: Path) -> None:
-    """Raise StackError for a parameter that `train` does not have, or a value that it refuses."""
+    """Raise StackError for a parameter that `train` does not have."""
     names = [field.name for field in fields(config)]
     for parameter in plan.parameters:
-        numbers = parameter.numbers
-        try:
-            if parameter.path[1:]:
-                raise StackError(f"parameter {parameter.name}: `train` has no nested settings")
-            if parameter.name not in names:
-                raise StackError(unknown(parameter.name, names))
-            for value in (*numbers.get("values", ()), *filter(None, [numbers.get("value")])):
-                convert(config, parameter.name, value)
-        except StackError as error:
-            raise StackError(f"{display_path(file)}: {error}") from None
+        if parameter.path[1:]:
+            raise StackError(f"{display_path(file)}: parameter {parameter.name}: `train` has no nested settings")
+        if parameter.name not in names:
+            raise StackError(f"{display_path(file)}: {unknown(parameter.name, names)}")
 
 
 def sweep_online(
