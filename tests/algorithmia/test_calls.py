@@ -125,7 +125,13 @@ def test_an_input_is_json_text_or_a_file(tmp_path: Path) -> None:
     assert read_input(str(tmp_path / "photo.jpg")) == bytearray(b"\xff\xd8\xff\xe0")
     assert read_input("some text.") == "some text."
     assert read_input('{"a": null}') == {"a": None}
-    for text in ("1.5 is text for some, and JSON here", "~you and ~me", "NaN", "why? " * 200 + "really?"):
+    for text in (
+        "1.5 is text for some, and JSON here",
+        "~you and ~me",
+        "NaN",
+        "why? " * 200 + "really?",
+        "and/or? " * 800 + ".",
+    ):
         assert read_input(text) == text
     assert read_input("caf\udce9 au lait") == bytearray(b"caf\xe9 au lait")  # an argument that is not UTF-8
     (tmp_path / "wide.json").write_bytes("[1]".encode("utf-16"))

@@ -115,7 +115,7 @@ def read_input(text: str) -> Any:
     except OSError as error:
         if error.errno != errno.ENAMETOOLONG:  # a long text
             raise StackError(f"{text}: {error.strerror}") from None
-    if os.sep in text and path.is_dir():
+    if os.sep in text and os.path.isdir(path):  # noqa: PTH112 - never raises, as the text may be long
         raise StackError(f"{text} is a folder; name a file in it")
     spaces = any(character.isspace() for character in text)
     if path.suffix[1:].isalnum() and (not spaces or mimetypes.guess_type(text)[0]):
