@@ -174,39 +174,38 @@ def test_concurrent_deployments_get_two_versions_or_an_error(store: AbstractFile
         assert store.isfile(f"{build.folder}/manifest.json")
 
 
-def test_a_failed_deployment_deletes_only_its_own_files(
-    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """On the Hub, another deployment finishes during the upload of this one."""
+@pytest.fixture
+def bucket(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> AbstractFileSystem:
+    """The store of a project in a bucket of the Hub."""
     monkeypatch.setattr(constants, "ENDPOINT", hub.url)
     monkeypatch.setenv("HF_TOKEN", "hf_write")
     HfApi().create_bucket("me/store")
-    store = hub_store("hf://buckets/me/store/me/project")
+    return hub_store("hf://buckets/me/store/me/project")
+
+
+def test_a_failed_deployment_deletes_only_its_own_files(hub: Hub, bucket: AbstractFileSystem, tmp_path: Path) -> None:
+    """On the Hub, another deployment finishes during the upload of this one."""
     slow = Fault("slow", at={1}, match="/batch", seconds=2.0)
     hub.app.faults = [slow]
     with ThreadPoolExecutor(1) as threads:
-        late = threads.submit(deploy, echo_folder(tmp_path / "late", "late"), store, "demo", Echo())
+        late = threads.submit(deploy, echo_folder(tmp_path / "late", "late"), bucket, "demo", Echo())
         slow.struck.wait()
-        deploy(echo_folder(tmp_path / "other", "other"), store, "demo", Echo())
+        deploy(echo_folder(tmp_path / "other", "other"), bucket, "demo", Echo())
         with pytest.raises(StackError, match=r"version 0\.1\.0 of demo already exists"):
             late.result()
-    [build] = versions(store, "demo")
+    [build] = versions(bucket, "demo")
     words = {path: content for path, content in hub.buckets.content("me/store").items() if path.endswith("word.txt")}
     assert words == {f"me/project/{build.folder}/word.txt": b"other"}
 
 
 def test_a_version_whose_registration_is_answered_with_an_error_keeps_its_files(
-    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    hub: Hub, bucket: AbstractFileSystem, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(constants, "ENDPOINT", hub.url)
-    monkeypatch.setenv("HF_TOKEN", "hf_write")
-    HfApi().create_bucket("me/store")
-    store = hub_store("hf://buckets/me/store/me/project")
     hub.app.faults = [Fault(403, at={2}, match="/batch", after=True)]  # the first request stores the files
     with pytest.raises(HfHubHTTPError):
-        deploy(echo_folder(tmp_path / "model"), store, "demo", Echo())
-    [build] = versions(store, "demo")
-    assert store.isfile(f"{build.folder}/word.txt")
+        deploy(echo_folder(tmp_path / "model"), bucket, "demo", Echo())
+    [build] = versions(bucket, "demo")
+    assert bucket.isfile(f"{build.folder}/word.txt")
 
 
 def test_a_running_gateway_detects_new_versions(tmp_path: Path) -> None:

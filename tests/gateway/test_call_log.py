@@ -125,7 +125,6 @@ def test_errors_in_descriptions_of_calls_affect_neither_calls_nor_the_log(
         algo = gateway.client().algo("me/demo")
         for word in ("a", "list", "leave", "b", "c"):
             assert algo.pipe(word).result == word
-            time.sleep(0.05)  # the process describes a call when it is idle
         with pytest.raises(AlgorithmException, match="not this one") as raised:
             algo.pipe("enum")
         assert raised.value.error_type == "UnsupportedError"

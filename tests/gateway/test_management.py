@@ -16,7 +16,6 @@ from serving import serving
 
 from free_ml_stack.deployment.deploy import deploy, rollback
 from free_ml_stack.errors import StackError
-from free_ml_stack.gateway.algorithms import models as loaded_models
 
 DETAILS = {"label": "Hello", "summary": "Returns a greeting", "tagline": "Hi"}
 SETTINGS = {"license": "mit", "network_access": "isolated", "pipeline_enabled": False}
@@ -292,11 +291,8 @@ def test_a_rollback_while_a_version_is_loading_is_obeyed(tmp_path: Path) -> None
     asyncio.run(roll_back_while_loading())
 
 
-def test_a_version_that_could_not_be_loaded_is_tried_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_version_that_could_not_be_loaded_is_tried_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """But not at each poll, as a load takes memory and time; the failure is reported once."""
-    monkeypatch.setattr(loaded_models, "RETRY_SECONDS", 0.5)
     store, app = open_app(tmp_path / "data")
     models = app.models
 
@@ -310,7 +306,7 @@ def test_a_version_that_could_not_be_loaded_is_tried_again(
             await models.refresh("demo")
         await models.refresh_all()  # not yet
         for _ in range(2):
-            await asyncio.sleep(loaded_models.RETRY_SECONDS)
+            models.retries["demo"] = 0.0  # RETRY_SECONDS have passed
             await models.refresh_all()  # fails
             await models.refresh_all()  # not yet
         [report] = caplog.messages
@@ -320,7 +316,7 @@ def test_a_version_that_could_not_be_loaded_is_tried_again(
         away.rename(folder)
         await models.refresh("demo")
         assert models.find("demo", "").build.version == "0.1.0"
-        await asyncio.sleep(loaded_models.RETRY_SECONDS)
+        models.retries["demo"] = 0.0
         await models.refresh("demo")
         assert models.find("demo", "").build.version == "0.2.0"
         await models.close()
