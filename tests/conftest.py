@@ -30,6 +30,12 @@ def pytest_configure(config: pytest.Config) -> None:
         forking.share()
 
 
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Move the longest test to the start, as the other workers take over the tests that follow it, but the next."""
+    items.sort(key=lambda item: item.get_closest_marker("first") is None)
+
+
 @pytest.hookimpl
 def pytest_collection_finish() -> None:
     """Exclude the imported modules from garbage collection, which would visit them in many tests."""

@@ -86,6 +86,7 @@ def install_cell(project: Path) -> str:
 
 
 @pytest.mark.slow
+@pytest.mark.first
 def test_the_demo_succeeds_with_pip(tmp_path: Path) -> None:
     project = bake(tmp_path, hooks=False, project_slug=SLUG)
     run(tmp_path, sys.executable, "-m", "venv", "venv")
