@@ -42,10 +42,10 @@ demo: setup ## generate the default project and run its demo, without accounts
 demo-online: setup ## run the demo with the real clients and all services on loopback
 	@"$(BIN)/python" tests/services/online.py build/demo-online
 
-test: setup browser ## run all tests (15 to 40 minutes)
+test: setup browser ## run all tests (11 to 40 minutes)
 	@"$(BIN)/python" -m pytest $(PARALLEL)
 
-test-fast: setup browser ## run the tests not marked slow (3 to 6 minutes)
+test-fast: setup browser ## run the tests not marked slow (2 to 6 minutes)
 	@"$(BIN)/python" -m pytest $(PARALLEL) -m "not slow and not engines"
 
 test-template: setup ## run the tests of the template (2 to 6 minutes)

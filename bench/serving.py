@@ -87,9 +87,10 @@ def main() -> None:
             print(f"first start, which may compile packages to bytecode: {compiling:.2f} s")
         started, gateway = stack.enter_context(serve_gateway(project))
         rows = [("seconds to start", started, "≤ 0.5", started <= 0.5)]
-        memory = resident(gateway.pid) / 1e6  # including the spare process of the model
+        own, mapped = settled_memory(gateway.pid)
         rows += against_peers(names, gateway, project, folder, seconds, rounds)
-        rows.append(("memory, MB", memory, "≤ 90", memory <= 90))
+        rows.append(("memory without mapped files, MB", own, "≤ 90", own <= 90))
+        rows.append(("memory with mapped files, MB", own + mapped, "≤ 90", own + mapped <= 90))
         rows += two_processes(gateway, project, folder, seconds, rounds)
     print_table(rows)
 
@@ -325,12 +326,29 @@ def free_port() -> int:
         return int(server.getsockname()[1])
 
 
-def resident(pid: int) -> int:
-    """Return the memory of a process and its children in bytes; shared memory counts once."""
-    children = [child for path in Path(f"/proc/{pid}/task").glob("*/children") for child in path.read_text().split()]
+def settled_memory(pid: int) -> tuple[float, float]:
+    """Return the memory as `memory` does, once the gateway has loaded the model's spare process, too."""
+    before, now = (0.0, 0.0), memory(pid)
+    while now != before:
+        time.sleep(0.5)
+        before, now = now, memory(pid)
+    return now
+
+
+def memory(pid: int) -> tuple[float, float]:
+    """Return the memory of a process and its children in MB: their own, and that of mapped files, e.g. libraries.
+
+    Memory shared by several processes counts once. The latter depends on the page cache: around each page that a
+    program uses, the kernel also maps those that are cached.
+    """
     lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
-    own = next(line for line in lines if line.startswith("Pss:"))
-    return int(own.split()[1]) * 1024 + sum(resident(int(child)) for child in children)
+    size = {name: int(rest.split()[0]) * 1024 / 1e6 for name, _, rest in (line.partition(":") for line in lines[1:])}
+    own, mapped = size["Pss_Anon"] + size["Pss_Shmem"], size["Pss_File"]
+    for path in Path(f"/proc/{pid}/task").glob("*/children"):
+        for child in path.read_text().split():
+            more = memory(int(child))
+            own, mapped = own + more[0], mapped + more[1]
+    return own, mapped
 
 
 def print_table(rows: list[Row]) -> None:
