@@ -210,6 +210,41 @@ def test_with_bars_adds_a_picture_and_a_table(tmp_path: Path) -> None:
     ) == {"Feature importances": (names, rows)}
 
 
+def test_a_drift_plot_of_many_bins_has_the_largest_and_the_sum_of_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    figures: list[Figure] = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, path: figures.append(figure))
+    rare = [0.3 / 40] * 40
+    pairs = {"city": ([f"city {n}" for n in range(42)], [0.3, *rare, 0.4], [0.7, *rare, 0.0])}
+    plots.histograms(pairs, tmp_path / "drift.png")
+    [axes] = figures[0].axes
+    names = [label.get_text() for label in axes.get_xticklabels()]
+    assert (names[0], names[-2:], len(names)) == ("city 0", ["city 41", "30 others"], 13)
+    heights = [patch.get_height() for patch in axes.patches]
+    assert (heights[0], heights[11], heights[13], heights[24]) == (0.3, 0.4, 0.7, 0.0)
+    assert [heights[12], heights[25]] == pytest.approx([30 * rare[0]] * 2)
+
+
+@pytest.mark.parametrize(
+    ("values", "names"),
+    [
+        ([1e6, 1535123, 2e6, 3e6, 4e6], ["≤ 1428000", "– 1814000", "– 2400000", "– 3200000", "> 3200000"]),
+        ([0.1, 0.2, 0.3], ["≤ 0.14", "– 0.18", "– 0.22", "– 0.26", "> 0.26"]),
+        ([7] * 9, ["≤ 7", "> 7"]),
+    ],
+)
+def test_the_bins_of_numbers_have_short_names(values: list[float], names: list[str]) -> None:
+    watched = [{"size": value} for value in values]
+    assert drift(reference(watched), watched)["bins"]["size"] == names
+
+
+def test_the_bins_of_close_numbers_have_distinct_names() -> None:
+    watched = [{"size": 1_000_000_001.0 + number / 1000} for number in range(100)]
+    names = drift(reference(watched), watched)["bins"]["size"]
+    assert len(set(names)) == len(names) == 5
+
+
 @pytest.mark.parametrize("quantities", [1, 5, 40])
 def test_drift_plots_keep_their_shape_for_many_quantities(quantities: int, tmp_path: Path) -> None:
     shares = [1 / 100] * 100

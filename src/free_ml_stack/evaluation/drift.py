@@ -121,5 +121,7 @@ def _counts(values: Sequence[float], edges: np.ndarray[Any, np.dtype[Any]]) -> l
 
 
 def _ranges(edges: Sequence[float]) -> list[str]:
-    ends = [f"{edge:.6g}" for edge in edges]
+    """Name the bins between distinct edges, with as many digits as distinguish them."""
+    texts = ([f"{float(f'{edge:.{digits}g}'):.{max(digits, 7)}g}" for edge in edges] for digits in range(4, 18))
+    ends = next(each for each in texts if len(set(each)) == len(edges))
     return [f"≤ {ends[0]}", *(f"– {end}" for end in ends[1:]), f"> {ends[-1]}"] if ends else ["all"]

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.collections import PolyCollection
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 from numpy.typing import NDArray
@@ -22,7 +21,7 @@ DPI = 120
 DECADE = 10
 VALIDATION, PANELS = "validation_", 3  # prefix of validation metrics; maximum number of panels
 NUMBERED, CELLS = 20, 1000  # maximum number of classes with counts in the cells; of cells on a side
-TICKS, PANE_TICKS = 25, 13  # maximum number of labels on an axis of a picture; of a histogram
+TICKS, PANE_TICKS = 25, 13  # maximum number of labels on an axis of a picture; of bins of a histogram
 LETTER = 0.075  # inches per character of a label
 BARS, ACROSS, PANES = 30, 4, 12  # maximum number of bars; of histograms in a row; in a picture
 
@@ -142,7 +141,8 @@ def latency(milliseconds: NDArray[np.float64], path: Path) -> Path:
 def histograms(pairs: Mapping[str, tuple[Sequence[Any], Sequence[float], Sequence[float]]], path: Path) -> Path:
     """Draw the distributions in training and in the calls side by side, for the first twelve quantities.
 
-    `pairs` maps each title to the names of the bins, their shares in training and their shares in the calls.
+    `pairs` maps each title to the names of the bins, their shares in training and their shares in the calls. Of more
+    than 13 bins the largest are drawn.
     """
     kept = list(pairs.items())[:PANES]
     across = min(ACROSS, max(len(kept), 1))
@@ -151,11 +151,12 @@ def histograms(pairs: Mapping[str, tuple[Sequence[Any], Sequence[float], Sequenc
     panels = figure.subplots(down, across, squeeze=False).flat
     titles = _drawable([title for title, _ in kept])
     for axes, title, (_, (bins, reference, current)) in zip(panels, titles, kept, strict=False):
-        _side_by_side(axes, reference, current)
-        shown = range(0, len(bins), max(1, -(-len(bins) // PANE_TICKS)))
-        names = [_literal(_short(name, 12)) for name in _drawable(bins)[:: shown.step]]
+        bins, shares = _largest(bins, reference, current)
+        for each, side, color, label in zip(shares, (-0.2, 0.2), (GREY, BLUE), ("training", "calls"), strict=True):
+            axes.bar([place + side for place in range(len(bins))], each, 0.4, color=color, label=label)
+        names = [_literal(_short(name, 12)) for name in _drawable(bins)]
         turned = sum(fonts.width(name) + 1 for name in names) > TICKS
-        axes.set_xticks(shown, names, fontsize=7, rotation=90 if turned else 0)
+        axes.set_xticks(range(len(bins)), names, fontsize=7, rotation=90 if turned else 0)
         axes.set_title(_literal(_short(title)), fontsize=10)
     for axes in list(figure.axes)[len(kept) :]:
         axes.remove()
@@ -165,17 +166,15 @@ def histograms(pairs: Mapping[str, tuple[Sequence[Any], Sequence[float], Sequenc
     return _save(figure, path)
 
 
-def _side_by_side(axes: Axes, reference: Sequence[float], current: Sequence[float]) -> None:
-    """Draw two distributions as bars, as one artist each: `Axes.bar` takes seconds for thousands of bars."""
-    for shares, start, color, label in ((reference, -0.4, GREY, "training"), (current, 0.0, BLUE, "calls")):
-        places = [place + start for place in range(len(shares))]
-        bars = [
-            [(left, 0), (left, share), (left + 0.4, share), (left + 0.4, 0)]
-            for left, share in zip(places, shares, strict=True)
-        ]
-        axes.add_collection(PolyCollection(bars, color=color, lw=0, label=label))
-    axes.autoscale_view()
-    axes.set_ylim(0, 1.05 * max([*reference, *current, 0]) or 1)
+def _largest(bins: Sequence[Any], *shares: Sequence[float]) -> tuple[list[Any], list[list[float]]]:
+    """Return the bins with the largest of the shares, in their order, and the sum of the others as the last one."""
+    if len(bins) <= PANE_TICKS:
+        return list(bins), [list(each) for each in shares]
+    kept = sorted(np.max(shares, axis=0).argsort(kind="stable")[1 - PANE_TICKS :])
+    found = [[each[place] for place in kept] for each in shares]
+    rest = [sum(each) - sum(some) for each, some in zip(shares, found, strict=True)]
+    names = [*(bins[place] for place in kept), f"{len(bins) - len(kept)} others"]
+    return names, [[*some, last] for some, last in zip(found, rest, strict=True)]
 
 
 def sweep(trials: Sequence[Mapping[str, Any]], weights: Mapping[str, float], metric: str, path: Path) -> Path:

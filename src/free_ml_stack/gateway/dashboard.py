@@ -161,7 +161,7 @@ class Dashboard:
             "version": build.version,
             "since": build.finished_at,
             "notes": build.release_notes,
-            "latest": model is not None and model.build.build_id == build.build_id,
+            "live": model is not None and model.build.build_id == build.build_id,
             "withdrawn": build.withdrawn,
             "calls": counts.calls[build.version],
         }
