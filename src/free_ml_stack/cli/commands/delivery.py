@@ -41,9 +41,9 @@ def publish(science: "Science", settings: "Settings", args: Namespace) -> int:
         say(*(hub.preview(repository, folder) if repository else [not_published]), "Dry run: nothing was uploaded.")
         return 0
     stored, url, version = hub.publish(settings, folder, args.public, problem or warning)
-    tracked = lineage.published(settings, folder, {"run": run.name, "url": url})
-    say(f"Model and card are in {display_path(folder)} and {stored}.", *filter(None, [tracked]))
+    say(f"Model and card are in {display_path(folder)} and {stored}.")
     say(f"Published at {url} as {version}." if url else not_published)
+    say(*filter(None, [lineage.published(settings, folder, {"run": run.name, "url": url})]))
     return print_next(settings, "deploy")
 
 
