@@ -172,3 +172,12 @@ def test_fields_of_the_configuration_without_flag_are_flags_too(empty: Path, tmp
     (package / "config.py").write_text(config + "    tag: str | None = None\n")
     printed = projects.run(empty, "train", code=1, **own)
     assert printed == "error: TrainConfig.tag: expected the type int, float, str or bool, got str | None\n"
+    for name in ("name", "run", "set", "help"):
+        (package / "config.py").write_text(config + f'    {name}: str = "none"\n')
+        printed = projects.run(empty, "train", code=1, **own)
+        assert printed == f"error: TrainConfig.{name}: the command has a flag of this name; rename the field\n"
+    (package / "config.py").write_text(config + '    command: str = "none"\n')
+    assert "`command`" not in projects.run(empty, "train", "--help", **own)
+    (package / "config.py").write_text(config)
+    printed = projects.run(empty, "publish", code=1, **own)
+    assert printed.startswith("error: run one was trained with another config.py: unknown setting 'tag'; ")

@@ -323,7 +323,7 @@ def test_balanced_classes_are_not_rare_however_many_they_are(
     assert "warning: fewer than 1 in 402 rows of train are odd" in printed
 
 
-@pytest.mark.parametrize("text", ["{:,}", "${}", "{} %", "-{},5", "{}.000.000", "1 {:03} 000"])
+@pytest.mark.parametrize("text", ["{:,}", "${}", "{} %", "-{},5", "{}.000.000", "1 {:03} 000", "{} kg", "{}cm", "{} m"])
 def test_numbers_in_texts_give_a_warning(text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     size = [text.format(1000 + i if "," in text else i + 1) for i in range(60)]
     plain = [["01234", "12.05.2024", "A 1", "-1.5e3", "2 of 3"][i % 5] + str(i) for i in range(60)]
@@ -341,7 +341,25 @@ DAYS = (
     "2-{}-{}, 9:05:00",
     "{}/2/{} 1:45 PM",
     "{1}/{0:02}/22",
+    "{1}-{0:02}-03 9:05",
+    "Jan 22, {1}",
+    "22. März {1}",
 )
+
+
+@pytest.mark.parametrize("odd", ["?", "-", "unknown", "<5", "#REF!", "N.A."])
+@pytest.mark.parametrize("usual", ["{}.5", "2020-01-02T00:00:{:02}"])
+def test_texts_among_numbers_or_dates_give_a_warning(
+    odd: str, usual: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    size = [odd if i == 30 else usual.format(i) for i in range(60)]
+    grade = [["1", "2", "3", odd][i % 4] for i in range(60)]
+    load(source(size=size, grade=grade, price=np.arange(60.0)), tmp_path)
+    printed = " ".join(capsys.readouterr().out.split())
+    assert (
+        f"warning: column size has texts such as {odd} besides numbers or dates, used as categories; leave" in printed
+    )
+    assert "column grade" not in printed
 
 
 @pytest.mark.parametrize("text", DAYS)
@@ -410,6 +428,37 @@ def test_a_project_can_define_its_own_splits(tmp_path: Path) -> None:
     splits, _ = load(source(year=years, price=np.arange(60.0)), tmp_path, ByTime)
     assert max(splits["train"]["year"]) < min(splits["validation"]["year"]) <= max(splits["validation"]["year"])
     assert max(splits["validation"]["year"]) < min(splits["test"]["year"])
+
+
+SPLITS: dict[str, Any] = {
+    "for validation and test, got validation": {"validation": range(5)},
+    "for validation and test, got valid, test": {"valid": range(5), "test": range(5, 9)},
+    "for validation and test, got tuple": (range(5), range(5, 9)),
+    "those of test are not all from 0 to 59": {"validation": range(5), "test": [59, 60]},
+    "those of validation are not all from 0 to 59": {"validation": [0.5], "test": [1]},
+    "some rows are in more than one of them": {"validation": range(9), "test": range(8, 12)},
+}
+
+
+@pytest.mark.parametrize("message", SPLITS)
+def test_invalid_splits_of_a_project_are_rejected(message: str, tmp_path: Path) -> None:
+    class Own(Tables):
+        @staticmethod
+        def split(columns: Any, seed: int) -> Any:
+            return SPLITS[message]
+
+    with pytest.raises(StackError, match=f"^split in data.py must return a dict of row numbers .*{message}$"):
+        load(source(price=np.arange(60.0), a=np.arange(60)), tmp_path, Own)
+
+
+def test_splits_of_a_project_may_be_masks(tmp_path: Path) -> None:
+    class Own(Tables):
+        @staticmethod
+        def split(columns: Any, seed: int) -> dict[str, Any]:
+            return {"validation": columns["a"] < 5, "test": columns["a"] > 50}
+
+    _, facts = load(source(price=np.arange(60.0), a=np.arange(60)), tmp_path, Own)
+    assert facts["rows"] == {"train": 46, "validation": 5, "test": 9}
 
 
 def test_ingest_is_reproducible_byte_for_byte(tmp_path: Path) -> None:
@@ -637,6 +686,14 @@ def test_another_encoding_after_the_first_block_is_reported(tmp_path: Path) -> N
         load(from_path(str(path)), tmp_path, Tables)
 
 
+def test_json_lines_with_two_types_in_a_column_name_it(tmp_path: Path) -> None:
+    for number, lines in enumerate((['{"a": "0", "price": 1}', '{"a": 1, "price": 2}'], ['{"a": 1}', '{"a": [1]}'])):
+        with pytest.raises(
+            StackError, match=r"x\d\.jsonl: column a has values of type \w+ and of type \w+; convert it$"
+        ):
+            load(file_source(tmp_path, f"x{number}.jsonl", "\n".join(lines)), tmp_path)
+
+
 def test_json_lines_of_another_encoding_are_reported(tmp_path: Path) -> None:
     lines = ['{"a": "x", "price": 1}'] * 20 + ['{"a": "ü", "price": 2}']
     with pytest.raises(StackError, match=r"a\.jsonl: line 21 is not encoded in UTF-8; save the file as UTF-8"):
@@ -648,6 +705,21 @@ def test_a_target_that_float32_rounds_gives_a_warning(tmp_path: Path, capsys: py
         load(source(a=["x"] * 60, price=start + 1000 * np.arange(60.0)), tmp_path / str(number))
         warned = "which float32 rounds; subtract a constant from the column" in capsys.readouterr().out
         assert warned == (abs(start) == 1e12)
+
+
+@pytest.mark.parametrize("step", [1, 3600])
+def test_features_that_float32_rounds_give_a_warning(
+    step: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    times = np.datetime64("2024-05-01T10:00") + step * np.arange(60).astype("timedelta64[s]")
+    stamps = 1_714_550_400_000 + 100_000 * step * np.arange(60)
+    load(source(time=times, stamp=stamps, price=np.arange(60.0)), tmp_path)
+    printed = " ".join(capsys.readouterr().out.split())
+    for warning in (
+        "warning: column time has dates within 0.0164 hours, which float32 rounds; add a column of seconds",
+        "warning: column stamp has values from 1714550400000 to 1714556300000, which float32 rounds; subtract a",
+    ):
+        assert (warning in printed) == (step == 1)
 
 
 def test_a_missing_path_of_an_image_is_an_error_of_its_row(tmp_path: Path) -> None:

@@ -78,6 +78,19 @@ def test_an_unknown_variable_is_rejected_with_a_suggestion(project: Path) -> Non
         load({}, project, {"STACK_TRAKKER": "none"})
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("STACK_PATIENCE", "abc", "patience: expected float, got 'abc'"),
+        ("STACK_CACHE_BYTES", "x", "cache_bytes: expected int, got 'x'"),
+        ("STACK_TRACKER", "all", "tracker: expected one of .*, got 'all'"),
+    ],
+)
+def test_an_invalid_variable_is_named(project: Path, name: str, value: str, words: str) -> None:
+    with pytest.raises(StackError, match=f"^environment variable {name}: {words}"):
+        load({}, project, {name: value})
+
+
 def test_a_missing_project_is_reported(tmp_path: Path) -> None:
     with pytest.raises(StackError, match="run this inside a project"):
         load({}, tmp_path, {})
@@ -115,6 +128,7 @@ def test_text_and_numbers_become_the_type_of_the_field(value: object, name: str,
         ("lr", "nan"),
         ("lr", None),
         ("device", "tpu"),
+        ("device", 5),
         ("lr", [1]),
     ],
 )

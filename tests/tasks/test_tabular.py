@@ -303,7 +303,12 @@ def test_a_category_may_be_sent_as_a_number_but_not_as_a_list(task: str) -> None
     predict = importlib.import_module(f"{package(task)}.predict")
     field = {"name": "plan", "type": "category", "usual": None, "places": {"a": 0, "7": 1}}
     assert [predict.number(value, field) for value in ("a", 7)] == [0.0, 1.0]
-    assert np.isnan([predict.number(value, field) for value in ("b", 8, None)]).all()
+    assert np.isnan([predict.number(value, field) for value in ("b", 8, None, True, 8.0, 7.5)]).all()
+    assert predict.number(7.0, field) == 1.0
+    truth = {**field, "places": {"true": 0, "unknown": 1}}
+    assert [predict.number(value, truth) for value in (True, "true")] == [0.0, 0.0]
+    model = SimpleNamespace(fields={"plan": truth})
+    assert predict.present_fields({"plan": True}, model) == {"plan": "true"}
     for value in (["a"], {"a": 1}, []):
         with pytest.raises(ValueError, match="plan: expected a text, got"):
             predict.number(value, field)

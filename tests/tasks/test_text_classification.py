@@ -353,5 +353,19 @@ def test_a_table_without_texts_is_rejected_with_the_kinds_of_its_columns() -> No
     data = importlib.import_module(f"{PACKAGE}.data")
     with pytest.raises(StackError, match="no text column besides label, only text of kind number, label of kind text"):
         data.arrange({"text": "number", "label": "text"}, "label")
-    columns = {"Ticket ID": "text", "Body (text)": "text", "Queue": "text"}
-    assert data.arrange(columns, "Queue")["text"] == ("Body (text)", "text")
+
+
+@pytest.mark.parametrize(
+    ("names", "chosen"),
+    [
+        (("Ticket ID", "Body (text)"), "Body (text)"),
+        (("text_id", "review"), "review"),
+        (("context", "sentence"), "sentence"),
+        (("textId", "userComments"), "userComments"),
+        (("review", "text"), "text"),
+        (("a", "b"), "a"),
+    ],
+)
+def test_the_text_is_the_column_named_so(names: tuple[str, ...], chosen: str) -> None:
+    data = importlib.import_module(f"{PACKAGE}.data")
+    assert data.arrange(dict.fromkeys((*names, "label"), "text"), "label")["text"] == (chosen, "text")

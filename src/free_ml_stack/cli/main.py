@@ -43,7 +43,7 @@ def run(science: "Science", arguments: Sequence[str] | None = None) -> int:
         from free_ml_stack.project.settings import load  # not needed for --help
 
         settings = load(overrides(args.set), Path.cwd())
-        return all_commands()[args.command].run(science, settings, args)
+        return all_commands()[args.COMMAND].run(science, settings, args)
     except StackError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -69,7 +69,7 @@ def parse(science: "Science", arguments: Sequence[str]) -> argparse.Namespace:
     """Parse the command line; only the chosen command's arguments are added, to keep --help fast."""
     parser = argparse.ArgumentParser(prog=Path(sys.argv[0]).stem.replace("__main__", f"python -m {science.package}"))
     parser.add_argument("--version", action="version", version=f"free-ml-stack {__version__}")
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    commands = parser.add_subparsers(dest="COMMAND", metavar="COMMAND", required=True)
     for name, command in all_commands().items():
         text = (command.run.__doc__ or "").strip()
         one = commands.add_parser(name, help=text, description=text)

@@ -8,6 +8,8 @@ its index in the manifest's sorted `categories`.
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from datetime import datetime
 from typing import Any
 
 import numpy as np
@@ -21,7 +23,8 @@ from free_ml_stack.errors import StackError
 Facts = Mapping[str, Any]
 MAX_CATEGORIES = 1000  # of a column that is not the target; rarer values count as missing
 MAX_NUMBER = float(np.finfo(np.float32).max)  # of a target
-LEVELS = 100  # minimum number of values that float32 has between the ends of a target
+LEVELS = 100  # minimum number of values that float32 has between the ends of a column
+MICROSECONDS = 86_400_000_000  # in a day
 # Kinds that are not numbers: the type they are stored in, and the types of a source that are converted to it.
 STORED = {
     "text": (pa.string(), (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)),
@@ -34,9 +37,15 @@ STORED = {
 VARIABLE = ("text", "bytes")  # kinds without a fixed size
 ONE_DIMENSION = 1
 # A number as text that is no number to a parser: with thousands separators, a decimal comma, a unit.
-FORMATTED = re.compile(r"[-+]?[$€£¥]?\s?(\d+([.,]\d+)?|\d{1,3}([,.'\s]\d{3})+([.,]\d+)?)\s?[%$€£¥]?")
+FORMATTED = re.compile(
+    r"[-+]?[$€£¥]?\s?(\d+([.,]\d+)?|\d{1,3}([,.'\s]\d{3})+([.,]\d+)?)(\s?[%$€£¥]|\s?[^\W\d]{2,3}|\s[^\W\d]{1,9})?"
+)
 # A date as text in another order or with other separators than in ISO 8601, perhaps with a time.
-DATED = re.compile(r"(\d{1,2}([./-])\d{1,2}\2\d{4}|\d{4}([./])\d{1,2}\3\d{1,2})(,? \d{1,2}(:\d\d){1,2}( ?[AP]M)?)?")
+DATED = re.compile(
+    r"(\d{1,2}([./-])\d{1,2}\2\d{4}|\d{4}([./-])\d{1,2}\3\d{1,2}"
+    r"|[^\W\d]{3,9}\.? \d{1,2},? \d{4}|\d{1,2}\.? [^\W\d]{3,9}\.? \d{4})"
+    r"(,? \d{1,2}(:\d\d){1,2}( ?[AP]M)?)?"
+)
 PLAIN = "write numbers as 1234.5, without thousands separators, decimal commas and units"
 SEVERAL = 10  # values that are formatted numbers or dates, before they count as a mistake
 WRONG = re.compile(r"string: ('.*') as a scalar", re.DOTALL)  # the value in an error of Arrow
@@ -139,8 +148,9 @@ class Description:
         """Add the values of a batch of rows of a split."""
         self.type = column.type
         self.missing += column.null_count
-        if self.kind in ("number", "tensor"):
+        if self.kind in ("number", "tensor", "date"):
             flat = column.storage.flatten() if isinstance(column, pa.ExtensionArray) else column
+            flat = flat.cast(pa.int64()) if self.kind == "date" else flat  # microseconds since 1970
             ends = pc.min_max(flat).as_py()
             if ends["min"] is not None:
                 self.least, self.most = min(self.least, ends["min"]), max(self.most, ends["max"])
@@ -150,12 +160,28 @@ class Description:
             self.counts.setdefault(split, Counter()).update(dict(zip(values, counts, strict=True)))
 
     def mistake(self) -> str:
-        """Describe the mistake if most of the categories are formatted numbers or dates; an empty text without one."""
+        """Describe the mistake if float32 rounds the values, or most categories are numbers or dates; "" without one.
+
+        Models compute in float32; dates are days since 1970.
+        """
+        unit = MICROSECONDS if self.kind == "date" else 1
+        least, most = self.least / unit, self.most / unit
+        if 0 < most - least < LEVELS * np.spacing(np.float32(min(max(abs(least), abs(most)), MAX_NUMBER))):
+            rounded = f"values from {self.least} to {self.most}", "subtract a constant from the column"
+            if self.kind == "date":
+                rounded = f"dates within {(most - least) * 24:.3g} hours", "add a column of seconds"
+            return f"has {rounded[0]}, which float32 rounds; {rounded[1]}"
         values = sorted({value for counts in self.counts.values() for value in counts}, key=str)
+        texts = [value for value in values if isinstance(value, str)]
+        others = [text for text in texts if not _is_plain(text)]
+        enough = max(SEVERAL, len(values) / 2)
         for form, remedy in ((FORMATTED, PLAIN), (DATED, "write dates as 2020-04-22")):
-            found = [one for one in values if isinstance(one, str) and form.fullmatch(one) and not _is_number(one)]
-            if len(found) > max(SEVERAL, len(values) / 2):
+            found = [text for text in others if form.fullmatch(text)]
+            if len(found) > enough:
                 return f"has texts such as {found[0]}, used as categories; {remedy}"
+        if others and not self.target and len(texts) - len(others) > enough:
+            rest = "besides numbers or dates, used as categories; leave missing values empty"
+            return f"has texts such as {others[0]} {rest}"
         return ""
 
     def facts(self) -> dict[str, Any]:
@@ -198,7 +224,7 @@ def to_array(column: pa.Array, facts: Facts) -> NDArray[Any]:
 def check_target(name: str, described: Description, rows: Mapping[str, int], warn: Callable[[str], None]) -> None:
     """Raise StackError for a target of one value, beyond float32 or of too many classes; warn about rare classes."""
     if described.kind != "category":
-        _check_range(name, described.least, described.most, warn)
+        _check_range(name, described.least, described.most)
         return
     classes = described.facts()["categories"]
     if len(classes) == 1:
@@ -220,8 +246,8 @@ def check_target(name: str, described: Description, rows: Mapping[str, int], war
             warn(f"fewer than 1 in {parts} rows of {split} are {join_names(rare)}")
 
 
-def _check_range(name: str, least: float, most: float, warn: Callable[[str], None]) -> None:
-    """Raise StackError for one number, or any beyond float32, in which models compute; warn if it rounds them."""
+def _check_range(name: str, least: float, most: float) -> None:
+    """Raise StackError for one number, or any beyond float32, in which models compute."""
     if least == most:
         raise StackError(
             f"column {name} has the value {least:g} in all rows; provide rows with other values, or choose another "
@@ -233,8 +259,6 @@ def _check_range(name: str, least: float, most: float, warn: Callable[[str], Non
             f"column {name} has the value {extreme:g}, expected at most {MAX_NUMBER:.3g} (float32); "
             "rescale the column, or correct or remove these rows"
         )
-    if 0 < most - least < LEVELS * np.spacing(np.float32(abs(extreme))):
-        warn(f"{name} has values from {least} to {most}, which float32 rounds; subtract a constant from the column")
 
 
 def _dense(column: pa.Array, name: str) -> NDArray[Any]:
@@ -257,12 +281,13 @@ def _dense(column: pa.Array, name: str) -> NDArray[Any]:
     return inner.reshape(len(column), lengths[0], *inner.shape[1:])
 
 
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
+def _is_plain(text: str) -> bool:
+    """Return whether a text is a number or an ISO date."""
+    for read in (float, datetime.fromisoformat):
+        with suppress(ValueError):
+            read(text)
+            return True
+    return False
 
 
 def _is_list(kind: pa.DataType) -> bool:

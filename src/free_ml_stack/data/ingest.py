@@ -224,13 +224,31 @@ def _assign_splits(
     kept = np.flatnonzero(there)
     given = getattr(data, "split", None)
     if given:
-        chosen = given(_Columns(rows, plan, kept), seed)
+        chosen = _checked(given(_Columns(rows, plan, kept), seed), missing, len(kept))
     else:
         values = target.to_numpy()[kept] if plan.columns[plan.target][1] == "category" else np.zeros(len(kept), int)
         chosen = stratified_split(values, seed)
     for name in missing:
         places[kept[chosen[name]]] = name
     return places
+
+
+def _checked(chosen: Any, missing: Sequence[str], count: int) -> dict[str, NDArray[np.intp]]:
+    """Return the rows that `split` in data.py chose for each of the `missing` splits. Raises StackError."""
+    expected = f"split in data.py must return a dict of row numbers for {' and '.join(missing)}"
+    if not isinstance(chosen, Mapping) or any(name not in chosen for name in missing):
+        got = ", ".join(map(str, chosen)) if isinstance(chosen, Mapping) else type(chosen).__name__
+        raise StackError(f"{expected}, got {got}")
+    found = {name: np.asarray(chosen[name]) for name in missing}
+    for name, each in found.items():
+        if each.dtype == bool and each.shape == (count,):
+            found[name] = each = np.flatnonzero(each)
+        if len(each) and (each.dtype.kind not in "iu" or each.min() < 0 or each.max() >= count):
+            raise StackError(f"{expected}; those of {name} are not all from 0 to {count - 1}")
+    every = np.concatenate(list(found.values()))
+    if len(np.unique(every)) < len(every):
+        raise StackError(f"{expected}; some rows are in more than one of them")
+    return {name: each.astype(np.intp) for name, each in found.items()}
 
 
 def stratified_split(values: NDArray[Any], seed: int) -> dict[str, NDArray[np.intp]]:

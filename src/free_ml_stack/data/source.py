@@ -45,6 +45,7 @@ FILE, FOLDER = "file", "folder"  # columns of a folder of files
 NO_EXAMPLES = {".json", ".md", ".txt", ".html", ".xml", ".yml", ".yaml", ".db", ".ini", ".log"}  # of media
 WIDER = (pa.null(), pa.int64(), pa.float64(), pa.bool_(), pa.timestamp("us"), pa.string(), pa.binary())  # tried in turn
 COLUMN = re.compile(r"In CSV column #(\d+)")
+CHANGED = re.compile(r"Column\(/(.+?)\) changed from (\w+) to (\w+)")  # in an error of Arrow about JSON
 SEPARATOR = re.compile(r'"?sep=(.)"?\r?\n', re.IGNORECASE)  # Excel's first line of a CSV file
 
 Batches = Iterator[dict[str, pa.Array]]
@@ -465,6 +466,10 @@ def _json(files: AbstractFileSystem, paths: Sequence[str]) -> Reader:
         except UnicodeDecodeError:
             raise _not_utf8(files, path) from None
         except pa.ArrowException as error:
+            if change := CHANGED.search(str(error)):
+                raise StackError(
+                    f"{path}: column {change[1]} has values of type {change[2]} and of type {change[3]}; convert it"
+                ) from None
             raise StackError(f"{path} is not a complete JSON Lines file ({first_line(error)})") from None
     return Reader(schema.names, batches)
 

@@ -43,12 +43,16 @@ def add_flags(parser: argparse.ArgumentParser, cls: type) -> None:
     for field in fields(cls):
         names = dict.fromkeys((f"--{field.name.replace('_', '-')}", f"--{field.name}"))
         default = json.dumps(field.default) if isinstance(field.default, str) else field.default
-        parser.add_argument(
-            *names,
-            default=argparse.SUPPRESS,
-            metavar="|".join(field.metadata.get("choices", ())) or _type(cls, field.name).__name__.upper(),
-            help=f"{field.metadata.get('help', '')} (default: {default})".strip().replace("%", "%%"),
-        )
+        try:
+            parser.add_argument(
+                *names,
+                default=argparse.SUPPRESS,
+                metavar="|".join(field.metadata.get("choices", ())) or _type(cls, field.name).__name__.upper(),
+                help=f"{field.metadata.get('help', '')} (default: {default})".strip().replace("%", "%%"),
+            )
+        except argparse.ArgumentError:
+            message = f"{cls.__name__}.{field.name}: the command has a flag of this name; rename the field"
+            raise StackError(message) from None
 
 
 def read(cls: type[T], *layers: Mapping[str, Any]) -> T:
@@ -124,8 +128,8 @@ def _type(cls: type, name: str) -> type:
 
 
 def _convert_exactly(kind: type, value: Any) -> Any:
-    """Convert without loss: no booleans as numbers, no dropped fractions, no NaN, no integer that libraries reject."""
-    if isinstance(value, bool | list | dict | None):
+    """Convert without loss: no booleans, no numbers as texts, no dropped fractions, no NaN, no integer beyond BITS."""
+    if isinstance(value, bool | list | dict | None) or (kind is str and not isinstance(value, str)):
         raise TypeError
     result = kind(value)
     if isinstance(value, float) and (math.isnan(value) or (kind is int and value != result)):

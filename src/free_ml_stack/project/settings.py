@@ -115,11 +115,12 @@ def load(flags: Mapping[str, Any], start: Path, environ: MutableMapping[str, str
             environ[name] = value
     bypass_proxy_for_loopback(environ)
     names = {PREFIX + option.name.upper(): option.name for option in fields(Options)}
-    layers = (
+    variables = [(name, option) for name, option in CLIENTS.items() if environ.get(name)]
+    variables += [(name, option) for name, option in names.items() if name in environ]
+    layers = [
         _check_source(FILE, read_toml(root / FILE)),
-        {option: environ[name] for name, option in CLIENTS.items() if environ.get(name)},
-        {names[name]: environ[name] for name in names if name in environ},
-    )
+        *(_check_source(f"environment variable {name}", {option: environ[name]}) for name, option in variables),
+    ]
     _check_unknown(environ, names)
     _check_client_variables(environ)
     options = read(Options, *layers, flags)

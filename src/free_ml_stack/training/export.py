@@ -15,6 +15,7 @@ from free_ml_stack.errors import StackError, one_line
 from free_ml_stack.evaluation.drift import reference
 from free_ml_stack.hub.card import card, edited_sections, escape_markdown, merge_sections, read_card
 from free_ml_stack.hub.usage import NOTEBOOK, copy_code, notebook
+from free_ml_stack.project.flags import read
 from free_ml_stack.project.settings import FILE
 from free_ml_stack.storage.documents import as_json, json_round_trip
 from free_ml_stack.storage.manifest import write_manifest
@@ -57,7 +58,11 @@ def export(science: "Science", settings: "Settings", run: Path, kept: Mapping[st
             "restore its files, or train again"
         )
     folder.mkdir(parents=True, exist_ok=True)
-    config, model = science.config(**result["config"]), science.model.load(run / MODEL)
+    try:
+        config: Any = read(science.config, result["config"])
+    except StackError as error:
+        raise StackError(f"run {run.name} was trained with another config.py: {error}; train again") from None
+    model = science.model.load(run / MODEL)
     written = merge_sections(kept_sections(settings.models, folder), kept or {})
     shutil.copytree(run / MODEL, folder, dirs_exist_ok=True)  # a README.md in it is overwritten below
     judged = json.loads((run / EVALUATION).read_text(encoding="utf-8"))

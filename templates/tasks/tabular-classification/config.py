@@ -15,7 +15,7 @@ class TrainConfig:
         least=1,
     )
     lr: float = flag(0.05, "learning rate: factor of each tree's contribution", above=0)
-    leaves: int = flag(31, "maximum number of leaves of a tree", least=2)
+    leaves: int = flag(31, "maximum number of leaves of a tree", least=2, below=131_073)
     depth: int = flag(-1, "maximum depth of a tree; -1: unlimited", least=-1)
     min_rows: int = flag(20, "minimum number of rows in a leaf, or of a category", least=1)
     column_dropout: float = flag(0.0, "share of columns that each tree ignores, chosen at random", least=0, below=1)

@@ -59,7 +59,7 @@ def present_fields(record: Mapping[str, Any], model: Model) -> dict[str, Any]:
     """Return the fields of a record that are not missing: numbers, and categories as text."""
     there = {name: field for name, field in model.fields.items() if record.get(name) not in (None, "")}
     return {
-        name: str(record[name]) if field["type"] == "category" else number(record[name], field)
+        name: category(record[name], field) if field["type"] == "category" else number(record[name], field)
         for name, field in there.items()
     }
 
@@ -80,13 +80,20 @@ def number(value: Any, field: Mapping[str, Any]) -> float:
         return nan if field["usual"] is None else float(field["usual"])
     try:
         if field["type"] == "category":
-            if isinstance(value, list | dict):
-                raise TypeError
-            return float(field["places"].get(str(value), nan))
+            return float(field["places"].get(category(value, field), nan))
         return days(value) if field["type"] == "date" else float(TRUTH.get(str(value).lower(), value))
     except (TypeError, ValueError, OverflowError):
         expected = EXPECTED.get(field["type"], "a number")
         raise ValueError(f"{field['name']}: expected {expected}, got {value!r}") from None
+
+
+def category(value: Any, field: Mapping[str, Any]) -> str:
+    """Return a category as text; true and 2.0 count as "true" and "2" where they are categories. Raises TypeError."""
+    if isinstance(value, list | dict):
+        raise TypeError
+    text = str(value)
+    other = text.lower() if isinstance(value, bool) else text.removesuffix(".0")
+    return other if text not in field["places"] and other in field["places"] else text
 
 
 def days(value: str) -> float:

@@ -1,5 +1,6 @@
 """The data set: first lines of conversations and their topics (ChatterBot corpus), or your own texts. Edit me."""
 
+import re
 from collections import Counter
 from collections.abc import Mapping
 from functools import cache
@@ -16,7 +17,8 @@ NAME = "chatterbot-topics"
 SOURCE = "https://github.com/gunthercox/chatterbot-corpus"
 LICENSE = "bsd-3-clause"  # license id of the Hub
 TARGET = "topic"
-NAMES = ("text", "body", "message", "comment", "content", "description", "question", "review")  # of columns of texts
+# Words in the names of columns of texts.
+NAMES = {"text", "sentence", "body", "message", "comment", "content", "description", "question", "review"}
 FEWEST = 20  # minimum number of lines of a topic
 FILES = ["*.json", "*.safetensors", "*.txt", "*.model"]  # files of an encoder, in formats that cannot execute code
 
@@ -42,7 +44,10 @@ def arrange(columns: Mapping[str, str], target: str) -> dict[str, tuple[str, str
     texts = [name for name, kind in columns.items() if kind == "text" and name != target]
     if not texts:
         raise StackError(f"no text column besides {target}, only {', '.join(map(' of kind '.join, columns.items()))}")
-    named = [name for name in texts if any(word in name.lower() for word in NAMES)]
+    words = {name: re.findall("[a-z]+", re.sub("(?<=[a-z])(?=[A-Z])", " ", name).lower()) for name in texts}
+    named = [
+        name for name in texts if words[name][-1:] != ["id"] and {word.rstrip("s") for word in words[name]} & NAMES
+    ]
     [found, *_] = ["text"] if "text" in texts else named or texts
     return {"text": (found, "text"), "label": (target, "category")}
 

@@ -129,7 +129,7 @@ def sweep(science: "Science", settings: "Settings", args: Namespace) -> int:
     say(f"Best: {found.metric} {metric_text(found.best_value)}, written to {display_path(found.best_config)}.")
     if not runs_train(found.plan, science.package):  # the configuration of another program is not for `train`
         return 0
-    return print_next(settings, f"train --config {display_path(found.best_config)}", "publish")
+    return print_next(settings, f"train --config {display_path(found.best_config)}")
 
 
 def add_sweep_arguments(parser: ArgumentParser, science: "Science") -> None:
