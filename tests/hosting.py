@@ -1,5 +1,6 @@
 """A loopback Hub that hosts Spaces."""
 
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,7 +11,7 @@ from baking import SKELETON
 from huggingface_hub import HfApi, constants
 from places import DEFAULT, TASKS
 from services.hub_server import serving
-from services.spaces import Spaces
+from services.spaces import Spaces, interpreter
 
 SAMPLES = [[[(row * column + number) % 17 for column in range(8)] for row in range(8)] for number in range(5)]
 
@@ -36,4 +37,9 @@ def space_files(folder: Path) -> Path:
         text = path.read_text("utf-8").replace("{{ cookiecutter.package_name }}", "skeleton")
         path.with_name("app.py").write_text(text, "utf-8")
         path.unlink()
+    place = folder / "space" / "requirements.txt"
+    extra = (TASKS / DEFAULT / "serving.txt").read_text("utf-8")
+    place.write_text(re.sub(r"\{%.*%\}", extra, place.read_text("utf-8")), "utf-8")
+    for sdk in ("docker", "gradio"):  # now, as a client does not wait for it
+        interpreter(place, sdk)
     return folder

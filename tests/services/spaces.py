@@ -10,9 +10,18 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-import forking
+import fresh
 from services.hub_server import Hub, Token, metadata
 from services.hub_store import Repo
+
+from free_ml_stack.deployment.spaces import GRADIO
+
+SDK = (f"gradio=={GRADIO}", "spaces")  # which a Space of Gradio has
+
+
+def interpreter(requirements: Path, sdk: str) -> Path:
+    """Return the interpreter of an environment with the packages of a Space only."""
+    return fresh.python(*requirements.read_text("utf-8").split(), *(SDK if sdk == "gradio" else ()))
 
 
 class Spaces(Hub):
@@ -68,7 +77,9 @@ class Spaces(Hub):
             "HF_ENDPOINT": self.url,
         }
         environment |= repo.variables | repo.secrets | {"GRADIO_ANALYTICS_ENABLED": "False"}
-        self.process = subprocess.Popen([forking.python(), "app.py"], cwd=tree, env=environment)
+        self.process = subprocess.Popen(
+            [interpreter(tree / "requirements.txt", self.readme()["sdk"]), "app.py"], cwd=tree, env=environment
+        )
         self.address = f"http://127.0.0.1:{port}"
         return self.address
 
