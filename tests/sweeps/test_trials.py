@@ -55,7 +55,7 @@ def test_concurrent_processes_run_each_point_once(tmp_path: Path, kind: str) -> 
 
 def test_no_more_trials_than_the_limit_are_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     one = shared(str(tmp_path), BAYES)
-    monkeypatch.setattr(trials, "WORKER_ID", "elsewhere:1")
+    monkeypatch.setattr(trials, "worker_id", lambda: "elsewhere:1")
     other = shared(str(tmp_path), BAYES)
     first, second = one.next(2), other.next(2)
     assert first and second and first.config != second.config
@@ -68,7 +68,7 @@ def test_no_more_trials_than_the_limit_are_started(tmp_path: Path, monkeypatch: 
 def test_a_trial_of_another_machine_is_requeued_when_its_lease_expires(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(trials, "WORKER_ID", "elsewhere:1")
+    monkeypatch.setattr(trials, "worker_id", lambda: "elsewhere:1")
     dead = shared(str(tmp_path), BAYES)
     job = dead.next(1)
     assert job

@@ -24,7 +24,6 @@ from free_ml_stack.sweeps.search_space import Sweep, is_number
 LEASE, RENEWED = 90.0, 15.0  # seconds: duration of a lease, interval of its renewal
 TRIES = 3  # maximum number of starts of a trial whose process dies
 HOST = socket.gethostname()
-WORKER_ID = f"{HOST}:{os.getpid()}"
 RUNNING, WAITING = TrialState.RUNNING, TrialState.WAITING
 COMPLETE, FAIL = TrialState.COMPLETE, TrialState.FAIL
 WORKER_PREFIX = "worker "  # prefix of the study attribute of each process
@@ -53,12 +52,11 @@ def open_study(plan: Sweep, storage: BaseStorage, name: str, sampler: str = "tpe
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     direction = StudyDirection.MINIMIZE if plan.goal == "minimize" else StudyDirection.MAXIMIZE
     study = optuna.create_study(study_name=name, storage=storage, direction=direction, load_if_exists=True)
-    study.set_user_attr(WORKER_PREFIX + WORKER_ID, time.time())
+    worker = WORKER_PREFIX + worker_id()
+    study.set_user_attr(worker, time.time())
     workers = sorted((at, name) for name, at in study.user_attrs.items() if name.startswith(WORKER_PREFIX))
     # A different seed after each restart and in each process, so that suggestions are not repeated.
-    seed = len(study.get_trials(deepcopy=False)) + 1000 * workers.index(
-        (study.user_attrs[WORKER_PREFIX + WORKER_ID], WORKER_PREFIX + WORKER_ID)
-    )
+    seed = len(study.get_trials(deepcopy=False)) + 1000 * workers.index((study.user_attrs[worker], worker))
     study.sampler = sampler_of(plan, sampler, seed)
     return study
 
@@ -124,7 +122,7 @@ class Trials:
         noted = trial.user_attrs
         begun = noted.get(Note.BEGUN, 0) + 1
         run = noted.get(Note.RUN) or f"{trial.number:04d}"
-        lease = ((Note.OWNER, WORKER_ID), (Note.UNTIL, time.time() + LEASE))
+        lease = ((Note.OWNER, worker_id()), (Note.UNTIL, time.time() + LEASE))
         for name, value in (*lease, (Note.BEGUN, begun), (Note.RUN, run)):
             trial.set_user_attr(name, value)
         if self._surplus(trial.number, noted.get(Note.GRID), limit):
@@ -226,8 +224,13 @@ class Trials:
             Note.UNTIL, trial.datetime_start.timestamp() + LEASE if trial.datetime_start else 0
         )
         workers = (name.removeprefix(WORKER_PREFIX) for name in self.study.user_attrs if name.startswith(WORKER_PREFIX))
-        others = (worker for worker in workers if worker != WORKER_ID)
+        others = (worker for worker in workers if worker != worker_id())
         return bool(time.time() > until) or not (owner or any(map(_is_alive, others)))
+
+
+def worker_id() -> str:
+    """Return the name of this process in a study; not a constant, as the process may have been forked."""
+    return f"{HOST}:{os.getpid()}"
 
 
 def _is_alive(owner: str) -> bool:
