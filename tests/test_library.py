@@ -9,6 +9,7 @@ import os
 import re
 import subprocess
 import sys
+import tarfile
 import tomllib
 import zipfile
 from collections import Counter
@@ -22,6 +23,7 @@ import nbformat
 import pytest
 import yaml
 from baking import SKELETON, TEMPLATE
+from fresh import uv
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
@@ -174,6 +176,16 @@ def test_the_wheel_matches_src() -> None:
     points = configparser.ConfigParser()
     points.read_string(held[f"{info}/entry_points.txt"].decode())
     assert {name: dict(points[name]) for name in points.sections()} == project["entry-points"]
+
+
+@pytest.mark.slow
+def test_the_source_distribution_has_the_library_only(tmp_path: Path) -> None:
+    subprocess.run([uv(), "build", "--quiet", "--sdist", "--out-dir", tmp_path, TEMPLATE], check=True)
+    with tarfile.open(next(tmp_path.glob("*.tar.gz"))) as source:
+        paths = {name.split("/", 1)[1] for name in source.getnames()}
+    others = {path for path in paths if not path.startswith("src/free_ml_stack/")}
+    assert others == {".gitignore", "LICENSE", "PKG-INFO", "README.md", "pyproject.toml"}
+    assert "src/free_ml_stack/py.typed" in paths
 
 
 @pytest.mark.parametrize(("tag", "code"), [(f"v{__version__}", 0), (__version__, 1), ("v99.0.0", 1), ("v", 1)])

@@ -73,7 +73,7 @@ def test_every_step_wrote_its_results(demo: tuple[Path, str]) -> None:
 def test_printed_paths_are_relative(demo: tuple[Path, str]) -> None:
     project, printed = demo
     assert str(project) not in printed
-    [best] = re.findall(r"train --config (\S+)` or", printed)
+    [best] = re.findall(r"train --config (\S+)`", printed)
     assert (project / best).name == "best.json" and (project / best).exists()
 
 

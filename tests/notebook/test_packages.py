@@ -168,6 +168,8 @@ def test_a_changed_or_missing_wheel_is_rejected(tmp_path: Path) -> None:
         packages.install(tmp_path)
     subprocess.run("cd vendor && sha256sum *.whl > SHA256SUMS", shell=True, cwd=tmp_path, check=True)
     assert packages.vendored(tmp_path) == newer
+    subprocess.run("cd vendor && sha256sum -b *.whl > SHA256SUMS", shell=True, cwd=tmp_path, check=True)
+    assert packages.vendored(tmp_path) == newer
     newer.unlink()
     with pytest.raises(StackError, match=rf"{newer.name} not found"):
         packages.install(tmp_path)

@@ -107,6 +107,18 @@ def test_the_demo_succeeds_with_pip(tmp_path: Path) -> None:
     place = "import ferry_times; print(ferry_times.__file__)"
     assert str(tmp_path / "venv") in run(project, programs / "python", "-c", place)
     assert "Test accuracy" in run(project, programs / SLUG, "train", "--epochs", "1", STACK_TRACKER="none")
+    # The update in the documents.
+    [wheel] = (project / "vendor").glob("*.whl")
+    made = newer(wheel, project / "vendor")
+    wheel.unlink()
+    run(project, "sh", "-c", "cd vendor && sha256sum *.whl > SHA256SUMS")
+    settings = (project / "pyproject.toml").read_text("utf-8")
+    settings = settings.replace(wheel.name, made.name).replace(f"=={wheel.name.split('-')[1]}", "==99.0.0")
+    (project / "pyproject.toml").write_text(settings, "utf-8")
+    [update] = re.findall(r"`pip install (\./vendor/.*)`", (TEMPLATE / "docs" / "project.md").read_text("utf-8"))
+    run(project, *pip, *update.replace("X.Y.Z", "99.0.0").split())
+    run(project, programs / "pip", "check")
+    assert "No problems found." in run(project, programs / SLUG, "doctor")
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""Evaluation of a classifier from its probabilities and the true labels, equal to scikit-learn's results."""
+"""Evaluation of a classifier from its probabilities and the true labels."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -21,9 +21,9 @@ def classification(probabilities: ArrayLike, labels: ArrayLike, names: Sequence[
     `probabilities` (n, classes) may have any float dtype; each row sums to 1. `labels` (n,) are the true classes,
     counted from 0; `names` (classes,) are their display names.
 
-    The metrics are accuracy; F1, precision and recall, averaged over the classes that occur; log loss in nats; and the
-    expected calibration error. They equal scikit-learn's with its defaults. The evaluation also has a table with one
-    row per class, a confusion matrix and a reliability diagram.
+    The metrics are accuracy; F1, precision and recall, averaged over the classes that occur; and log loss in nats, all
+    equal to scikit-learn's with its defaults; and the expected calibration error with 10 bins of equal width (Guo et
+    al., 2017). The evaluation also has a table with one row per class, a confusion matrix and a reliability diagram.
 
     Raises ValueError if the shapes do not match, a label is out of range, or a probability is not finite.
     """

@@ -76,7 +76,7 @@ def vendored(root: Path) -> Path | None:
     if not wheel.is_file():
         raise StackError(f"{wheel} not found; restore it with `git checkout -- {source}`")
     lines = sums.read_text("utf-8-sig").splitlines() if sums.is_file() else []
-    recorded = {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
+    recorded = {name.lstrip(" *"): digest for digest, _, name in (line.partition(" ") for line in lines)}
     if recorded.get(wheel.name) != hashlib.sha256(wheel.read_bytes()).hexdigest():
         raise StackError(
             f"{wheel}: checksum mismatch with {sums.name}; restore it with `git checkout -- {source}`, or record an "

@@ -98,7 +98,8 @@ class Project:
     def train(self, name: str, tracked: bool = True, **config: object) -> str:
         """Train a run, or resume it, and draw its curves during training; return its id.
 
-        The id is `name` and a hash of the configuration, so that another configuration is another run.
+        The id is `name` and a hash of the configuration, so that another configuration is another run. Raises
+        StackError for an invalid configuration, and CellFailedError if the command fails.
         """
         text = json.dumps(asdict(read(self.science.config, config)), sort_keys=True)
         name = f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:4]}"
@@ -110,7 +111,10 @@ class Project:
         return name
 
     def predict(self) -> None:
-        """Call the deployed model; if no server is configured, start a local gateway for the call."""
+        """Call the deployed model; if no server is configured, start a local gateway for the call.
+
+        Raises CellFailedError if the command fails.
+        """
         from free_ml_stack.algorithmia.calls import start_gateway
 
         with start_gateway(self.science, load({}, self.root, self.environ)):
@@ -133,14 +137,20 @@ class Project:
             import_module("google.colab.runtime").unassign()
 
     def model(self, run: str) -> Any:
-        """Load the model of a finished run, ready to answer."""
+        """Load the model of a finished run, as model.py's `load` returns it, ready to answer.
+
+        Raises CellFailedError if a split of another data set was read.
+        """
         folder = load({}, self.root, self.environ).runs / run
         self._agree(model=json.loads((folder / "result.json").read_text("utf-8"))["data"]["sha256"])
         model = self.science.model.load(folder / "model")
         return model.eval() if hasattr(model, "eval") else model
 
     def split(self, name: str, rows: int) -> "Split":
-        """Read the first rows of a split of the data set."""
+        """Read the first rows of a split of the data set: its columns (rows, …) by name.
+
+        Raises StackError if there is no data set, and CellFailedError if a model of another one was loaded.
+        """
         from free_ml_stack.data import dataset
         from free_ml_stack.storage.stores import open_store
 
