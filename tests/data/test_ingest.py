@@ -347,7 +347,7 @@ DAYS = (
 )
 
 
-@pytest.mark.parametrize("odd", ["?", "-", "unknown", "<5", "#REF!", "N.A."])
+@pytest.mark.parametrize("odd", ["?", "-", "unknown", "<5", "#REF!", "N.A.", "no\nvalue"])
 @pytest.mark.parametrize("usual", ["{}.5", "2020-01-02T00:00:{:02}"])
 def test_texts_among_numbers_or_dates_give_a_warning(
     odd: str, usual: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -357,7 +357,8 @@ def test_texts_among_numbers_or_dates_give_a_warning(
     load(source(size=size, grade=grade, price=np.arange(60.0)), tmp_path)
     printed = " ".join(capsys.readouterr().out.split())
     assert (
-        f"warning: column size has texts such as {odd} besides numbers or dates, used as categories; leave" in printed
+        f"warning: column size has texts such as {' '.join(odd.split())!r} besides numbers or dates, used as categories; leave"
+        in printed
     )
     assert "column grade" not in printed
 

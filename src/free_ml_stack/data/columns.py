@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime
+from textwrap import shorten
 from typing import Any
 
 import numpy as np
@@ -47,6 +48,7 @@ DATED = re.compile(
     r"(,? \d{1,2}(:\d\d){1,2}( ?[AP]M)?)?"
 )
 PLAIN = "write numbers as 1234.5, without thousands separators, decimal commas and units"
+SHOWN = 40  # characters of a text in a message
 SEVERAL = 10  # values that are formatted numbers or dates, before they count as a mistake
 WRONG = re.compile(r"string: ('.*') as a scalar", re.DOTALL)  # the value in an error of Arrow
 
@@ -180,8 +182,8 @@ class Description:
             if len(found) > enough:
                 return f"has texts such as {found[0]}, used as categories; {remedy}"
         if others and not self.target and len(texts) - len(others) > enough:
-            rest = "besides numbers or dates, used as categories; leave missing values empty"
-            return f"has texts such as {others[0]} {rest}"
+            odd = shorten(others[0], SHOWN, placeholder="…")
+            return f"has texts such as {odd!r} besides numbers or dates, used as categories; leave missing values empty"
         return ""
 
     def facts(self) -> dict[str, Any]:
