@@ -1,6 +1,7 @@
 """Calls are compared with the deployed reference only."""
 
 import json
+import threading
 from pathlib import Path
 
 import pytest
@@ -42,6 +43,15 @@ def test_a_changed_reference_is_rejected(settings: Settings) -> None:
     path.write_text(json.dumps(reference([{"length": 500.0}] * 10)))
     with pytest.raises(StackError, match=r"checksum mismatch for .*0.1.0-.*/reference.json; run `.* deploy`"):
         monitor(settings)
+
+
+def test_a_call_that_is_logged_later_is_waited_for(settings: Settings) -> None:
+    [log] = settings.root.glob("store/logs/Words/*.jsonl")
+    aside = log.rename(settings.root / "aside")
+    timer = threading.Timer(0.3, aside.rename, (log,))
+    timer.start()
+    assert monitor(settings).calls > 0
+    timer.join()
 
 
 def test_calls_of_a_deleted_algorithm_are_not_attributed_to_a_later_one(settings: Settings) -> None:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from free_ml_stack.project.settings import Settings
 
 LOGS, REFERENCE = "logs", "reference.json"
+LOGGED = 3.0  # seconds to wait for a call; a gateway with a local store logs it after a quarter of a second
 
 
 @dataclass(frozen=True)
@@ -44,14 +45,19 @@ class Monitoring:
 def monitor(settings: "Settings") -> Monitoring:
     """Compare the logged calls of the latest version with its reference; draw and track the result.
 
-    Raises StackError if no version is deployed or it has no calls.
+    Waits up to LOGGED seconds for a first call. Raises StackError if no version is deployed or it has no calls.
     """
     store = open_store(settings.storage, settings)
     name = settings.algorithm.partition("/")[2]
     build = deployed_build(store, name, settings.command)
-    calls = [call for call in read_calls(store, name) if call["version"] == build.version]
-    if not calls:
-        raise StackError(f"no calls of version {build.version}; run `{settings.command} predict`")
+    end = time.monotonic() + LOGGED
+    while not (calls := [call for call in read_calls(store, name) if call["version"] == build.version]):
+        if time.monotonic() > end:
+            raise StackError(
+                f"no calls of version {build.version} in the log; run `{settings.command} predict`, or wait half a "
+                "minute for a gateway that writes its log to another store than a folder"
+            )
+        time.sleep(0.1)
     known = reference_of(store, build.folder, settings.command)
     good = [call for call in calls if "error" not in call]
     found = drift(known, [call["watched"] for call in good if "watched" in call])
