@@ -3,6 +3,8 @@
 make setup browser && .venv/bin/python docs/pictures.py [TASK ...]
 """
 
+import base64
+import io
 import json
 import math
 import os
@@ -20,7 +22,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tests"))
 
 from baking import bake  # noqa: E402
-from browsing import browsing  # noqa: E402
+from browsing import opened  # noqa: E402
 from waiting import until  # noqa: E402
 
 PLOTS = {
@@ -57,11 +59,11 @@ def save(picture: Any, name: str) -> None:
 
 def photograph(url: str, name: str, ready: str = "true") -> None:
     """Draw a page in Chromium, in light colours."""
-    with tempfile.TemporaryDirectory() as scratch, browsing(Path(scratch) / "profile") as page:
-        page.look(1280, False)
+    with opened() as page:
+        page.look(1280, dark=False)
         page.open(url, ready)
-        page.picture(file := Path(scratch) / "page.png")
-        save(Image.open(file), name)
+        picture = base64.b64decode(page.call("Page.captureScreenshot")["data"])
+        save(Image.open(io.BytesIO(picture)), name)
 
 
 def call_gateway(url: str, key: str) -> None:

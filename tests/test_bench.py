@@ -1,4 +1,4 @@
-"""The benchmarks use names that exist; running them takes too long for a test."""
+"""The benchmarks and the scripts of docs/ use names that exist; running them takes too long for a test."""
 
 import ast
 from importlib import import_module
@@ -8,14 +8,18 @@ import pytest
 from places import ROOT
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "bench").rglob("*.py")), ids=lambda path: path.name)
-def test_a_benchmark_imports_names_that_exist(path) -> None:
+SCRIPTS = sorted([*(ROOT / "bench").rglob("*.py"), *(ROOT / "docs").glob("*.py")])
+OURS = {"free_ml_stack", *(path.stem for path in (ROOT / "tests").iterdir())}
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.name)
+def test_a_script_imports_names_that_exist(path) -> None:
     tree = ast.parse(path.read_text(encoding="utf-8"))
     imports = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.module]
     names = [
         (node.module, alias.name)
         for node in imports
-        if node.module.startswith(("free_ml_stack", "skeleton"))
+        if node.module.partition(".")[0] in OURS or node.module.startswith("skeleton")
         for alias in node.names
     ]
     assert [(module, name) for module, name in names if not exists(module, name)] == []
