@@ -98,7 +98,9 @@ def test_repeating_a_finished_sweep_keeps_its_earlier_trials(project: Path, serv
 def test_a_trial_stopped_by_the_sweep_is_not_restarted(project: Path, service: Wandb) -> None:
     """The agent forwards the stop as SIGTERM, which otherwise means preemption."""
     text = SWEEP.replace("[0.1, 2.0]", "[0.1]").replace("[0.00001, 0.006]", "[0.006]")
-    (project / "sweep.yaml").write_text(text.replace("epochs: {value: 1}", "epochs: {value: 100000}"))
+    (project / "sweep.yaml").write_text(
+        text.replace("epochs: {value: 1}", "epochs: {value: 100000}\n  patience: {value: 0}")
+    )
     process = projects.start(project, "sweep", "--agents", "1", **account(project, service))
     until(lambda: any(evaluated(run) for run in service.store.runs.values()))
     service.store.run("sweep0-run0").stopped = True
