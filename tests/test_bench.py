@@ -7,7 +7,6 @@ from importlib.util import find_spec
 import pytest
 from places import ROOT
 
-
 SCRIPTS = sorted([*(ROOT / "bench").rglob("*.py"), *(ROOT / "docs").glob("*.py")])
 OURS = {"free_ml_stack", *(path.stem for path in (ROOT / "tests").iterdir())}
 
